@@ -1,0 +1,2 @@
+//! The load generator and the fan-out benchmark of rtsprelay.
+fn main() {}

@@ -1,0 +1,140 @@
+//! Egress: from shared chunks into clients' sockets, behind one trait; and ingress, the way back.
+//!
+//! A shard queues at most one operation per client with [`Egress::send`] or [`Egress::send_datagrams`], hands all of them to
+//! the kernel with one [`Egress::flush`], and takes what has completed with [`Egress::reap`]. An operation owns the buffers it
+//! sends from until its [`Completion`] has been reaped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use crate::stream::chunk::{Run, Span};
+
+/// A client's place in its shard, with the generation that tells it from the client that had the place before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token {
+    /// Index of the client in its shard.
+    pub slot: u32,
+    /// Times that the slot has been given out before.
+    pub generation: u32,
+}
+
+/// Bytes to send over TCP. Cloning one touches no count that another shard touches.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// A chunk or a rendering of one, shared by the shard's clients.
+    Shared(Rc<Bytes>),
+    /// Bytes of this client alone (RTSP answers, its first sender report).
+    Own(Bytes),
+}
+
+impl Piece {
+    /// The bytes themselves.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Piece::Shared(bytes) => bytes,
+            Piece::Own(bytes) => bytes,
+        }
+    }
+
+    /// Bytes in the piece.
+    pub fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
+}
+
+/// A chunk as UDP clients are sent it; made once per shard and chunk, shared by the clients.
+#[derive(Debug)]
+pub struct Datagrams {
+    /// The chunk's bytes.
+    pub bytes: Bytes,
+    /// Where each packet lies.
+    pub packets: Box<[Span]>,
+    /// The packets cut into runs.
+    pub runs: Box<[Run]>,
+}
+
+/// A TCP connection as both egress and ingress use it. The descriptor closes with the last clone.
+#[derive(Clone)]
+pub enum Conn {
+    /// Read through tokio-uring.
+    Uring(Rc<tokio_uring::net::TcpStream>),
+    /// Read through tokio's epoll.
+    Epoll(Rc<tokio::net::TcpStream>),
+    /// No descriptor at all: the scripted egress of the tests knows clients by their token.
+    Scripted,
+}
+
+/// A UDP socket that several clients share.
+#[derive(Clone)]
+pub enum Datagram {
+    /// Read through tokio-uring.
+    Uring(Rc<tokio_uring::net::UdpSocket>),
+    /// Read through tokio's epoll.
+    Epoll(Rc<tokio::net::UdpSocket>),
+    /// As [`Conn::Scripted`].
+    Scripted,
+}
+
+/// What became of an operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// Whose operation it was.
+    pub token: Token,
+    /// Bytes put into the socket. Over TCP fewer than asked for only after [`Egress::cancel`]; over UDP the bytes of all runs
+    /// before the first that failed.
+    pub bytes: usize,
+    /// The error that ended it early: of a TCP connection (`ECANCELED` after a cancel), or of the first UDP run that failed.
+    pub error: Option<io::Error>,
+}
+
+/// Sends for one shard. Implementations live on the shard's thread and are not `Send`.
+pub trait Egress {
+    /// Queues all of `pieces` as one operation on a TCP connection, and leaves the vector empty (its capacity is reused).
+    ///
+    /// The operation completes when everything is in the socket, on an error, or after [`Egress::cancel`]; the client's
+    /// blocking delays nobody else. `pieces` are at most [`OP_IOVECS_MAX`](crate::limits::OP_IOVECS_MAX), none empty.
+    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>);
+
+    /// Queues a chunk's runs as one operation of datagrams to `to`. Never blocks: what the socket does not take at once
+    /// fails. After a run that failed no further run of the operation is sent.
+    ///
+    /// `plain` asks for one datagram a packet without `UDP_SEGMENT`, for a path that refused a run with `EMSGSIZE`.
+    fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool);
+
+    /// Hands everything queued to the kernel, in the order of queueing, with as few system calls as it can.
+    fn flush(&mut self);
+
+    /// Moves completions of operations to the end of `out`, at most `max` of them, without waiting.
+    fn reap(&mut self, max: usize, out: &mut Vec<Completion>);
+
+    /// Asks for the operation of `token` to end soon; its completion still comes, with what had been sent. No operation in
+    /// flight: nothing happens.
+    fn cancel(&mut self, token: Token);
+
+    /// Whether there may be completions to reap; registers the waker otherwise.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Operations queued or under way.
+    fn in_flight(&self) -> usize;
+
+    /// Counts since the start.
+    fn stats(&self) -> EgressStats;
+}
+
+/// What an egress has done since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EgressStats {
+    /// Operations completed.
+    pub operations: u64,
+    /// System calls that handed operations over (`io_uring_enter`; one a send for epoll).
+    pub submits: u64,
+}

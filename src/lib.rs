@@ -1,0 +1,19 @@
+//! rtsprelay: one RTSP session to the camera in, any number of standard RTSP players out.
+//!
+//! The modules in the order in which a packet meets them:
+//!
+//! 1. [`source`] pulls the camera (or makes the test pattern) on the control thread;
+//! 2. [`stream`] puts its packets on a timeline that never breaks and into shared chunks, and keeps a log of them;
+//! 3. [`shard`] owns a share of the clients on a thread of its own and moves their cursors along the log;
+//! 4. [`egress`] puts the chunks into the clients' sockets;
+//! 5. [`session`] is the RTSP server that clients talk to, over the formats in [`wire`].
+//!
+//! `docs/ARCHITECTURE.md` tells the whole story, `docs/GLOSSARY.md` the words.
+
+pub mod egress;
+pub mod limits;
+pub mod session;
+pub mod shard;
+pub mod source;
+pub mod stream;
+pub mod wire;

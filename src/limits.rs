@@ -1,0 +1,75 @@
+//! Every limit of rtsprelay in one place, unit last, with the relations between them asserted at compile time.
+
+/// Bytes of media that one send operation to a TCP client carries at most (cut at chunk ends).
+///
+/// A larger operation would keep a slow client out of reach: while it is under way nothing can be skipped or judged.
+pub const OP_BYTES_MAX: usize = 128 * 1024;
+
+/// I/O vectors that one `sendmsg` carries at most (`UIO_MAXIOV` is 1,024).
+pub const OP_IOVECS_MAX: usize = 512;
+
+/// Bytes at which an open chunk is closed although its frame goes on.
+pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes that must be open before [`CHUNK_OPEN_MAX_US`] may close a chunk before its frame ends.
+pub const CHUNK_PART_BYTES_MIN: usize = 16 * 1024;
+
+/// Microseconds after its first packet at which a chunk of at least [`CHUNK_PART_BYTES_MIN`] is closed if nothing more is
+/// there to read.
+pub const CHUNK_OPEN_MAX_US: u64 = 2_000;
+
+/// Bytes of one RTP packet at most (the 16-bit length of RFC 2326 section 10.12).
+pub const PACKET_BYTES_MAX: usize = 65_535;
+
+/// Bytes of an RTP packet of H.264 or H.265 at most after the timeline, so that one packet sequence serves TCP and UDP.
+pub const RTP_PACKET_BYTES_MAX: usize = 1_452;
+
+/// Bytes of the interleaved header: `$`, channel, length (RFC 2326 section 10.12).
+pub const INTERLEAVED_HEADER_BYTES: usize = 4;
+
+/// Packets in one UDP generic segmentation offload run at most (`UDP_MAX_SEGMENTS` of older kernels).
+pub const GSO_SEGMENTS_MAX: usize = 64;
+
+/// Bytes in one UDP generic segmentation offload run at most.
+pub const GSO_BYTES_MAX: usize = 65_000;
+
+/// Tracks of one stream at most.
+pub const TRACKS_MAX: usize = 16;
+
+/// Renderings of one track (other channel numbers than its own) that a shard keeps at most.
+pub const RENDERINGS_MAX: usize = 8;
+
+/// Bytes of a request's header block at most.
+pub const REQUEST_HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of a request's body at most.
+pub const REQUEST_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes that one read from a client's connection takes at most; the size of an idle client's buffer.
+pub const READ_BYTES_MAX: usize = 1024;
+
+/// Messages waiting in a shard's inbox at most; a chunk beyond them is dropped and counted.
+pub const INBOX_MESSAGES_MAX: usize = 16 * 1024;
+
+/// Seconds without a keyframe after which a video track is treated as one that has none.
+pub const KEYFRAME_WAIT_MAX_S: u64 = 10;
+
+/// Bytes of answers waiting for one client at most; a client that asks on without reading is closed.
+pub const ANSWER_BYTES_MAX: usize = 256 * 1024;
+
+/// Shards at most.
+pub const WORKERS_MAX: usize = 256;
+
+/// Milliseconds that a stop may take, from the signal to the exit.
+pub const STOP_MAX_MS: u64 = 1_800;
+
+const _: () = {
+    assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
+    // A chunk always fits in an operation, even if one packet of the largest size made it overflow its bound.
+    assert!(CHUNK_BYTES_MAX + PACKET_BYTES_MAX + INTERLEAVED_HEADER_BYTES <= OP_BYTES_MAX + INTERLEAVED_HEADER_BYTES);
+    assert!(OP_IOVECS_MAX <= 1024);
+    assert!(RTP_PACKET_BYTES_MAX < GSO_BYTES_MAX);
+    assert!(GSO_BYTES_MAX < 65_536);
+    // Channel numbers are one byte, two a track.
+    assert!(TRACKS_MAX * 2 <= 256);
+};

@@ -1,0 +1,2 @@
+//! The rtsprelay daemon.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The formats on the wire: RTSP, interleaved framing, RTP, RTCP, SDP. No input or output happens here.
+#![forbid(unsafe_code)]
