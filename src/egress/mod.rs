@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::stream::chunk::{Run, Span};
+use crate::stream::chunk::{Chunk, Run, Span};
 
 /// A client's place in its shard, with the generation that tells it from the client that had the place before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +60,13 @@ pub struct Datagrams {
     pub packets: Box<[Span]>,
     /// The packets cut into runs.
     pub runs: Box<[Run]>,
+}
+
+impl Datagrams {
+    /// The packets of `chunk`.
+    pub fn of(chunk: &Chunk) -> Self {
+        Datagrams { bytes: chunk.bytes.clone(), packets: chunk.packets.clone(), runs: chunk.runs.clone() }
+    }
 }
 
 /// A TCP connection as both egress and ingress use it. The descriptor closes with the last clone.

@@ -1,3 +1,4 @@
 //! The shard: a thread that owns a share of the clients and puts every chunk into their sockets.
 
 pub mod inbox;
+pub mod player;

@@ -1,6 +1,7 @@
 //! A stream: its description, its chunks and the log that keeps them.
 
 pub mod chunk;
+pub mod log;
 
 use std::time::Instant;
 

@@ -1,0 +1,331 @@
+//! A client's place in the log: one cursor, and what it may be sent next.
+//!
+//! Nothing is queued per client. What a client lacks is what lies between its cursor and the head of the log, so the depth of
+//! its queue is its lag, and skipping is moving the cursor.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::egress::Piece;
+use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX};
+use crate::stream::chunk::{Chunk, ChunkKind};
+use crate::stream::log::Log;
+use crate::stream::{Description, TrackId};
+
+/// Why frames did not reach a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SkipCause {
+    /// Its lag passed `queue.age`.
+    Lagging,
+    /// The log no longer held what it was to get next (`queue.log_bytes`, or an inbox that overflowed).
+    LogBytes,
+}
+
+/// A track as a client receives it.
+#[derive(Clone, Debug)]
+struct Wanted {
+    /// The interleaved channels of its RTP and RTCP; over UDP the track's own.
+    channels: (u8, u8),
+    video: bool,
+    /// Video: its chunks are passed over until a keyframe starts.
+    waiting: bool,
+    /// The frame that it has been sent a part of, but not the end.
+    open: Option<u64>,
+    /// The frame that follows the last one begun.
+    next_frame: Option<u64>,
+}
+
+/// A chunk that is to be sent now, as the player wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The track.
+    pub track: TrackId,
+    /// The interleaved channel it goes out under.
+    pub channel: u8,
+    /// Media or report.
+    pub kind: ChunkKind,
+}
+
+/// A part of a frame that the log has let go of while an operation of this client was under way.
+#[derive(Debug)]
+struct Rest {
+    piece: Piece,
+    arrival: Instant,
+    track: TrackId,
+    frame_end: bool,
+}
+
+/// What a player has noted since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Skips.
+    pub skips: u32,
+    /// Frames passed over because of its lag.
+    pub lagging_frames: u64,
+    /// Frames passed over because the log did not hold them any more.
+    pub log_bytes_frames: u64,
+}
+
+/// One playing client's cursor and flags.
+#[derive(Debug)]
+pub struct Player {
+    cursor: u64,
+    tracks: Vec<Option<Wanted>>,
+    /// When it last started on a keyframe, or began to play.
+    started: Instant,
+    rest: VecDeque<Rest>,
+    cause: SkipCause,
+    notes: Notes,
+}
+
+impl Player {
+    /// A player of the tracks that `channels` tells interleaved channels (RTP, RTCP) for, at the head of the log and waiting for
+    /// a keyframe.
+    ///
+    /// # Panics
+    /// If `channels` names a track that the description lacks.
+    pub fn new(description: &Description, channels: &[(TrackId, (u8, u8))], log: &Log, now: Instant) -> Self {
+        let mut tracks: Vec<Option<Wanted>> = vec![None; description.tracks.len()];
+        for (track, channels) in channels {
+            let video = description.tracks[usize::from(track.0)].is_video();
+            tracks[usize::from(track.0)] =
+                Some(Wanted { channels: *channels, video, waiting: video, open: None, next_frame: None });
+        }
+        Player {
+            cursor: log.head(),
+            tracks,
+            started: now,
+            rest: VecDeque::new(),
+            cause: SkipCause::Lagging,
+            notes: Notes::default(),
+        }
+    }
+
+    /// Moves it to the newest keyframe that the log holds, if it does; for a client that begins or resumes.
+    pub fn start_cached(&mut self, log: &Log, now: Instant) {
+        if let Some(keyframe) = self.newest_keyframe(log).filter(|_| log.cached_start()) {
+            self.cursor = keyframe;
+            self.started = now;
+        }
+    }
+
+    /// Forgets what it was in the middle of and goes to the head, waiting for a keyframe; for a client that was paused, or
+    /// whose stream has been cut off. No operation of it may be under way.
+    pub fn restart(&mut self, log: &Log, now: Instant) {
+        self.cursor = log.head();
+        self.started = now;
+        self.rest.clear();
+        for wanted in self.tracks.iter_mut().flatten() {
+            wanted.waiting = wanted.video;
+            wanted.open = None;
+            // What it missed while it did not play was not dropped.
+            wanted.next_frame = None;
+        }
+    }
+
+    /// Number of the next chunk it gets.
+    pub fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// Whether it is sent the track at all.
+    pub fn wants(&self, track: TrackId) -> bool {
+        self.tracks.get(usize::from(track.0)).is_some_and(Option::is_some)
+    }
+
+    /// The tracks it is sent.
+    pub fn tracks(&self) -> impl Iterator<Item = TrackId> + '_ {
+        (0u8..).zip(&self.tracks).filter(|(_, wanted)| wanted.is_some()).map(|(track, _)| TrackId(track))
+    }
+
+    /// How old what it gets next is: now − the later of the arrival of the chunk at the cursor and its last start on a keyframe.
+    /// Zero at the head.
+    pub fn lag(&self, log: &Log, now: Instant) -> Duration {
+        let arrival = match (self.rest.front(), log.get(self.cursor.max(log.first()))) {
+            (Some(rest), _) => rest.arrival,
+            (None, Some(entry)) => entry.chunk().arrival,
+            (None, None) => return Duration::ZERO,
+        };
+        now.saturating_duration_since(arrival.max(self.started))
+    }
+
+    /// Whether there is anything in the log beyond its cursor.
+    pub fn is_behind(&self, log: &Log) -> bool {
+        !self.rest.is_empty() || self.cursor < log.head()
+    }
+
+    /// What it has noted since the last call.
+    pub fn take_notes(&mut self) -> Notes {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// The first media chunk of `track` that it will be sent if nothing makes it skip, when the log holds that already.
+    pub fn first_chunk<'l>(&self, log: &'l Log, track: TrackId) -> Option<&'l Chunk> {
+        let wanted = self.tracks.get(usize::from(track.0))?.as_ref()?;
+        (self.cursor.max(log.first())..log.head())
+            .filter_map(|number| log.get(number))
+            .map(|entry| entry.chunk().as_ref())
+            .filter(|chunk| chunk.track == track && chunk.kind == ChunkKind::Media && chunk.frame_start)
+            .find(|chunk| !wanted.waiting || chunk.keyframe)
+    }
+
+    /// Fills `pieces` with what a TCP client lacks, as far as one operation goes, and `arrivals` with each media chunk's
+    /// arrival. `bytes` are in the operation already. Returns the bytes added.
+    pub fn fill(
+        &mut self,
+        log: &mut Log,
+        age: Duration,
+        now: Instant,
+        mut bytes: usize,
+        pieces: &mut Vec<Piece>,
+        arrivals: &mut impl Extend<Instant>,
+    ) -> usize {
+        let before = bytes;
+        while let Some(rest) = self.rest.front() {
+            if pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + rest.piece.len() > OP_BYTES_MAX) {
+                return bytes - before;
+            }
+            let rest = self.rest.pop_front().expect("front was there");
+            bytes += rest.piece.len();
+            arrivals.extend([rest.arrival]);
+            if let Some(wanted) = self.tracks[usize::from(rest.track.0)].as_mut().filter(|_| rest.frame_end) {
+                wanted.open = None;
+            }
+            pieces.push(rest.piece);
+        }
+        self.catch_up(log, age, now);
+        // What catch_up kept of a frame begun goes before what the log has.
+        if !self.rest.is_empty() {
+            return bytes - before + self.fill(log, age, now, bytes, pieces, arrivals);
+        }
+        while let Some(entry) = log.get_mut(self.cursor) {
+            let chunk = entry.chunk();
+            if pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + chunk.bytes.len() > OP_BYTES_MAX) {
+                break;
+            }
+            self.cursor += 1;
+            if let Some(taken) = self.take(chunk, now) {
+                bytes += chunk.bytes.len();
+                if taken.kind == ChunkKind::Media {
+                    arrivals.extend([chunk.arrival]);
+                }
+                pieces.push(entry.piece(taken.channel));
+            }
+        }
+        debug_assert!(self.cursor <= log.head(), "a cursor is never past the head");
+        bytes - before
+    }
+
+    /// The next chunk for a UDP client, which gets them one by one; its number, and how it wants it.
+    pub fn next_chunk(&mut self, log: &Log, age: Duration, now: Instant) -> Option<(u64, Taken)> {
+        // Over UDP a frame that the log has let go of is lost like any other datagram.
+        self.rest.clear();
+        self.catch_up(log, age, now);
+        self.rest.clear();
+        while let Some(entry) = log.get(self.cursor) {
+            let number = self.cursor;
+            self.cursor += 1;
+            if let Some(taken) = self.take(entry.chunk(), now) {
+                return Some((number, taken));
+            }
+        }
+        None
+    }
+
+    /// Drops the rest of the frame that `track` is in the middle of: a UDP client whose socket refused a part of it. Returns
+    /// whether there was one.
+    pub fn abandon_frame(&mut self, track: TrackId) -> bool {
+        self.tracks[usize::from(track.0)].as_mut().is_some_and(|wanted| wanted.open.take().is_some())
+    }
+
+    /// Takes hold of a chunk that the log lets go of, if it continues a frame that this client has begun: a frame begun is
+    /// finished, however long the operation under way takes.
+    pub fn pin(&mut self, number: u64, chunk: &Chunk, piece: impl FnOnce(u8) -> Piece) {
+        if number < self.cursor || chunk.kind != ChunkKind::Media {
+            return;
+        }
+        let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { return };
+        if wanted.open == Some(chunk.frame) && !chunk.frame_start {
+            self.rest.push_back(Rest {
+                piece: piece(wanted.channels.0),
+                arrival: chunk.arrival,
+                track: chunk.track,
+                frame_end: chunk.frame_end,
+            });
+            // Whoever holds the chunk itself must not be sent it again from the log.
+            self.cursor = self.cursor.max(number);
+        }
+    }
+
+    fn newest_keyframe(&self, log: &Log) -> Option<u64> {
+        self.tracks()
+            .filter(|track| self.tracks[usize::from(track.0)].as_ref().is_some_and(|wanted| wanted.video))
+            .filter_map(|track| log.newest_keyframe(track))
+            .max()
+    }
+
+    /// The slow-client rule: past `age`, or when the log has moved on, finish the frame begun and go to the newest keyframe.
+    fn catch_up(&mut self, log: &Log, age: Duration, now: Instant) {
+        let cut_off = self.cursor < log.first();
+        if !cut_off && self.lag(log, now) <= age {
+            return;
+        }
+        // A keyframe at the cursor itself is one that it has not been sent.
+        let target = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor).unwrap_or(log.head());
+        for number in self.cursor.max(log.first())..target {
+            let Some(entry) = log.get(number) else { continue };
+            let chunk = entry.chunk();
+            let wanted = self.tracks.get(usize::from(chunk.track.0)).and_then(Option::as_ref);
+            let Some(wanted) = wanted.filter(|wanted| {
+                chunk.kind == ChunkKind::Media && wanted.open == Some(chunk.frame) && !chunk.frame_start
+            }) else {
+                continue;
+            };
+            let piece = if wanted.channels.0 == chunk.channel() {
+                Piece::Own(chunk.bytes.clone())
+            } else {
+                // A lagging client's last part of a frame: too rare to be worth a rendering that is kept.
+                Piece::Own(chunk.render(wanted.channels.0))
+            };
+            self.rest.push_back(Rest { piece, arrival: chunk.arrival, track: chunk.track, frame_end: chunk.frame_end });
+        }
+        self.cause = if cut_off && self.started + age > now { SkipCause::LogBytes } else { SkipCause::Lagging };
+        self.notes.skips += 1;
+        self.cursor = target;
+        self.started = now;
+        for wanted in self.tracks.iter_mut().flatten() {
+            wanted.waiting = wanted.video;
+        }
+    }
+
+    /// Decides about the chunk at the cursor: how it goes out, or that it is passed over.
+    fn take(&mut self, chunk: &Chunk, now: Instant) -> Option<Taken> {
+        let wanted = self.tracks.get_mut(usize::from(chunk.track.0))?.as_mut()?;
+        let channel = match chunk.kind {
+            ChunkKind::Report => wanted.channels.1,
+            ChunkKind::Media => wanted.channels.0,
+        };
+        if chunk.kind == ChunkKind::Media {
+            if wanted.open != Some(chunk.frame) || chunk.frame_start {
+                if !chunk.frame_start {
+                    return None;
+                }
+                if wanted.waiting {
+                    if !chunk.keyframe {
+                        return None;
+                    }
+                    wanted.waiting = false;
+                    self.started = now;
+                }
+                let passed = wanted.next_frame.map_or(0, |next| chunk.frame.saturating_sub(next));
+                match self.cause {
+                    SkipCause::Lagging => self.notes.lagging_frames += passed,
+                    SkipCause::LogBytes => self.notes.log_bytes_frames += passed,
+                }
+                wanted.next_frame = Some(chunk.frame + 1);
+            }
+            wanted.open = (!chunk.frame_end).then_some(chunk.frame);
+        }
+        Some(Taken { track: chunk.track, channel, kind: chunk.kind })
+    }
+}

@@ -1,0 +1,176 @@
+//! The log: the newest chunks of a stream, in order, numbered; a shard keeps one for each stream.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::TrackId;
+use super::chunk::Chunk;
+use crate::egress::{Datagrams, Piece};
+use crate::limits::TRACKS_MAX;
+
+/// A chunk in the log, with what the shard has made of it for its clients.
+#[derive(Debug)]
+pub struct Entry {
+    chunk: Arc<Chunk>,
+    /// The shard's own count in front of the chunk's: a clone for a client touches no memory that another shard touches.
+    shared: Rc<Bytes>,
+    /// The bytes under other channel numbers; one for each mapping that a client has asked for.
+    renderings: SmallVec<[(u8, Rc<Bytes>); 1]>,
+    datagrams: Option<Rc<Datagrams>>,
+}
+
+impl Entry {
+    /// The chunk itself.
+    pub fn chunk(&self) -> &Arc<Chunk> {
+        &self.chunk
+    }
+
+    /// The chunk's bytes under `channel`, rendered when they are asked for the first time.
+    pub fn piece(&mut self, channel: u8) -> Piece {
+        if channel == self.chunk.channel() {
+            return Piece::Shared(Rc::clone(&self.shared));
+        }
+        if let Some((_, rendering)) = self.renderings.iter().find(|(of, _)| *of == channel) {
+            return Piece::Shared(Rc::clone(rendering));
+        }
+        let rendering = Rc::new(self.chunk.render(channel));
+        self.renderings.push((channel, Rc::clone(&rendering)));
+        Piece::Shared(rendering)
+    }
+
+    /// The chunk as UDP clients are sent it.
+    pub fn datagrams(&mut self) -> Rc<Datagrams> {
+        let chunk = &self.chunk;
+        Rc::clone(self.datagrams.get_or_insert_with(|| Rc::new(Datagrams::of(chunk))))
+    }
+}
+
+/// What [`Log::append`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// The chunk follows the last one.
+    Next,
+    /// Chunks are missing before it; everything older has been forgotten.
+    AfterGap,
+}
+
+/// The newest chunks of one stream.
+///
+/// It keeps everything since the older of the last keyframe (of every video track) and `age` ago. Past `bytes_max` the oldest frames go, and with
+/// them perhaps the keyframe that new clients would start at ([`Log::cached_start`]).
+#[derive(Debug)]
+pub struct Log {
+    entries: VecDeque<Entry>,
+    first: u64,
+    bytes: usize,
+    age: Duration,
+    bytes_max: usize,
+    /// Number of the newest chunk that starts a keyframe, of each track, as long as the log holds it.
+    keyframes: [Option<u64>; TRACKS_MAX],
+    overflowed: bool,
+}
+
+impl Log {
+    /// An empty log that keeps chunks for `age`, and no more than `bytes_max` bytes of them.
+    pub fn new(age: Duration, bytes_max: usize) -> Self {
+        Log {
+            entries: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            age,
+            bytes_max,
+            keyframes: [None; TRACKS_MAX],
+            overflowed: false,
+        }
+    }
+
+    /// Number of the oldest chunk it holds; [`Log::head`] if it holds none.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Number that the next chunk will have.
+    pub fn head(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// Bytes of media that it holds, renderings not counted.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// False once the keyframe that clients would start at had to go because of `bytes_max`, until the next keyframe.
+    pub fn cached_start(&self) -> bool {
+        !self.overflowed
+    }
+
+    /// The chunk of that number, if the log holds it.
+    pub fn get(&self, number: u64) -> Option<&Entry> {
+        self.entries.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// As [`Log::get`], for making renderings.
+    pub fn get_mut(&mut self, number: u64) -> Option<&mut Entry> {
+        self.entries.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Number of the newest chunk that starts a keyframe of `track`.
+    pub fn newest_keyframe(&self, track: TrackId) -> Option<u64> {
+        self.keyframes[usize::from(track.0)]
+    }
+
+    /// Puts the next chunk at the head.
+    pub fn append(&mut self, chunk: Arc<Chunk>) -> Appended {
+        let mut appended = Appended::Next;
+        if chunk.number != self.head() {
+            if self.head() != 0 || !self.entries.is_empty() {
+                appended = Appended::AfterGap;
+            }
+            self.entries.clear();
+            self.bytes = 0;
+            self.keyframes = [None; TRACKS_MAX];
+            self.first = chunk.number;
+        }
+        if chunk.starts_keyframe() {
+            self.keyframes[usize::from(chunk.track.0)] = Some(chunk.number);
+            self.overflowed = false;
+        }
+        self.bytes += chunk.bytes.len();
+        let shared = Rc::new(chunk.bytes.clone());
+        self.entries.push_back(Entry { chunk, shared, renderings: SmallVec::new(), datagrams: None });
+        appended
+    }
+
+    /// Lets go of what need not be kept at `now`, oldest first, and gives each chunk to `gone` on its way out.
+    pub fn trim(&mut self, now: Instant, mut gone: impl FnMut(Entry)) {
+        let keyframe = self.keyframes.iter().flatten().copied().min();
+        while let Some(entry) = self.entries.front() {
+            let young = now.saturating_duration_since(entry.chunk.arrival) <= self.age;
+            let over = self.bytes > self.bytes_max;
+            let needed = keyframe.is_some_and(|keyframe| self.first >= keyframe);
+            if !over && (young || needed) {
+                break;
+            }
+            // Whatever the bound says, the newest chunk stays until the clients have been shown it.
+            if over && self.entries.len() == 1 {
+                break;
+            }
+            if over && needed {
+                self.overflowed = true;
+            }
+            let entry = self.entries.pop_front().expect("front was there");
+            self.bytes -= entry.chunk.bytes.len();
+            for keyframe in &mut self.keyframes {
+                *keyframe = keyframe.filter(|number| *number != self.first);
+            }
+            self.first += 1;
+            gone(entry);
+        }
+        debug_assert_eq!(self.bytes, self.entries.iter().map(|e| e.chunk.bytes.len()).sum::<usize>());
+    }
+}
