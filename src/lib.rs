@@ -8,10 +8,13 @@
 //! 4. [`egress`] puts the chunks into the clients' sockets;
 //! 5. [`session`] is the RTSP server that clients talk to, over the formats in [`wire`].
 //!
+//! Beside the way lies [`metrics`], what all of them count and how it is told.
+//!
 //! `docs/ARCHITECTURE.md` tells the whole story, `docs/GLOSSARY.md` the words.
 
 pub mod egress;
 pub mod limits;
+pub mod metrics;
 pub mod session;
 pub mod shard;
 pub mod source;

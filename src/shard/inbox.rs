@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::metrics::ReportRequest;
 use crate::stream::chunk::Chunk;
 use crate::stream::{Description, StreamId};
 
@@ -38,6 +39,8 @@ pub enum ToShard {
     Described(StreamId, Arc<Description>),
     /// The source changed its state.
     Source(StreamId, SourceState),
+    /// The reporter wants the shard's counts.
+    Report(ReportRequest),
     /// Finish the frames in flight, close the clients, end the thread.
     Stop,
 }

@@ -1,0 +1,120 @@
+//! The things that are counted, each with the stable name that logs, reports and scrapers know it by.
+
+/// Defines an enum whose members are counted in an array, with a stable name for each.
+macro_rules! counted {
+    ($(#[$meta:meta])* $name:ident { $($(#[$member_meta:meta])* $member:ident = $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[$member_meta])* $member,)+
+        }
+
+        impl $name {
+            /// Every member, in the order of their numbers.
+            pub const ALL: &'static [$name] = &[$($name::$member,)+];
+
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The stable name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($name::$member => $text,)+
+                }
+            }
+
+            /// The place in an array of [`Self::COUNT`] counts.
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+counted! {
+    /// How a client gets its media.
+    Transport {
+        /// Interleaved in its RTSP connection (RFC 2326 section 10.12).
+        Tcp = "tcp",
+        /// As UDP datagrams.
+        Udp = "udp",
+    }
+}
+
+counted! {
+    /// Why a frame did not reach a client, or not even the log.
+    DropReason {
+        /// The client's lag passed `queue.age`; the frames up to the keyframe that it was moved on to.
+        Lagging = "lagging",
+        /// Passed over after a skip, until the track's next keyframe.
+        WaitingKeyframe = "waiting_keyframe",
+        /// The shard's inbox was full.
+        InboxFull = "inbox_full",
+        /// The stream's log passed `queue.log_bytes`.
+        LogBytes = "log_bytes",
+        /// The client was closed because it read nothing for `queue.stall_timeout`.
+        Stalled = "stalled",
+        /// The socket did not take a datagram.
+        UdpSend = "udp_send",
+        /// A datagram was larger than the path takes (`EMSGSIZE`).
+        UdpMessageSize = "udp_message_size",
+        /// The source broke off or lost packets in the middle of the frame.
+        SourceTorn = "source_torn",
+    }
+}
+
+counted! {
+    /// Why a client is no longer there.
+    LeaveReason {
+        /// It said TEARDOWN.
+        Teardown = "teardown",
+        /// It closed the connection, or the connection broke.
+        Disconnected = "disconnected",
+        /// Nothing was heard from it for `limits.session_timeout`.
+        SessionTimeout = "session_timeout",
+        /// One operation did not complete within `queue.stall_timeout`.
+        Stalled = "stalled",
+        /// It paused.
+        Paused = "paused",
+        /// The source's tracks or codecs changed.
+        SourceChanged = "source_changed",
+        /// It sent what is not RTSP, or too much of it.
+        Protocol = "protocol",
+        /// A send failed.
+        SendFailed = "send_failed",
+        /// It moved to another shard.
+        Moved = "moved",
+        /// The relay stops.
+        Stopping = "stopping",
+    }
+}
+
+counted! {
+    /// Counts of a whole shard that belong to no stream.
+    Counter {
+        /// Connections that the shard was handed.
+        Connections = "connections",
+        /// Connections refused because `limits.clients` was reached.
+        ClientsRefused = "clients_refused",
+        /// Connections closed because no full request came within `limits.handshake_timeout`.
+        HandshakeTimeouts = "handshake_timeouts",
+        /// RTSP requests answered.
+        Requests = "requests",
+        /// RTSP requests answered with an error status.
+        RequestsFailed = "requests_failed",
+        /// Bytes that were not RTSP.
+        Malformed = "malformed",
+        /// RTCP receiver reports taken in.
+        ReceiverReports = "receiver_reports",
+        /// Connections handed to the shard that owns their session.
+        Moved = "moved",
+        /// Renderings of chunks for other channels than their own.
+        Renderings = "renderings",
+    }
+}

@@ -1,0 +1,263 @@
+//! The counts of one shard.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use tokio::sync::oneshot;
+
+use super::latency::{micros, relay_histogram, stream_histogram};
+use super::{Counter, DropReason, LeaveReason, Transport};
+use crate::egress::EgressStats;
+use crate::stream::StreamId;
+
+/// The reporter's question to a shard.
+#[derive(Debug)]
+pub struct ReportRequest {
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<ShardSnapshot>,
+    /// Whether [`ShardSnapshot::clients`] is wanted.
+    pub clients: bool,
+}
+
+/// What a shard counts of one stream, since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamCounts {
+    /// Chunks that clients got whole.
+    pub sends: u64,
+    /// Bytes of media that clients got.
+    pub bytes: u64,
+    /// Times that a lagging client was moved on to a keyframe.
+    pub skips: u64,
+    /// Frames dropped, by [`DropReason`]; a frame counts once for every client that missed it.
+    pub drops: [u64; DropReason::COUNT],
+    /// Clients that began to play, by [`Transport`].
+    pub joined: [u64; Transport::COUNT],
+    /// Clients that left, by [`LeaveReason`].
+    pub left: [u64; LeaveReason::COUNT],
+    /// Clients that play now, by [`Transport`].
+    pub clients: [u64; Transport::COUNT],
+}
+
+/// The counts of one shard. Lives on the shard's thread.
+#[derive(Debug)]
+pub struct ShardMetrics {
+    relay: Histogram<u32>,
+    streams: Vec<Option<Box<StreamMetrics>>>,
+    counters: [u64; Counter::COUNT],
+}
+
+#[derive(Debug)]
+struct StreamMetrics {
+    counts: StreamCounts,
+    latency: Histogram<u32>,
+}
+
+/// What a shard answers to a [`ReportRequest`].
+#[derive(Clone, Debug)]
+pub struct ShardSnapshot {
+    /// Latency of the interval that ends with this snapshot, in microseconds.
+    pub latency: Histogram<u32>,
+    /// The streams that were ever used, in the order of their ids.
+    pub streams: Vec<StreamSnapshot>,
+    /// Counts since the start, by [`Counter`].
+    pub counters: [u64; Counter::COUNT],
+    /// What the shard's egress has done since the start. Filled in by the shard.
+    pub egress: EgressStats,
+    /// Connections open, playing or not. Filled in by the shard.
+    pub connections: u64,
+    /// The clients, when they were asked for. Filled in by the shard.
+    pub clients: Vec<ClientSnapshot>,
+}
+
+/// A stream in a [`ShardSnapshot`].
+#[derive(Clone, Debug)]
+pub struct StreamSnapshot {
+    /// Which stream.
+    pub stream: StreamId,
+    /// Counts since the start.
+    pub counts: StreamCounts,
+    /// Latency of the interval, in microseconds; `None` when nothing was sent in it.
+    pub latency: Option<Histogram<u32>>,
+    /// Lag of the worst client now. Filled in by the shard.
+    pub worst_lag: Duration,
+    /// Bytes in the stream's log now. Filled in by the shard.
+    pub log_bytes: u64,
+}
+
+/// A client in a [`ShardSnapshot`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientSnapshot {
+    /// Its address.
+    pub peer: SocketAddr,
+    /// What it plays.
+    pub stream: StreamId,
+    /// How it gets it.
+    pub transport: Transport,
+    /// Bytes of media that it got.
+    pub bytes: u64,
+    /// Its lag now.
+    pub lag: Duration,
+    /// Times that it was moved on to a keyframe.
+    pub skips: u64,
+    /// Its own p99 of the relay latency.
+    pub p99: Option<Duration>,
+    /// Smoothed round-trip time, from `TCP_INFO`.
+    pub rtt: Option<Duration>,
+    /// Segments sent again, from `TCP_INFO`.
+    pub retransmits: Option<u64>,
+}
+
+impl Default for ShardMetrics {
+    fn default() -> Self {
+        ShardMetrics::new()
+    }
+}
+
+impl ShardMetrics {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        ShardMetrics { relay: relay_histogram(), streams: Vec::new(), counters: [0; Counter::COUNT] }
+    }
+
+    /// A chunk of `bytes` is in a client's socket, `latency` after its last packet was read from the source.
+    pub fn sent(&mut self, stream: StreamId, latency: Duration, bytes: u64) {
+        let us = micros(latency);
+        self.relay.saturating_record(us);
+        let stream = self.stream(stream);
+        stream.latency.saturating_record(us);
+        stream.counts.sends += 1;
+        stream.counts.bytes += bytes;
+    }
+
+    /// A lagging client was moved on to a keyframe.
+    pub fn skipped(&mut self, stream: StreamId) {
+        self.stream(stream).counts.skips += 1;
+    }
+
+    /// `frames` frames will not reach a client (or, dropped before the log, any client of this shard).
+    pub fn dropped(&mut self, stream: StreamId, reason: DropReason, frames: u64) {
+        self.stream(stream).counts.drops[reason.index()] += frames;
+    }
+
+    /// A client begins to play.
+    pub fn client_joined(&mut self, stream: StreamId, transport: Transport) {
+        let counts = &mut self.stream(stream).counts;
+        counts.joined[transport.index()] += 1;
+        counts.clients[transport.index()] += 1;
+    }
+
+    /// A client that had joined plays no more.
+    pub fn client_left(&mut self, stream: StreamId, transport: Transport, reason: LeaveReason) {
+        let counts = &mut self.stream(stream).counts;
+        counts.left[reason.index()] += 1;
+        let clients = &mut counts.clients[transport.index()];
+        debug_assert!(*clients > 0, "a client left that had not joined");
+        *clients = clients.saturating_sub(1);
+    }
+
+    /// Adds to a counter of the shard.
+    pub fn count(&mut self, counter: Counter, n: u64) {
+        self.counters[counter.index()] += n;
+    }
+
+    /// Sets a counter that is kept elsewhere to its total since the start.
+    pub fn set(&mut self, counter: Counter, total: u64) {
+        self.counters[counter.index()] = total;
+    }
+
+    /// The counts since the start and the latencies since the last snapshot; the shard fills in its gauges.
+    pub fn snapshot(&mut self) -> ShardSnapshot {
+        let streams = self.streams.iter_mut().enumerate().filter_map(|(id, stream)| {
+            let stream = stream.as_deref_mut()?;
+            let latency =
+                (!stream.latency.is_empty()).then(|| std::mem::replace(&mut stream.latency, stream_histogram()));
+            Some(StreamSnapshot {
+                stream: StreamId(id as u16),
+                counts: stream.counts.clone(),
+                latency,
+                worst_lag: Duration::ZERO,
+                log_bytes: 0,
+            })
+        });
+        ShardSnapshot {
+            streams: streams.collect(),
+            latency: std::mem::replace(&mut self.relay, relay_histogram()),
+            counters: self.counters,
+            egress: EgressStats::default(),
+            connections: 0,
+            clients: Vec::new(),
+        }
+    }
+
+    fn stream(&mut self, id: StreamId) -> &mut StreamMetrics {
+        let index = usize::from(id.0);
+        if index >= self.streams.len() {
+            self.streams.resize_with(index + 1, || None);
+        }
+        self.streams[index].get_or_insert_with(|| {
+            Box::new(StreamMetrics { counts: StreamCounts::default(), latency: stream_histogram() })
+        })
+    }
+}
+
+impl ShardSnapshot {
+    /// The stream's part, made when the shard has counted nothing of it yet.
+    pub fn stream_mut(&mut self, id: StreamId) -> &mut StreamSnapshot {
+        let index = match self.streams.binary_search_by_key(&id, |stream| stream.stream) {
+            Ok(index) => index,
+            Err(index) => {
+                let empty = StreamSnapshot {
+                    stream: id,
+                    counts: StreamCounts::default(),
+                    latency: None,
+                    worst_lag: Duration::ZERO,
+                    log_bytes: 0,
+                };
+                self.streams.insert(index, empty);
+                index
+            }
+        };
+        &mut self.streams[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_has_the_interval_s_latency_and_the_whole_run_s_counts() {
+        let mut metrics = ShardMetrics::new();
+        metrics.client_joined(StreamId(2), Transport::Udp);
+        metrics.sent(StreamId(2), Duration::from_micros(1_500), 100);
+        metrics.sent(StreamId(2), Duration::ZERO, 50);
+        let first = metrics.snapshot();
+        assert_eq!(first.latency.len(), 2);
+        assert_eq!(first.streams.len(), 1);
+        assert_eq!(first.streams[0].latency.as_ref().map(|l| l.len()), Some(2));
+
+        metrics.sent(StreamId(2), Duration::from_secs(3600), 1);
+        metrics.dropped(StreamId(2), DropReason::Lagging, 30);
+        metrics.skipped(StreamId(2));
+        metrics.client_left(StreamId(2), Transport::Udp, LeaveReason::Teardown);
+        let second = metrics.snapshot();
+        assert_eq!(second.latency.len(), 1, "the first interval is not in the second");
+        let counts = &second.streams[0].counts;
+        assert_eq!((counts.sends, counts.bytes, counts.skips), (3, 151, 1));
+        assert_eq!(counts.drops[DropReason::Lagging.index()], 30);
+        assert_eq!(counts.clients, [0, 0]);
+        assert_eq!(counts.left[LeaveReason::Teardown.index()], 1);
+    }
+
+    #[test]
+    fn a_stream_without_sends_has_no_histogram_in_the_snapshot() {
+        let mut metrics = ShardMetrics::new();
+        metrics.skipped(StreamId(0));
+        let mut snapshot = metrics.snapshot();
+        assert!(snapshot.streams[0].latency.is_none());
+        snapshot.stream_mut(StreamId(3)).worst_lag = Duration::from_millis(5);
+        snapshot.stream_mut(StreamId(1)).log_bytes = 7;
+        assert_eq!(snapshot.streams.iter().map(|s| s.stream.0).collect::<Vec<_>>(), [0, 1, 3]);
+    }
+}
