@@ -4,6 +4,8 @@
 //! the kernel with one [`Egress::flush`], and takes what has completed with [`Egress::reap`]. An operation owns the buffers it
 //! sends from until its [`Completion`] has been reaped.
 
+pub mod sim;
+
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;

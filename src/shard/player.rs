@@ -8,18 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::egress::Piece;
 use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX};
+use crate::metrics::DropReason;
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::Log;
 use crate::stream::{Description, TrackId};
-
-/// Why frames did not reach a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SkipCause {
-    /// Its lag passed `queue.age`.
-    Lagging,
-    /// The log no longer held what it was to get next (`queue.log_bytes`, or an inbox that overflowed).
-    LogBytes,
-}
 
 /// A track as a client receives it.
 #[derive(Clone, Debug)]
@@ -74,7 +66,7 @@ pub struct Player {
     /// When it last started on a keyframe, or began to play.
     started: Instant,
     rest: VecDeque<Rest>,
-    cause: SkipCause,
+    cause: DropReason,
     notes: Notes,
 }
 
@@ -96,7 +88,7 @@ impl Player {
             tracks,
             started: now,
             rest: VecDeque::new(),
-            cause: SkipCause::Lagging,
+            cause: DropReason::Lagging,
             notes: Notes::default(),
         }
     }
@@ -152,6 +144,15 @@ impl Player {
     /// Whether there is anything in the log beyond its cursor.
     pub fn is_behind(&self, log: &Log) -> bool {
         !self.rest.is_empty() || self.cursor < log.head()
+    }
+
+    /// Keeps nothing but the rest of the frames begun, as far as it has arrived; for a client that is about to be closed.
+    pub fn finish(&mut self, log: &Log) {
+        self.keep_begun(log, log.head());
+        self.cursor = log.head();
+        for wanted in self.tracks.iter_mut().flatten() {
+            wanted.waiting = true;
+        }
     }
 
     /// What it has noted since the last call.
@@ -272,6 +273,18 @@ impl Player {
         }
         // A keyframe at the cursor itself is one that it has not been sent.
         let target = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor).unwrap_or(log.head());
+        self.keep_begun(log, target);
+        self.cause = if log.forced_out(self.cursor) { DropReason::LogBytes } else { DropReason::Lagging };
+        self.notes.skips += 1;
+        self.cursor = target;
+        self.started = now;
+        for wanted in self.tracks.iter_mut().flatten() {
+            wanted.waiting = wanted.video;
+        }
+    }
+
+    /// Takes hold of what the log has below `target` of the frames begun.
+    fn keep_begun(&mut self, log: &Log, target: u64) {
         for number in self.cursor.max(log.first())..target {
             let Some(entry) = log.get(number) else { continue };
             let chunk = entry.chunk();
@@ -288,13 +301,6 @@ impl Player {
                 Piece::Own(chunk.render(wanted.channels.0))
             };
             self.rest.push_back(Rest { piece, arrival: chunk.arrival, track: chunk.track, frame_end: chunk.frame_end });
-        }
-        self.cause = if cut_off && self.started + age > now { SkipCause::LogBytes } else { SkipCause::Lagging };
-        self.notes.skips += 1;
-        self.cursor = target;
-        self.started = now;
-        for wanted in self.tracks.iter_mut().flatten() {
-            wanted.waiting = wanted.video;
         }
     }
 
@@ -319,8 +325,8 @@ impl Player {
                 }
                 let passed = wanted.next_frame.map_or(0, |next| chunk.frame.saturating_sub(next));
                 match self.cause {
-                    SkipCause::Lagging => self.notes.lagging_frames += passed,
-                    SkipCause::LogBytes => self.notes.log_bytes_frames += passed,
+                    DropReason::LogBytes => self.notes.log_bytes_frames += passed,
+                    _ => self.notes.lagging_frames += passed,
                 }
                 wanted.next_frame = Some(chunk.frame + 1);
             }

@@ -73,6 +73,8 @@ pub struct Log {
     /// Number of the newest chunk that starts a keyframe, of each track, as long as the log holds it.
     keyframes: [Option<u64>; TRACKS_MAX],
     overflowed: bool,
+    /// Everything below this number that is gone went, at the latest, because of `bytes_max` while it was still young.
+    forced_below: u64,
 }
 
 impl Log {
@@ -86,6 +88,7 @@ impl Log {
             bytes_max,
             keyframes: [None; TRACKS_MAX],
             overflowed: false,
+            forced_below: 0,
         }
     }
 
@@ -107,6 +110,11 @@ impl Log {
     /// False once the keyframe that clients would start at had to go because of `bytes_max`, until the next keyframe.
     pub fn cached_start(&self) -> bool {
         !self.overflowed
+    }
+
+    /// Whether the chunk of that number is gone although it was younger than `age`: `bytes_max` or a gap took it.
+    pub fn forced_out(&self, number: u64) -> bool {
+        number < self.first && number < self.forced_below
     }
 
     /// The chunk of that number, if the log holds it.
@@ -135,6 +143,7 @@ impl Log {
             self.bytes = 0;
             self.keyframes = [None; TRACKS_MAX];
             self.first = chunk.number;
+            self.forced_below = chunk.number;
         }
         if chunk.starts_keyframe() {
             self.keyframes[usize::from(chunk.track.0)] = Some(chunk.number);
@@ -162,6 +171,9 @@ impl Log {
             }
             if over && needed {
                 self.overflowed = true;
+            }
+            if young {
+                self.forced_below = self.first + 1;
             }
             let entry = self.entries.pop_front().expect("front was there");
             self.bytes -= entry.chunk.bytes.len();

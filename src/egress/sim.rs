@@ -1,0 +1,220 @@
+//! The scripted egress of the tests: sockets that take bytes at a rate that the test sets, on a clock that the test turns.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
+
+/// How a scripted client reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reading {
+    /// Everything, at once.
+    AtOnce,
+    /// So many bytes a second.
+    Rate(u64),
+    /// Nothing.
+    Stalled,
+    /// The connection is broken: every operation fails with `EPIPE`.
+    Broken,
+}
+
+/// A scripted TCP socket.
+#[derive(Debug)]
+struct Socket {
+    reading: Reading,
+    /// Bytes it takes before an operation blocks.
+    capacity: usize,
+    buffered: usize,
+    /// Fractions of a byte that the rate has left over.
+    carry: f64,
+    /// What the client has been sent, in order, until the test takes it.
+    received: Vec<u8>,
+    operation: Option<Operation>,
+}
+
+#[derive(Debug)]
+struct Operation {
+    token: Token,
+    pieces: VecDeque<Piece>,
+    /// Bytes of the first piece that are in the socket.
+    offset: usize,
+    done: usize,
+}
+
+/// The scripted egress. TCP sockets appear with their first send, reading at once.
+#[derive(Debug, Default)]
+pub struct SimEgress {
+    sockets: HashMap<u32, Socket>,
+    queued: Vec<u32>,
+    completions: VecDeque<Completion>,
+    /// What was sent as datagrams, until the test takes it.
+    pub datagrams: Vec<(Token, SocketAddr, Vec<u8>)>,
+    /// The next datagram operations fail with these errors.
+    pub datagram_errors: VecDeque<i32>,
+    stats: EgressStats,
+}
+
+/// Bytes that a scripted socket takes before an operation blocks, as with `TCP_NOTSENT_LOWAT` in place.
+const CAPACITY_BYTES: usize = 160 * 1024;
+
+impl Socket {
+    fn new() -> Self {
+        Socket {
+            reading: Reading::AtOnce,
+            capacity: CAPACITY_BYTES,
+            buffered: 0,
+            carry: 0.0,
+            received: Vec::new(),
+            operation: None,
+        }
+    }
+
+    /// Moves bytes of the operation into the socket; its completion when it is through.
+    fn push(&mut self) -> Option<Completion> {
+        let operation = self.operation.as_mut()?;
+        if self.reading == Reading::Broken {
+            let error = Some(io::Error::from_raw_os_error(libc::EPIPE));
+            let completion = Completion { token: operation.token, bytes: operation.done, error };
+            self.operation = None;
+            return Some(completion);
+        }
+        while let Some(piece) = operation.pieces.front() {
+            let room = match self.reading {
+                Reading::AtOnce => usize::MAX,
+                _ => self.capacity - self.buffered.min(self.capacity),
+            };
+            let part = &piece.as_slice()[operation.offset..];
+            let taken = part.len().min(room);
+            self.received.extend_from_slice(&part[..taken]);
+            if self.reading != Reading::AtOnce {
+                self.buffered += taken;
+            }
+            operation.done += taken;
+            if taken < part.len() {
+                operation.offset += taken;
+                return None;
+            }
+            operation.offset = 0;
+            operation.pieces.pop_front();
+        }
+        let completion = Completion { token: operation.token, bytes: operation.done, error: None };
+        self.operation = None;
+        Some(completion)
+    }
+}
+
+impl SimEgress {
+    /// Without sockets.
+    pub fn new() -> Self {
+        SimEgress::default()
+    }
+
+    /// Sets how the client in that slot reads from now on.
+    pub fn set_reading(&mut self, slot: u32, reading: Reading) {
+        let socket = self.sockets.entry(slot).or_insert_with(Socket::new);
+        socket.reading = reading;
+        if reading == Reading::AtOnce {
+            socket.buffered = 0;
+        }
+    }
+
+    /// Lets `elapsed` go by: clients read, and operations that were blocked go on.
+    pub fn advance(&mut self, elapsed: Duration) {
+        for socket in self.sockets.values_mut() {
+            if let Reading::Rate(rate) = socket.reading {
+                let read = rate as f64 * elapsed.as_secs_f64() + socket.carry;
+                socket.carry = read.fract();
+                socket.buffered = socket.buffered.saturating_sub(read as usize);
+            }
+            self.completions.extend(socket.push());
+        }
+    }
+
+    /// What the client in that slot has been sent since the last call.
+    pub fn take_received(&mut self, slot: u32) -> Vec<u8> {
+        self.sockets.get_mut(&slot).map(|socket| std::mem::take(&mut socket.received)).unwrap_or_default()
+    }
+
+    /// Bytes of the operations that are blocked.
+    pub fn blocked_bytes(&self) -> usize {
+        let blocked = self.sockets.values().filter_map(|socket| socket.operation.as_ref());
+        blocked.map(|op| op.pieces.iter().map(Piece::len).sum::<usize>()).sum()
+    }
+
+    /// Forgets the socket in that slot, for the next client that gets it.
+    pub fn forget(&mut self, slot: u32) {
+        self.sockets.remove(&slot);
+    }
+}
+
+impl Egress for SimEgress {
+    fn send(&mut self, token: Token, _conn: &Conn, pieces: &mut Vec<Piece>) {
+        assert!(!pieces.is_empty() && pieces.iter().all(|piece| !piece.is_empty()), "an operation has bytes to send");
+        assert!(pieces.len() <= crate::limits::OP_IOVECS_MAX);
+        let socket = self.sockets.entry(token.slot).or_insert_with(Socket::new);
+        assert!(socket.operation.is_none(), "one operation in flight per client");
+        socket.operation = Some(Operation { token, pieces: pieces.drain(..).collect(), offset: 0, done: 0 });
+        self.queued.push(token.slot);
+    }
+
+    fn send_datagrams(
+        &mut self,
+        token: Token,
+        _socket: &Datagram,
+        to: SocketAddr,
+        chunk: &Rc<Datagrams>,
+        _plain: bool,
+    ) {
+        if let Some(errno) = self.datagram_errors.pop_front() {
+            let error = Some(io::Error::from_raw_os_error(errno));
+            self.completions.push_back(Completion { token, bytes: 0, error });
+            return;
+        }
+        let mut bytes = 0;
+        for span in &chunk.packets {
+            let packet = &chunk.bytes[span.offset as usize..span.offset as usize + usize::from(span.len)];
+            bytes += packet.len();
+            self.datagrams.push((token, to, packet.to_vec()));
+        }
+        self.completions.push_back(Completion { token, bytes, error: None });
+    }
+
+    fn flush(&mut self) {
+        self.stats.submits += u64::from(!self.queued.is_empty());
+        for slot in self.queued.drain(..) {
+            let socket = self.sockets.get_mut(&slot).expect("queued by a socket");
+            self.completions.extend(socket.push());
+        }
+    }
+
+    fn reap(&mut self, max: usize, out: &mut Vec<Completion>) {
+        let count = self.completions.len().min(max);
+        self.stats.operations += count as u64;
+        out.extend(self.completions.drain(..count));
+    }
+
+    fn cancel(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get_mut(&token.slot) else { return };
+        if let Some(operation) = socket.operation.take_if(|operation| operation.token == token) {
+            let error = Some(io::Error::from_raw_os_error(libc::ECANCELED));
+            self.completions.push_back(Completion { token, bytes: operation.done, error });
+        }
+    }
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        if self.completions.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    fn in_flight(&self) -> usize {
+        let blocked = self.sockets.values().filter(|socket| socket.operation.is_some()).count();
+        blocked + self.completions.len()
+    }
+
+    fn stats(&self) -> EgressStats {
+        self.stats
+    }
+}
