@@ -1,1 +1,3 @@
 //! Where streams come from.
+
+pub mod pipeline;
