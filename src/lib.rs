@@ -19,4 +19,5 @@ pub mod session;
 pub mod shard;
 pub mod source;
 pub mod stream;
+pub mod sys;
 pub mod wire;

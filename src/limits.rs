@@ -63,7 +63,32 @@ pub const WORKERS_MAX: usize = 256;
 /// Milliseconds that a stop may take, from the signal to the exit.
 pub const STOP_MAX_MS: u64 = 1_800;
 
+/// Bytes in a TCP socket not yet sent, from which on it takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)).
+pub const NOTSENT_LOWAT_BYTES: u32 = 64 * 1024;
+
+/// Seconds of silence on a TCP connection before it is probed (`TCP_KEEPIDLE`).
+pub const KEEPALIVE_IDLE_S: u64 = 60;
+
+/// Seconds between two such probes (`TCP_KEEPINTVL`).
+pub const KEEPALIVE_INTERVAL_S: u64 = 10;
+
+/// Probes without an answer after which the connection is dead (`TCP_KEEPCNT`).
+pub const KEEPALIVE_PROBES: u32 = 6;
+
+/// Bytes of send buffer that a UDP socket is given.
+pub const DATAGRAM_SEND_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+
+/// Connections waiting to be accepted at most.
+pub const LISTEN_BACKLOG_MAX: i32 = 1024;
+
+/// Milliseconds that the end of an egress waits for its operations; then their memory is leaked rather than freed.
+pub const EGRESS_DRAIN_MAX_MS: u64 = 500;
+
+/// Runs of one operation of datagrams that are with the kernel at a time.
+pub const DATAGRAM_RUNS_QUEUED_MAX: usize = 16;
+
 const _: () = {
+    assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
     // A chunk always fits in an operation, even if one packet of the largest size made it overflow its bound.
     assert!(CHUNK_BYTES_MAX + PACKET_BYTES_MAX + INTERLEAVED_HEADER_BYTES <= OP_BYTES_MAX + INTERLEAVED_HEADER_BYTES);

@@ -4,15 +4,29 @@
 //! the kernel with one [`Egress::flush`], and takes what has completed with [`Egress::reap`]. An operation owns the buffers it
 //! sends from until its [`Completion`] has been reaped.
 
+mod conn;
+mod epoll;
+pub mod probe;
+pub mod runtime;
 pub mod sim;
+#[cfg(test)]
+mod tests;
+mod uring;
+mod uring_id;
+mod uring_slot;
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
+pub use self::conn::Listener;
+pub use self::epoll::EpollEgress;
+pub use self::runtime::IoKind;
+pub use self::uring::UringEgress;
 use crate::stream::chunk::{Chunk, Run, Span};
 
 /// A client's place in its shard, with the generation that tells it from the client that had the place before.
@@ -68,6 +82,26 @@ impl Datagrams {
     /// The packets of `chunk`.
     pub fn of(chunk: &Chunk) -> Self {
         Datagrams { bytes: chunk.bytes.clone(), packets: chunk.packets.clone(), runs: chunk.runs.clone() }
+    }
+
+    /// The bytes of one packet.
+    pub fn packet(&self, span: &Span) -> &[u8] {
+        &self.bytes[span.offset as usize..][..usize::from(span.len)]
+    }
+
+    /// How many messages it takes to send them: one a run, or one a packet if `plain`.
+    pub(crate) fn messages_count(&self, plain: bool) -> usize {
+        if plain { self.packets.len() } else { self.runs.len() }
+    }
+
+    /// The packets of one message by their index, and the segment size if it takes `UDP_SEGMENT` to part them.
+    pub(crate) fn message(&self, index: usize, plain: bool) -> (Range<usize>, Option<u16>) {
+        if plain {
+            return (index..index + 1, None);
+        }
+        let run = self.runs[index];
+        let first = usize::from(run.first);
+        (first..first + usize::from(run.count), (run.count > 1).then_some(run.segment))
     }
 }
 

@@ -1,0 +1,323 @@
+//! Ingress, and what a socket is set to: connections and datagram sockets that both runtimes read and the egress sends on.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpListener;
+
+use super::runtime::IoKind;
+use super::{Conn, Datagram};
+use crate::limits::{
+    DATAGRAM_SEND_BUFFER_BYTES, KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES, LISTEN_BACKLOG_MAX,
+    NOTSENT_LOWAT_BYTES, READ_BYTES_MAX,
+};
+
+impl Conn {
+    /// Takes over a connected stream, in whatever blocking mode it is, for the thread's runtime of that kind.
+    ///
+    /// # Errors
+    /// The error of `fcntl` or of the registration with epoll.
+    pub fn from_std(stream: std::net::TcpStream, io: IoKind) -> io::Result<Conn> {
+        match io {
+            IoKind::Uring => {
+                // io_uring answers EAGAIN instead of waiting on a file that is in non-blocking mode.
+                stream.set_nonblocking(false)?;
+                Ok(Conn::Uring(Rc::new(tokio_uring::net::TcpStream::from_std(stream))))
+            }
+            IoKind::Epoll => {
+                stream.set_nonblocking(true)?;
+                Ok(Conn::Epoll(Rc::new(tokio::net::TcpStream::from_std(stream)?)))
+            }
+        }
+    }
+
+    /// A second handle on the connection, non-blocking, for another shard to take over. Drop this one then; no read of it
+    /// may be under way, or it would take bytes that the other shard waits for.
+    ///
+    /// # Errors
+    /// The error of `dup`; `Unsupported` for a scripted connection.
+    pub fn to_std(&self) -> io::Result<std::net::TcpStream> {
+        let fd = self.fd().ok_or(io::ErrorKind::Unsupported)?;
+        let stream = std::net::TcpStream::from(fd.try_clone_to_owned()?);
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+
+    /// The descriptor; none for a scripted connection.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Conn::Uring(stream) => Some(crate::sys::uring_stream_fd(stream)),
+            Conn::Epoll(stream) => Some(stream.as_fd()),
+            Conn::Scripted => None,
+        }
+    }
+
+    /// The descriptor's number, for logs; -1 for a scripted connection.
+    pub fn raw_fd(&self) -> RawFd {
+        self.fd().map_or(-1, |fd| fd.as_raw_fd())
+    }
+
+    /// Sets what a media connection needs: `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`
+    /// ([`NOTSENT_LOWAT_BYTES`]; the backlog beyond it stays in the log, where it can be skipped), and keep-alive probes.
+    ///
+    /// # Errors
+    /// The first error of `setsockopt`.
+    pub fn set_options(&self) -> io::Result<()> {
+        let Some(fd) = self.fd() else { return Ok(()) };
+        let socket = SockRef::from(&fd);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+        socket.set_tcp_keepalive(
+            &TcpKeepalive::new()
+                .with_time(Duration::from_secs(KEEPALIVE_IDLE_S))
+                .with_interval(Duration::from_secs(KEEPALIVE_INTERVAL_S))
+                .with_retries(KEEPALIVE_PROBES),
+        )
+    }
+
+    /// The address that the client reached.
+    ///
+    /// # Errors
+    /// The error of `getsockname`; `Unsupported` for a scripted connection.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        address(self.fd(), |socket| socket.local_addr())
+    }
+
+    /// The client's address.
+    ///
+    /// # Errors
+    /// The error of `getpeername` (`NotConnected` once it is gone); `Unsupported` for a scripted connection.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        address(self.fd(), |socket| socket.peer_addr())
+    }
+
+    /// Reads what has come, waiting for at least a byte. `buf` is emptied, then filled to its capacity at most (one without
+    /// capacity gets [`READ_BYTES_MAX`]). 0 bytes: the client has closed its side, or [`Conn::shutdown`] was called.
+    ///
+    /// Dropping the future does not take back the read with io_uring: what it then reads is lost.
+    pub async fn read(&self, mut buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+        buf.clear();
+        if buf.capacity() == 0 {
+            buf.reserve_exact(READ_BYTES_MAX);
+        }
+        match self {
+            Conn::Uring(stream) => loop {
+                match stream.read(buf).await {
+                    (Err(error), back) if error.kind() == io::ErrorKind::Interrupted => buf = back,
+                    done => return done,
+                }
+            },
+            Conn::Epoll(stream) => loop {
+                if let Err(error) = stream.readable().await {
+                    return (Err(error), buf);
+                }
+                match stream.try_read_buf(&mut buf) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return (result, buf),
+                }
+            },
+            Conn::Scripted => (Err(io::ErrorKind::Unsupported.into()), buf),
+        }
+    }
+
+    /// Ends both directions: a read under way ends with 0 bytes, a send with `EPIPE`, the client sees the end once it has
+    /// read everything that was sent. The descriptor closes with the last clone.
+    pub fn shutdown(&self) {
+        if let Some(fd) = self.fd() {
+            // It fails only if the connection is gone already.
+            let _ = SockRef::from(&fd).shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Makes the close of the descriptor discard what has not been sent and reset the connection (`SO_LINGER` 0).
+    ///
+    /// # Errors
+    /// The error of `setsockopt`.
+    pub fn reset_on_close(&self) -> io::Result<()> {
+        self.fd().map_or(Ok(()), |fd| SockRef::from(&fd).set_linger(Some(Duration::ZERO)))
+    }
+}
+
+impl Datagram {
+    /// Takes over a bound socket for the thread's runtime of that kind, and gives it the large send buffer
+    /// (see [`Datagram::bind_pair`]).
+    ///
+    /// # Errors
+    /// The error of `fcntl` or of the registration with epoll.
+    pub fn from_std(socket: std::net::UdpSocket, io: IoKind) -> io::Result<Datagram> {
+        grow_send_buffer(&socket);
+        match io {
+            IoKind::Uring => {
+                // As in `Conn::from_std`; sends never wait, because they say MSG_DONTWAIT.
+                socket.set_nonblocking(false)?;
+                Ok(Datagram::Uring(Rc::new(tokio_uring::net::UdpSocket::from_std(socket))))
+            }
+            IoKind::Epoll => {
+                socket.set_nonblocking(true)?;
+                Ok(Datagram::Epoll(Rc::new(tokio::net::UdpSocket::from_std(socket)?)))
+            }
+        }
+    }
+
+    /// Binds sockets for RTP and RTCP at `address`: an even port and the odd one after it (RFC 3550 section 11), from
+    /// `ports` (first and last that may be used) or any that are free. An IPv6 socket takes IPv6 only.
+    ///
+    /// They get [`DATAGRAM_SEND_BUFFER_BYTES`] of send buffer by `SO_SNDBUFFORCE`, or without CAP_NET_ADMIN as much of it
+    /// as `net.core.wmem_max` allows: clients share a socket, and one that is slow must not fill it for the others.
+    ///
+    /// # Errors
+    /// The error of the last try (`AddrInUse` when no pair is free).
+    pub fn bind_pair(address: IpAddr, ports: Option<(u16, u16)>, io: IoKind) -> io::Result<(Datagram, Datagram)> {
+        let (rtp, rtcp) = bind_std_pair(address, ports)?;
+        Ok((Datagram::from_std(rtp, io)?, Datagram::from_std(rtcp, io)?))
+    }
+
+    /// The descriptor; none for a scripted socket.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Datagram::Uring(socket) => Some(crate::sys::uring_datagram_fd(socket)),
+            Datagram::Epoll(socket) => Some(socket.as_fd()),
+            Datagram::Scripted => None,
+        }
+    }
+
+    /// The address that it is bound to.
+    ///
+    /// # Errors
+    /// The error of `getsockname`; `Unsupported` for a scripted socket.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        address(self.fd(), |socket| socket.local_addr())
+    }
+
+    /// Waits for a datagram. `buf` is emptied, then filled to its capacity at most; what is longer is cut.
+    ///
+    /// Dropping the future does not take back the read with io_uring: the next datagram is lost then.
+    pub async fn recv_from(&self, mut buf: Vec<u8>) -> (io::Result<(usize, SocketAddr)>, Vec<u8>) {
+        buf.clear();
+        if buf.capacity() == 0 {
+            buf.reserve_exact(READ_BYTES_MAX);
+        }
+        match self {
+            Datagram::Uring(socket) => loop {
+                match socket.recv_from(buf).await {
+                    (Err(error), back) if error.kind() == io::ErrorKind::Interrupted => buf = back,
+                    done => return done,
+                }
+            },
+            Datagram::Epoll(socket) => loop {
+                if let Err(error) = socket.readable().await {
+                    return (Err(error), buf);
+                }
+                match socket.try_recv_buf_from(&mut buf) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return (result, buf),
+                }
+            },
+            Datagram::Scripted => (Err(io::ErrorKind::Unsupported.into()), buf),
+        }
+    }
+}
+
+/// A listening TCP socket; works in both runtimes.
+pub struct Listener(TcpListener);
+
+impl Listener {
+    /// Listens at `address`; an IPv6 wildcard takes IPv4 as well (as `::ffff:a.b.c.d`). `SO_REUSEADDR` is set, so that a
+    /// restart need not wait for old connections.
+    ///
+    /// # Errors
+    /// The error of `socket`, `bind` or `listen`, or of the registration with epoll.
+    pub fn bind(address: SocketAddr) -> io::Result<Listener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(LISTEN_BACKLOG_MAX)?;
+        Listener::from_std(socket.into())
+    }
+
+    /// Takes over a socket that listens already (socket activation).
+    ///
+    /// # Errors
+    /// The error of `fcntl` or of the registration with epoll.
+    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Listener> {
+        listener.set_nonblocking(true)?;
+        Ok(Listener(TcpListener::from_std(listener)?))
+    }
+
+    /// Waits for the next connection; its stream is non-blocking. May be dropped and called again without losing one.
+    ///
+    /// # Errors
+    /// The error of `accept`. Those of one connection (`ECONNABORTED`) and of a lack of descriptors or memory (`EMFILE`,
+    /// `ENFILE`, `ENOBUFS`, `ENOMEM`) leave the listener in order; wait a little before going on after the latter.
+    pub async fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        let (stream, peer) = self.0.accept().await?;
+        Ok((stream.into_std()?, peer))
+    }
+
+    /// The address that it listens at.
+    ///
+    /// # Errors
+    /// The error of `getsockname`.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+fn address(
+    fd: Option<BorrowedFd<'_>>,
+    ask: impl FnOnce(&Socket) -> io::Result<socket2::SockAddr>,
+) -> io::Result<SocketAddr> {
+    let fd = fd.ok_or(io::ErrorKind::Unsupported)?;
+    ask(&SockRef::from(&fd))?.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+fn grow_send_buffer(socket: &std::net::UdpSocket) {
+    if setsockopt(socket, sockopt::SndBufForce, &DATAGRAM_SEND_BUFFER_BYTES).is_err() {
+        // The kernel takes the part of it that it allows; there is no error to tell.
+        let _ = SockRef::from(socket).set_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES);
+    }
+}
+
+/// Tries to find a free pair before giving up, when any port will do.
+const PAIR_TRIES_MAX: usize = 64;
+
+fn bind_std_pair(address: IpAddr, ports: Option<(u16, u16)>) -> io::Result<(std::net::UdpSocket, std::net::UdpSocket)> {
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    if let Some((first, end)) = ports {
+        for rtp in (first.saturating_add(first % 2)..end).step_by(2) {
+            match bind_udp(address, rtp).and_then(|one| Ok((one, bind_udp(address, rtp + 1)?))) {
+                Ok(pair) => return Ok(pair),
+                Err(error) => last = error,
+            }
+        }
+        return Err(last);
+    }
+    for _ in 0..PAIR_TRIES_MAX {
+        let one = bind_udp(address, 0)?;
+        let port = one.local_addr()?.port();
+        match bind_udp(address, port ^ 1) {
+            Ok(other) if port % 2 == 0 => return Ok((one, other)),
+            Ok(other) => return Ok((other, one)),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn bind_udp(address: IpAddr, port: u16) -> io::Result<std::net::UdpSocket> {
+    let address = SocketAddr::new(address, port);
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}

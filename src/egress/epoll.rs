@@ -1,0 +1,267 @@
+//! Egress through plain `sendmsg`, for machines where io_uring is blocked.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use smallvec::SmallVec;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
+
+/// Sends at once; what a socket does not take waits for its writability, which tokio watches.
+pub struct EpollEgress {
+    slots: Vec<Slot>,
+    woken: Arc<Woken>,
+    /// The slots taken from `woken`, kept for its memory.
+    retry: Vec<u32>,
+    done: VecDeque<Completion>,
+    blocked: usize,
+    stats: EgressStats,
+}
+
+#[derive(Default)]
+struct Slot {
+    blocked: Option<Blocked>,
+    /// Puts the slot on the list of [`Woken`]; made when the slot blocks for the first time.
+    waker: Option<Waker>,
+}
+
+/// An operation that its socket did not take at once.
+struct Blocked {
+    token: Token,
+    stream: Rc<TcpStream>,
+    /// What is left; the first piece from `offset` on.
+    pieces: VecDeque<Piece>,
+    offset: usize,
+    sent: usize,
+}
+
+/// Slots whose sockets have become writable. A waker each and a list spare every wake-up the walk over all blocked clients.
+#[derive(Default)]
+struct Woken(Mutex<WokenList>);
+
+#[derive(Default)]
+struct WokenList {
+    slots: Vec<u32>,
+    task: Option<Waker>,
+}
+
+impl Woken {
+    fn lock(&self) -> MutexGuard<'_, WokenList> {
+        // The list is in order even if a holder panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct SlotWaker {
+    slot: u32,
+    woken: Arc<Woken>,
+}
+
+impl Wake for SlotWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let task = {
+            let mut list = self.woken.lock();
+            list.slots.push(self.slot);
+            list.task.take()
+        };
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+impl EpollEgress {
+    /// An egress for the calling thread; its connections are of the [`IoKind::Epoll`](super::IoKind::Epoll) kind.
+    #[allow(clippy::new_without_default, reason = "all implementations are made by name")]
+    pub fn new() -> EpollEgress {
+        EpollEgress {
+            slots: Vec::new(),
+            woken: Arc::default(),
+            retry: Vec::new(),
+            done: VecDeque::new(),
+            blocked: 0,
+            stats: EgressStats::default(),
+        }
+    }
+
+    fn finish(&mut self, token: Token, bytes: usize, error: Option<io::Error>) {
+        self.stats.operations += 1;
+        self.done.push_back(Completion { token, bytes, error });
+    }
+
+    /// Sends what the woken slots' sockets take.
+    fn drive(&mut self) {
+        std::mem::swap(&mut self.woken.lock().slots, &mut self.retry);
+        let mut retry = std::mem::take(&mut self.retry);
+        for slot in retry.drain(..) {
+            self.advance(slot);
+        }
+        self.retry = retry;
+    }
+
+    /// Sends what the slot's socket takes, and has the slot woken when it takes more.
+    fn advance(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        let Some(op) = &mut slot.blocked else { return };
+        let waker = slot
+            .waker
+            .get_or_insert_with(|| Waker::from(Arc::new(SlotWaker { slot: index, woken: self.woken.clone() })));
+        let mut cx = Context::from_waker(waker);
+        let error = loop {
+            match op.stream.poll_write_ready(&mut cx) {
+                Poll::Pending => return,
+                Poll::Ready(Err(error)) => break Some(error),
+                Poll::Ready(Ok(())) => {}
+            }
+            self.stats.submits += 1;
+            let offset = op.offset;
+            let (stream, pieces) = (&op.stream, &op.pieces);
+            // A refusal through `try_io` clears tokio's readiness, so that the next poll waits for the kernel's word.
+            match stream.try_io(Interest::WRITABLE, || send_pieces(stream, pieces.iter(), offset)) {
+                Ok(bytes) => {
+                    op.consume(bytes);
+                    if op.pieces.is_empty() {
+                        break None;
+                    }
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => break Some(error),
+            }
+        };
+        let (token, sent) = (op.token, op.sent);
+        slot.blocked = None;
+        self.blocked -= 1;
+        self.finish(token, sent, error);
+    }
+}
+
+impl Blocked {
+    fn consume(&mut self, mut bytes: usize) {
+        self.sent += bytes;
+        while let Some(first) = self.pieces.front() {
+            let left = first.len() - self.offset;
+            if bytes < left {
+                self.offset += bytes;
+                return;
+            }
+            bytes -= left;
+            self.offset = 0;
+            self.pieces.pop_front();
+        }
+    }
+}
+
+/// One `sendmsg` of the pieces, the first from `offset` on.
+fn send_pieces<'a>(stream: &TcpStream, pieces: impl Iterator<Item = &'a Piece>, offset: usize) -> io::Result<usize> {
+    let mut slices: SmallVec<[IoSlice<'_>; 16]> = pieces.map(|piece| IoSlice::new(piece.as_slice())).collect();
+    if let Some(first) = slices.first_mut() {
+        first.advance(offset);
+    }
+    SockRef::from(stream).send_vectored_with_flags(&slices, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+}
+
+impl Egress for EpollEgress {
+    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>) {
+        let Conn::Epoll(stream) = conn else { panic!("an epoll egress sends on connections of IoKind::Epoll") };
+        let index = token.slot as usize;
+        if index >= self.slots.len() {
+            self.slots.resize_with(index + 1, Slot::default);
+        }
+        assert!(self.slots[index].blocked.is_none(), "an idle client has no operation in flight");
+        self.stats.submits += 1;
+        let bytes = match send_pieces(stream, pieces.iter(), 0) {
+            Ok(bytes) => bytes,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+            Err(error) => {
+                pieces.clear();
+                return self.finish(token, 0, Some(error));
+            }
+        };
+        if bytes == pieces.iter().map(Piece::len).sum() {
+            pieces.clear();
+            return self.finish(token, bytes, None);
+        }
+        let mut op = Blocked { token, stream: stream.clone(), pieces: pieces.drain(..).collect(), offset: 0, sent: 0 };
+        op.consume(bytes);
+        self.slots[index].blocked = Some(op);
+        self.blocked += 1;
+        self.advance(token.slot);
+    }
+
+    fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool) {
+        let Datagram::Epoll(socket) = socket else { panic!("an epoll egress sends on sockets of IoKind::Epoll") };
+        let to = SockaddrStorage::from(to);
+        let mut sent = 0;
+        for index in 0..chunk.messages_count(plain) {
+            let (packets, segment) = chunk.message(index, plain);
+            let slices: SmallVec<[IoSlice<'_>; 64]> =
+                chunk.packets[packets].iter().map(|span| IoSlice::new(chunk.packet(span))).collect();
+            let segment = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let result = loop {
+                self.stats.submits += 1;
+                match sendmsg(socket.as_raw_fd(), &slices, segment.as_slice(), flags, Some(&to)) {
+                    Err(nix::errno::Errno::EINTR) => {}
+                    result => break result,
+                }
+            };
+            match result {
+                Ok(bytes) => sent += bytes,
+                Err(error) => return self.finish(token, sent, Some(error.into())),
+            }
+        }
+        self.finish(token, sent, None);
+    }
+
+    fn flush(&mut self) {}
+
+    fn reap(&mut self, max: usize, out: &mut Vec<Completion>) {
+        self.drive();
+        let count = max.min(self.done.len());
+        out.extend(self.done.drain(..count));
+    }
+
+    fn cancel(&mut self, token: Token) {
+        let Some(slot) = self.slots.get_mut(token.slot as usize) else { return };
+        if let Some(op) = slot.blocked.take_if(|op| op.token == token) {
+            self.blocked -= 1;
+            self.finish(token, op.sent, Some(io::Error::from_raw_os_error(libc::ECANCELED)));
+        }
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut list = self.woken.lock();
+        // A task out of budget is told that no socket is writable: it has to yield before it tries again.
+        if !self.done.is_empty() || (!list.slots.is_empty() && tokio::task::coop::has_budget_remaining()) {
+            return Poll::Ready(());
+        }
+        if !list.slots.is_empty() {
+            cx.waker().wake_by_ref();
+        }
+        if !list.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            list.task = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn in_flight(&self) -> usize {
+        self.blocked + self.done.len()
+    }
+
+    fn stats(&self) -> EgressStats {
+        self.stats
+    }
+}

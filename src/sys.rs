@@ -1,0 +1,128 @@
+//! The few safe wrappers over raw system calls that nix and socket2 lack.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::{size_of, size_of_val};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// What the kernel knows of a TCP connection (`struct tcp_info` of `linux/tcp.h`, the fields that reports show).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Segments sent again since the connection began.
+    pub retransmits: u32,
+    /// Bytes in the socket that have not been sent once; 0 before Linux 4.6, which does not tell.
+    pub notsent_bytes: u32,
+}
+
+/// Words of `struct tcp_info` up to and with `tcpi_notsent_bytes`. The kernel only ever appends to the structure.
+const TCP_INFO_WORDS: usize = 37;
+const TCP_INFO_RTT: usize = 17;
+const TCP_INFO_TOTAL_RETRANS: usize = 25;
+const TCP_INFO_NOTSENT_BYTES: usize = 36;
+
+/// Asks for `TCP_INFO` (tcp(7)).
+///
+/// # Errors
+/// The error of `getsockopt`, and `InvalidData` from a kernel whose structure is too short to tell the retransmissions.
+pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
+    let mut words = [0u32; TCP_INFO_WORDS];
+    let mut len = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `words`, which is that long and lives through the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            words.as_mut_ptr().cast(),
+            &mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if (len as usize) < (TCP_INFO_TOTAL_RETRANS + 1) * size_of::<u32>() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "this kernel's TCP_INFO is too short"));
+    }
+    Ok(TcpInfo {
+        rtt: Duration::from_micros(u64::from(words[TCP_INFO_RTT])),
+        retransmits: words[TCP_INFO_TOTAL_RETRANS],
+        notsent_bytes: words[TCP_INFO_NOTSENT_BYTES],
+    })
+}
+
+/// Bytes that can be read from the socket now: of a stream all of them, of a datagram socket the next datagram
+/// (`SIOCINQ`, tcp(7) and udp(7)).
+///
+/// # Errors
+/// The error of `ioctl`.
+pub fn unread_bytes(socket: &impl AsFd) -> io::Result<usize> {
+    queue_bytes(socket, libc::FIONREAD)
+}
+
+/// Bytes in the socket's send queue: of TCP those not yet acknowledged, of UDP those (with the kernel's overhead) not yet
+/// handed to the device (`SIOCOUTQ`, tcp(7) and udp(7)).
+///
+/// # Errors
+/// The error of `ioctl`.
+pub fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
+    queue_bytes(socket, libc::TIOCOUTQ)
+}
+
+fn queue_bytes(socket: &impl AsFd, request: libc::Ioctl) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: both requests write one int, to a variable that lives through the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// The descriptor of a tokio-uring stream, which itself only tells its number.
+pub(crate) fn uring_stream_fd(stream: &tokio_uring::net::TcpStream) -> BorrowedFd<'_> {
+    // SAFETY: the stream keeps its descriptor open while it lives, and the result borrows the stream.
+    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }
+}
+
+/// As [`uring_stream_fd`], of a datagram socket.
+pub(crate) fn uring_datagram_fd(socket: &tokio_uring::net::UdpSocket) -> BorrowedFd<'_> {
+    // SAFETY: the socket keeps its descriptor open while it lives, and the result borrows the socket.
+    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn queues_and_tcp_info_of_a_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        near.write_all(&[7; 1000]).unwrap();
+        let mut first = [0; 1];
+        far.read_exact(&mut first).unwrap();
+        while unread_bytes(&far).unwrap() < 999 {
+            std::thread::yield_now();
+        }
+        far.write_all(&[7; 10]).unwrap();
+        near.read_exact(&mut [0; 10]).unwrap();
+        while unsent_bytes(&near).unwrap() > 0 {
+            std::thread::yield_now();
+        }
+        let info = tcp_info(&near).unwrap();
+        assert!(info.rtt > Duration::ZERO);
+        assert_eq!((info.retransmits, info.notsent_bytes), (0, 0));
+    }
+
+    #[test]
+    fn tcp_info_of_something_else_is_an_error() {
+        assert!(tcp_info(&std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
+    }
+}
