@@ -2,9 +2,13 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
+use crate::limits::INBOX_MESSAGES_MAX;
 use crate::metrics::ReportRequest;
 use crate::stream::chunk::Chunk;
 use crate::stream::{Description, StreamId};
@@ -24,7 +28,7 @@ pub enum SourceState {
 pub enum ToShard {
     /// A connection that the acceptor took, or that another shard handed over together with the bytes it had read.
     Connection {
-        /// The socket, non-blocking.
+        /// The socket.
         stream: TcpStream,
         /// The client's address.
         peer: SocketAddr,
@@ -33,6 +37,8 @@ pub enum ToShard {
     },
     /// The next chunk of a stream. Numbers follow one another, but for chunks that an overfull inbox refused.
     Chunk(StreamId, Arc<Chunk>),
+    /// So many frames of the stream were refused by the overfull inbox before its next chunk.
+    Refused(StreamId, u64),
     /// The stream's description, before its first chunk and after every change.
     ///
     /// If the old one cannot be continued ([`Description::continues_as`]) the stream's clients are ended with an RTCP BYE.
@@ -43,4 +49,78 @@ pub enum ToShard {
     Report(ReportRequest),
     /// Finish the frames in flight, close the clients, end the thread.
     Stop,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Messages on their way.
+    waiting: AtomicUsize,
+    /// Connections that the shard has, or will have when it has read its inbox.
+    connections: AtomicUsize,
+}
+
+/// The control thread's end of a shard's inbox.
+#[derive(Clone, Debug)]
+pub struct ShardSender {
+    queue: mpsc::UnboundedSender<ToShard>,
+    shared: Arc<Shared>,
+}
+
+/// The shard's end of its inbox.
+#[derive(Debug)]
+pub struct ShardReceiver {
+    queue: mpsc::UnboundedReceiver<ToShard>,
+    shared: Arc<Shared>,
+}
+
+/// A shard's inbox.
+pub fn channel() -> (ShardSender, ShardReceiver) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared::default());
+    (ShardSender { queue: sender, shared: Arc::clone(&shared) }, ShardReceiver { queue: receiver, shared })
+}
+
+impl ShardSender {
+    /// Tells the shard something that must not be lost. A shard that has ended is told nothing.
+    pub fn tell(&self, message: ToShard) {
+        if let ToShard::Connection { .. } = message {
+            self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        // A shard ends only at a stop, when nobody waits for what it would have done.
+        let _ = self.queue.send(message);
+    }
+
+    /// Passes a chunk on, unless [`INBOX_MESSAGES_MAX`] messages wait already.
+    ///
+    /// # Errors
+    /// The chunk again, if the inbox is full.
+    pub fn chunk(&self, stream: StreamId, chunk: Arc<Chunk>) -> Result<(), Arc<Chunk>> {
+        if self.shared.waiting.load(Ordering::Relaxed) >= INBOX_MESSAGES_MAX {
+            return Err(chunk);
+        }
+        self.tell(ToShard::Chunk(stream, chunk));
+        Ok(())
+    }
+
+    /// Connections that the shard has; the acceptor gives the next one to the shard with the fewest.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl ShardReceiver {
+    /// The next message; `None` when every sender is gone.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<ToShard>> {
+        let polled = self.queue.poll_recv(cx);
+        if let Poll::Ready(Some(_)) = polled {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    /// One of the shard's connections is gone.
+    pub fn connection_gone(&self) {
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }

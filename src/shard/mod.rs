@@ -1,4 +1,7 @@
 //! The shard: a thread that owns a share of the clients and puts every chunk into their sockets.
 
+pub mod core;
+pub mod fanout;
 pub mod inbox;
 pub mod player;
+pub mod thread;

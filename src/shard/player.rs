@@ -120,9 +120,9 @@ impl Player {
         self.cursor
     }
 
-    /// Whether it is sent the track at all.
-    pub fn wants(&self, track: TrackId) -> bool {
-        self.tracks.get(usize::from(track.0)).is_some_and(Option::is_some)
+    /// The interleaved channels (RTP, RTCP) of a track that it is sent.
+    pub fn channels(&self, track: TrackId) -> Option<(u8, u8)> {
+        self.tracks.get(usize::from(track.0))?.as_ref().map(|wanted| wanted.channels)
     }
 
     /// The tracks it is sent.
@@ -149,10 +149,12 @@ impl Player {
     /// Keeps nothing but the rest of the frames begun, as far as it has arrived; for a client that is about to be closed.
     pub fn finish(&mut self, log: &Log) {
         self.keep_begun(log, log.head());
-        self.cursor = log.head();
-        for wanted in self.tracks.iter_mut().flatten() {
-            wanted.waiting = true;
-        }
+        self.cursor = u64::MAX;
+    }
+
+    /// Whether a part of a frame begun is still to be sent before anything else.
+    pub fn is_rest_left(&self) -> bool {
+        !self.rest.is_empty()
     }
 
     /// What it has noted since the last call.
@@ -213,7 +215,7 @@ impl Player {
                 pieces.push(entry.piece(taken.channel));
             }
         }
-        debug_assert!(self.cursor <= log.head(), "a cursor is never past the head");
+        debug_assert!(self.is_finished() || self.cursor <= log.head(), "a cursor is never past the head");
         bytes - before
     }
 
@@ -265,8 +267,16 @@ impl Player {
             .max()
     }
 
+    /// Whether [`Player::finish`] was called.
+    fn is_finished(&self) -> bool {
+        self.cursor == u64::MAX
+    }
+
     /// The slow-client rule: past `age`, or when the log has moved on, finish the frame begun and go to the newest keyframe.
     fn catch_up(&mut self, log: &Log, age: Duration, now: Instant) {
+        if self.is_finished() {
+            return;
+        }
         let cut_off = self.cursor < log.first();
         if !cut_off && self.lag(log, now) <= age {
             return;

@@ -132,6 +132,15 @@ impl Log {
         self.keyframes[usize::from(track.0)]
     }
 
+    /// Forgets everything; the numbers go on.
+    pub fn clear(&mut self) {
+        self.first = self.head();
+        self.forced_below = self.first;
+        self.entries.clear();
+        self.bytes = 0;
+        self.keyframes = [None; TRACKS_MAX];
+    }
+
     /// Puts the next chunk at the head.
     pub fn append(&mut self, chunk: Arc<Chunk>) -> Appended {
         let mut appended = Appended::Next;

@@ -1,0 +1,391 @@
+//! Clients' coming, playing and going.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{Closing, Core, Handover, Kind, Link, Playing, Start, leave_reason};
+use crate::egress::{Datagrams, Egress, Token};
+use crate::limits::ANSWER_BYTES_MAX;
+use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Transport};
+use crate::session::{ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
+use crate::shard::player::Player;
+use crate::stream::chunk::{Run, Span};
+use crate::stream::{StreamId, TrackId};
+use crate::wire::rtcp;
+
+/// The canonical name of the relay's SDES and BYE packets (RFC 3550 section 6.5.1).
+pub const CNAME: &str = "rtsprelay";
+
+impl<E: Egress> Core<E> {
+    pub(super) fn add_link(&mut self, kind: Kind) -> Token {
+        let slot = self.links.vacant_key();
+        if self.generations.len() <= slot {
+            self.generations.resize(slot + 1, 0);
+        }
+        let generation = self.generations[slot];
+        self.links.insert(Link {
+            generation,
+            kind,
+            playing: None,
+            closing: Closing::No,
+            farewell: None,
+            busy: None,
+            arrivals: SmallVec::new(),
+            media_bytes: 0,
+            op_bytes: 0,
+            op_track: None,
+            stalled: false,
+        });
+        Token { slot: slot as u32, generation }
+    }
+
+    pub(super) fn link(&self, token: Token) -> Option<&Link> {
+        self.links.get(token.slot as usize).filter(|link| link.generation == token.generation)
+    }
+
+    /// Does what the RTSP server asks for.
+    pub(super) fn process_events(&mut self, now: Instant) {
+        // Sender reports of clients that begin to play: they follow the answer, which is an event of its own.
+        let mut reports: SmallVec<[u32; 2]> = SmallVec::new();
+        while let Some(event) = self.server.poll_event() {
+            match event {
+                Event::Answer { conn, bytes } => self.answer(now, conn.0, bytes),
+                Event::Play { session, conn, stream, tracks, resumed } => {
+                    match self.play(now, session, conn, stream, &tracks, resumed) {
+                        Ok((slot, first)) => {
+                            self.server.start(now, session, &first);
+                            reports.push(slot);
+                        }
+                        Err(status) => self.server.refuse(now, session, status),
+                    }
+                }
+                Event::Pause { session } => self.pause(session),
+                Event::End { session, reason } => self.session_ended(session, reason),
+                Event::ReceiverReport { .. } => self.metrics.count(Counter::ReceiverReports, 1),
+                Event::Move { conn, shard, unread } => self.hand_over(conn.0, shard, unread),
+                Event::Close { conn, .. } => self.close(conn.0, Closing::Flush),
+            }
+        }
+        for slot in reports {
+            self.queue_reports(slot);
+        }
+    }
+
+    fn answer(&mut self, now: Instant, slot: u32, bytes: Bytes) {
+        let Some(link) = self.links.get_mut(slot as usize) else { return };
+        let Kind::Tcp { answers, answer_bytes, peer, .. } = &mut link.kind else { return };
+        *answer_bytes += bytes.len();
+        answers.push_back(bytes);
+        if *answer_bytes > ANSWER_BYTES_MAX && link.closing == Closing::No {
+            tracing::warn!(client = %peer, "asks on without reading the answers: closed");
+            self.server.disconnected(now, ConnId(slot));
+            self.close(slot, Closing::Join);
+            return;
+        }
+        self.ready.push_back(slot);
+    }
+
+    /// Makes the session's client play. Returns its slot and its first packets, or the status to refuse it with.
+    fn play(
+        &mut self,
+        now: Instant,
+        session: SessionKey,
+        conn: ConnId,
+        id: StreamId,
+        tracks: &[PlayTrack],
+        resumed: bool,
+    ) -> Result<(u32, Vec<FirstPacket>), u16> {
+        const NOT_VALID_IN_THIS_STATE: u16 = 455;
+        const SERVICE_UNAVAILABLE: u16 = 503;
+        let slot = match self.sessions.get(&session).copied() {
+            Some(slot) => {
+                self.resume(now, slot, resumed);
+                slot
+            }
+            None => {
+                let stream = &self.streams[usize::from(id.0)];
+                let description = stream.description.as_ref().ok_or(SERVICE_UNAVAILABLE)?;
+                let channels: Vec<_> = tracks
+                    .iter()
+                    .map(|track| match track.delivery {
+                        Delivery::Interleaved { rtp_channel, rtcp_channel } => {
+                            (track.track, (rtp_channel, rtcp_channel))
+                        }
+                        Delivery::Udp { .. } => (track.track, (track.track.rtp_channel(), track.track.rtcp_channel())),
+                    })
+                    .collect();
+                let mut player = Player::new(description, &channels, &stream.log, now);
+                if stream.start == Start::Cached {
+                    player.start_cached(&stream.log, now);
+                }
+                let targets: Vec<_> = tracks
+                    .iter()
+                    .filter_map(|track| match track.delivery {
+                        Delivery::Udp { rtp, rtcp } => Some((track.track, rtp, rtcp)),
+                        Delivery::Interleaved { .. } => None,
+                    })
+                    .collect();
+                let Some(Kind::Tcp { peer, .. }) = self.links.get(conn.0 as usize).map(|link| &link.kind) else {
+                    return Err(NOT_VALID_IN_THIS_STATE);
+                };
+                let peer = *peer;
+                let (slot, transport) = if targets.is_empty() {
+                    (conn.0, Transport::Tcp)
+                } else {
+                    let kind =
+                        Kind::Udp { targets, own: VecDeque::new(), plain: false, burst_bytes: 0, burst_from: now };
+                    (self.add_link(kind).slot, Transport::Udp)
+                };
+                let link = &mut self.links[slot as usize];
+                if link.playing.is_some() {
+                    // One connection carries one interleaved session's media.
+                    return Err(NOT_VALID_IN_THIS_STATE);
+                }
+                let members = &mut self.streams[usize::from(id.0)].members;
+                link.playing = Some(Box::new(Playing {
+                    session,
+                    stream: id,
+                    transport,
+                    peer,
+                    player,
+                    paused: false,
+                    member: members.len(),
+                    latency: ClientLatency::default(),
+                    bytes: 0,
+                    skips: 0,
+                }));
+                members.push(slot);
+                self.sessions.insert(session, slot);
+                self.metrics.client_joined(id, transport);
+                tracing::info!(
+                    stream = %self.streams[usize::from(id.0)].name,
+                    client = %peer,
+                    session = %session,
+                    transport = transport.name(),
+                    "plays"
+                );
+                slot
+            }
+        };
+        self.ready.push_back(slot);
+        Ok((slot, self.first_packets(now, slot)))
+    }
+
+    fn resume(&mut self, now: Instant, slot: u32, resumed: bool) {
+        let Some(playing) = &mut self.links[slot as usize].playing else { return };
+        if !(playing.paused && resumed) {
+            return;
+        }
+        playing.paused = false;
+        let log = &self.streams[usize::from(playing.stream.0)].log;
+        playing.player.restart(log, now);
+        playing.player.start_cached(log, now);
+    }
+
+    /// The first packet of each track, by the log where it has it, else by the numbers that come next.
+    fn first_packets(&self, now: Instant, slot: u32) -> Vec<FirstPacket> {
+        let Some(playing) = &self.links[slot as usize].playing else { return Vec::new() };
+        let stream = &self.streams[usize::from(playing.stream.0)];
+        let Some(description) = &stream.description else { return Vec::new() };
+        let first = |track: TrackId| {
+            if let Some(chunk) = playing.player.first_chunk(&stream.log, track) {
+                return FirstPacket { track, seq: chunk.first_seq, rtp_time: chunk.rtp_time };
+            }
+            let described = &description.tracks[usize::from(track.0)];
+            match stream.tails.get(usize::from(track.0)).copied().flatten() {
+                Some(tail) => {
+                    FirstPacket { track, seq: tail.next_seq, rtp_time: described.rtp_time_at(tail.clock, now) }
+                }
+                None => FirstPacket {
+                    track,
+                    seq: described.first_seq,
+                    rtp_time: described.rtp_time_at(described.clock, now),
+                },
+            }
+        };
+        playing.player.tracks().map(first).collect()
+    }
+
+    /// Gives a client that begins to play the last sender report of each of its tracks, right behind the answer.
+    fn queue_reports(&mut self, slot: u32) {
+        let Some(link) = self.links.get_mut(slot as usize) else { return };
+        let Some(playing) = &link.playing else { return };
+        for report in self.streams[usize::from(playing.stream.0)].reports.iter().flatten() {
+            let Some((_, rtcp_channel)) = playing.player.channels(report.track) else { continue };
+            match &mut link.kind {
+                Kind::Tcp { answers, answer_bytes, .. } => {
+                    *answer_bytes += report.bytes.len();
+                    answers.push_back(if rtcp_channel == report.channel() {
+                        report.bytes.clone()
+                    } else {
+                        report.render(rtcp_channel)
+                    });
+                }
+                Kind::Udp { targets, own, .. } => {
+                    if let Some((_, _, rtcp)) = targets.iter().find(|(track, ..)| *track == report.track) {
+                        own.push_back((*rtcp, Rc::new(Datagrams::of(report))));
+                    }
+                }
+            }
+        }
+        self.ready.push_back(slot);
+    }
+
+    fn pause(&mut self, session: SessionKey) {
+        if let Some(slot) = self.sessions.get(&session)
+            && let Some(playing) = &mut self.links[*slot as usize].playing
+        {
+            playing.paused = true;
+        }
+    }
+
+    fn session_ended(&mut self, session: SessionKey, reason: EndReason) {
+        let Some(slot) = self.sessions.get(&session).copied() else { return };
+        self.remove_player(slot, reason);
+        if let Kind::Udp { .. } = self.links[slot as usize].kind {
+            self.close(slot, Closing::Join);
+        }
+    }
+
+    /// Takes the client out of its stream and of the counts.
+    fn remove_player(&mut self, slot: u32, reason: EndReason) {
+        let Some(mut playing) = self.links[slot as usize].playing.take() else { return };
+        self.leave(&mut playing, reason);
+    }
+
+    fn leave(&mut self, playing: &mut Playing, reason: EndReason) {
+        self.sessions.remove(&playing.session);
+        let stream = &mut self.streams[usize::from(playing.stream.0)];
+        if playing.member != usize::MAX {
+            stream.members.swap_remove(playing.member);
+            if let Some(moved) = stream.members.get(playing.member)
+                && let Some(moved) = &mut self.links[*moved as usize].playing
+            {
+                moved.member = playing.member;
+            }
+            playing.member = usize::MAX;
+            self.metrics.client_left(playing.stream, playing.transport, leave_reason(reason));
+            tracing::info!(
+                stream = %stream.name,
+                client = %playing.peer,
+                session = %playing.session,
+                reason = leave_reason(reason).name(),
+                bytes = playing.bytes,
+                skips = playing.skips,
+                "plays no more"
+            );
+        }
+    }
+
+    /// The shard ends a client: what it has begun is finished, then comes a BYE, then its link is closed.
+    pub(super) fn end_client(&mut self, now: Instant, slot: u32, reason: EndReason) {
+        let Some(mut playing) = self.links[slot as usize].playing.take() else { return };
+        self.leave(&mut playing, reason);
+        playing.player.finish(&self.streams[usize::from(playing.stream.0)].log);
+        let session = playing.session;
+        let stream = &self.streams[usize::from(playing.stream.0)];
+        let link = &mut self.links[slot as usize];
+        if let Some(description) = &stream.description {
+            let mut farewell = Vec::new();
+            for (track, described) in (0u8..).map(TrackId).zip(&description.tracks) {
+                let Some((_, channel)) = playing.player.channels(track) else { continue };
+                let bye = rtcp::bye(described.ssrc, CNAME);
+                match &mut link.kind {
+                    Kind::Tcp { .. } => {
+                        farewell.extend_from_slice(&[b'$', channel]);
+                        farewell.extend_from_slice(&(bye.len() as u16).to_be_bytes());
+                        farewell.extend_from_slice(&bye);
+                    }
+                    Kind::Udp { targets, own, .. } => {
+                        if let Some((_, _, rtcp)) = targets.iter().find(|(of, ..)| *of == track) {
+                            own.push_back((*rtcp, Rc::new(single_datagram(bye))));
+                        }
+                    }
+                }
+            }
+            link.farewell = (!farewell.is_empty()).then(|| Bytes::from(farewell));
+        }
+        link.playing = Some(playing);
+        self.server.end_session(now, session, reason);
+        if let Kind::Udp { .. } = self.links[slot as usize].kind {
+            self.close(slot, Closing::Flush);
+        }
+    }
+
+    fn hand_over(&mut self, slot: u32, shard: u16, unread: Bytes) {
+        let Some(link) = self.links.get(slot as usize) else { return };
+        let idle = link.busy.is_none();
+        let Kind::Tcp { conn, peer, answers, .. } = &link.kind else { return };
+        // Its answers have been read before it asks on, unless it pipelines across shards, which no player does.
+        if !idle || !answers.is_empty() {
+            tracing::warn!(client = %peer, "asks for another shard's session before it has its answers: closed");
+            self.close(slot, Closing::Join);
+            return;
+        }
+        let token = Token { slot, generation: link.generation };
+        self.handovers.push(Handover { token, conn: conn.clone(), peer: *peer, shard, unread });
+        self.metrics.count(Counter::Moved, 1);
+        self.forget(slot);
+    }
+
+    /// Closes a link as soon as `closing` allows.
+    pub(super) fn close(&mut self, slot: u32, closing: Closing) {
+        let Some(link) = self.links.get_mut(slot as usize) else { return };
+        if link.closing != Closing::Join {
+            link.closing = closing;
+        }
+        match (link.closing, link.busy) {
+            (Closing::Join, Some(_)) => {
+                let generation = link.generation;
+                self.egress.cancel(Token { slot, generation });
+            }
+            (Closing::Join, None) => self.remove(slot),
+            _ => self.ready.push_back(slot),
+        }
+    }
+
+    /// The last step: nothing of the link is in flight.
+    pub(super) fn remove(&mut self, slot: u32) {
+        debug_assert!(self.links[slot as usize].busy.is_none(), "a link is removed only when its operation was joined");
+        self.remove_player(slot, EndReason::Disconnected);
+        if let Kind::Tcp { conn, .. } = &self.links[slot as usize].kind {
+            // Ends the read that is under way; the descriptor closes when its task has let go of it.
+            conn.shutdown();
+            self.gone += 1;
+        }
+        self.forget(slot);
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.links.remove(slot as usize);
+        self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
+    }
+
+    pub(super) fn client_snapshot(&self, _link: &Link, playing: &Playing, lag: std::time::Duration) -> ClientSnapshot {
+        ClientSnapshot {
+            peer: playing.peer,
+            stream: playing.stream,
+            transport: playing.transport,
+            bytes: playing.bytes,
+            lag,
+            skips: playing.skips,
+            p99: playing.latency.p99(),
+            rtt: None,
+            retransmits: None,
+        }
+    }
+}
+
+/// One packet that no chunk holds, as a UDP client is sent it.
+fn single_datagram(packet: Vec<u8>) -> Datagrams {
+    let len = packet.len() as u16;
+    Datagrams {
+        bytes: Bytes::from(packet),
+        packets: Box::new([Span { offset: 0, len }]),
+        runs: Box::new([Run { first: 0, count: 1, segment: len }]),
+    }
+}

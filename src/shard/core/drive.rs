@@ -1,0 +1,293 @@
+//! The hot path: from the log into operations, and from completions to the next ones.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::{Closing, Core, Kind};
+use crate::egress::{Completion, Egress, Piece, Token};
+use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX};
+use crate::metrics::DropReason;
+use crate::session::ConnId;
+use crate::stream::chunk::ChunkKind;
+
+/// Completions that one pass takes in at most.
+const REAP_MAX: usize = 4096;
+
+/// Links that one pass serves at most besides the members of streams with new chunks.
+const READY_MAX: usize = 1024;
+
+/// Answers that one operation carries at most.
+const ANSWERS_MAX: usize = OP_IOVECS_MAX / 2;
+
+/// Bytes that a UDP client is sent within [`BURST_EVERY`]: the default receive buffer takes about twice as much.
+const BURST_BYTES: usize = 64 * 1024;
+
+/// How often a UDP client is sent [`BURST_BYTES`] at most; together 131 Mbit/s.
+pub(super) const BURST_EVERY: Duration = Duration::from_millis(4);
+
+impl<E: Egress> Core<E> {
+    /// Acts on everything that was taken in: offers new chunks to their clients, serves links that became idle, hands all
+    /// operations over at once and takes in what completed. Returns whether more can be done at once.
+    pub fn drive(&mut self, now: Instant) -> bool {
+        for index in 0..self.streams.len() {
+            if std::mem::take(&mut self.streams[index].dirty) {
+                self.walk(now, index);
+                self.trim(now, index);
+            }
+        }
+        for _ in 0..self.ready.len().min(READY_MAX) {
+            let Some(slot) = self.ready.pop_front() else { break };
+            self.serve(now, slot);
+        }
+        self.egress.flush();
+        !self.ready.is_empty()
+    }
+
+    /// Takes in what completed; `now` is when that was learnt. Returns whether there was anything.
+    pub fn reap(&mut self, now: Instant) -> bool {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.egress.reap(REAP_MAX, &mut completions);
+        let any = !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.completed(now, completion);
+        }
+        self.completions = completions;
+        if any {
+            self.process_events(now);
+        }
+        any
+    }
+
+    /// Offers the head of the log to every client of the stream that is idle.
+    fn walk(&mut self, now: Instant, index: usize) {
+        let count = self.streams[index].members.len();
+        if count == 0 {
+            return;
+        }
+        let start = self.streams[index].rotate % count;
+        self.streams[index].rotate = start + 1;
+        for offset in 0..count {
+            let at = start + offset;
+            // Serving a client never changes the members: whoever goes does so when events are processed.
+            let Some(&slot) = self.streams[index].members.get(if at < count { at } else { at - count }) else { break };
+            if self.links[slot as usize].busy.is_none() {
+                self.serve(now, slot);
+            }
+        }
+    }
+
+    fn trim(&mut self, now: Instant, index: usize) {
+        let stream = &mut self.streams[index];
+        let links = &mut self.links;
+        let members = &stream.members;
+        stream.log.trim(now, |mut entry| {
+            // Only what continues a frame can be missed by someone who has begun it.
+            if entry.chunk().frame_start || entry.chunk().kind == ChunkKind::Report {
+                return;
+            }
+            let chunk = std::sync::Arc::clone(entry.chunk());
+            for slot in members {
+                if let Some(playing) = &mut links[*slot as usize].playing {
+                    playing.player.pin(chunk.number, &chunk, |channel| entry.piece(channel));
+                }
+            }
+        });
+        if !stream.log.cached_start() && !stream.told_no_cached_start {
+            stream.told_no_cached_start = true;
+            tracing::warn!(
+                stream = %stream.name,
+                "the last keyframe passed queue.log_bytes: new clients wait for the next one; raise queue.log_bytes or shorten the camera's keyframe interval"
+            );
+        }
+    }
+
+    /// Starts the next operation of an idle link, or closes it if that is what it waits for.
+    fn serve(&mut self, now: Instant, slot: u32) {
+        let Some(link) = self.links.get_mut(slot as usize) else { return };
+        if link.busy.is_some() {
+            return;
+        }
+        let token = Token { slot, generation: link.generation };
+        debug_assert!(link.arrivals.is_empty() && link.media_bytes == 0, "an idle client has no operation in flight");
+        match &mut link.kind {
+            Kind::Tcp { conn, answers, answer_bytes, .. } => {
+                let pieces = &mut self.pieces;
+                let mut bytes = 0;
+                while pieces.len() < ANSWERS_MAX && bytes < OP_BYTES_MAX {
+                    let Some(answer) = answers.pop_front() else { break };
+                    bytes += answer.len();
+                    pieces.push(Piece::Own(answer));
+                }
+                *answer_bytes -= bytes;
+                let answered = answers.is_empty();
+                if let Some(playing) = link.playing.as_mut().filter(|playing| answered && !playing.paused) {
+                    let log = &mut self.streams[usize::from(playing.stream.0)].log;
+                    link.media_bytes = playing.player.fill(log, self.age, now, bytes, pieces, &mut link.arrivals);
+                    bytes += link.media_bytes;
+                    let notes = playing.player.take_notes();
+                    if notes != Default::default() {
+                        playing.skips += u64::from(notes.skips);
+                        for _ in 0..notes.skips {
+                            self.metrics.skipped(playing.stream);
+                        }
+                        self.metrics.dropped(playing.stream, DropReason::Lagging, notes.lagging_frames);
+                        self.metrics.dropped(playing.stream, DropReason::LogBytes, notes.log_bytes_frames);
+                    }
+                    if !playing.player.is_rest_left()
+                        && let Some(farewell) = link.farewell.take()
+                    {
+                        bytes += farewell.len();
+                        pieces.push(Piece::Own(farewell));
+                    }
+                }
+                if !pieces.is_empty() {
+                    link.op_bytes = bytes;
+                    link.busy = Some(now);
+                    self.egress.send(token, conn, pieces);
+                } else if link.closing == Closing::Flush {
+                    self.remove(slot);
+                }
+            }
+            Kind::Udp { .. } => self.serve_udp(now, slot, token),
+        }
+    }
+
+    fn serve_udp(&mut self, now: Instant, slot: u32, token: Token) {
+        let Some(sockets) = &self.udp else { return };
+        let link = &mut self.links[slot as usize];
+        let Kind::Udp { targets, own, plain, burst_bytes, burst_from } = &mut link.kind else { return };
+        if let Some((to, datagrams)) = own.pop_front() {
+            link.op_bytes = datagrams.bytes.len();
+            link.op_track = None;
+            link.busy = Some(now);
+            self.egress.send_datagrams(token, &sockets.rtcp, to, &datagrams, false);
+            return;
+        }
+        if now.saturating_duration_since(*burst_from) >= BURST_EVERY {
+            *burst_from = now;
+            *burst_bytes = 0;
+        }
+        if let Some(playing) = link.playing.as_mut().filter(|playing| !playing.paused) {
+            let log = &mut self.streams[usize::from(playing.stream.0)].log;
+            if *burst_bytes >= BURST_BYTES && playing.player.is_behind(log) {
+                self.paced.push(slot);
+                return;
+            }
+            let next = playing.player.next_chunk(log, self.age, now);
+            let notes = playing.player.take_notes();
+            if notes != Default::default() {
+                playing.skips += u64::from(notes.skips);
+                self.metrics.skipped(playing.stream);
+                self.metrics.dropped(playing.stream, DropReason::Lagging, notes.lagging_frames);
+                self.metrics.dropped(playing.stream, DropReason::LogBytes, notes.log_bytes_frames);
+            }
+            if let Some((number, taken)) = next {
+                let entry = log.get_mut(number).expect("next_chunk names a chunk that the log holds");
+                let chunk = entry.chunk();
+                let target = targets.iter().find(|(track, ..)| *track == taken.track);
+                let (_, rtp, rtcp) = target.expect("a player is made of the tracks that have targets");
+                link.op_bytes = chunk.bytes.len();
+                link.op_track = Some(taken.track);
+                link.busy = Some(now);
+                let (socket, to) = match taken.kind {
+                    ChunkKind::Media => {
+                        link.arrivals.push(chunk.arrival);
+                        link.media_bytes = chunk.bytes.len();
+                        *burst_bytes += chunk.bytes.len();
+                        (&sockets.rtp, *rtp)
+                    }
+                    ChunkKind::Report => (&sockets.rtcp, *rtcp),
+                };
+                self.egress.send_datagrams(token, socket, to, &entry.datagrams(), *plain);
+                return;
+            }
+        }
+        if link.closing == Closing::Flush {
+            self.remove(slot);
+        }
+    }
+
+    /// An operation has ended: what it carried is counted, and the link goes on, or is closed if it failed.
+    fn completed(&mut self, now: Instant, completion: Completion) {
+        let slot = completion.token.slot;
+        let Some(link) =
+            self.links.get_mut(slot as usize).filter(|link| link.generation == completion.token.generation)
+        else {
+            debug_assert!(false, "a link is removed only when its operation was joined");
+            return;
+        };
+        link.busy = None;
+        let media_bytes = std::mem::take(&mut link.media_bytes);
+        let whole = completion.error.is_none();
+        if whole && let Some(playing) = &mut link.playing {
+            playing.bytes += media_bytes as u64;
+            let mut bytes = media_bytes as u64;
+            for arrival in &link.arrivals {
+                let latency = now.saturating_duration_since(*arrival);
+                playing.latency.record(latency);
+                self.metrics.sent(playing.stream, latency, std::mem::take(&mut bytes));
+            }
+        }
+        link.arrivals.clear();
+        if link.arrivals.capacity() > 16 {
+            link.arrivals.shrink_to_fit();
+        }
+        if link.closing == Closing::Join {
+            self.remove(slot);
+            return;
+        }
+        match (&mut link.kind, completion.error) {
+            (_, None) => {}
+            (Kind::Tcp { .. }, Some(error)) => {
+                self.send_failed(now, slot, &error);
+                return;
+            }
+            (Kind::Udp { plain, .. }, Some(error)) => {
+                let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
+                    *plain = true;
+                    DropReason::UdpMessageSize
+                } else {
+                    DropReason::UdpSend
+                };
+                if let (Some(playing), Some(track)) = (&mut link.playing, link.op_track) {
+                    playing.player.abandon_frame(track);
+                    self.metrics.dropped(playing.stream, reason, 1);
+                }
+            }
+        }
+        self.ready_again(slot);
+    }
+
+    /// Serves the link again in the next pass if it has something to send or to finish.
+    fn ready_again(&mut self, slot: u32) {
+        let link = &self.links[slot as usize];
+        let waiting = match &link.kind {
+            Kind::Tcp { answers, .. } => !answers.is_empty(),
+            Kind::Udp { own, .. } => !own.is_empty(),
+        };
+        let behind = link.playing.as_ref().is_some_and(|playing| {
+            !playing.paused && playing.player.is_behind(&self.streams[usize::from(playing.stream.0)].log)
+        });
+        if waiting || behind || link.farewell.is_some() || link.closing == Closing::Flush {
+            self.ready.push_back(slot);
+        }
+    }
+
+    fn send_failed(&mut self, now: Instant, slot: u32, error: &io::Error) {
+        let gone = matches!(
+            error.raw_os_error(),
+            Some(libc::EPIPE | libc::ECONNRESET | libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH)
+        );
+        if let (false, Some(playing)) = (gone, &self.links[slot as usize].playing) {
+            tracing::warn!(
+                stream = %self.streams[usize::from(playing.stream.0)].name,
+                client = %playing.peer,
+                session = %playing.session,
+                %error,
+                "sending failed: closed"
+            );
+        }
+        self.server.disconnected(now, ConnId(slot));
+        self.close(slot, Closing::Join);
+    }
+}

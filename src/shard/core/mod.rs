@@ -1,0 +1,498 @@
+//! A shard without its thread: the RTSP server, the streams' logs, the clients and the egress, put together.
+//!
+//! It is told of bytes, chunks, completions and the time, and never asks for any of them, so the tests run thousands of clients
+//! of it on a virtual clock. The rule is *absorb, then drive*: everything that has happened is taken in first, then
+//! [`Core::drive`] acts on it once.
+
+mod clients;
+mod drive;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::inbox::SourceState;
+use super::player::Player;
+use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token};
+use crate::metrics::{ClientLatency, Counter, DropReason, LeaveReason, ReportRequest, ShardMetrics, Transport};
+use crate::session::{ConnId, EndReason, Server, ServerConfig, SessionKey};
+use crate::stream::chunk::{Chunk, ChunkKind};
+use crate::stream::log::{Appended, Log};
+use crate::stream::{Description, StreamId, TrackId};
+
+/// Where a new client begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the last keyframe in the log: a picture at once.
+    Cached,
+    /// At the next keyframe: the least latency.
+    Live,
+}
+
+/// A stream as a shard needs to know it.
+#[derive(Clone, Debug)]
+pub struct StreamSetup {
+    /// Its number.
+    pub id: StreamId,
+    /// The name it is served under.
+    pub name: String,
+    /// Where new clients begin.
+    pub start: Start,
+}
+
+/// What a shard's core is started with.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// Lag at which a client skips to a keyframe.
+    pub age: Duration,
+    /// Bytes of each stream's log at most.
+    pub log_bytes: usize,
+    /// Time within which an operation must be complete.
+    pub stall_timeout: Duration,
+    /// The streams, in the order of their numbers.
+    pub streams: Vec<StreamSetup>,
+    /// The RTSP server's part.
+    pub server: ServerConfig,
+}
+
+/// The shard's UDP sockets.
+#[derive(Clone)]
+pub struct UdpSockets {
+    /// Sends RTP.
+    pub rtp: Datagram,
+    /// Sends and receives RTCP.
+    pub rtcp: Datagram,
+}
+
+/// A connection that belongs to another shard's session.
+pub struct Handover {
+    /// Its place here, which is free from now on.
+    pub token: Token,
+    /// The connection.
+    pub conn: Conn,
+    /// The client.
+    pub peer: SocketAddr,
+    /// The shard that owns the session.
+    pub shard: u16,
+    /// What was read of it and not yet answered.
+    pub unread: Bytes,
+}
+
+/// Where a link's bytes go.
+enum Kind {
+    /// An RTSP connection, and the interleaved client on it if one plays.
+    Tcp {
+        conn: Conn,
+        peer: SocketAddr,
+        /// Answers that have not been sent yet; they go first in the next operation.
+        answers: VecDeque<Bytes>,
+        answer_bytes: usize,
+    },
+    /// A client that is sent datagrams.
+    Udp {
+        /// Where each track's RTP and RTCP go.
+        targets: Vec<(TrackId, SocketAddr, SocketAddr)>,
+        /// Datagrams of this client alone (its first sender report, its BYE); they go before the next chunk.
+        own: VecDeque<(SocketAddr, std::rc::Rc<Datagrams>)>,
+        /// The path has refused a GSO run with `EMSGSIZE`.
+        plain: bool,
+        /// Bytes sent since `burst_from`, so that a catching-up client's receive buffer is not overrun.
+        burst_bytes: usize,
+        burst_from: Instant,
+    },
+}
+
+/// How far a link is on its way to being closed: cancel, join, close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// As soon as what is queued has been sent.
+    Flush,
+    /// As soon as its operation has been joined.
+    Join,
+}
+
+/// One target of operations: at most one is in flight.
+struct Link {
+    generation: u32,
+    kind: Kind,
+    playing: Option<Box<Playing>>,
+    closing: Closing,
+    /// The bytes that end the connection (RTCP BYE), sent after the last media.
+    farewell: Option<Bytes>,
+    /// When the operation under way began.
+    busy: Option<Instant>,
+    /// Arrivals of the media chunks in the operation under way.
+    arrivals: SmallVec<[Instant; 2]>,
+    /// Bytes of media in the operation under way, and of everything.
+    media_bytes: usize,
+    op_bytes: usize,
+    /// UDP: the track whose frame the operation under way carries.
+    op_track: Option<TrackId>,
+    /// A cancel has been asked for because the operation took too long.
+    stalled: bool,
+}
+
+/// A client that plays.
+struct Playing {
+    session: SessionKey,
+    stream: StreamId,
+    transport: Transport,
+    peer: SocketAddr,
+    player: Player,
+    paused: bool,
+    /// Its place in [`Stream::members`].
+    member: usize,
+    latency: ClientLatency,
+    bytes: u64,
+    skips: u64,
+}
+
+/// Where a track stands, for clients that have nothing to get of it yet.
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    next_seq: u16,
+    clock: (Instant, u32),
+}
+
+struct Stream {
+    start: Start,
+    name: String,
+    description: Option<Arc<Description>>,
+    state: SourceState,
+    log: Log,
+    members: Vec<u32>,
+    /// Where the next walk over the members starts, so that nobody is always last.
+    rotate: usize,
+    /// There are chunks that the members have not been offered yet.
+    dirty: bool,
+    tails: Vec<Option<Tail>>,
+    /// The last sender report of each track.
+    reports: Vec<Option<Arc<Chunk>>>,
+    told_no_cached_start: bool,
+}
+
+/// A shard without its thread.
+pub struct Core<E: Egress> {
+    age: Duration,
+    stall_timeout: Duration,
+    egress: E,
+    server: Server,
+    udp: Option<UdpSockets>,
+    links: Slab<Link>,
+    generations: Vec<u32>,
+    sessions: HashMap<SessionKey, u32>,
+    streams: Vec<Stream>,
+    /// Links that may have something to send, besides the members of dirty streams.
+    ready: VecDeque<u32>,
+    /// UDP links that wait for their next burst.
+    paced: Vec<u32>,
+    handovers: Vec<Handover>,
+    /// Connections removed since the thread last asked.
+    gone: usize,
+    metrics: ShardMetrics,
+    stopping: Option<Instant>,
+    next_check: Option<Instant>,
+    pieces: Vec<Piece>,
+    completions: Vec<Completion>,
+}
+
+/// How often operations are looked at for `stall_timeout`.
+const CHECK_EVERY: Duration = Duration::from_millis(250);
+
+/// Time that clients get at a stop to take what is in flight.
+const STOP_FLUSH: Duration = Duration::from_millis(500);
+
+impl<E: Egress> Core<E> {
+    /// A shard that serves the configured streams through `egress`, and UDP clients through `udp`.
+    pub fn new(config: CoreConfig, egress: E, udp: Option<UdpSockets>) -> Self {
+        let mut server = Server::new(config.server);
+        let mut streams = Vec::new();
+        for setup in &config.streams {
+            assert_eq!(usize::from(setup.id.0), streams.len(), "streams come in the order of their numbers");
+            server.set_stream(setup.id, &setup.name);
+            streams.push(Stream {
+                start: setup.start,
+                name: setup.name.clone(),
+                description: None,
+                state: SourceState::Connecting,
+                log: Log::new(config.age, config.log_bytes),
+                members: Vec::new(),
+                rotate: 0,
+                dirty: false,
+                tails: Vec::new(),
+                reports: Vec::new(),
+                told_no_cached_start: false,
+            });
+        }
+        Core {
+            age: config.age,
+            stall_timeout: config.stall_timeout,
+            egress,
+            server,
+            udp,
+            links: Slab::new(),
+            generations: Vec::new(),
+            sessions: HashMap::new(),
+            streams,
+            ready: VecDeque::new(),
+            paced: Vec::new(),
+            handovers: Vec::new(),
+            gone: 0,
+            metrics: ShardMetrics::new(),
+            stopping: None,
+            next_check: None,
+            pieces: Vec::new(),
+            completions: Vec::new(),
+        }
+    }
+
+    /// The egress, for the thread to wait on and for the tests to script.
+    pub fn egress_mut(&mut self) -> &mut E {
+        &mut self.egress
+    }
+
+    /// The counts.
+    pub fn metrics(&self) -> &ShardMetrics {
+        &self.metrics
+    }
+
+    /// Connections and UDP clients there are.
+    pub fn links(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Whether a stop was asked for and everything has been closed and joined.
+    pub fn is_stopped(&self) -> bool {
+        self.stopping.is_some() && self.links.is_empty() && self.egress.in_flight() == 0
+    }
+
+    /// Takes a connection in. `unread` is what another shard has read of it.
+    pub fn connected(
+        &mut self,
+        now: Instant,
+        conn: Conn,
+        peer: SocketAddr,
+        local: SocketAddr,
+        unread: &[u8],
+    ) -> Option<Token> {
+        if self.stopping.is_some() {
+            return None;
+        }
+        self.metrics.count(Counter::Connections, 1);
+        let kind = Kind::Tcp { conn, peer, answers: VecDeque::new(), answer_bytes: 0 };
+        let token = self.add_link(kind);
+        self.server.connected(now, ConnId(token.slot), peer, local);
+        if !unread.is_empty() {
+            self.server.input(now, ConnId(token.slot), unread);
+        }
+        self.process_events(now);
+        Some(token)
+    }
+
+    /// Bytes were read from a connection.
+    pub fn input(&mut self, now: Instant, token: Token, bytes: &[u8]) {
+        if self.is_open(token) {
+            self.server.input(now, ConnId(token.slot), bytes);
+            self.process_events(now);
+        }
+    }
+
+    /// A connection was closed by its client, or reading from it failed.
+    pub fn disconnected(&mut self, now: Instant, token: Token) {
+        if self.is_open(token) {
+            self.server.disconnected(now, ConnId(token.slot));
+            self.process_events(now);
+            self.close(token.slot, Closing::Join);
+        }
+    }
+
+    /// Whether the connection is one that requests are still read from.
+    pub fn is_open(&self, token: Token) -> bool {
+        self.link(token).is_some_and(|link| link.closing == Closing::No)
+    }
+
+    /// A datagram came to the RTCP socket.
+    pub fn rtcp(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        self.server.rtcp(now, from, bytes);
+        self.process_events(now);
+    }
+
+    /// Connections that other shards are to have.
+    pub fn take_handovers(&mut self) -> Vec<Handover> {
+        std::mem::take(&mut self.handovers)
+    }
+
+    /// Connections closed since the last call, the ones handed over not among them.
+    pub fn take_gone(&mut self) -> usize {
+        std::mem::take(&mut self.gone)
+    }
+
+    /// The next chunk of a stream.
+    pub fn chunk(&mut self, now: Instant, id: StreamId, chunk: Arc<Chunk>) {
+        let stream = &mut self.streams[usize::from(id.0)];
+        let track = usize::from(chunk.track.0);
+        if stream.tails.len() <= track {
+            stream.tails.resize(track + 1, None);
+            stream.reports.resize(track + 1, None);
+        }
+        match chunk.kind {
+            ChunkKind::Report => stream.reports[track] = Some(Arc::clone(&chunk)),
+            ChunkKind::Media => {
+                let next_seq = chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
+                stream.tails[track] = Some(Tail { next_seq, clock: (chunk.arrival, chunk.rtp_time) });
+            }
+        }
+        stream.dirty = true;
+        if stream.log.append(chunk) == Appended::AfterGap {
+            tracing::error!(stream = %stream.name, "the shard could not keep up: chunks were dropped before its log");
+            for member in &stream.members {
+                if let Some(playing) = &mut self.links[*member as usize].playing {
+                    playing.player.restart(&stream.log, now);
+                }
+            }
+        }
+    }
+
+    /// A chunk of the stream was refused by the shard's inbox.
+    pub fn chunk_refused(&mut self, id: StreamId, frames: u64) {
+        self.metrics.dropped(id, DropReason::InboxFull, frames);
+    }
+
+    /// The stream's description, for the first time or changed.
+    pub fn described(&mut self, now: Instant, id: StreamId, description: Arc<Description>) {
+        let stream = &mut self.streams[usize::from(id.0)];
+        let continues = stream.description.as_ref().is_none_or(|old| old.continues_as(&description));
+        if !continues {
+            stream.tails.clear();
+            stream.reports.clear();
+            let members = stream.members.clone();
+            tracing::warn!(stream = %stream.name, clients = members.len(), "the source's tracks or codecs changed: its clients are ended");
+            for slot in members {
+                self.end_client(now, slot, EndReason::SourceChanged);
+            }
+            let stream = &mut self.streams[usize::from(id.0)];
+            stream.log.clear();
+        }
+        self.streams[usize::from(id.0)].description = Some(Arc::clone(&description));
+        self.server.set_description(id, Some(description));
+        self.process_events(now);
+    }
+
+    /// The stream's source changed its state.
+    pub fn source(&mut self, id: StreamId, state: SourceState) {
+        self.streams[usize::from(id.0)].state = state;
+        if state != SourceState::Live {
+            // A report of the session that is gone says nothing about the next one.
+            self.streams[usize::from(id.0)].reports.fill(None);
+        }
+    }
+
+    /// Answers the reporter.
+    pub fn report(&mut self, now: Instant, request: ReportRequest) {
+        let mut snapshot = self.metrics.snapshot();
+        snapshot.egress = self.egress.stats();
+        for (_, link) in &self.links {
+            if let Kind::Tcp { .. } = link.kind {
+                snapshot.connections += 1;
+            }
+            if let Some(playing) = &link.playing {
+                let lag = playing.player.lag(&self.streams[usize::from(playing.stream.0)].log, now);
+                let stream = snapshot.stream_mut(playing.stream);
+                stream.worst_lag = stream.worst_lag.max(lag);
+                if request.clients {
+                    snapshot.clients.push(self.client_snapshot(link, playing, lag));
+                }
+            }
+        }
+        for (id, stream) in (0u16..).zip(&self.streams) {
+            snapshot.stream_mut(StreamId(id)).log_bytes = stream.log.bytes() as u64;
+        }
+        // A reporter that has gone meanwhile needs no answer.
+        let _ = request.reply.send(snapshot);
+    }
+
+    /// Finishes what is in flight and closes every client.
+    pub fn stop(&mut self, now: Instant) {
+        self.stopping = Some(now);
+        let slots: Vec<u32> = self.links.iter().map(|(slot, _)| slot as u32).collect();
+        for slot in slots {
+            if self.links.get(slot as usize).is_some_and(|link| link.playing.is_some()) {
+                self.end_client(now, slot, EndReason::Stopping);
+            }
+            self.close(slot, Closing::Flush);
+        }
+        self.process_events(now);
+    }
+
+    /// Does what is due by `now`.
+    pub fn timeout(&mut self, now: Instant) {
+        if self.server.next_timeout().is_some_and(|at| at <= now) {
+            self.server.timeout(now);
+            self.process_events(now);
+        }
+        for slot in std::mem::take(&mut self.paced) {
+            self.ready.push_back(slot);
+        }
+        if self.next_check.is_none_or(|at| at <= now) {
+            self.next_check = Some(now + CHECK_EVERY);
+            self.check_stalled(now);
+        }
+    }
+
+    /// When [`Core::timeout`] wants to be called; it may be called earlier.
+    pub fn next_timeout(&self, now: Instant) -> Instant {
+        let check = self.next_check.unwrap_or(now);
+        let server = self.server.next_timeout().unwrap_or(check);
+        let paced = if self.paced.is_empty() { check } else { now + drive::BURST_EVERY };
+        check.min(server).min(paced)
+    }
+
+    fn check_stalled(&mut self, now: Instant) {
+        let flush_over = self.stopping.is_some_and(|since| now >= since + STOP_FLUSH);
+        let mut late: SmallVec<[u32; 8]> = SmallVec::new();
+        for (slot, link) in &self.links {
+            let Some(since) = link.busy else { continue };
+            let stalled = now.saturating_duration_since(since) >= self.stall_timeout && !link.stalled;
+            if stalled || (flush_over && link.closing != Closing::Join) {
+                late.push(slot as u32);
+            }
+        }
+        for slot in late {
+            let link = &mut self.links[slot as usize];
+            link.stalled = true;
+            if self.stopping.is_none() {
+                if let Some(playing) = &link.playing {
+                    tracing::info!(
+                        stream = %self.streams[usize::from(playing.stream.0)].name,
+                        client = %playing.peer,
+                        session = %playing.session,
+                        bytes = link.op_bytes,
+                        "the client took nothing for queue.stall_timeout: closed"
+                    );
+                }
+                self.end_client(now, slot, EndReason::Stalled);
+            }
+            self.close(slot, Closing::Join);
+        }
+        self.process_events(now);
+    }
+}
+
+/// The reason that the counts know a session's end by.
+fn leave_reason(reason: EndReason) -> LeaveReason {
+    match reason {
+        EndReason::Teardown => LeaveReason::Teardown,
+        EndReason::Timeout => LeaveReason::SessionTimeout,
+        EndReason::Disconnected => LeaveReason::Disconnected,
+        EndReason::Closed => LeaveReason::Protocol,
+        EndReason::Stalled => LeaveReason::Stalled,
+        EndReason::SourceChanged => LeaveReason::SourceChanged,
+        EndReason::Stopping => LeaveReason::Stopping,
+    }
+}

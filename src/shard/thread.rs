@@ -1,0 +1,309 @@
+//! The shard's thread: waits for whatever comes first, takes it in, and drives the core.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use super::core::{Core, CoreConfig, UdpSockets};
+use super::inbox::{ShardReceiver, ShardSender, ToShard};
+use crate::egress::runtime::Runtime;
+use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress};
+use crate::limits::READ_BYTES_MAX;
+
+/// What a shard's thread is started with.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// The shard itself; its `server.udp_ports` are filled in here.
+    pub core: CoreConfig,
+    /// How it does its input and output.
+    pub io: IoKind,
+    /// Submission entries of its ring.
+    pub ring_entries: u32,
+    /// The address that its UDP sockets are bound to; `None` for a relay without UDP.
+    pub udp: Option<IpAddr>,
+    /// The processor that the thread is pinned to.
+    pub cpu: Option<usize>,
+}
+
+/// A running shard.
+#[derive(Debug)]
+pub struct ShardHandle {
+    /// Its inbox.
+    pub sender: ShardSender,
+    /// Its thread, which ends after [`ToShard::Stop`].
+    pub thread: JoinHandle<()>,
+}
+
+/// Messages that one pass takes in at most, of each kind.
+const ABSORB_MAX: usize = 256;
+
+/// Bytes of the largest RTCP datagram that is taken in.
+const RTCP_BYTES_MAX: usize = 2048;
+
+/// Something that was read.
+enum Read {
+    /// From a connection; nothing more is read from it until this has been taken in.
+    Conn { token: Token, conn: Conn, result: io::Result<usize>, buffer: Vec<u8> },
+    /// From the RTCP socket.
+    Rtcp { from: SocketAddr, bytes: Vec<u8> },
+}
+
+/// Starts a shard's thread and waits until it is ready to serve.
+///
+/// # Errors
+/// If the ring, the runtime, the sockets or the thread cannot be made.
+pub fn spawn(
+    config: ShardConfig,
+    sender: ShardSender,
+    inbox: ShardReceiver,
+    shards: Vec<ShardSender>,
+) -> io::Result<ShardHandle> {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let name = format!("shard-{}", config.core.server.shard);
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        if let Err(error) = serve(config, inbox, shards, &ready) {
+            // If nobody waits any more, the thread was ready once and the error is logged already.
+            let _ = ready.send(Err(error));
+        }
+    })?;
+    match is_ready.recv() {
+        Ok(Ok(())) => Ok(ShardHandle { sender, thread }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::other("the shard's thread ended before it was ready")),
+    }
+}
+
+fn serve(
+    mut config: ShardConfig,
+    inbox: ShardReceiver,
+    shards: Vec<ShardSender>,
+    ready: &std::sync::mpsc::Sender<io::Result<()>>,
+) -> io::Result<()> {
+    if let Some(cpu) = config.cpu {
+        let mut set = nix::sched::CpuSet::new();
+        set.set(cpu)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+    }
+    let runtime = Runtime::new(config.io)?;
+    runtime.block_on(async move {
+        let udp = match config.udp {
+            Some(address) => {
+                let (rtp, rtcp) = Datagram::bind_pair(address, None, config.io)?;
+                config.core.server.udp_ports = Some((rtp.local_addr()?.port(), rtcp.local_addr()?.port()));
+                Some(UdpSockets { rtp, rtcp })
+            }
+            None => None,
+        };
+        match config.io {
+            IoKind::Uring => {
+                let egress = UringEgress::new(config.ring_entries)?;
+                Thread::new(&config, egress, udp, inbox, shards).run(ready).await;
+            }
+            IoKind::Epoll => {
+                let egress = EpollEgress::new();
+                Thread::new(&config, egress, udp, inbox, shards).run(ready).await;
+            }
+        }
+        Ok(())
+    })
+}
+
+struct Thread<E: Egress> {
+    core: Core<E>,
+    io: IoKind,
+    inbox: ShardReceiver,
+    shards: Vec<ShardSender>,
+    reads: mpsc::UnboundedReceiver<Read>,
+    read: mpsc::UnboundedSender<Read>,
+    timer: Pin<Box<Sleep>>,
+    timer_at: Instant,
+}
+
+impl<E: Egress> Thread<E> {
+    fn new(
+        config: &ShardConfig,
+        egress: E,
+        udp: Option<UdpSockets>,
+        inbox: ShardReceiver,
+        shards: Vec<ShardSender>,
+    ) -> Self {
+        let (read, reads) = mpsc::unbounded_channel();
+        if let Some(udp) = &udp {
+            // Media never comes back, but players open their paths with datagrams to the RTP port as well.
+            for socket in [&udp.rtcp, &udp.rtp] {
+                tokio::task::spawn_local(read_datagrams(socket.clone(), read.clone()));
+            }
+        }
+        let now = Instant::now();
+        Thread {
+            core: Core::new(config.core.clone(), egress, udp),
+            io: config.io,
+            inbox,
+            shards,
+            reads,
+            read,
+            timer: Box::pin(tokio::time::sleep_until(now.into())),
+            timer_at: now,
+        }
+    }
+
+    async fn run(mut self, ready: &std::sync::mpsc::Sender<io::Result<()>>) {
+        // The spawner waits for this; if it has given up, the inbox closes and ends the loop.
+        let _ = ready.send(Ok(()));
+        let mut more = false;
+        while !self.core.is_stopped() {
+            if more {
+                // Lets the reads and the runtime itself have their turn between two passes.
+                tokio::task::yield_now().await;
+            }
+            poll_fn(|cx| self.absorb(cx, more)).await;
+            let now = Instant::now();
+            self.core.reap(now);
+            more = self.core.drive(now);
+            // Most sends complete while they are submitted.
+            more |= self.core.reap(Instant::now());
+            for _ in 0..self.core.take_gone() {
+                self.inbox.connection_gone();
+            }
+            self.hand_over();
+        }
+    }
+
+    /// Takes in what is there; pending if that is nothing.
+    fn absorb(&mut self, cx: &mut Context<'_>, more: bool) -> Poll<()> {
+        let mut any = more;
+        let now = Instant::now();
+        for _ in 0..ABSORB_MAX {
+            match self.inbox.poll_recv(cx) {
+                Poll::Ready(Some(message)) => self.message(now, message),
+                Poll::Ready(None) => self.core.stop(now),
+                Poll::Pending => break,
+            }
+            any = true;
+        }
+        for _ in 0..ABSORB_MAX {
+            let Poll::Ready(Some(read)) = self.reads.poll_recv(cx) else { break };
+            self.taken_in(now, read);
+            any = true;
+        }
+        any |= self.core.egress_mut().poll_ready(cx).is_ready();
+        let due = self.core.next_timeout(now);
+        if due <= now {
+            self.core.timeout(now);
+            any = true;
+        } else if due != self.timer_at {
+            self.timer_at = due;
+            self.timer.as_mut().reset(due.into());
+        }
+        if self.timer.as_mut().poll(cx).is_ready() {
+            self.core.timeout(now);
+            any = true;
+        }
+        if any { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn message(&mut self, now: Instant, message: ToShard) {
+        match message {
+            ToShard::Chunk(stream, chunk) => self.core.chunk(now, stream, chunk),
+            ToShard::Refused(stream, frames) => self.core.chunk_refused(stream, frames),
+            ToShard::Described(stream, description) => self.core.described(now, stream, description),
+            ToShard::Source(stream, state) => self.core.source(stream, state),
+            ToShard::Report(request) => self.core.report(now, request),
+            ToShard::Stop => self.core.stop(now),
+            ToShard::Connection { stream, peer, unread } => {
+                if let Err(error) = self.connection(now, stream, peer, &unread) {
+                    tracing::warn!(client = %peer, %error, "the connection could not be taken over: closed");
+                    self.inbox.connection_gone();
+                }
+            }
+        }
+    }
+
+    fn connection(
+        &mut self,
+        now: Instant,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        unread: &[u8],
+    ) -> io::Result<()> {
+        let local = stream.local_addr()?;
+        let conn = Conn::from_std(stream, self.io)?;
+        conn.set_options()?;
+        match self.core.connected(now, conn.clone(), peer, local, unread) {
+            Some(token) => self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX)),
+            None => self.inbox.connection_gone(),
+        }
+        Ok(())
+    }
+
+    fn taken_in(&mut self, now: Instant, read: Read) {
+        match read {
+            Read::Rtcp { from, bytes } => self.core.rtcp(now, from, &bytes),
+            Read::Conn { token, conn, result, mut buffer } => {
+                match result {
+                    Ok(0) => self.core.disconnected(now, token),
+                    Ok(count) => self.core.input(now, token, &buffer[..count]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => self.core.disconnected(now, token),
+                }
+                if self.core.is_open(token) {
+                    buffer.clear();
+                    self.read_on(token, conn, buffer);
+                }
+            }
+        }
+    }
+
+    /// Reads once more from a connection. There is never more than one read under way, and none while its bytes are being
+    /// looked at, so that the connection can be handed over whole.
+    fn read_on(&self, token: Token, conn: Conn, buffer: Vec<u8>) {
+        let read = self.read.clone();
+        tokio::task::spawn_local(async move {
+            let (result, buffer) = conn.read(buffer).await;
+            // The shard has ended: nobody is left to read for.
+            let _ = read.send(Read::Conn { token, conn, result, buffer });
+        });
+    }
+
+    fn hand_over(&mut self) {
+        for handover in self.core.take_handovers() {
+            self.inbox.connection_gone();
+            let Some(shard) = self.shards.get(usize::from(handover.shard)) else { continue };
+            match handover.conn.to_std() {
+                Ok(stream) => {
+                    shard.tell(ToShard::Connection { stream, peer: handover.peer, unread: handover.unread });
+                }
+                Err(error) => {
+                    tracing::warn!(client = %handover.peer, %error, "the connection could not be handed over: closed");
+                }
+            }
+        }
+    }
+}
+
+async fn read_datagrams(socket: Datagram, read: mpsc::UnboundedSender<Read>) {
+    let mut buffer = Vec::with_capacity(RTCP_BYTES_MAX);
+    loop {
+        let (result, returned) = socket.recv_from(buffer).await;
+        buffer = returned;
+        match result {
+            Ok((count, from)) => {
+                let bytes = buffer[..count].to_vec();
+                if read.send(Read::Rtcp { from, bytes }).is_err() {
+                    return;
+                }
+            }
+            // ICMP answers to our own datagrams arrive as errors of the next read; they concern no read.
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => return,
+            Err(_) => tokio::task::yield_now().await,
+        }
+        buffer.clear();
+    }
+}
