@@ -3,6 +3,10 @@
 //! Nothing is queued per client. What a client lacks is what lies between its cursor and the head of the log, so the depth of
 //! its queue is its lag, and skipping is moving the cursor.
 
+#[cfg(test)]
+#[path = "player_tests.rs"]
+mod tests;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
