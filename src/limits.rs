@@ -24,6 +24,12 @@ pub const PACKET_BYTES_MAX: usize = 65_535;
 /// Bytes of an RTP packet of H.264 or H.265 at most after the timeline, so that one packet sequence serves TCP and UDP.
 pub const RTP_PACKET_BYTES_MAX: usize = 1_452;
 
+/// Bytes of a parameter set at most that is kept to be put before keyframes; a longer one has to come with them.
+pub const PARAMETER_SET_BYTES_MAX: usize = 1_024;
+
+/// Parameter sets of one track that are kept at most.
+pub const PARAMETER_SETS_MAX: usize = 16;
+
 /// Bytes of the interleaved header: `$`, channel, length (RFC 2326 section 10.12).
 pub const INTERLEAVED_HEADER_BYTES: usize = 4;
 
@@ -94,6 +100,8 @@ const _: () = {
     assert!(CHUNK_BYTES_MAX + PACKET_BYTES_MAX + INTERLEAVED_HEADER_BYTES <= OP_BYTES_MAX + INTERLEAVED_HEADER_BYTES);
     assert!(OP_IOVECS_MAX <= 1024);
     assert!(RTP_PACKET_BYTES_MAX < GSO_BYTES_MAX);
+    // A parameter set is one packet.
+    assert!(PARAMETER_SET_BYTES_MAX + 12 <= RTP_PACKET_BYTES_MAX);
     assert!(GSO_BYTES_MAX < 65_536);
     // Channel numbers are one byte, two a track.
     assert!(TRACKS_MAX * 2 <= 256);

@@ -3,13 +3,19 @@
 //! The pipeline has no sockets and no clock: the source hands it packets with the moment they were read, and it hands chunks to
 //! a [`Publish`]. It lives on the control thread.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::input::{Input, Tally, chunks};
+use super::timeline::{Place, Timeline};
+use crate::limits::{PACKET_BYTES_MAX, TRACKS_MAX};
 use crate::shard::inbox::SourceState;
 use crate::stream::chunk::Chunk;
-use crate::stream::{Description, TrackId};
+use crate::stream::chunker::Chunker;
+use crate::stream::{Description, Track, TrackId};
+use crate::wire::rtp::Header;
 
 /// Takes what a pipeline makes, in order.
 pub trait Publish {
@@ -162,29 +168,153 @@ impl fmt::Display for Notice {
 
 /// One stream's way from packets to shards.
 pub struct Pipeline {
-    stats: SourceStats,
+    random: fastrand::Rng,
+    cname: String,
+    description: Option<Arc<Description>>,
+    inputs: Vec<Input>,
+    timeline: Option<Timeline>,
+    chunker: Chunker,
+    connected: bool,
+    /// Whether nothing was there to read when last asked, and nothing has come since.
+    drained: bool,
+    tally: Tally,
+    told_clock: bool,
 }
 
 impl Pipeline {
     /// A pipeline that has seen nothing. SSRCs, first sequence numbers and first timestamps derive from `seed`.
     pub fn new(seed: u64) -> Self {
-        let _ = seed;
-        Pipeline { stats: SourceStats::default() }
+        let mut random = fastrand::Rng::with_seed(seed);
+        Pipeline {
+            cname: format!("{:016x}", random.u64(..)),
+            random,
+            description: None,
+            inputs: Vec::new(),
+            timeline: None,
+            chunker: Chunker::default(),
+            connected: false,
+            drained: false,
+            tally: Tally { stats: SourceStats::default(), notices: VecDeque::new() },
+            told_clock: false,
+        }
+    }
+
+    /// The canonical name (RFC 3550 section 6.5.1) in the stream's sender reports.
+    pub fn cname(&self) -> &str {
+        &self.cname
     }
 
     /// The source plays, for the first time or again; these are its tracks. Publishes the description if it is new or changed.
     ///
     /// `tracks` beyond [`TRACKS_MAX`](crate::limits::TRACKS_MAX) are left out.
-    pub fn connected(&mut self, now: Instant, wall: SystemTime, tracks: Vec<SourceTrack>, out: &mut impl Publish) {
-        let _ = (now, wall, tracks, out);
+    pub fn connected(&mut self, now: Instant, wall: SystemTime, mut tracks: Vec<SourceTrack>, out: &mut impl Publish) {
+        // Reports take the wall clock as they are made.
+        let _ = wall;
+        self.disconnected(now, out);
+        self.connected = true;
+        self.told_clock = false;
+        tracks.truncate(TRACKS_MAX);
+        let timeline = self.timeline.get_or_insert_with(|| Timeline::new(now));
+        let old = self.description.take();
+        let continued = old.as_deref().filter(|old| {
+            let new = tracks.iter().map(|track| describe(track, 0, 0, (now, 0))).collect();
+            old.continues_as(&Description { tracks: new })
+        });
+        if continued.is_none() {
+            let before = std::mem::take(&mut self.inputs);
+            for (index, track) in tracks.iter().enumerate() {
+                let mut input = Input::new(TrackId(index as u8), track, &mut self.random);
+                if let Some(before) = before.get(index) {
+                    (input.frames, input.lost) = (before.frames, before.lost);
+                }
+                self.inputs.push(input);
+            }
+            timeline.set_tracks(tracks.iter().map(|track| (clock_rate(track), self.random.u32(..))));
+            self.chunker.set_tracks(tracks.len());
+        }
+        let mut described = Vec::with_capacity(tracks.len());
+        for (index, (input, track)) in self.inputs.iter_mut().zip(&tracks).enumerate() {
+            input.new_session(track);
+            let first_seq = continued.map_or(input.next_seq, |old| old.tracks[index].first_seq);
+            let mut track = describe(track, input.ssrc, first_seq, timeline.estimate(index));
+            track.fmtp = input.fmtp();
+            described.push(track);
+        }
+        let new = Description { tracks: described };
+        match old {
+            Some(old) if says_the_same(&old, &new) => self.description = Some(old),
+            _ => {
+                let new = Arc::new(new);
+                self.description = Some(new.clone());
+                out.publish(Published::Described(new));
+            }
+        }
     }
 
     /// One RTP packet as read from the source at `received`.
     pub fn packet(&mut self, track: TrackId, received: Instant, rtp: &[u8], out: &mut impl Publish) {
-        let _ = (track, received, rtp, out);
+        let Pipeline { inputs, timeline, chunker, tally, .. } = self;
+        self.drained = false;
+        tally.stats.packets += 1;
+        tally.stats.bytes += rtp.len() as u64;
+        let index = usize::from(track.0);
+        let (Some(input), Some(timeline), true) = (inputs.get_mut(index), timeline.as_mut(), self.connected) else {
+            tally.stats.malformed += 1;
+            return;
+        };
+        let (Ok(header), true) = (Header::parse(rtp), rtp.len() <= PACKET_BYTES_MAX) else {
+            tally.stats.malformed += 1;
+            return;
+        };
+        // A camera whose first packet is not of the announced type announces the wrong one.
+        let source_type = *input.source_type.get_or_insert(header.payload_type);
+        if header.payload_type != source_type && header.payload_type != input.payload_type {
+            tally.stats.foreign += 1;
+            if !std::mem::replace(&mut input.told.foreign, true) {
+                tally.notices.push_back(Notice::ForeignPayload { track, payload_type: header.payload_type });
+            }
+            return;
+        }
+        let place = input.order.place(header.sequence, header.ssrc);
+        if place == Place::Late {
+            tally.stats.late += 1;
+            return;
+        }
+        if place == Place::Restart {
+            tally.stats.restarts += 1;
+        }
+        if place == Place::Restart || !input.goes_on(header.timestamp) {
+            input.end_frame(tally, chunker, out);
+        }
+        if let Place::After(lost @ 1..) = place {
+            tally.stats.lost += u64::from(lost);
+            input.lose(lost, chunker, out);
+        }
+        if header.payload.is_empty() {
+            tally.stats.empty += 1;
+            if input.goes_on(header.timestamp) {
+                input.end_at_marker(header.marker, tally, chunker, out);
+            }
+            return;
+        }
+        let mapped = timeline.map(index, header.timestamp, received, place == Place::Restart);
+        tally.stats.jumps += u64::from(mapped.jumped);
+        if let Some(report) = timeline.saved_report(index, received) {
+            input.report(report, received, &self.cname, chunker, out);
+        }
+        let description = &mut self.description;
+        input.packet(rtp, &header, mapped.rtp_time, received, tally, chunker, out, |fmtp, out| {
+            let mut new = Description::clone(description.as_ref().expect("a connected stream is described"));
+            new.tracks[index].fmtp = fmtp;
+            let new = Arc::new(new);
+            *description = Some(new.clone());
+            out.publish(Published::Described(new));
+        });
     }
 
     /// A sender report of the source (RFC 3550 section 6.4.1), read at `received`, when our clock said `wall`.
+    ///
+    /// `packets` and `octets` are the source's counts; what is passed on are the relay's own.
     #[allow(clippy::too_many_arguments)]
     pub fn sender_report(
         &mut self,
@@ -197,36 +327,117 @@ impl Pipeline {
         octets: u32,
         out: &mut impl Publish,
     ) {
-        let _ = (track, received, wall, ntp, rtp_time, packets, octets, out);
+        let _ = (packets, octets);
+        let index = usize::from(track.0);
+        let (Some(input), Some(timeline), true) = (self.inputs.get(index), self.timeline.as_mut(), self.connected)
+        else {
+            return;
+        };
+        let Ok((report, wrong)) = timeline.map_report(index, received, wall, ntp, rtp_time) else {
+            self.tally.stats.bad_reports += 1;
+            return;
+        };
+        if let Some(off) = wrong
+            && !std::mem::replace(&mut self.told_clock, true)
+        {
+            let by = Duration::from_secs(off.unsigned_abs() >> 32);
+            self.tally.notices.push_back(Notice::ClockWrong { by, ahead: off > 0 });
+        }
+        if let Some(report) = report {
+            input.report(report, received, &self.cname, &mut self.chunker, out);
+        }
     }
 
     /// There is nothing more to read from the source now.
     pub fn drained(&mut self, now: Instant, out: &mut impl Publish) {
-        let _ = (now, out);
+        self.drained = true;
+        self.chunker.close_parts(now, &mut chunks(out));
     }
 
     /// When [`Self::tick`] wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        if !self.connected {
+            return None;
+        }
+        let part = self.chunker.parts_due().filter(|_| self.drained);
+        let report = self.timeline.as_ref().and_then(Timeline::own_report_due);
+        part.into_iter().chain(report).min()
     }
 
     /// Does what is due at `now`, when our clock says `wall`.
     pub fn tick(&mut self, now: Instant, wall: SystemTime, out: &mut impl Publish) {
-        let _ = (now, wall, out);
+        if !self.connected {
+            return;
+        }
+        if self.drained {
+            self.chunker.close_parts(now, &mut chunks(out));
+        }
+        let Some(timeline) = &mut self.timeline else { return };
+        for (index, input) in self.inputs.iter().enumerate() {
+            if let Some(report) = timeline.own_report(index, now, wall) {
+                input.report(report, now, &self.cname, &mut self.chunker, out);
+            }
+        }
     }
 
     /// The source is gone: the frame it was in the middle of is ended, or discarded if none of it has been published.
     pub fn disconnected(&mut self, now: Instant, out: &mut impl Publish) {
-        let _ = (now, out);
+        // The gap is measured from packet to packet.
+        let _ = now;
+        if !std::mem::replace(&mut self.connected, false) {
+            return;
+        }
+        self.drained = false;
+        for input in &mut self.inputs {
+            input.abandon_frame(&mut self.tally, &mut self.chunker, out);
+        }
+        if let Some(timeline) = &mut self.timeline {
+            timeline.new_session();
+        }
     }
 
     /// The next thing that the operator should know.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        None
+        self.tally.notices.pop_front()
     }
 
     /// Counts since the start.
     pub fn stats(&self) -> SourceStats {
-        self.stats.clone()
+        let track = |(index, input): (usize, &Input)| {
+            let sent = self.chunker.sent(TrackId(index as u8));
+            TrackStats {
+                frames: input.frames,
+                keyframes: sent.keyframes,
+                packets: sent.packets,
+                bytes: sent.bytes,
+                lost: input.lost,
+            }
+        };
+        SourceStats { tracks: self.inputs.iter().enumerate().map(track).collect(), ..self.tally.stats.clone() }
     }
+}
+
+fn clock_rate(track: &SourceTrack) -> u32 {
+    if track.clock_rate == 0 { 90_000 } else { track.clock_rate }
+}
+
+fn describe(track: &SourceTrack, ssrc: u32, first_seq: u16, clock: (Instant, u32)) -> Track {
+    Track {
+        media: track.media.clone(),
+        encoding: track.encoding.clone(),
+        payload_type: track.payload_type,
+        clock_rate: clock_rate(track),
+        channels: track.channels,
+        fmtp: track.fmtp.clone(),
+        attributes: track.attributes.clone(),
+        ssrc,
+        first_seq,
+        clock,
+    }
+}
+
+/// Whether two descriptions differ in nothing but the clocks' estimates.
+fn says_the_same(old: &Description, new: &Description) -> bool {
+    old.tracks.len() == new.tracks.len()
+        && old.tracks.iter().zip(&new.tracks).all(|(old, new)| *old == Track { clock: old.clock, ..new.clone() })
 }

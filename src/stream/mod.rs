@@ -1,6 +1,8 @@
 //! A stream: its description, its chunks and the log that keeps them.
 
 pub mod chunk;
+pub mod chunker;
+pub mod keyframe;
 pub mod log;
 
 use std::time::Instant;

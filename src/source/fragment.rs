@@ -1,0 +1,226 @@
+//! Cuts H.264 and H.265 payloads into smaller ones (RFC 6184 section 5.8, RFC 7798 section 4.4.3).
+//!
+//! Cameras send whole NAL units as one packet over TCP; over UDP such a packet would not arrive. Every payload is handed on as a
+//! prefix and a body, so that the media itself is copied only into its chunk.
+
+use crate::stream::keyframe::{Codec, annex_b};
+
+/// Takes a payload: its prefix and its body.
+type Emit<'a> = &'a mut dyn FnMut(&[u8], &[u8]);
+
+/// Hands `payload` on as payloads of at most `max` bytes: as it is if it fits and is no byte stream.
+///
+/// Returns whether it could; if not, nothing has been handed on. A malformed aggregate ends at its fault. `max` is at least 64.
+pub fn fragment(codec: Codec, payload: &[u8], max: usize, emit: Emit<'_>) -> bool {
+    debug_assert!(max >= 64);
+    if payload.is_empty() {
+        return false;
+    }
+    match codec {
+        Codec::H264 => h264(payload, max, emit),
+        Codec::H265 { donl } => h265(payload, donl, max, emit),
+        _ => false,
+    }
+}
+
+/// The start flag of a fragment's header.
+pub const START: u8 = 0x80;
+
+/// The end flag.
+pub const END: u8 = 0x40;
+
+/// A fragment of a NAL unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Where in the payload the fragment's header is.
+    pub header: usize,
+    /// Whether it is a unit's first fragment.
+    pub start: bool,
+    /// Whether it is a unit's last fragment.
+    pub end: bool,
+    /// Whether there is nothing in it.
+    pub empty: bool,
+}
+
+/// The payload as a fragment, if it is one.
+pub fn unit(codec: Codec, payload: &[u8]) -> Option<Unit> {
+    let first = *payload.first()?;
+    let (header, number) = match codec {
+        Codec::H264 if first & 0x1f == 28 => (1, 0),
+        Codec::H264 if first & 0x1f == 29 => (1, 2),
+        Codec::H265 { donl } if first >> 1 & 0x3f == 49 => (2, if donl { 2 } else { 0 }),
+        _ => return None,
+    };
+    let flags = *payload.get(header)?;
+    // Of H.265's fragments only the first has a decoding order number.
+    let number = if header == 2 && flags & START == 0 { 0 } else { number };
+    let empty = payload.len() <= header + 1 + number;
+    Some(Unit { header, start: flags & START != 0, end: flags & END != 0, empty })
+}
+
+/// A NAL unit's fragments: each a prefix, in which the fragment header is the byte at `header`, and a body.
+struct Fragments<'a> {
+    /// The prefix of a first fragment, and of the others, which may be shorter.
+    first: &'a [u8],
+    later: usize,
+    header: usize,
+    start: bool,
+    end: bool,
+}
+
+impl Fragments<'_> {
+    fn emit(&self, mut data: &[u8], max: usize, emit: Emit<'_>) {
+        let mut prefix = [0u8; 5];
+        let mut len = self.first.len();
+        prefix[..len].copy_from_slice(self.first);
+        let mut flags = if self.start { START } else { 0 };
+        loop {
+            let (body, rest) = data.split_at(data.len().min(max - len));
+            if rest.is_empty() && self.end {
+                flags |= END;
+            }
+            prefix[self.header] = self.first[self.header] & !(START | END) | flags;
+            emit(&prefix[..len], body);
+            if rest.is_empty() {
+                return;
+            }
+            data = rest;
+            len = self.later;
+            flags = 0;
+        }
+    }
+}
+
+fn h264(payload: &[u8], max: usize, emit: Emit<'_>) -> bool {
+    let first = payload[0];
+    match first & 0x1f {
+        _ if annex_b::begins(payload) || hides_others(payload) => {
+            annex_b::nal_units(payload).for_each(|nal| h264_unit(nal, max, emit));
+        }
+        kind @ 24..=31 if payload.len() > max => match kind {
+            24 => aggregated(&payload[1..], 0, |nal| h264_unit(nal, max, emit)),
+            // Decoding order numbers and timestamp offsets of interleaved aggregates are lost. Nothing is known to send any.
+            25 => aggregated(&payload[3..], 0, |nal| h264_unit(nal, max, emit)),
+            26 => aggregated(&payload[3..], 3, |nal| h264_unit(nal, max, emit)),
+            27 => aggregated(&payload[3..], 4, |nal| h264_unit(nal, max, emit)),
+            28 | 29 => {
+                let header = payload[1];
+                if kind == 29 {
+                    // Only a first fragment has a decoding order number; the others of it are FU-A.
+                    let (body, rest) = payload[4..].split_at(max - 4);
+                    emit(&[first, header & !0x40, payload[2], payload[3]], body);
+                    let first = [first & 0xe0 | 28, header];
+                    Fragments { first: &first, later: 2, header: 1, start: false, end: header & 0x40 != 0 }
+                        .emit(rest, max, emit);
+                } else {
+                    Fragments {
+                        first: &payload[..2],
+                        later: 2,
+                        header: 1,
+                        start: header & 0x80 != 0,
+                        end: header & 0x40 != 0,
+                    }
+                    .emit(&payload[2..], max, emit);
+                }
+            }
+            _ => return false,
+        },
+        24..=31 => emit(&[], payload),
+        _ => h264_unit(payload, max, emit),
+    }
+    true
+}
+
+/// Whether a payload is a short NAL unit with others behind it.
+fn hides_others(payload: &[u8]) -> bool {
+    matches!(payload[0] & 0x1f, 6..=9) && annex_b::within(payload)
+}
+
+fn h264_unit(nal: &[u8], max: usize, emit: Emit<'_>) {
+    if nal.len() <= max {
+        emit(&[], nal);
+    } else {
+        let first = [nal[0] & 0xe0 | 28, nal[0] & 0x1f];
+        Fragments { first: &first, later: 2, header: 1, start: true, end: true }.emit(&nal[1..], max, emit);
+    }
+}
+
+/// The NAL units of an aggregate: a 16-bit size, `extra` bytes, the unit, again and again.
+fn aggregated(mut rest: &[u8], extra: usize, mut each: impl FnMut(&[u8])) {
+    while let Some(size) = rest.first_chunk::<2>() {
+        let end = 2 + extra + usize::from(u16::from_be_bytes(*size));
+        let Some(nal) = rest.get(2 + extra..end) else { return };
+        if !nal.is_empty() {
+            each(nal);
+        }
+        rest = &rest[end..];
+    }
+}
+
+fn h265(payload: &[u8], donl: bool, max: usize, emit: Emit<'_>) -> bool {
+    let kind = payload[0] >> 1 & 0x3f;
+    if !donl && (annex_b::begins(payload) || (matches!(kind, 32..=35 | 39) && annex_b::within(payload))) {
+        annex_b::nal_units(payload).for_each(|nal| h265_unit(nal, None, max, emit));
+        return true;
+    }
+    if payload.len() <= max {
+        emit(&[], payload);
+        return true;
+    }
+    match kind {
+        48 if donl => {
+            let mut number = u16::from_be_bytes([payload[2], payload[3]]);
+            let mut rest = &payload[4..];
+            while let Some(size) = rest.first_chunk::<2>() {
+                let end = 2 + usize::from(u16::from_be_bytes(*size));
+                let Some(nal) = rest.get(2..end) else { break };
+                h265_unit(nal, Some(number), max, emit);
+                let Some(&difference) = rest.get(end) else { break };
+                number = number.wrapping_add(u16::from(difference)).wrapping_add(1);
+                rest = &rest[end + 1..];
+            }
+        }
+        48 => aggregated(&payload[2..], 0, |nal| h265_unit(nal, None, max, emit)),
+        49 => {
+            let header = payload[2];
+            // Only a first fragment has a decoding order number.
+            let len = if donl && header & 0x80 != 0 { 5 } else { 3 };
+            Fragments {
+                first: &payload[..len],
+                later: 3,
+                header: 2,
+                start: header & 0x80 != 0,
+                end: header & 0x40 != 0,
+            }
+            .emit(&payload[len..], max, emit);
+        }
+        // A PACI's content cannot be cut without its header's meaning.
+        50 => return false,
+        _ if donl => {
+            let number = u16::from_be_bytes([payload[2], payload[3]]);
+            h265_fragments([payload[0], payload[1]], Some(number), &payload[4..], max, emit);
+        }
+        _ => h265_unit(payload, None, max, emit),
+    }
+    true
+}
+
+/// A NAL unit on its own, with its decoding order number where there is one.
+fn h265_unit(nal: &[u8], number: Option<u16>, max: usize, emit: Emit<'_>) {
+    let Some((&[a, b], body)) = nal.split_first_chunk::<2>() else { return };
+    match number {
+        None if nal.len() <= max => emit(&[], nal),
+        Some(number) if nal.len() + 2 <= max => {
+            let [high, low] = number.to_be_bytes();
+            emit(&[a, b, high, low], body);
+        }
+        _ => h265_fragments([a, b], number, body, max, emit),
+    }
+}
+
+fn h265_fragments([a, b]: [u8; 2], number: Option<u16>, body: &[u8], max: usize, emit: Emit<'_>) {
+    let [high, low] = number.unwrap_or_default().to_be_bytes();
+    let first = [a & 0x81 | 49 << 1, b, a >> 1 & 0x3f, high, low];
+    let len = if number.is_some() { 5 } else { 3 };
+    Fragments { first: &first[..len], later: 3, header: 2, start: true, end: true }.emit(body, max, emit);
+}
