@@ -1,7 +1,16 @@
 //! Where streams come from.
+//!
+//! A supervisor keeps one source going, a camera or the built-in test [`pattern`], and hands its packets to the
+//! stream's [`pipeline`]. The test source is made of parts that the bench and the viewer share: [`clip`], [`packetizer`],
+//! [`stamp`] and [`tone`].
 
+pub mod clip;
 mod fragment;
 mod input;
+pub mod packetizer;
 mod parameter_sets;
+pub mod pattern;
 pub mod pipeline;
+pub mod stamp;
 pub mod timeline;
+pub mod tone;
