@@ -1,10 +1,14 @@
 //! Where streams come from.
 //!
-//! A supervisor keeps one source going, a camera or the built-in test [`pattern`], and hands its packets to the
+//! A [`supervisor`] keeps one source going, a [`camera`] or the built-in test [`pattern`], and hands its packets to the
 //! stream's [`pipeline`]. The test source is made of parts that the bench and the viewer share: [`clip`], [`packetizer`],
 //! [`stamp`] and [`tone`].
 
+pub mod address;
+pub mod backoff;
+pub mod camera;
 pub mod clip;
+pub mod fault;
 mod fragment;
 mod input;
 pub mod packetizer;
@@ -12,5 +16,6 @@ mod parameter_sets;
 pub mod pattern;
 pub mod pipeline;
 pub mod stamp;
+pub mod supervisor;
 pub mod timeline;
 pub mod tone;

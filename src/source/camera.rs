@@ -1,0 +1,284 @@
+//! One session with a camera: retina at packet level over TCP, so that any codec passes.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::Stream as _;
+use retina::client::{
+    Described, InitialSequenceNumberPolicy, InitialTimestampPolicy, PacketItem, PlayOptions, Playing, Session,
+    SessionGroup, SessionIdPolicy, SessionOptions, SetupOptions, TcpTransportOptions, TeardownPolicy, Transport,
+    UnassignedChannelDataPolicy, UnknownRtcpSsrcPolicy,
+};
+use retina::rtcp::ReceivedCompoundPacket;
+use tokio::time::{sleep_until, timeout};
+
+use super::address::CameraAddress;
+use super::fault::{Fault, Step};
+use super::pipeline::{Publish, SourceTrack};
+use super::supervisor::Feed;
+use crate::limits::TRACKS_MAX;
+use crate::stream::TrackId;
+use crate::wire::sdp::{self, Direction, MediaAttrs};
+
+/// How long each step of a session may take; retina has no limits of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Connecting and DESCRIBE together.
+    pub describe: Duration,
+    /// Each SETUP.
+    pub setup: Duration,
+    /// PLAY.
+    pub play: Duration,
+    /// The longest time between two packets.
+    pub silence: Duration,
+    /// TEARDOWN when the relay stops; it must fit into [`STOP_MAX_MS`](crate::limits::STOP_MAX_MS).
+    pub teardown: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let step = Duration::from_secs(10);
+        Timeouts { describe: step, setup: step, play: step, silence: step, teardown: Duration::from_secs(1) }
+    }
+}
+
+/// What a session is held with, in one place for all of its steps.
+pub(super) struct Camera<'a> {
+    pub(super) address: &'a CameraAddress,
+    pub(super) timeouts: Timeouts,
+    /// Tracks the session after it has been dropped, until its TEARDOWN is done.
+    pub(super) group: Arc<SessionGroup>,
+}
+
+/// Tracks of the session: which of the pipeline's tracks each of retina's streams is.
+type TrackMap = Vec<Option<TrackId>>;
+
+impl Camera<'_> {
+    /// Goes through one session from connecting to its end. Dropping the future (or its end) drops the session, on which retina
+    /// says TEARDOWN in the background; `group` tells when it has.
+    pub(super) async fn session<P: Publish>(&self, feed: &mut Feed<'_, P>) -> Fault {
+        match self.begin(feed).await {
+            Ok((session, map, tracks)) => {
+                let sounds = tracks.iter().any(|track| track.media == "video" || track.media == "audio");
+                feed.connected(tracks);
+                self.receive(session, &map, sounds, feed).await
+            }
+            Err(fault) => fault,
+        }
+    }
+
+    /// Everything up to the answer to PLAY.
+    async fn begin<P: Publish>(
+        &self,
+        feed: &mut Feed<'_, P>,
+    ) -> Result<(Session<Playing>, TrackMap, Vec<SourceTrack>), Fault> {
+        let options = SessionOptions::default()
+            .creds(self.address.credentials().cloned())
+            .user_agent(concat!("rtsprelay/", env!("CARGO_PKG_VERSION")).to_owned())
+            .session_group(self.group.clone())
+            .session_id(SessionIdPolicy::UseFirst)
+            .unassigned_channel_data(UnassignedChannelDataPolicy::Ignore)
+            .teardown(TeardownPolicy::Always);
+        let describe = Session::describe(self.address.url().clone(), options);
+        let mut session = self.step(Step::Describe, self.timeouts.describe, describe).await?;
+        let (map, tracks) = self.set_up(&mut session, feed).await?;
+        let options = PlayOptions::default()
+            .initial_timestamp(InitialTimestampPolicy::Permissive)
+            .initial_seq(InitialSequenceNumberPolicy::Ignore)
+            // The pipeline judges sender reports by itself. Any other policy takes the SSRC of a report that comes first for
+            // the track's, and ends the session if the packets then have another.
+            .unknown_rtcp_ssrc(UnknownRtcpSsrcPolicy::ProcessPackets);
+        let session = self.step(Step::Play, self.timeouts.play, session.play(options)).await?;
+        Ok((session, map, tracks))
+    }
+
+    /// Sets up every track that can be; one that the camera refuses is left out if another is not.
+    async fn set_up<P: Publish>(
+        &self,
+        session: &mut Session<Described>,
+        feed: &mut Feed<'_, P>,
+    ) -> Result<(TrackMap, Vec<SourceTrack>), Fault> {
+        let offers = offers(session);
+        let (mut map, mut tracks) = (vec![None; offers.len()], Vec::new());
+        let mut refused = None;
+        for (index, offer) in offers.into_iter().enumerate() {
+            let name = format!("{} ({} {})", index, offer.track.media, offer.track.encoding);
+            if let Some(reason) = offer.left_out {
+                feed.track_left_out(&name, reason);
+                continue;
+            }
+            if tracks.len() == TRACKS_MAX {
+                feed.track_left_out(&name, "a stream has 16 tracks at most");
+                continue;
+            }
+            let options = SetupOptions::default().transport(Transport::Tcp(TcpTransportOptions::default()));
+            let limit = self.timeouts.setup;
+            match timeout(limit, session.setup(index, options)).await {
+                Ok(Ok(())) => {
+                    map[index] = Some(TrackId(tracks.len() as u8));
+                    tracks.push(offer.track);
+                }
+                Ok(Err(error)) => {
+                    let fault = Fault::from_retina(&error, Step::Setup, self.address);
+                    // With no answer, or one that does not parse, the connection is of no use for the other tracks either.
+                    if error.status_code().is_none() {
+                        return Err(fault);
+                    }
+                    feed.track_left_out(&name, &fault.to_string());
+                    refused = Some(fault);
+                }
+                Err(_) => return Err(Fault::TimedOut(Step::Setup, limit)),
+            }
+        }
+        if tracks.is_empty() { Err(refused.unwrap_or(Fault::NoTracks)) } else { Ok((map, tracks)) }
+    }
+
+    /// Hands packets on until the session fails.
+    async fn receive<P: Publish>(
+        &self,
+        mut session: Session<Playing>,
+        map: &TrackMap,
+        sounds: bool,
+        feed: &mut Feed<'_, P>,
+    ) -> Fault {
+        let silence = self.timeouts.silence;
+        let mut heard = Instant::now();
+        let mut timer = pin!(sleep_until((heard + silence).into()));
+        let mut fresh = false;
+        loop {
+            let item = poll_fn(|cx| {
+                if let Poll::Ready(item) = Pin::new(&mut session).poll_next(cx) {
+                    return Poll::Ready(Some(item));
+                }
+                // Pending without budget says that it is another task's turn, not that there is nothing more to read.
+                if fresh && tokio::task::coop::has_budget_remaining() {
+                    fresh = false;
+                    feed.drained(Instant::now());
+                }
+                let silent = heard + silence;
+                let deadline = feed.deadline().map_or(silent, |deadline| deadline.min(silent)).into();
+                if timer.deadline() != deadline {
+                    timer.as_mut().reset(deadline);
+                }
+                timer.as_mut().poll(cx).map(|()| None)
+            })
+            .await;
+            match item {
+                Some(Some(Ok(PacketItem::Rtp(packet)))) => {
+                    if let Some(track) = map[packet.stream_id()] {
+                        let received = packet.ctx().received();
+                        feed.packet(track, received, packet.raw());
+                        (heard, fresh) = (received, true);
+                    }
+                }
+                Some(Some(Ok(PacketItem::Rtcp(compound)))) => {
+                    if let (Some(track), Some(report)) = (map[compound.stream_id()], sender_report(&compound)) {
+                        feed.sender_report(track, compound.ctx().received(), report);
+                        // An encoder can hang while its RTCP goes on. ONVIF metadata may be still for long.
+                        if !sounds {
+                            heard = compound.ctx().received();
+                        }
+                    }
+                }
+                Some(Some(Ok(_))) => {}
+                Some(Some(Err(error))) => return Fault::from_retina(&error, Step::Playing, self.address),
+                Some(None) => return Fault::Closed(Step::Playing),
+                None => {
+                    let now = Instant::now();
+                    if now >= heard + silence {
+                        return Fault::Silent(silence);
+                    }
+                    feed.tick(now, SystemTime::now());
+                }
+            }
+        }
+    }
+
+    /// `future` within `limit`.
+    async fn step<T>(
+        &self,
+        step: Step,
+        limit: Duration,
+        future: impl Future<Output = Result<T, retina::Error>>,
+    ) -> Result<T, Fault> {
+        match timeout(limit, future).await {
+            Ok(result) => result.map_err(|error| Fault::from_retina(&error, step, self.address)),
+            Err(_) => Err(Fault::TimedOut(step, limit)),
+        }
+    }
+}
+
+/// The fields of a sender report that are passed on (RFC 3550 section 6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) ntp: u64,
+    pub(super) rtp_time: u32,
+    pub(super) packets: u32,
+    pub(super) octets: u32,
+}
+
+/// The sender report that a compound packet begins with, if it does.
+fn sender_report(compound: &ReceivedCompoundPacket) -> Option<Report> {
+    let report = compound.pkts().next()?.as_sender_report().ok()??;
+    let word =
+        |at: usize| compound.raw().get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    Some(Report {
+        ntp: report.ntp_timestamp().0,
+        rtp_time: report.rtp_timestamp(),
+        packets: word(20)?,
+        octets: word(24)?,
+    })
+}
+
+/// A track of the camera's description.
+struct Offer {
+    track: SourceTrack,
+    /// Why it is not to be set up.
+    left_out: Option<&'static str>,
+}
+
+/// What the camera's description offers, for each of retina's streams: what retina has parsed, with the attributes that it does
+/// not keep from the SDP itself.
+fn offers(session: &Session<Described>) -> Vec<Offer> {
+    let medias = sdp::media_attributes(session.sdp());
+    // `sendonly` marks a back channel (ONVIF streaming specification 5.3). Where everything is marked so, it is a mistake.
+    let back_channels = medias.iter().any(|media| media.direction != Some(Direction::SendOnly));
+    let mut medias = medias.iter();
+    session
+        .streams()
+        .iter()
+        .map(|stream| {
+            // Retina leaves out sections that it cannot parse, but keeps the order.
+            let media = medias.find(|media| {
+                media.media.eq_ignore_ascii_case(stream.media())
+                    && media.payload_type == Some(stream.rtp_payload_type())
+            });
+            let left_out = if stream.clock_rate_hz() == 0 {
+                Some("its clock rate is 0")
+            } else if back_channels && media.is_some_and(|media| media.direction == Some(Direction::SendOnly)) {
+                Some("it is a back channel, for sound to the camera")
+            } else {
+                None
+            };
+            Offer { track: source_track(stream, media), left_out }
+        })
+        .collect()
+}
+
+/// One of retina's streams as the pipeline wants it.
+fn source_track(stream: &retina::client::Stream, media: Option<&MediaAttrs>) -> SourceTrack {
+    let spelled = media.and_then(|media| media.rtpmap.as_ref()).map(|rtpmap| rtpmap.encoding.clone());
+    let assigned = sdp::static_payload(stream.rtp_payload_type()).map(|(encoding, ..)| encoding.to_owned());
+    SourceTrack {
+        media: stream.media().to_owned(),
+        encoding: spelled.or(assigned).unwrap_or_else(|| stream.encoding_name().to_ascii_uppercase()),
+        payload_type: stream.rtp_payload_type(),
+        clock_rate: stream.clock_rate_hz(),
+        channels: stream.channels().map(Into::into),
+        fmtp: media.and_then(|media| media.fmtp.clone()),
+        attributes: media.map(|media| media.attributes.clone()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,154 @@
+//! What can be wrong with a camera, in words that name the fault and its cure.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::address::CameraAddress;
+
+/// What a session with a camera was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Connecting, and asking for the description (the RTSP library does both in one).
+    Describe,
+    /// Setting up a track.
+    Setup,
+    /// Asking for the media to begin.
+    Play,
+    /// Receiving media.
+    Playing,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::Describe => "connect and DESCRIBE",
+            Step::Setup => "SETUP",
+            Step::Play => "PLAY",
+            Step::Playing => "playing",
+        })
+    }
+}
+
+/// Why a session with a camera ended, or never began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The TCP connection was refused.
+    Refused,
+    /// The TCP connection failed in another way; the system's words.
+    Unreachable(String),
+    /// The camera did not answer.
+    TimedOut(Step, Duration),
+    /// The session played, but no packet came.
+    Silent(Duration),
+    /// 401. Whether the URL has credentials.
+    Unauthorized(bool),
+    /// Another status than 200.
+    Status(u16, Step),
+    /// What came is not RTSP.
+    NotRtsp(String),
+    /// Packets carry another SSRC than before, or than SETUP announced.
+    WrongSsrc,
+    /// Packets came in another order than their sequence numbers, over TCP.
+    Disordered,
+    /// The camera closed the connection.
+    Closed(Step),
+    /// The description has no track that could be set up.
+    NoTracks,
+    /// Anything else; the RTSP library's words.
+    Other(Step, String),
+}
+
+impl Fault {
+    /// The fault behind an error of the RTSP library, which tells its errors apart only by status and text.
+    pub(super) fn from_retina(error: &retina::Error, step: Step, address: &CameraAddress) -> Fault {
+        let text = error.to_string();
+        // The first line has the reason, the others name the connection.
+        let line: String = text.lines().next().unwrap_or_default().chars().take(300).collect();
+        let line = address.redact(&line);
+        match error.status_code() {
+            Some(401) => return Fault::Unauthorized(address.has_credentials()),
+            // A good status with an answer that the library can't use; its words say what is wrong with it.
+            Some(200..300) | None => {}
+            Some(status) => return Fault::Status(status, step),
+        }
+        if let Some(reason) = line.strip_prefix("Unable to connect to RTSP server: ") {
+            return if reason.starts_with("Connection refused") {
+                Fault::Refused
+            } else {
+                Fault::Unreachable(reason.to_owned())
+            };
+        }
+        if line.starts_with("wrong ssrc") {
+            return Fault::WrongSsrc;
+        }
+        if line.starts_with("Out-of-order packet or large loss") {
+            return Fault::Disordered;
+        }
+        let reading = line.strip_prefix("Error reading from RTSP peer: ");
+        let writing = line.strip_prefix("Error writing to RTSP peer: ");
+        if let Some(reason) = reading.or(writing)
+            && ["EOF", "Connection reset", "Broken pipe"].iter().any(|start| reason.starts_with(start))
+        {
+            return Fault::Closed(step);
+        }
+        if let Some(reason) = line.strip_prefix("RTSP framing error: ")
+            && reason.starts_with("Invalid RTSP message")
+        {
+            return Fault::NotRtsp(reason.trim_end_matches("; buffered:").to_owned());
+        }
+        Fault::Other(step, line)
+    }
+
+    /// Whether a new session is likely to cure it at once: the library ends the session over something that the camera does
+    /// once, as when it restarts its encoder.
+    pub fn cured_by_reconnect(&self) -> bool {
+        matches!(self, Fault::WrongSsrc | Fault::Disordered)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Refused => write!(
+                f,
+                "connection refused: nothing listens there; check host and port, and that RTSP is switched on in the camera"
+            ),
+            Fault::Unreachable(reason) => write!(f, "cannot connect: {reason}; check host, network and firewall"),
+            Fault::TimedOut(step, limit) => {
+                write!(f, "no answer to {step} within {} s; check that the camera is up", limit.as_secs_f32())
+            }
+            Fault::Silent(limit) => {
+                write!(f, "the camera sent no media for {} s, though the connection stands", limit.as_secs_f32())
+            }
+            Fault::Unauthorized(true) => {
+                write!(f, "401: the camera refuses the user name and password in the URL")
+            }
+            Fault::Unauthorized(false) => {
+                write!(f, "401: the camera wants a user name and a password; write rtsp://USER:PASSWORD@HOST/…")
+            }
+            Fault::Status(403, step) => {
+                write!(f, "403 to {step}: the camera does not let this user see the stream")
+            }
+            Fault::Status(404, step) => {
+                write!(f, "404 to {step}: the camera has no stream under this path; check the URL's path")
+            }
+            Fault::Status(status @ (453 | 503), step) => {
+                write!(f, "{status} to {step}: the camera is busy; it may serve no further client, or not be ready yet")
+            }
+            Fault::Status(461, step) => write!(f, "461 to {step}: the camera does not offer RTP over TCP"),
+            Fault::Status(status, step) => write!(f, "the camera answers {status} to {step}"),
+            Fault::NotRtsp(reason) => write!(f, "what the camera sends is not RTSP ({reason}); check the port"),
+            Fault::WrongSsrc => write!(
+                f,
+                "the camera changed its SSRC in mid-session, or sends another than its SETUP answer announced"
+            ),
+            Fault::Disordered => {
+                write!(f, "the camera's packets came out of order over TCP, or their numbers began again")
+            }
+            Fault::Closed(Step::Playing) => write!(f, "the camera closed the connection"),
+            Fault::Closed(step) => write!(f, "the camera closed the connection instead of answering {step}"),
+            Fault::NoTracks => write!(f, "the camera's description has no track that can be played"),
+            Fault::Other(step, reason) => write!(f, "{step} failed: {reason}"),
+        }
+    }
+}
