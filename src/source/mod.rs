@@ -19,3 +19,8 @@ pub mod stamp;
 pub mod supervisor;
 pub mod timeline;
 pub mod tone;
+
+#[cfg(test)]
+mod fake_camera;
+#[cfg(test)]
+mod tests;

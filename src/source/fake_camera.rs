@@ -1,0 +1,294 @@
+//! A camera for tests: a few lines of RTSP on a thread, with the faults that a test asks for.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use md5::{Digest as _, Md5};
+
+use super::packetizer::Packetizer;
+
+/// What the camera does after its answer to PLAY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Play {
+    /// Sends a packet on every track each few milliseconds until the client leaves.
+    Stream,
+    /// Sends nothing at all.
+    Stall,
+    /// Closes the connection after so many packets a track.
+    CloseAfter(u32),
+    /// Changes its SSRC after so many packets a track.
+    ChangeSsrcAfter(u32),
+}
+
+/// What the camera is like.
+#[derive(Clone, Debug)]
+pub(super) struct Script {
+    pub(super) credentials: Option<(&'static str, &'static str)>,
+    /// What each session does; the last is repeated.
+    pub(super) plays: Vec<Play>,
+    /// The sections of the description; `trackID=N` is their control.
+    pub(super) medias: Vec<&'static str>,
+    /// The status of the answer to each SETUP, by track; 200 beyond its end.
+    pub(super) setups: Vec<u16>,
+    /// A method that is never answered.
+    pub(super) mute: Option<&'static str>,
+    /// Bytes that a connection is greeted with instead of RTSP.
+    pub(super) greeting: Option<&'static [u8]>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Script {
+            credentials: None,
+            plays: vec![Play::Stream],
+            medias: vec![VIDEO],
+            setups: Vec::new(),
+            mute: None,
+            greeting: None,
+        }
+    }
+}
+
+pub(super) const VIDEO: &str = "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1\r\n";
+pub(super) const AUDIO: &str = "m=audio 0 RTP/AVP 0\r\n";
+pub(super) const BACK_CHANNEL: &str = "m=audio 0 RTP/AVP 8\r\na=sendonly\r\n";
+
+const REALM: &str = "cam";
+const NONCE: &str = "4c0ffee";
+
+/// A running camera; stops with its last clone's drop at the latest when the test process ends.
+pub(super) struct FakeCamera {
+    pub(super) address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FakeCamera {
+    pub(super) fn start(script: Script) -> FakeCamera {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (log, stopping) = (requests.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let mut sessions = 0;
+            for stream in listener.incoming() {
+                if stopping.load(Ordering::Relaxed) {
+                    break;
+                }
+                let Ok(stream) = stream else { break };
+                // An error is the client's leaving.
+                let _ = serve(&script, stream, &log, &mut sessions, &stopping);
+            }
+        });
+        FakeCamera { address, requests, stop, thread: Some(thread) }
+    }
+
+    /// The requests so far: method and path.
+    pub(super) fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("not poisoned").clone()
+    }
+
+    /// How many requests had this method.
+    pub(super) fn count(&self, method: &str) -> usize {
+        self.requests().iter().filter(|request| request.starts_with(method)).count()
+    }
+}
+
+impl Drop for FakeCamera {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the accept; refused means that the thread is gone already.
+        let _ = TcpStream::connect(self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Request {
+    method: String,
+    url: String,
+    cseq: String,
+    authorization: Option<String>,
+}
+
+fn read_request(reader: &mut impl BufRead) -> std::io::Result<Request> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        match line.trim_end() {
+            "" if lines.is_empty() => {}
+            "" => break,
+            line => lines.push(line.to_owned()),
+        }
+    }
+    let header = |name: &str| {
+        lines.iter().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+        })
+    };
+    let mut words = lines[0].split(' ');
+    let mut word = || words.next().unwrap_or_default().to_owned();
+    Ok(Request {
+        method: word(),
+        url: word(),
+        cseq: header("CSeq").unwrap_or_default(),
+        authorization: header("Authorization"),
+    })
+}
+
+fn serve(
+    script: &Script,
+    stream: TcpStream,
+    log: &Mutex<Vec<String>>,
+    sessions: &mut usize,
+    stop: &AtomicBool,
+) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_millis(2)))?;
+    let mut writer = stream.try_clone()?;
+    let mut reader = BufReader::new(Patient { stream, stop });
+    if let Some(greeting) = script.greeting {
+        return writer.write_all(greeting);
+    }
+    loop {
+        let request = read_request(&mut reader)?;
+        log.lock().expect("not poisoned").push(format!("{} {}", request.method, path(&request.url)));
+        if script.mute == Some(request.method.as_str()) {
+            continue;
+        }
+        let reply = |status: &str, headers: &str, body: &str| {
+            let cseq = &request.cseq;
+            let length = body.len();
+            format!("RTSP/1.0 {status}\r\nCSeq: {cseq}\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
+        };
+        if !authorized(script, &request) {
+            let challenge = format!("WWW-Authenticate: Digest realm=\"{REALM}\", nonce=\"{NONCE}\"\r\n");
+            writer.write_all(reply("401 Unauthorized", &challenge, "").as_bytes())?;
+            continue;
+        }
+        let session = "Session: 1234;timeout=60\r\n";
+        match request.method.as_str() {
+            "DESCRIBE" => {
+                let mut sdp = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=cam\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n".to_owned();
+                for (index, media) in script.medias.iter().enumerate() {
+                    sdp += &format!("{media}a=control:trackID={index}\r\n");
+                }
+                let headers = format!("Content-Type: application/sdp\r\nContent-Base: {}/\r\n", request.url);
+                writer.write_all(reply("200 OK", &headers, &sdp).as_bytes())?;
+            }
+            "SETUP" => {
+                let track: usize = request.url.rsplit('=').next().and_then(|it| it.parse().ok()).unwrap_or(0);
+                let status = script.setups.get(track).copied().unwrap_or(200);
+                let (channel, next) = (track * 2, track * 2 + 1);
+                let transport = format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n");
+                let headers = if status == 200 { format!("{session}{transport}") } else { String::new() };
+                writer.write_all(reply(&format!("{status} Whatever"), &headers, "").as_bytes())?;
+            }
+            "PLAY" => {
+                let infos: Vec<_> =
+                    (0..script.medias.len()).map(|track| format!("url={}trackID={track}", request.url)).collect();
+                let headers = format!("{session}RTP-Info: {}\r\n", infos.join(","));
+                writer.write_all(reply("200 OK", &headers, "").as_bytes())?;
+                let play = script.plays[(*sessions).min(script.plays.len() - 1)];
+                *sessions += 1;
+                if !play_tracks(play, script.medias.len(), &mut writer, &mut reader, log, stop)? {
+                    return Ok(());
+                }
+            }
+            _ => writer.write_all(reply("200 OK", session, "").as_bytes())?,
+        }
+    }
+}
+
+/// Sends media until the client says something, which is then answered (true), or until the script says close (false).
+fn play_tracks(
+    play: Play,
+    tracks: usize,
+    writer: &mut TcpStream,
+    reader: &mut BufReader<Patient<'_>>,
+    log: &Mutex<Vec<String>>,
+    stop: &AtomicBool,
+) -> std::io::Result<bool> {
+    let ssrc = |salt: u32| (0..tracks).map(move |track| 0x1000_0000 + salt + track as u32);
+    let mut packetizers: Vec<_> = ssrc(0).map(|ssrc| Packetizer::new(96, ssrc, 7)).collect();
+    for count in 0u32.. {
+        match play {
+            Play::CloseAfter(packets) if count == packets => return Ok(false),
+            Play::ChangeSsrcAfter(packets) if count == packets => {
+                packetizers = ssrc(0x100).map(|ssrc| Packetizer::new(96, ssrc, 700)).collect();
+            }
+            _ => {}
+        }
+        for (track, packetizer) in packetizers.iter_mut().enumerate().filter(|_| play != Play::Stall) {
+            let audio = track > 0;
+            let mut packet = packetizer.packet(&[0x65, 0x88, 1, 2, 3], count * 3000, true).to_vec();
+            packet[1] = if audio { 0 } else { packet[1] };
+            writer.write_all(&[b'$', track as u8 * 2, 0, packet.len() as u8])?;
+            writer.write_all(&packet)?;
+        }
+        // The read's timeout is the pace.
+        let mut byte = [0];
+        match reader.get_ref().stream.peek(&mut byte) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {
+                let request = read_request(reader)?;
+                log.lock().expect("not poisoned").push(format!("{} {}", request.method, path(&request.url)));
+                let answer = format!("RTSP/1.0 200 OK\r\nCSeq: {}\r\nSession: 1234\r\n\r\n", request.cseq);
+                writer.write_all(answer.as_bytes())?;
+                if request.method == "TEARDOWN" {
+                    return Ok(true);
+                }
+            }
+            Err(error) if is_timeout(&error) && !stop.load(Ordering::Relaxed) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+fn path(url: &str) -> &str {
+    url.splitn(4, '/').nth(3).unwrap_or_default()
+}
+
+/// RFC 2617 section 3.2.2, without qop.
+fn authorized(script: &Script, request: &Request) -> bool {
+    let Some((user, password)) = script.credentials else { return true };
+    let hash = |text: String| Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let secret = hash(format!("{user}:{REALM}:{password}"));
+    let what = hash(format!("{}:{}", request.method, request.url));
+    let response = hash(format!("{secret}:{NONCE}:{what}"));
+    request.authorization.as_ref().is_some_and(|header| {
+        header.contains(&format!("response=\"{response}\"")) && header.contains(&format!("username=\"{user}\""))
+    })
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}
+
+/// Reads on after a timeout, until the camera is stopped.
+struct Patient<'a> {
+    stream: TcpStream,
+    stop: &'a AtomicBool,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match self.stream.read(buf) {
+                Err(error) if is_timeout(&error) && !self.stop.load(Ordering::Relaxed) => {}
+                result => return result,
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The supervisor against cameras that misbehave.
+
+use std::cell::RefCell;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::fake_camera::{AUDIO, BACK_CHANNEL, FakeCamera, Play, Script, VIDEO};
+use super::pipeline::{Pipeline, Publish, Published};
+use super::supervisor::{Source, SourceKind, SourceSpec, run_with};
+use crate::shard::inbox::SourceState;
+
+/// How long a test may wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Default)]
+struct Collector(Rc<RefCell<Vec<Published>>>);
+
+impl Publish for Collector {
+    fn publish(&mut self, msg: Published) {
+        self.0.borrow_mut().push(msg);
+    }
+}
+
+impl Collector {
+    fn states(&self) -> Vec<SourceState> {
+        let state = |msg: &Published| if let Published::State(state) = msg { Some(*state) } else { None };
+        self.0.borrow().iter().filter_map(state).collect()
+    }
+}
+
+fn spec(url: &str) -> SourceSpec {
+    SourceSpec::new("front", SourceKind::parse(url).expect("a sound URL"))
+}
+
+/// Runs a supervisor until `done`, then stops it and waits for its end.
+fn supervise(spec: SourceSpec, done: impl Fn(&Source, &Collector) -> bool) -> (Rc<Source>, Collector) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(supervise_here(spec, done))
+}
+
+async fn supervise_here(spec: SourceSpec, done: impl Fn(&Source, &Collector) -> bool) -> (Rc<Source>, Collector) {
+    let source = Source::new(Pipeline::new(7));
+    let collector = Collector::default();
+    let (stop, stopped) = watch::channel(false);
+    let wait = async {
+        while !done(&source, &collector) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        stop.send(true).expect("the supervisor listens");
+    };
+    let run = run_with(spec, source.clone(), collector.clone(), stopped, || 0.0);
+    let both = async { tokio::join!(run, wait) };
+    let ended = tokio::time::timeout(PATIENCE, both).await;
+    assert!(ended.is_ok(), "not done: {:?}, states {:?}", source.status.borrow(), collector.states());
+    (source, collector)
+}
+
+fn fault_is(part: &'static str) -> impl Fn(&Source, &Collector) -> bool {
+    move |source, _| source.status.borrow().fault.as_ref().is_some_and(|fault| fault.contains(part))
+}
+
+fn live_times(times: usize) -> impl Fn(&Source, &Collector) -> bool {
+    move |_, collector| collector.states().iter().filter(|state| **state == SourceState::Live).count() >= times
+}
+
+#[test]
+fn the_right_password_opens_the_camera() {
+    let script = Script { credentials: Some(("admin", "p@ss w%rd")), ..Script::default() };
+    let camera = FakeCamera::start(script);
+    let url = format!("rtsp://admin:p%40ss%20w%25rd@{}/cam", camera.address);
+    let (source, collector) = supervise(spec(&url), live_times(1));
+    assert_eq!(collector.states(), [SourceState::Connecting, SourceState::Live, SourceState::Down]);
+    assert_eq!(source.status.borrow().failures, 0);
+    assert_eq!(camera.count("TEARDOWN"), 1, "{:?}", camera.requests());
+}
+
+#[test]
+fn a_wrong_password_is_named_and_not_shown() {
+    let camera = FakeCamera::start(Script { credentials: Some(("admin", "right")), ..Script::default() });
+    let url = format!("rtsp://admin:wrong-secret@{}/cam", camera.address);
+    let (source, _) = supervise(spec(&url), fault_is("401"));
+    let fault = source.status.borrow().fault.clone().expect("a fault");
+    assert!(fault.contains("refuses the user name and password"), "{fault}");
+    assert!(!fault.contains("wrong-secret"), "{fault}");
+
+    let (source, _) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), fault_is("401"));
+    let fault = source.status.borrow().fault.clone().expect("a fault");
+    assert!(fault.contains("rtsp://USER:PASSWORD@"), "{fault}");
+}
+
+#[test]
+fn a_refused_connection_is_named_and_tried_again() {
+    // Bound and dropped: a port that nobody listens on.
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+    let (source, collector) =
+        supervise(spec(&format!("rtsp://{address}/cam")), |source, _| source.status.borrow().failures >= 2);
+    let fault = source.status.borrow().fault.clone().expect("a fault");
+    assert!(fault.contains("connection refused"), "{fault}");
+    assert!(!collector.states().contains(&SourceState::Live));
+}
+
+#[test]
+fn a_camera_that_stalls_after_play_is_left_and_tried_again() {
+    let camera = FakeCamera::start(Script { plays: vec![Play::Stall, Play::Stream], ..Script::default() });
+    let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+    spec.timeouts.silence = Duration::from_millis(300);
+    let (source, _) = supervise(spec, live_times(1));
+    assert!(source.status.borrow().failures >= 1);
+    assert!(camera.count("PLAY") >= 2);
+    assert_eq!(camera.count("TEARDOWN"), camera.count("PLAY"), "each session is torn down: {:?}", camera.requests());
+}
+
+#[test]
+fn a_camera_that_closes_in_mid_stream_is_pulled_again() {
+    let camera = FakeCamera::start(Script { plays: vec![Play::CloseAfter(5)], ..Script::default() });
+    let (source, collector) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(3));
+    assert!(source.status.borrow().reconnects >= 2);
+    use SourceState::{Connecting, Down, Live};
+    assert_eq!(collector.states()[..6], [Connecting, Live, Down, Connecting, Live, Down]);
+}
+
+#[test]
+fn a_changed_ssrc_costs_one_reconnect_without_a_wait() {
+    let plays = vec![Play::ChangeSsrcAfter(3), Play::Stream];
+    let camera = FakeCamera::start(Script { plays, ..Script::default() });
+    let (source, _) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(2));
+    assert_eq!(source.status.borrow().failures, 1);
+    assert_eq!(camera.count("PLAY"), 2);
+}
+
+#[test]
+fn all_tracks_but_the_back_channel_are_set_up() {
+    let medias = vec![VIDEO, BACK_CHANNEL, AUDIO];
+    let camera = FakeCamera::start(Script { medias, ..Script::default() });
+    supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(1));
+    let setups: Vec<_> = camera.requests().into_iter().filter(|request| request.starts_with("SETUP")).collect();
+    assert_eq!(setups, ["SETUP cam/trackID=0", "SETUP cam/trackID=2"]);
+}
+
+#[test]
+fn a_refused_track_is_left_out_and_the_other_played() {
+    let script = Script { medias: vec![VIDEO, AUDIO], setups: vec![200, 500], ..Script::default() };
+    let camera = FakeCamera::start(script);
+    let (source, _) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(1));
+    assert_eq!(source.status.borrow().failures, 0);
+}
+
+#[test]
+fn a_camera_without_tcp_is_named() {
+    let camera = FakeCamera::start(Script { setups: vec![461], ..Script::default() });
+    let (source, _) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), fault_is("461"));
+    let fault = source.status.borrow().fault.clone().expect("a fault");
+    assert!(fault.contains("does not offer RTP over TCP"), "{fault}");
+}
+
+#[test]
+fn each_step_that_is_not_answered_is_given_up_and_named() {
+    for (mute, named) in [("DESCRIBE", "DESCRIBE within"), ("SETUP", "SETUP within"), ("PLAY", "PLAY within")] {
+        let camera = FakeCamera::start(Script { mute: Some(mute), ..Script::default() });
+        let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+        let short = Duration::from_millis(100);
+        (spec.timeouts.describe, spec.timeouts.setup, spec.timeouts.play) = (short, short, short);
+        supervise(spec, fault_is(named));
+    }
+}
+
+#[test]
+fn what_is_not_rtsp_is_named() {
+    let camera = FakeCamera::start(Script { greeting: Some(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), ..Script::default() });
+    supervise(spec(&format!("rtsp://{}/cam", camera.address)), fault_is("not RTSP"));
+}
+
+#[test]
+fn a_stop_that_nobody_can_send_any_more_is_a_stop() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (stop, stopped) = watch::channel(false);
+    drop(stop);
+    let source = Source::new(Pipeline::new(7));
+    let spec = SourceSpec::new("demo", SourceKind::Test);
+    let run = run_with(spec, source, Collector::default(), stopped, || 0.0);
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, run).await }).expect("it ends");
+}
+
+#[test]
+fn the_test_source_is_live_at_once() {
+    let (_, collector) = supervise(SourceSpec::new("demo", SourceKind::Test), live_times(1));
+    assert_eq!(collector.states(), [SourceState::Connecting, SourceState::Live, SourceState::Down]);
+}
+
+#[test]
+fn a_camera_is_pulled_on_io_urings_runtime_too() {
+    let runtime = match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+        Ok(runtime) => runtime,
+        // Where io_uring is switched off there is nothing to test.
+        Err(error) => return eprintln!("skipped: no io_uring here: {error}"),
+    };
+    let camera = FakeCamera::start(Script { medias: vec![VIDEO, AUDIO], ..Script::default() });
+    let url = format!("rtsp://{}/cam", camera.address);
+    let (_, collector) = runtime.block_on(supervise_here(spec(&url), live_times(1)));
+    assert_eq!(collector.states().last(), Some(&SourceState::Down));
+    assert_eq!(camera.count("TEARDOWN"), 1);
+}
