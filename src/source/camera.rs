@@ -104,6 +104,10 @@ impl Camera<'_> {
         let offers = offers(session);
         let (mut map, mut tracks) = (vec![None; offers.len()], Vec::new());
         let mut refused = None;
+        // Once every track has ended a session, it is not the tracks.
+        if offers.iter().enumerate().all(|(index, offer)| offer.left_out.is_some() || feed.avoid.contains(&index)) {
+            feed.avoid.clear();
+        }
         for (index, offer) in offers.into_iter().enumerate() {
             let name = format!("{} ({} {})", index, offer.track.media, offer.track.encoding);
             if let Some(reason) = offer.left_out {
@@ -112,6 +116,10 @@ impl Camera<'_> {
             }
             if tracks.len() == TRACKS_MAX {
                 feed.track_left_out(&name, "a stream has 16 tracks at most");
+                continue;
+            }
+            if feed.avoid.contains(&index) {
+                feed.track_left_out(&name, "the camera ended the last session over it");
                 continue;
             }
             let options = SetupOptions::default().transport(Transport::Tcp(TcpTransportOptions::default()));
@@ -125,12 +133,16 @@ impl Camera<'_> {
                     let fault = Fault::from_retina(&error, Step::Setup, self.address);
                     // With no answer, or one that does not parse, the connection is of no use for the other tracks either.
                     if error.status_code().is_none() {
+                        feed.avoid.push(index);
                         return Err(fault);
                     }
                     feed.track_left_out(&name, &fault.to_string());
                     refused = Some(fault);
                 }
-                Err(_) => return Err(Fault::TimedOut(Step::Setup, limit)),
+                Err(_) => {
+                    feed.avoid.push(index);
+                    return Err(Fault::TimedOut(Step::Setup, limit));
+                }
             }
         }
         if tracks.is_empty() { Err(refused.unwrap_or(Fault::NoTracks)) } else { Ok((map, tracks)) }

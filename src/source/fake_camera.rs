@@ -34,6 +34,8 @@ pub(super) struct Script {
     pub(super) medias: Vec<&'static str>,
     /// The status of the answer to each SETUP, by track; 200 beyond its end.
     pub(super) setups: Vec<u16>,
+    /// The connection is closed instead of an answer to this track's SETUP.
+    pub(super) hang_up_on: Option<usize>,
     /// A method that is never answered.
     pub(super) mute: Option<&'static str>,
     /// Bytes that a connection is greeted with instead of RTSP.
@@ -47,6 +49,7 @@ impl Default for Script {
             plays: vec![Play::Stream],
             medias: vec![VIDEO],
             setups: Vec::new(),
+            hang_up_on: None,
             mute: None,
             greeting: None,
         }
@@ -188,6 +191,9 @@ fn serve(
             }
             "SETUP" => {
                 let track: usize = request.url.rsplit('=').next().and_then(|it| it.parse().ok()).unwrap_or(0);
+                if script.hang_up_on == Some(track) {
+                    return Ok(());
+                }
                 let status = script.setups.get(track).copied().unwrap_or(200);
                 let (channel, next) = (track * 2, track * 2 + 1);
                 let transport = format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n");

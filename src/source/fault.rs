@@ -21,7 +21,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Step::Describe => "connect and DESCRIBE",
+            Step::Describe => "DESCRIBE",
             Step::Setup => "SETUP",
             Step::Play => "PLAY",
             Step::Playing => "playing",
@@ -48,6 +48,10 @@ pub enum Fault {
     NotRtsp(String),
     /// Packets carry another SSRC than before, or than SETUP announced.
     WrongSsrc,
+    /// A packet that is no RTP; the RTSP library's words.
+    BadPacket(String),
+    /// No answer to a keep-alive request.
+    NoKeepAlive,
     /// Packets came in another order than their sequence numbers, over TCP.
     Disordered,
     /// The camera closed the connection.
@@ -84,12 +88,18 @@ impl Fault {
         if line.starts_with("Out-of-order packet or large loss") {
             return Fault::Disordered;
         }
+        if let Some(reason) = line.strip_prefix("corrupt RTP header") {
+            return Fault::BadPacket(reason.rsplit(": ").next().unwrap_or(reason).trim_matches('"').to_owned());
+        }
         let reading = line.strip_prefix("Error reading from RTSP peer: ");
         let writing = line.strip_prefix("Error writing to RTSP peer: ");
         if let Some(reason) = reading.or(writing)
             && ["EOF", "Connection reset", "Broken pipe"].iter().any(|start| reason.starts_with(start))
         {
             return Fault::Closed(step);
+        }
+        if reading.or(writing).is_some_and(|reason| reason.contains("keepalive")) {
+            return Fault::NoKeepAlive;
         }
         if let Some(reason) = line.strip_prefix("RTSP framing error: ")
             && reason.starts_with("Invalid RTSP message")
@@ -114,8 +124,13 @@ impl fmt::Display for Fault {
                 "connection refused: nothing listens there; check host and port, and that RTSP is switched on in the camera"
             ),
             Fault::Unreachable(reason) => write!(f, "cannot connect: {reason}; check host, network and firewall"),
+            Fault::TimedOut(Step::Describe, limit) => write!(
+                f,
+                "no answer to connecting and DESCRIBE within {} s; check that the camera is up, and the firewall",
+                limit.as_secs_f32()
+            ),
             Fault::TimedOut(step, limit) => {
-                write!(f, "no answer to {step} within {} s; check that the camera is up", limit.as_secs_f32())
+                write!(f, "no answer to {step} within {} s", limit.as_secs_f32())
             }
             Fault::Silent(limit) => {
                 write!(f, "the camera sent no media for {} s, though the connection stands", limit.as_secs_f32())
@@ -142,6 +157,8 @@ impl fmt::Display for Fault {
                 f,
                 "the camera changed its SSRC in mid-session, or sends another than its SETUP answer announced"
             ),
+            Fault::BadPacket(reason) => write!(f, "the camera sent a packet that is not RTP ({reason})"),
+            Fault::NoKeepAlive => write!(f, "the camera does not answer the requests that keep its session alive"),
             Fault::Disordered => {
                 write!(f, "the camera's packets came out of order over TCP, or their numbers began again")
             }

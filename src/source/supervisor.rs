@@ -115,6 +115,7 @@ pub async fn run_with<P: Publish>(
         live: None,
         sessions: 0,
         tell_live: true,
+        avoid: Vec::new(),
         left_out: Vec::new(),
     };
     match &spec.kind {
@@ -160,12 +161,13 @@ async fn supervise<P: Publish>(
         };
         // The session is dropped by now, and its TEARDOWN on its way.
         let live = feed.disconnected();
-        let Some(fault) = fault else {
+        let name = feed.name;
+        let torn_down = async {
             if !matches!(timeout(timeouts.teardown, group.await_teardown()).await, Ok(Ok(()))) {
-                debug!(stream = feed.name, camera = %address, "the camera did not answer TEARDOWN");
+                debug!(stream = name, camera = %address, "the camera did not answer TEARDOWN");
             }
-            return;
         };
+        let Some(fault) = fault else { return torn_down.await };
         if let Some(since) = live {
             backoff.reset();
             // A camera that comes and goes all the time is told of once, too.
@@ -190,7 +192,7 @@ async fn supervise<P: Publish>(
         };
         tokio::select! {
             biased;
-            () = stopped(stop) => return,
+            () = stopped(stop) => return torn_down.await,
             () = pause => {}
         }
     }
@@ -256,6 +258,9 @@ pub(super) struct Feed<'a, P> {
     sessions: u64,
     /// Whether the log is to say when the first packet comes.
     tell_live: bool,
+    /// Tracks, by their place in the description, whose SETUP ended a session since the last that went live: the next session
+    /// does without them.
+    pub(super) avoid: Vec<usize>,
     /// Tracks whose leaving out has been told.
     left_out: Vec<(String, String)>,
 }
@@ -345,6 +350,7 @@ impl<P: Publish> Feed<'_, P> {
 
     fn went_live(&mut self, now: Instant) {
         self.live = Some(now);
+        self.avoid.clear();
         self.sessions += 1;
         let mut status = self.source.status.borrow_mut();
         let failures = status.failures;

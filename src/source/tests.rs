@@ -149,6 +149,21 @@ fn a_refused_track_is_left_out_and_the_other_played() {
 }
 
 #[test]
+fn a_track_that_makes_the_camera_hang_up_is_left_out_next_time() {
+    for hang_up_on in [0, 1] {
+        let script = Script { medias: vec![VIDEO, AUDIO], hang_up_on: Some(hang_up_on), ..Script::default() };
+        let camera = FakeCamera::start(script);
+        let (source, _) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(1));
+        assert_eq!(source.status.borrow().failures, 1, "track {hang_up_on}");
+        assert_eq!(camera.count("DESCRIBE"), 2, "track {hang_up_on}");
+    }
+    let camera = FakeCamera::start(Script { hang_up_on: Some(0), ..Script::default() });
+    let url = format!("rtsp://{}/cam", camera.address);
+    supervise(spec(&url), |source, _| source.status.borrow().failures >= 3);
+    assert!(camera.count("SETUP") >= 3, "the only track is tried each time");
+}
+
+#[test]
 fn a_camera_without_tcp_is_named() {
     let camera = FakeCamera::start(Script { setups: vec![461], ..Script::default() });
     let (source, _) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), fault_is("461"));
@@ -158,7 +173,9 @@ fn a_camera_without_tcp_is_named() {
 
 #[test]
 fn each_step_that_is_not_answered_is_given_up_and_named() {
-    for (mute, named) in [("DESCRIBE", "DESCRIBE within"), ("SETUP", "SETUP within"), ("PLAY", "PLAY within")] {
+    for (mute, named) in
+        [("DESCRIBE", "connecting and DESCRIBE within"), ("SETUP", "SETUP within"), ("PLAY", "PLAY within")]
+    {
         let camera = FakeCamera::start(Script { mute: Some(mute), ..Script::default() });
         let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
         let short = Duration::from_millis(100);
