@@ -22,7 +22,7 @@ const METHODS: [&str; 11] = [
 ];
 
 /// What is wrong with a connection's bytes. After any of them the next message cannot be found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 pub enum Fault {
     /// The first byte of a TLS record.
     #[error("the client speaks TLS, which this port does not; use rtsp:// instead of rtsps://")]
@@ -118,7 +118,7 @@ impl Decoder {
     /// Takes out all bytes that no message was made of yet.
     pub fn take_unread(&mut self) -> BytesMut {
         self.consumed += self.buf.len() as u64;
-        (self.scanned, self.line, self.whole) = (0, 0, None);
+        self.restart();
         std::mem::take(&mut self.buf)
     }
 
@@ -141,6 +141,10 @@ impl Decoder {
         result
     }
 
+    fn restart(&mut self) {
+        (self.scanned, self.line, self.whole) = (0, 0, None);
+    }
+
     /// Bytes of memory kept for the part of a message.
     #[cfg(test)]
     pub(super) fn buf_capacity(&self) -> usize {
@@ -148,13 +152,15 @@ impl Decoder {
     }
 
     fn consume(&mut self, bytes: usize) -> Bytes {
-        (self.scanned, self.line, self.whole) = (0, 0, None);
+        self.restart();
         self.consumed += bytes as u64;
         self.buf.split_to(bytes).freeze()
     }
 
     fn invalid(&self, at: usize, fault: Fault) -> Invalid {
-        let cseq = if fault.is_foreign() { None } else { find_cseq(&self.buf) };
+        // Whole lines up to where the scan is, so that the pieces in which the bytes come make no difference.
+        let seen = &self.buf[..self.line];
+        let cseq = if fault.is_foreign() { None } else { find_cseq(seen) };
         Invalid { offset: self.consumed + at as u64, fault, cseq }
     }
 

@@ -75,6 +75,8 @@ impl Status {
     pub const NOT_FOUND: Status = Status(404);
     /// Not for this resource; `Allow` tells what is.
     pub const METHOD_NOT_ALLOWED: Status = Status(405);
+    /// The client does not take the only format there is.
+    pub const NOT_ACCEPTABLE: Status = Status(406);
     /// Over a limit.
     pub const TOO_LARGE: Status = Status(413);
     /// The parameter asked for is not understood.

@@ -1,0 +1,242 @@
+//! Bodies of fuzz targets: each takes any bytes and panics where a promise of the server is broken.
+#![allow(missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{ConnId, EndReason, Event, FirstPacket, Server, ServerConfig, SessionKey};
+use crate::stream::{Description, StreamId, Track, TrackId};
+use crate::wire::{interleaved, rtcp};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+fn track(media: &str, encoding: &str, ssrc: u32, clock: Instant) -> Track {
+    Track {
+        media: media.to_owned(),
+        encoding: encoding.to_owned(),
+        payload_type: 96,
+        clock_rate: 90_000,
+        channels: None,
+        fmtp: None,
+        attributes: Vec::new(),
+        ssrc,
+        first_seq: 1,
+        clock: (clock, 0),
+    }
+}
+
+/// A stream of a video and an audio track.
+pub fn description(encoding: &str, clock: Instant) -> Arc<Description> {
+    let tracks = vec![track("video", encoding, 0xa, clock), track("audio", "PCMU", 0xb, clock)];
+    Arc::new(Description { tracks })
+}
+
+fn server(start: Instant, clients_max: usize) -> Server {
+    let mut server = Server::new(ServerConfig {
+        shard: 1,
+        shards: 3,
+        session_timeout: TIMEOUT,
+        handshake_timeout: Duration::from_secs(10),
+        clients_max,
+        udp_ports: Some((7000, 7001)),
+        seed: 1,
+    });
+    server.set_stream(StreamId(0), "a");
+    server.set_stream(StreamId(1), "b");
+    server.set_description(StreamId(0), Some(description("H264", start)));
+    server
+}
+
+fn address(conn: u32) -> SocketAddr {
+    // Two addresses, so that sessions meet strangers.
+    SocketAddr::from(([192, 0, 2, (conn % 2) as u8], 40_000 + conn as u16))
+}
+
+/// All that comes of a connection's bytes in pieces of `step`, every PLAY answered at once.
+pub fn conversation(bytes: &[u8], step: usize) -> Vec<Event> {
+    let start = Instant::now();
+    let mut server = server(start, 4);
+    server.connected(start, ConnId(0), address(0), address(1));
+    let mut events = Vec::new();
+    for piece in bytes.chunks(step.max(1)) {
+        server.input(start, ConnId(0), piece);
+        while let Some(event) = server.poll_event() {
+            if let Event::Play { session, .. } = &event {
+                server.start(start, *session, &[FirstPacket { track: TrackId(0), seq: 7, rtp_time: 8 }]);
+            }
+            events.push(event);
+        }
+        server.check();
+    }
+    events
+}
+
+/// The same comes of a conversation whatever pieces it comes in.
+pub fn split(bytes: &[u8], step: usize) {
+    // What was unread at a move depends on what had been read by then.
+    let cut = |events: Vec<Event>| {
+        let is_move = |event: &Event| matches!(event, Event::Move { .. });
+        let end = events.iter().position(is_move).unwrap_or(events.len());
+        events.into_iter().take(end).collect::<Vec<_>>()
+    };
+    assert_eq!(cut(conversation(bytes, bytes.len())), cut(conversation(bytes, step)));
+}
+
+/// A server and what its shard must be able to rely on.
+struct Driver {
+    server: Server,
+    now: Instant,
+    requests: u32,
+    /// Open connections, with the requests that each has not had an answer to.
+    conns: BTreeMap<u32, VecDeque<String>>,
+    /// Sessions that the shard knows, and whether their PLAY waits for it.
+    known: BTreeMap<SessionKey, bool>,
+    gone: BTreeSet<SessionKey>,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let now = Instant::now();
+        let (conns, known, gone) = Default::default();
+        Driver { server: server(now, 5), now, requests: 0, conns, known, gone }
+    }
+
+    /// One of the sessions there are.
+    fn session(&self, arg: u8) -> Option<SessionKey> {
+        let mut keys: Vec<_> = self.server.session_keys().collect();
+        keys.sort();
+        keys.get(usize::from(arg) % keys.len().max(1)).copied()
+    }
+
+    fn request(&mut self, conn: u32, op: u8, arg: u8) {
+        let method = ["OPTIONS", "DESCRIBE", "SETUP", "SETUP", "PLAY", "PAUSE", "TEARDOWN", "GET_PARAMETER", "RECORD"]
+            [usize::from(op) % 9];
+        let path = ["a", "a/trackID=0", "a/trackID=1", "b/trackID=0", "a/trackID=2"][usize::from(arg) % 5];
+        let transport = match arg / 5 % 5 {
+            0 => "RTP/AVP/TCP;interleaved=0-1".to_owned(),
+            1 => "RTP/AVP/TCP".to_owned(),
+            2 => format!("RTP/AVP/TCP;interleaved={}-{}", arg, arg.wrapping_add(3)),
+            3 => format!("RTP/AVP;unicast;client_port={}-{}", 5000 + u16::from(arg % 4), 5001 + u16::from(arg % 4)),
+            _ => "RTP/AVP;multicast, RAW/RAW/TCP".to_owned(),
+        };
+        self.requests += 1;
+        let cseq = self.requests.to_string();
+        let mut text = format!("{method} rtsp://h/{path} RTSP/1.0\r\nCSeq: {cseq}\r\nTransport: {transport}\r\n");
+        match self.session(arg / 7) {
+            Some(key) if !arg.is_multiple_of(3) => text += &format!("Session: {key};timeout=60\r\n"),
+            _ if arg == 255 => text += "Session: 0000000000000003\r\n",
+            _ => {}
+        }
+        text += "\r\n";
+        if let Some(waiting) = self.conns.get_mut(&conn) {
+            waiting.push_back(cseq);
+        }
+        self.server.input(self.now, ConnId(conn), text.as_bytes());
+    }
+
+    fn step(&mut self, op: u8, arg: u8) {
+        let conn = u32::from(arg % 5);
+        match op % 16 {
+            0 => {
+                self.conns.insert(conn, VecDeque::new());
+                self.server.connected(self.now, ConnId(conn), address(conn), address(9));
+            }
+            1 => {
+                self.conns.remove(&conn);
+                self.server.disconnected(self.now, ConnId(conn));
+            }
+            2 => {
+                self.now += Duration::from_secs(u64::from(arg) / 4);
+                self.server.timeout(self.now);
+                assert!(self.server.next_timeout().is_none_or(|due| due > self.now));
+            }
+            3 => {
+                let waiting = self.known.iter().find(|(_, waits)| **waits).map(|(key, _)| *key);
+                if let Some(key) = waiting {
+                    self.known.insert(key, false);
+                    match arg % 8 {
+                        0 => self.server.refuse(self.now, key, 503),
+                        1 => self.end(key),
+                        _ => self.server.start(self.now, key, &[]),
+                    }
+                }
+            }
+            4 => {
+                if let Some(key) = self.session(arg) {
+                    self.end(key);
+                }
+            }
+            5 => {
+                let packet = rtcp::bye(0xa, "x");
+                if arg.is_multiple_of(2) {
+                    self.server.rtcp(self.now, SocketAddr::new(address(conn).ip(), 5001 + u16::from(arg % 4)), &packet);
+                } else {
+                    self.server.input(self.now, ConnId(conn), &interleaved::frame(arg % 4, &packet));
+                }
+            }
+            6 if arg > 200 => {
+                let encoding = if arg.is_multiple_of(2) { "H264" } else { "H265" };
+                self.server.set_description(StreamId(u16::from(arg / 2 % 2)), Some(description(encoding, self.now)));
+            }
+            _ => self.request(conn, op, arg),
+        }
+        self.drain();
+        self.server.check();
+    }
+
+    fn end(&mut self, key: SessionKey) {
+        self.known.remove(&key);
+        self.gone.insert(key);
+        self.server.end_session(self.now, key, EndReason::Stalled);
+    }
+
+    fn drain(&mut self) {
+        while let Some(event) = self.server.poll_event() {
+            match event {
+                Event::Answer { conn, bytes } => {
+                    let text = String::from_utf8(bytes.to_vec()).expect("answers are text");
+                    let expected = self.conns.get_mut(&conn.0).expect("an answer to an open connection").pop_front();
+                    let expected = expected.expect("an answer to a request");
+                    assert!(text.contains(&format!("\r\nCSeq: {expected}\r\n")), "{text} instead of {expected}");
+                }
+                Event::Play { session, conn, tracks, .. } => {
+                    assert!(self.conns.contains_key(&conn.0) && !tracks.is_empty());
+                    assert!(!self.gone.contains(&session) && self.known.insert(session, true) != Some(true));
+                }
+                Event::Pause { session } => assert_eq!(self.known.get(&session), Some(&false)),
+                Event::End { session, .. } => {
+                    assert!(self.known.remove(&session).is_some(), "an end of what was not known");
+                    assert!(self.gone.insert(session));
+                }
+                Event::ReceiverReport { session, .. } => assert!(!self.gone.contains(&session)),
+                Event::Move { conn, .. } | Event::Close { conn, .. } => {
+                    assert!(self.conns.remove(&conn.0).is_some(), "a connection closed twice");
+                }
+            }
+        }
+    }
+}
+
+/// Whatever happens in whatever order, the server's books are right, and its shard is told of everything once, in order.
+pub fn operations(bytes: &[u8]) {
+    let mut driver = Driver::new();
+    for pair in bytes.chunks_exact(2) {
+        driver.step(pair[0], pair[1]);
+    }
+    for conn in std::mem::take(&mut driver.conns).into_keys() {
+        driver.server.disconnected(driver.now, ConnId(conn));
+    }
+    for key in std::mem::take(&mut driver.known).into_keys() {
+        driver.server.start(driver.now, key, &[]);
+        driver.known.insert(key, false);
+    }
+    // Whoever is not heard of any more is forgotten.
+    driver.now += TIMEOUT * 2;
+    driver.server.timeout(driver.now);
+    driver.drain();
+    driver.server.check();
+    assert_eq!((driver.server.sessions(), driver.server.next_timeout()), (0, None));
+    assert!(driver.known.is_empty(), "{:?} never ended", driver.known);
+}

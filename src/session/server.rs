@@ -1,0 +1,642 @@
+//! The server: its connections and sessions, their bytes, and their ends.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+
+use super::streams::Streams;
+use super::timers::Timer;
+use super::types::{
+    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
+    SessionKey,
+};
+use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
+use crate::stream::{Description, StreamId, TrackId};
+use crate::wire::rtcp;
+use crate::wire::rtsp::{Decoder, Invalid, Message, Request, Response, Status};
+use crate::wire::transport::Lower;
+
+/// Bytes that may wait behind a PLAY that the shard has not answered yet.
+const WAITING_BYTES_MAX: usize = 2 * (REQUEST_HEADER_BYTES_MAX + REQUEST_BODY_BYTES_MAX);
+
+/// A PLAY that the shard has not answered yet.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) session: SessionKey,
+    /// The answer's beginning, for when it is a good one.
+    pub(super) answer: Response,
+    /// The request's number, for when it is not.
+    pub(super) cseq: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    decoder: Decoder,
+    /// When it was made.
+    pub(super) since: Instant,
+    /// When its last whole request came, if any did.
+    pub(super) heard: Option<Instant>,
+    /// When the first piece of the message that is not whole yet came.
+    pub(super) partial_since: Option<Instant>,
+    pub(super) waiting: Option<Waiting>,
+    /// The session whose media it carries.
+    pub(super) interleaved: Option<SessionKey>,
+    /// All sessions that were last heard on it.
+    pub(super) sessions: SmallVec<[SessionKey; 1]>,
+    pub(super) timer: Option<Instant>,
+}
+
+/// A track of a session.
+#[derive(Debug)]
+pub(super) struct SetUp {
+    pub(super) track: TrackId,
+    pub(super) delivery: Delivery,
+    /// The URL that the client set it up by, for `RTP-Info`: players compare it with theirs.
+    pub(super) url: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Set up, or paused.
+    Ready,
+    /// PLAY was asked for, the shard has not answered yet.
+    Starting,
+    Playing,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) peer: SocketAddr,
+    pub(super) stream: StreamId,
+    /// The stream as it was when last looked at.
+    pub(super) description: Arc<Description>,
+    pub(super) lower: Lower,
+    pub(super) state: State,
+    /// Whether it has played before.
+    pub(super) played: bool,
+    /// Whether the shard has heard of it.
+    pub(super) announced: bool,
+    /// In the order of their numbers.
+    pub(super) tracks: Vec<SetUp>,
+    /// The connection that it was last heard on, while open. For interleaved media always the one that carries it.
+    pub(super) conn: Option<ConnId>,
+    pub(super) heard: Instant,
+    /// `RTP-Info` of the last start.
+    pub(super) rtp_info: String,
+    pub(super) user_agent: Option<String>,
+    pub(super) timer: Option<Instant>,
+}
+
+impl Session {
+    pub(super) fn play_tracks(&self) -> Vec<PlayTrack> {
+        self.tracks.iter().map(|set_up| PlayTrack { track: set_up.track, delivery: set_up.delivery }).collect()
+    }
+}
+
+/// The RTSP server of one shard.
+pub struct Server {
+    pub(super) config: ServerConfig,
+    pub(super) streams: Streams,
+    pub(super) conns: HashMap<ConnId, Connection>,
+    pub(super) sessions: HashMap<SessionKey, Session>,
+    /// Who sends RTCP from where. Addresses are in their canonical form.
+    pub(super) by_rtcp: HashMap<SocketAddr, SessionKey>,
+    /// The UDP sessions of an address, for those whose RTCP comes through a translated port.
+    pub(super) by_address: HashMap<IpAddr, SmallVec<[SessionKey; 1]>>,
+    /// Moments at which something may have timed out. They are only brought forward at once; one that turns out too early is
+    /// put off when it comes, so that hearing of a client costs nothing.
+    pub(super) timers: BTreeSet<(Instant, Timer)>,
+    /// Connections whose PLAY was answered, with bytes left to look at.
+    pub(super) released: Vec<ConnId>,
+    events: VecDeque<Event>,
+    pub(super) counters: Counters,
+    keys_drawn: u64,
+}
+
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+impl Server {
+    /// A server without streams.
+    ///
+    /// # Panics
+    /// If `config.shard` is not below `config.shards`.
+    pub fn new(config: ServerConfig) -> Self {
+        assert!(config.shard < config.shards, "shard {} of {}", config.shard, config.shards);
+        Server {
+            config,
+            streams: Streams::default(),
+            conns: HashMap::new(),
+            sessions: HashMap::new(),
+            by_rtcp: HashMap::new(),
+            by_address: HashMap::new(),
+            timers: BTreeSet::new(),
+            released: Vec::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            keys_drawn: 0,
+        }
+    }
+
+    /// Makes a stream known by its name. A single stream is served at the root as well.
+    pub fn set_stream(&mut self, id: StreamId, name: &str) {
+        self.streams.set_name(id, name);
+    }
+
+    /// Sets what a stream consists of; `None` for one that has never been up, which is answered 503.
+    ///
+    /// Sessions that cannot go on with it ([`Description::continues_as`]) and do not play end; those that play are for the
+    /// shard to end, with a BYE and [`Server::end_session`].
+    pub fn set_description(&mut self, id: StreamId, description: Option<Arc<Description>>) {
+        let broken: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| {
+                let goes_on = description.as_ref().is_some_and(|new| session.description.continues_as(new));
+                session.stream == id && session.state == State::Ready && !goes_on
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        self.streams.set_description(id, description);
+        for key in broken {
+            // One that shared a connection may be gone already.
+            let Some(conn) = self.sessions.get(&key).map(|session| session.conn) else { continue };
+            self.remove_session(key, EndReason::SourceChanged, true);
+            if let Some(conn) = conn {
+                self.close(conn, CloseReason::SessionEnded(EndReason::SourceChanged));
+            }
+        }
+    }
+
+    /// A connection was accepted, or handed over by another shard.
+    pub fn connected(&mut self, now: Instant, conn: ConnId, peer: SocketAddr, local: SocketAddr) {
+        self.disconnected(now, conn);
+        let connection = Connection {
+            peer,
+            local,
+            decoder: Decoder::new(),
+            since: now,
+            heard: None,
+            partial_since: None,
+            waiting: None,
+            interleaved: None,
+            sessions: SmallVec::new(),
+            timer: None,
+        };
+        self.conns.insert(conn, connection);
+        self.arm_conn(conn);
+    }
+
+    /// Bytes were read from a connection.
+    pub fn input(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
+        let Some(connection) = self.conns.get_mut(&conn) else { return };
+        connection.decoder.feed(bytes);
+        if connection.waiting.is_some() && connection.decoder.pending() > WAITING_BYTES_MAX {
+            self.close(conn, CloseReason::Flood);
+        }
+        self.process(now, conn);
+        self.process_released(now);
+    }
+
+    /// A connection is gone. Its interleaved session ends, its UDP sessions live on.
+    pub fn disconnected(&mut self, now: Instant, conn: ConnId) {
+        self.forget(conn, EndReason::Disconnected);
+        self.process_released(now);
+    }
+
+    /// A datagram came to the shard's RTCP socket.
+    pub fn rtcp(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        let from = canonical(from);
+        let key = self.by_rtcp.get(&from).copied().or_else(|| match self.by_address.get(&from.ip())?.as_slice() {
+            [only] => Some(*only),
+            _ => None,
+        });
+        let Some(key) = key else {
+            self.counters.rtcp_unasked += 1;
+            return;
+        };
+        let track = self.sessions[&key].tracks.iter().find_map(|set_up| match set_up.delivery {
+            Delivery::Udp { rtcp, .. } if canonical(rtcp) == from => Some(set_up.track),
+            _ => None,
+        });
+        self.report(now, key, track, bytes);
+    }
+
+    /// The next thing to do.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Answers an [`Event::Play`]: the media goes, beginning with these packets.
+    ///
+    /// A track that is not in `first` is told with its first sequence number and its time of now. A session that has ended
+    /// meanwhile is passed over.
+    pub fn start(&mut self, now: Instant, session: SessionKey, first: &[FirstPacket]) {
+        let Some(playing) = self.sessions.get_mut(&session).filter(|s| s.state == State::Starting) else { return };
+        playing.state = State::Playing;
+        playing.played = true;
+        playing.rtp_info = rtp_info(now, playing, first);
+        let info = playing.rtp_info.clone();
+        self.arm_session(session);
+        if let Some((conn, waiting)) = self.take_waiting(session) {
+            self.answer(conn, waiting.answer.header("Range", "npt=0-").header("RTP-Info", &info));
+        }
+        self.process_released(now);
+    }
+
+    /// Answers an [`Event::Play`] with an error, 400 to 599. The session stays as it was.
+    pub fn refuse(&mut self, now: Instant, session: SessionKey, status: u16) {
+        let Some(refused) = self.sessions.get_mut(&session).filter(|s| s.state == State::Starting) else { return };
+        refused.state = State::Ready;
+        self.arm_session(session);
+        if let Some((conn, waiting)) = self.take_waiting(session) {
+            let mut answer = Response::new(Status(status), Some(&waiting.cseq));
+            answer = self.with_session(answer, session);
+            if status == Status::UNAVAILABLE.0 {
+                answer = answer.header("Retry-After", "5");
+            }
+            self.answer(conn, answer);
+        }
+        self.process_released(now);
+    }
+
+    /// The shard ends a session. If its connection is open, an [`Event::Close`] follows.
+    pub fn end_session(&mut self, now: Instant, session: SessionKey, reason: EndReason) {
+        let Some(conn) = self.sessions.get(&session).map(|session| session.conn) else { return };
+        self.remove_session(session, reason, false);
+        if let Some(conn) = conn {
+            self.close(conn, CloseReason::SessionEnded(reason));
+        }
+        self.process_released(now);
+    }
+
+    /// The sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Their keys, in no order.
+    pub fn session_keys(&self) -> impl Iterator<Item = SessionKey> + '_ {
+        self.sessions.keys().copied()
+    }
+
+    /// A session, for the status page.
+    pub fn session_info(&self, session: SessionKey) -> Option<SessionInfo> {
+        let session = self.sessions.get(&session)?;
+        Some(SessionInfo {
+            peer: session.peer,
+            conn: session.conn,
+            stream: session.stream,
+            tracks: session.play_tracks(),
+            playing: session.state == State::Playing,
+            user_agent: session.user_agent.clone(),
+        })
+    }
+
+    /// What has been counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    // What follows is for the methods as well.
+
+    pub(super) fn push(&mut self, event: Event) {
+        self.events.push_back(event);
+    }
+
+    pub(super) fn answer(&mut self, conn: ConnId, response: Response) {
+        *self.counters.answers.entry(response.status().0).or_default() += 1;
+        if self.conns.contains_key(&conn) {
+            self.push(Event::Answer { conn, bytes: response.finish() });
+        }
+    }
+
+    pub(super) fn with_session(&self, answer: Response, key: SessionKey) -> Response {
+        let seconds = self.config.session_timeout.as_secs().max(1);
+        answer.header("Session", &format!("{key};timeout={seconds}"))
+    }
+
+    /// Puts a connection's further requests off until the shard has answered.
+    pub(super) fn wait(&mut self, conn: ConnId, waiting: Waiting) {
+        if let Some(connection) = self.conns.get_mut(&conn) {
+            debug_assert!(connection.waiting.is_none(), "a request was looked at before the PLAY was answered");
+            connection.waiting = Some(waiting);
+        }
+    }
+
+    /// A session id that nobody has, of this shard.
+    ///
+    /// SipHash under a secret seed: who knows some ids still cannot tell another.
+    pub(super) fn draw_key(&mut self) -> SessionKey {
+        let shards = u64::from(self.config.shards);
+        loop {
+            let mut hasher = DefaultHasher::new();
+            (self.config.seed, self.keys_drawn).hash(&mut hasher);
+            self.keys_drawn += 1;
+            let drawn = hasher.finish();
+            let key = (drawn - drawn % shards).checked_add(u64::from(self.config.shard)).map(SessionKey);
+            if let Some(key) = key.filter(|key| !self.sessions.contains_key(key)) {
+                return key;
+            }
+        }
+    }
+
+    pub(super) fn insert_session(&mut self, key: SessionKey, session: NewSession, now: Instant) {
+        let NewSession { peer, stream, description, lower, conn } = session;
+        let session = Session {
+            peer,
+            stream,
+            description,
+            lower,
+            state: State::Ready,
+            played: false,
+            announced: false,
+            tracks: Vec::new(),
+            conn: None,
+            heard: now,
+            rtp_info: String::new(),
+            user_agent: None,
+            timer: None,
+        };
+        if lower == Lower::Udp {
+            self.by_address.entry(canonical(peer).ip()).or_default().push(key);
+        }
+        self.sessions.insert(key, session);
+        self.counters.sessions += 1;
+        self.bind(key, conn);
+        if let (Lower::Tcp, Some(connection)) = (lower, self.conns.get_mut(&conn)) {
+            connection.interleaved = Some(key);
+        }
+        self.arm_session(key);
+    }
+
+    /// Notes that a session was heard on a connection.
+    pub(super) fn heard(&mut self, now: Instant, key: SessionKey, conn: ConnId) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.heard = now;
+        if session.lower == Lower::Udp && session.conn != Some(conn) {
+            self.bind(key, conn);
+        }
+    }
+
+    fn bind(&mut self, key: SessionKey, conn: ConnId) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let old = session.conn.replace(conn);
+        if let Some(new) = self.conns.get_mut(&conn) {
+            new.sessions.push(key);
+        }
+        if let Some(old) = old {
+            if let Some(connection) = self.conns.get_mut(&old) {
+                connection.sessions.retain(|have| *have != key);
+            }
+            self.arm_conn(old);
+        }
+    }
+
+    /// Adds a track to a session that does not have it.
+    pub(super) fn add_track(&mut self, key: SessionKey, set_up: SetUp) {
+        if let Delivery::Udp { rtcp, .. } = set_up.delivery {
+            self.by_rtcp.insert(canonical(rtcp), key);
+        }
+        let session = self.sessions.get_mut(&key).expect("a session that is being set up");
+        let at = session.tracks.partition_point(|have| have.track < set_up.track);
+        debug_assert!(session.tracks.get(at).is_none_or(|have| have.track != set_up.track));
+        session.tracks.insert(at, set_up);
+    }
+
+    /// Takes a track out of a session, if it is there.
+    pub(super) fn drop_track(&mut self, key: SessionKey, track: TrackId) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(at) = session.tracks.iter().position(|have| have.track == track) else { return };
+        let (set_up, stream) = (session.tracks.remove(at), session.stream);
+        self.release(key, stream, &set_up);
+    }
+
+    fn release(&mut self, key: SessionKey, stream: StreamId, set_up: &SetUp) {
+        match set_up.delivery {
+            Delivery::Interleaved { rtp_channel, rtcp_channel } => {
+                self.streams.release_channels(stream, set_up.track, (rtp_channel, rtcp_channel));
+            }
+            Delivery::Udp { rtcp, .. } => {
+                if self.by_rtcp.get(&canonical(rtcp)) == Some(&key) {
+                    self.by_rtcp.remove(&canonical(rtcp));
+                }
+            }
+        }
+    }
+
+    /// The session that was set up for this client port.
+    pub(super) fn session_at(&self, rtcp: SocketAddr) -> Option<SessionKey> {
+        self.by_rtcp.get(&canonical(rtcp)).copied()
+    }
+
+    pub(super) fn remove_session(&mut self, key: SessionKey, reason: EndReason, tell: bool) {
+        let Some(session) = self.sessions.remove(&key) else { return };
+        *self.counters.ended.entry(reason).or_default() += 1;
+        if let Some(due) = session.timer {
+            self.timers.remove(&(due, Timer::Session(key)));
+        }
+        for set_up in &session.tracks {
+            self.release(key, session.stream, set_up);
+        }
+        if session.lower == Lower::Udp {
+            let address = canonical(session.peer).ip();
+            if let Some(keys) = self.by_address.get_mut(&address) {
+                keys.retain(|have| *have != key);
+                if keys.is_empty() {
+                    self.by_address.remove(&address);
+                }
+            }
+        }
+        if tell && session.announced {
+            self.push(Event::End { session: key, reason });
+        }
+        if session.state == State::Starting {
+            // Whoever waits for its start is told now that there will be none.
+            if let Some((conn, waiting)) = self.take_waiting(key) {
+                self.answer(conn, Response::new(Status::SESSION_NOT_FOUND, Some(&waiting.cseq)));
+            }
+        }
+        if let Some(connection) = session.conn.and_then(|conn| self.conns.get_mut(&conn)) {
+            connection.sessions.retain(|have| *have != key);
+            if connection.interleaved == Some(key) {
+                connection.interleaved = None;
+            }
+        }
+        if let Some(conn) = session.conn {
+            self.arm_conn(conn);
+        }
+    }
+
+    /// Closes a connection and ends the session that it carries.
+    pub(super) fn close(&mut self, conn: ConnId, reason: CloseReason) {
+        if self.forget(conn, EndReason::Closed).is_some() {
+            *self.counters.closed.entry(reason).or_default() += 1;
+            self.push(Event::Close { conn, reason });
+        }
+    }
+
+    /// Hands a connection over to another shard, with a request and all that was read behind it.
+    pub(super) fn hand_over(&mut self, conn: ConnId, shard: u16, request: &Request) {
+        let Some(mut connection) = self.forget(conn, EndReason::Closed) else { return };
+        let mut unread = BytesMut::from(&request.raw[..]);
+        unread.extend_from_slice(&connection.decoder.take_unread());
+        self.counters.moved += 1;
+        self.push(Event::Move { conn, shard, unread: unread.freeze() });
+    }
+
+    fn forget(&mut self, conn: ConnId, reason: EndReason) -> Option<Connection> {
+        let connection = self.conns.remove(&conn)?;
+        if let Some(due) = connection.timer {
+            self.timers.remove(&(due, Timer::Conn(conn)));
+        }
+        for key in &connection.sessions {
+            if connection.interleaved == Some(*key) {
+                self.remove_session(*key, reason, true);
+            } else if let Some(session) = self.sessions.get_mut(key) {
+                session.conn = None;
+            }
+        }
+        Some(connection)
+    }
+
+    /// Takes the PLAY of a session that waits for the shard, so that its connection goes on.
+    fn take_waiting(&mut self, key: SessionKey) -> Option<(ConnId, Waiting)> {
+        // The session is bound to the connection that asked, unless another one has named it since.
+        let bound = self.sessions.get(&key).and_then(|session| session.conn);
+        let waits = |connection: &Connection| connection.waiting.as_ref().is_some_and(|w| w.session == key);
+        let conn = match bound.filter(|conn| self.conns.get(conn).is_some_and(waits)) {
+            Some(conn) => conn,
+            None => *self.conns.iter().find(|(_, connection)| waits(connection))?.0,
+        };
+        self.released.push(conn);
+        Some((conn, self.conns.get_mut(&conn)?.waiting.take()?))
+    }
+
+    pub(super) fn process_released(&mut self, now: Instant) {
+        while let Some(conn) = self.released.pop() {
+            self.process(now, conn);
+        }
+    }
+
+    /// Looks at the messages of a connection until they are used up, or one has to wait.
+    fn process(&mut self, now: Instant, conn: ConnId) {
+        while let Some(connection) = self.conns.get_mut(&conn) {
+            if connection.waiting.is_some() {
+                break;
+            }
+            let before = connection.decoder.consumed();
+            let message = connection.decoder.next_message();
+            if connection.decoder.pending() == 0 {
+                connection.partial_since = None;
+            } else if connection.partial_since.is_none() || connection.decoder.consumed() > before {
+                connection.partial_since = Some(now);
+            }
+            match message {
+                Ok(Some(Message::Request(request))) => {
+                    connection.heard = Some(now);
+                    self.counters.requests += 1;
+                    self.request(now, conn, request);
+                }
+                Ok(Some(Message::Frame { channel, packet })) => self.frame(now, conn, channel, &packet),
+                Ok(Some(Message::Response)) => {}
+                Ok(None) => break,
+                Err(invalid) => self.invalid(conn, invalid),
+            }
+        }
+        self.arm_conn(conn);
+    }
+
+    fn invalid(&mut self, conn: ConnId, invalid: Invalid) {
+        let Invalid { fault, cseq, .. } = invalid;
+        let (status, reason) = if fault.is_foreign() {
+            (None, CloseReason::NotRtsp(fault))
+        } else if fault.is_too_large() {
+            (Some(Status::TOO_LARGE), CloseReason::TooLarge(fault))
+        } else {
+            (Some(Status::BAD_REQUEST), CloseReason::Malformed(fault))
+        };
+        if let Some(status) = status {
+            self.answer(conn, Response::new(status, cseq.as_deref()).header("Connection", "close"));
+        }
+        self.close(conn, reason);
+    }
+
+    /// An interleaved packet from a client.
+    fn frame(&mut self, now: Instant, conn: ConnId, channel: u8, packet: &[u8]) {
+        let key = self.conns.get(&conn).and_then(|connection| connection.interleaved);
+        let track = key.and_then(|key| self.sessions.get(&key)).and_then(|session| {
+            session.tracks.iter().find_map(|set_up| match set_up.delivery {
+                Delivery::Interleaved { rtcp_channel, .. } if rtcp_channel == channel => Some(set_up.track),
+                _ => None,
+            })
+        });
+        match (key, track) {
+            (Some(key), Some(track)) => self.report(now, key, Some(track), packet),
+            _ => self.counters.frames_unasked += 1,
+        }
+    }
+
+    /// RTCP from a session's client, about `track` if its address tells.
+    fn report(&mut self, now: Instant, key: SessionKey, track: Option<TrackId>, compound: &[u8]) {
+        let mut alive = false;
+        for packet in rtcp::parse(compound) {
+            let blocks = match packet {
+                Ok(rtcp::Packet::ReceiverReport { reports, .. } | rtcp::Packet::SenderReport { reports, .. }) => {
+                    reports
+                }
+                Ok(_) => Vec::new(),
+                Err(_) => {
+                    self.counters.rtcp_malformed += 1;
+                    break;
+                }
+            };
+            alive = true;
+            for report in blocks {
+                let session = &self.sessions[&key];
+                let by_ssrc = session.tracks.iter().map(|set_up| set_up.track).find(|track| {
+                    session.description.tracks.get(usize::from(track.0)).is_some_and(|have| have.ssrc == report.ssrc)
+                });
+                if let Some(track) = by_ssrc.or(track) {
+                    self.push(Event::ReceiverReport { session: key, track, report });
+                }
+            }
+        }
+        if let Some(session) = self.sessions.get_mut(&key).filter(|_| alive) {
+            session.heard = now;
+        }
+    }
+}
+
+/// What a session is made from.
+pub(super) struct NewSession {
+    pub(super) peer: SocketAddr,
+    pub(super) stream: StreamId,
+    pub(super) description: Arc<Description>,
+    pub(super) lower: Lower,
+    pub(super) conn: ConnId,
+}
+
+/// `RTP-Info` of a start (RFC 2326 section 12.33).
+fn rtp_info(now: Instant, session: &Session, first: &[FirstPacket]) -> String {
+    let entry = |set_up: &SetUp| {
+        let known =
+            first.iter().find(|packet| packet.track == set_up.track).map(|packet| (packet.seq, packet.rtp_time));
+        let estimate = || {
+            let track = session.description.tracks.get(usize::from(set_up.track.0))?;
+            Some((track.first_seq, track.rtp_time_at(track.clock, now)))
+        };
+        let (seq, rtp_time) = known.or_else(estimate).unwrap_or((0, 0));
+        format!("url={};seq={seq};rtptime={rtp_time}", set_up.url)
+    };
+    session.tracks.iter().map(entry).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,255 @@
+//! What goes into a server and comes out of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::stream::{StreamId, TrackId};
+use crate::wire::rtcp::ReportBlock;
+use crate::wire::rtsp::Fault;
+
+/// What a server is started with.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Number of this shard, below `shards`.
+    pub shard: u16,
+    /// Shards there are, at least 1. A session belongs to the shard that its id leaves as a remainder.
+    pub shards: u16,
+    /// Silence after which a session ends (only one over UDP, or one that is not playing).
+    pub session_timeout: Duration,
+    /// Time in which a connection must send its first whole request.
+    pub handshake_timeout: Duration,
+    /// Sessions of this shard at most; beyond them SETUP is answered 453.
+    pub clients_max: usize,
+    /// The shard's UDP ports for RTP and RTCP. `None`: UDP is answered 461.
+    pub udp_ports: Option<(u16, u16)>,
+    /// What the session ids are drawn from: random in the daemon, fixed in tests.
+    pub seed: u64,
+}
+
+/// A connection, numbered by the shard. A number may be used again once its connection is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u32);
+
+/// A session; the very number that the client knows it by, in 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionKey(pub u64);
+
+impl fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// How a track gets to its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Interleaved in the control connection (RFC 2326 section 10.12).
+    Interleaved {
+        /// Channel of the RTP packets.
+        rtp_channel: u8,
+        /// Channel of the RTCP packets.
+        rtcp_channel: u8,
+    },
+    /// As datagrams, to the address of the control connection.
+    Udp {
+        /// Where RTP goes.
+        rtp: SocketAddr,
+        /// Where RTCP goes, and comes from.
+        rtcp: SocketAddr,
+    },
+}
+
+/// A track that a session plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlayTrack {
+    /// Which.
+    pub track: TrackId,
+    /// How it is delivered.
+    pub delivery: Delivery,
+}
+
+/// The first packet that a client will get of a track, for `RTP-Info`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstPacket {
+    /// Which track.
+    pub track: TrackId,
+    /// Its sequence number.
+    pub seq: u16,
+    /// Its RTP timestamp.
+    pub rtp_time: u32,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndReason {
+    /// The client said TEARDOWN.
+    Teardown,
+    /// Nothing was heard of the client for the session timeout.
+    Timeout,
+    /// The connection that carried it was closed by the client, or broke.
+    Disconnected,
+    /// The server closed the connection that carried it; the [`CloseReason`] tells why.
+    Closed,
+    /// The same address and ports were set up anew, as a player does that starts again after a crash.
+    Replaced,
+    /// An operation was not complete within the stall timeout.
+    Stalled,
+    /// The source's tracks or codecs changed.
+    SourceChanged,
+    /// The relay stops.
+    Stopping,
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EndReason::Teardown => "the client said TEARDOWN",
+            EndReason::Timeout => "nothing was heard of the client for the session timeout",
+            EndReason::Disconnected => "the client closed its connection",
+            EndReason::Closed => "its connection had to be closed",
+            EndReason::Replaced => "the client set up the same ports anew",
+            EndReason::Stalled => "the client read too slowly for the stall timeout",
+            EndReason::SourceChanged => "the source's tracks or codecs changed",
+            EndReason::Stopping => "the relay stops",
+        })
+    }
+}
+
+/// Why the server closes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CloseReason {
+    /// What it sends is not RTSP (TLS, HTTP, something binary).
+    NotRtsp(Fault),
+    /// A request that cannot be understood, so that the next one cannot be found.
+    Malformed(Fault),
+    /// A request over its limits.
+    TooLarge(Fault),
+    /// More requests behind a PLAY than may wait for its answer.
+    Flood,
+    /// No whole request within the handshake timeout.
+    Handshake,
+    /// It has no session and was silent for the session timeout.
+    Idle,
+    /// The session that it carried has ended.
+    SessionEnded(EndReason),
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::NotRtsp(fault) | CloseReason::Malformed(fault) | CloseReason::TooLarge(fault) => fault.fmt(f),
+            CloseReason::Flood => f.write_str("too many requests at once behind a PLAY"),
+            CloseReason::Handshake => f.write_str("no whole request within the handshake timeout"),
+            CloseReason::Idle => f.write_str("no session and no request for the session timeout"),
+            CloseReason::SessionEnded(reason) => reason.fmt(f),
+        }
+    }
+}
+
+/// What the shard has to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Send these bytes before anything else that this connection is sent from now on.
+    Answer {
+        /// To whom.
+        conn: ConnId,
+        /// One whole RTSP response.
+        bytes: Bytes,
+    },
+    /// The client wants media. The shard calls [`Server::start`] or [`Server::refuse`], at once: until then no further request
+    /// of this connection is looked at. Media follows the answer that comes of it.
+    Play {
+        /// The session.
+        session: SessionKey,
+        /// The connection that asked; the one that carries the media of interleaved tracks.
+        conn: ConnId,
+        /// What is played.
+        stream: StreamId,
+        /// Its tracks, in the order of their numbers.
+        tracks: Vec<PlayTrack>,
+        /// Whether it has played before (PLAY after PAUSE).
+        resumed: bool,
+    },
+    /// No media until the next [`Event::Play`] of this session.
+    Pause {
+        /// The session.
+        session: SessionKey,
+    },
+    /// The session is gone. Comes once for every session that an [`Event::Play`] came for, unless [`Server::end_session`] ended it.
+    End {
+        /// The session.
+        session: SessionKey,
+        /// Why.
+        reason: EndReason,
+    },
+    /// A client's report on a track that it receives.
+    ReceiverReport {
+        /// The session.
+        session: SessionKey,
+        /// The track.
+        track: TrackId,
+        /// What it says.
+        report: ReportBlock,
+    },
+    /// The connection asked for another shard's session: hand it over, after what was answered has been sent. The server has
+    /// forgotten it.
+    Move {
+        /// Which connection.
+        conn: ConnId,
+        /// To which shard.
+        shard: u16,
+        /// Everything that was read and not answered, from the first byte of that request.
+        unread: Bytes,
+    },
+    /// Close the connection after what was answered has been sent. The server has forgotten it.
+    Close {
+        /// Which connection.
+        conn: ConnId,
+        /// Why.
+        reason: CloseReason,
+    },
+}
+
+/// What has been counted since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Whole requests read.
+    pub requests: u64,
+    /// Answers by status code.
+    pub answers: BTreeMap<u16, u64>,
+    /// Sessions made.
+    pub sessions: u64,
+    /// Sessions ended, by reason.
+    pub ended: BTreeMap<EndReason, u64>,
+    /// Connections that the server closed, by reason.
+    pub closed: BTreeMap<CloseReason, u64>,
+    /// Connections handed to other shards.
+    pub moved: u64,
+    /// Interleaved frames from clients on channels that are no track's RTCP, dropped.
+    pub frames_unasked: u64,
+    /// RTCP packets that could not be read, dropped.
+    pub rtcp_malformed: u64,
+    /// RTCP datagrams from addresses that have no session, dropped.
+    pub rtcp_unasked: u64,
+}
+
+/// A session as the status page shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The connection that it was last heard on, while open.
+    pub conn: Option<ConnId>,
+    /// What it plays.
+    pub stream: StreamId,
+    /// The tracks that are set up.
+    pub tracks: Vec<PlayTrack>,
+    /// Whether it is playing now.
+    pub playing: bool,
+    /// The player's name for itself, at most 128 characters.
+    pub user_agent: Option<String>,
+}
