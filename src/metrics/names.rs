@@ -90,6 +90,8 @@ counted! {
         SendFailed = "send_failed",
         /// It moved to another shard.
         Moved = "moved",
+        /// The same ports were set up anew.
+        Replaced = "replaced",
         /// The relay stops.
         Stopping = "stopping",
     }

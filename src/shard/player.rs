@@ -105,8 +105,8 @@ impl Player {
         }
     }
 
-    /// Forgets what it was in the middle of and goes to the head, waiting for a keyframe; for a client that was paused, or
-    /// whose stream has been cut off. No operation of it may be under way.
+    /// Forgets what it was in the middle of and goes to the head, waiting for a keyframe; for a client whose stream has been
+    /// cut off.
     pub fn restart(&mut self, log: &Log, now: Instant) {
         self.cursor = log.head();
         self.started = now;
@@ -114,6 +114,26 @@ impl Player {
         for wanted in self.tracks.iter_mut().flatten() {
             wanted.waiting = wanted.video;
             wanted.open = None;
+            // What is missing has been counted before it came to the log.
+            wanted.next_frame = None;
+        }
+    }
+
+    /// Goes on after a pause: at the newest keyframe, or where it stopped if it has been sent that keyframe already. No frame is
+    /// ever sent twice.
+    pub fn resume(&mut self, log: &Log, now: Instant) {
+        let newer = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor);
+        let decoding = self.tracks.iter().flatten().any(|wanted| wanted.video && !wanted.waiting);
+        if newer.is_none() && decoding && self.cursor >= log.first() {
+            self.started = now;
+            return;
+        }
+        let target = newer.unwrap_or(log.head());
+        self.keep_begun(log, target);
+        self.cursor = target;
+        self.started = now;
+        for wanted in self.tracks.iter_mut().flatten() {
+            wanted.waiting = wanted.video;
             // What it missed while it did not play was not dropped.
             wanted.next_frame = None;
         }
@@ -225,9 +245,12 @@ impl Player {
 
     /// The next chunk for a UDP client, which gets them one by one; its number, and how it wants it.
     pub fn next_chunk(&mut self, log: &Log, age: Duration, now: Instant) -> Option<(u64, Taken)> {
-        // Over UDP a frame that the log has let go of is lost like any other datagram.
-        self.rest.clear();
-        self.catch_up(log, age, now);
+        let mid_frame = self.tracks.iter().flatten().any(|wanted| wanted.open.is_some());
+        // Datagrams never block, so the frame begun is soon finished; but what the log has let go of is lost like any other
+        // datagram.
+        if !mid_frame || self.cursor < log.first() {
+            self.catch_up(log, age, now);
+        }
         self.rest.clear();
         while let Some(entry) = log.get(self.cursor) {
             let number = self.cursor;

@@ -143,7 +143,7 @@ impl<E: Egress> Thread<E> {
         }
         let now = Instant::now();
         Thread {
-            core: Core::new(config.core.clone(), egress, udp),
+            core: Core::new(now, config.core.clone(), egress, udp),
             io: config.io,
             inbox,
             shards,

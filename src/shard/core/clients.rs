@@ -136,8 +136,14 @@ impl<E: Egress> Core<E> {
                 let (slot, transport) = if targets.is_empty() {
                     (conn.0, Transport::Tcp)
                 } else {
-                    let kind =
-                        Kind::Udp { targets, own: VecDeque::new(), plain: false, burst_bytes: 0, burst_from: now };
+                    let kind = Kind::Udp {
+                        targets,
+                        own: VecDeque::new(),
+                        plain: false,
+                        burst_bytes: 0,
+                        burst_from: now,
+                        paced: false,
+                    };
                     (self.add_link(kind).slot, Transport::Udp)
                 };
                 let link = &mut self.links[slot as usize];
@@ -182,8 +188,7 @@ impl<E: Egress> Core<E> {
         }
         playing.paused = false;
         let log = &self.streams[usize::from(playing.stream.0)].log;
-        playing.player.restart(log, now);
-        playing.player.start_cached(log, now);
+        playing.player.resume(log, now);
     }
 
     /// The first packet of each track, by the log where it has it, else by the numbers that come next.

@@ -23,7 +23,7 @@ const ANSWERS_MAX: usize = OP_IOVECS_MAX / 2;
 const BURST_BYTES: usize = 64 * 1024;
 
 /// How often a UDP client is sent [`BURST_BYTES`] at most; together 131 Mbit/s.
-pub(super) const BURST_EVERY: Duration = Duration::from_millis(4);
+const BURST_EVERY: Duration = Duration::from_millis(4);
 
 impl<E: Egress> Core<E> {
     /// Acts on everything that was taken in: offers new chunks to their clients, serves links that became idle, hands all
@@ -155,7 +155,7 @@ impl<E: Egress> Core<E> {
     fn serve_udp(&mut self, now: Instant, slot: u32, token: Token) {
         let Some(sockets) = &self.udp else { return };
         let link = &mut self.links[slot as usize];
-        let Kind::Udp { targets, own, plain, burst_bytes, burst_from } = &mut link.kind else { return };
+        let Kind::Udp { targets, own, plain, burst_bytes, burst_from, paced } = &mut link.kind else { return };
         if let Some((to, datagrams)) = own.pop_front() {
             link.op_bytes = datagrams.bytes.len();
             link.op_track = None;
@@ -170,9 +170,15 @@ impl<E: Egress> Core<E> {
         if let Some(playing) = link.playing.as_mut().filter(|playing| !playing.paused) {
             let log = &mut self.streams[usize::from(playing.stream.0)].log;
             if *burst_bytes >= BURST_BYTES && playing.player.is_behind(log) {
-                self.paced.push(slot);
+                if self.paced.is_empty() {
+                    self.paced_until = now + BURST_EVERY;
+                }
+                if !std::mem::replace(paced, true) {
+                    self.paced.push(slot);
+                }
                 return;
             }
+            *paced = false;
             let next = playing.player.next_chunk(log, self.age, now);
             let notes = playing.player.take_notes();
             if notes != Default::default() {

@@ -104,6 +104,8 @@ enum Kind {
         /// Bytes sent since `burst_from`, so that a catching-up client's receive buffer is not overrun.
         burst_bytes: usize,
         burst_from: Instant,
+        /// It is in [`Core::paced`].
+        paced: bool,
     },
 }
 
@@ -190,8 +192,9 @@ pub struct Core<E: Egress> {
     streams: Vec<Stream>,
     /// Links that may have something to send, besides the members of dirty streams.
     ready: VecDeque<u32>,
-    /// UDP links that wait for their next burst.
+    /// UDP links that wait for their next burst, and when that is due.
     paced: Vec<u32>,
+    paced_until: Instant,
     handovers: Vec<Handover>,
     /// Connections removed since the thread last asked.
     gone: usize,
@@ -210,7 +213,7 @@ const STOP_FLUSH: Duration = Duration::from_millis(500);
 
 impl<E: Egress> Core<E> {
     /// A shard that serves the configured streams through `egress`, and UDP clients through `udp`.
-    pub fn new(config: CoreConfig, egress: E, udp: Option<UdpSockets>) -> Self {
+    pub fn new(now: Instant, config: CoreConfig, egress: E, udp: Option<UdpSockets>) -> Self {
         let mut server = Server::new(config.server);
         let mut streams = Vec::new();
         for setup in &config.streams {
@@ -242,6 +245,7 @@ impl<E: Egress> Core<E> {
             streams,
             ready: VecDeque::new(),
             paced: Vec::new(),
+            paced_until: now,
             handovers: Vec::new(),
             gone: 0,
             metrics: ShardMetrics::new(),
@@ -315,6 +319,11 @@ impl<E: Egress> Core<E> {
     /// Whether the connection is one that requests are still read from.
     pub fn is_open(&self, token: Token) -> bool {
         self.link(token).is_some_and(|link| link.closing == Closing::No)
+    }
+
+    /// Whether the link is still there, open or on its way to being closed.
+    pub fn is_there(&self, token: Token) -> bool {
+        self.link(token).is_some()
     }
 
     /// A datagram came to the RTCP socket.
@@ -436,8 +445,8 @@ impl<E: Egress> Core<E> {
             self.server.timeout(now);
             self.process_events(now);
         }
-        for slot in std::mem::take(&mut self.paced) {
-            self.ready.push_back(slot);
+        if self.paced_until <= now {
+            self.ready.extend(self.paced.drain(..));
         }
         if self.next_check.is_none_or(|at| at <= now) {
             self.next_check = Some(now + CHECK_EVERY);
@@ -449,7 +458,7 @@ impl<E: Egress> Core<E> {
     pub fn next_timeout(&self, now: Instant) -> Instant {
         let check = self.next_check.unwrap_or(now);
         let server = self.server.next_timeout().unwrap_or(check);
-        let paced = if self.paced.is_empty() { check } else { now + drive::BURST_EVERY };
+        let paced = if self.paced.is_empty() { check } else { self.paced_until };
         check.min(server).min(paced)
     }
 
@@ -494,5 +503,6 @@ fn leave_reason(reason: EndReason) -> LeaveReason {
         EndReason::Stalled => LeaveReason::Stalled,
         EndReason::SourceChanged => LeaveReason::SourceChanged,
         EndReason::Stopping => LeaveReason::Stopping,
+        EndReason::Replaced => LeaveReason::Replaced,
     }
 }
