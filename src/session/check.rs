@@ -9,7 +9,8 @@ use crate::wire::transport::Lower;
 
 impl Server {
     /// Panics if the server's books do not agree with one another.
-    pub(super) fn check(&self) {
+    #[doc(hidden)]
+    pub fn check(&self) {
         let mut timers = 0;
         let mut rendered = 0;
         for (id, connection) in &self.conns {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{ConnId, EndReason, Event, FirstPacket, Server, ServerConfig, SessionKey};
 use crate::stream::{Description, StreamId, Track, TrackId};
-use crate::wire::{interleaved, rtcp};
+use crate::wire::interleaved;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -54,9 +54,17 @@ fn address(conn: u32) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, (conn % 2) as u8], 40_000 + conn as u16))
 }
 
+/// A receiver's report on one source.
+pub fn receiver_report(ssrc: u32) -> Vec<u8> {
+    let mut out = vec![0x81, 201, 0, 7];
+    for word in [1, ssrc, 0x4000_0002, 3, 4, 5, 6] {
+        out.extend_from_slice(&u32::to_be_bytes(word));
+    }
+    out
+}
+
 /// All that comes of a connection's bytes in pieces of `step`, every PLAY answered at once.
-pub fn conversation(bytes: &[u8], step: usize) -> Vec<Event> {
-    let start = Instant::now();
+pub fn conversation(start: Instant, bytes: &[u8], step: usize) -> Vec<Event> {
     let mut server = server(start, 4);
     server.connected(start, ConnId(0), address(0), address(1));
     let mut events = Vec::new();
@@ -74,14 +82,14 @@ pub fn conversation(bytes: &[u8], step: usize) -> Vec<Event> {
 }
 
 /// The same comes of a conversation whatever pieces it comes in.
-pub fn split(bytes: &[u8], step: usize) {
+pub fn split(start: Instant, bytes: &[u8], step: usize) {
     // What was unread at a move depends on what had been read by then.
     let cut = |events: Vec<Event>| {
         let is_move = |event: &Event| matches!(event, Event::Move { .. });
         let end = events.iter().position(is_move).unwrap_or(events.len());
         events.into_iter().take(end).collect::<Vec<_>>()
     };
-    assert_eq!(cut(conversation(bytes, bytes.len())), cut(conversation(bytes, step)));
+    assert_eq!(cut(conversation(start, bytes, bytes.len())), cut(conversation(start, bytes, step)));
 }
 
 /// A server and what its shard must be able to rely on.
@@ -94,13 +102,16 @@ struct Driver {
     /// Sessions that the shard knows, and whether their PLAY waits for it.
     known: BTreeMap<SessionKey, bool>,
     gone: BTreeSet<SessionKey>,
+    seen: Seen,
 }
 
+/// How often each kind of event came.
+pub type Seen = BTreeMap<&'static str, u32>;
+
 impl Driver {
-    fn new() -> Self {
-        let now = Instant::now();
-        let (conns, known, gone) = Default::default();
-        Driver { server: server(now, 5), now, requests: 0, conns, known, gone }
+    fn new(now: Instant) -> Self {
+        let (conns, known, gone, seen) = Default::default();
+        Driver { server: server(now, 5), now, requests: 0, conns, known, gone, seen }
     }
 
     /// One of the sessions there are.
@@ -111,21 +122,25 @@ impl Driver {
     }
 
     fn request(&mut self, conn: u32, op: u8, arg: u8) {
-        let method = ["OPTIONS", "DESCRIBE", "SETUP", "SETUP", "PLAY", "PAUSE", "TEARDOWN", "GET_PARAMETER", "RECORD"]
-            [usize::from(op) % 9];
-        let path = ["a", "a/trackID=0", "a/trackID=1", "b/trackID=0", "a/trackID=2"][usize::from(arg) % 5];
-        let transport = match arg / 5 % 5 {
-            0 => "RTP/AVP/TCP;interleaved=0-1".to_owned(),
-            1 => "RTP/AVP/TCP".to_owned(),
-            2 => format!("RTP/AVP/TCP;interleaved={}-{}", arg, arg.wrapping_add(3)),
-            3 => format!("RTP/AVP;unicast;client_port={}-{}", 5000 + u16::from(arg % 4), 5001 + u16::from(arg % 4)),
-            _ => "RTP/AVP;multicast, RAW/RAW/TCP".to_owned(),
+        let methods =
+            ["PLAY", "SETUP", "PAUSE", "PLAY", "SETUP", "GET_PARAMETER", "TEARDOWN", "DESCRIBE", "OPTIONS", "RECORD"];
+        let method = methods[usize::from(op) % methods.len()];
+        let track = ["a", "a", "a/trackID=0", "a/trackID=1", "b/trackID=0", "a/trackID=2"][usize::from(arg) % 6];
+        let path =
+            if method == "SETUP" && arg > 30 { ["a/trackID=0", "a/trackID=1"][usize::from(arg) % 2] } else { track };
+        let port = 5000 + u16::from(arg / 2 % 4);
+        let transport = match arg / 8 % 8 {
+            0 => format!("RTP/AVP/TCP;interleaved={}-{}", arg, arg.wrapping_add(3)),
+            1 => "RTP/AVP/TCP;interleaved=0-1".to_owned(),
+            2 => "RTP/AVP;multicast, RAW/RAW/TCP".to_owned(),
+            3..6 => format!("RTP/AVP;unicast;client_port={port}-{}", port + 1),
+            _ => "RTP/AVP/TCP".to_owned(),
         };
         self.requests += 1;
         let cseq = self.requests.to_string();
         let mut text = format!("{method} rtsp://h/{path} RTSP/1.0\r\nCSeq: {cseq}\r\nTransport: {transport}\r\n");
-        match self.session(arg / 7) {
-            Some(key) if !arg.is_multiple_of(3) => text += &format!("Session: {key};timeout=60\r\n"),
+        match self.session(arg / 2) {
+            Some(key) if method != "SETUP" || op > 100 => text += &format!("Session: {key};timeout=60\r\n"),
             _ if arg == 255 => text += "Session: 0000000000000003\r\n",
             _ => {}
         }
@@ -136,51 +151,54 @@ impl Driver {
         self.server.input(self.now, ConnId(conn), text.as_bytes());
     }
 
-    fn step(&mut self, op: u8, arg: u8) {
-        let conn = u32::from(arg % 5);
-        match op % 16 {
+    fn step(&mut self, kind: u8, op: u8, arg: u8) {
+        let conn = u32::from(kind / 32);
+        let waiting = self.known.iter().find(|(_, waits)| **waits).map(|(key, _)| *key);
+        match kind % 32 {
             0 => {
-                self.conns.insert(conn, VecDeque::new());
-                self.server.connected(self.now, ConnId(conn), address(conn), address(9));
-            }
-            1 => {
                 self.conns.remove(&conn);
                 self.server.disconnected(self.now, ConnId(conn));
             }
-            2 => {
-                self.now += Duration::from_secs(u64::from(arg) / 4);
+            1 => {
+                self.now += Duration::from_secs(u64::from(arg) / 8);
                 self.server.timeout(self.now);
                 assert!(self.server.next_timeout().is_none_or(|due| due > self.now));
             }
-            3 => {
-                let waiting = self.known.iter().find(|(_, waits)| **waits).map(|(key, _)| *key);
+            2..8 => {
                 if let Some(key) = waiting {
                     self.known.insert(key, false);
-                    match arg % 8 {
+                    match arg % 16 {
                         0 => self.server.refuse(self.now, key, 503),
                         1 => self.end(key),
                         _ => self.server.start(self.now, key, &[]),
                     }
                 }
             }
-            4 => {
+            8 if op > 200 => {
                 if let Some(key) = self.session(arg) {
                     self.end(key);
                 }
             }
-            5 => {
-                let packet = rtcp::bye(0xa, "x");
-                if arg.is_multiple_of(2) {
+            9 => {
+                let packet = receiver_report(0xa);
+                if op.is_multiple_of(2) {
                     self.server.rtcp(self.now, SocketAddr::new(address(conn).ip(), 5001 + u16::from(arg % 4)), &packet);
                 } else {
                     self.server.input(self.now, ConnId(conn), &interleaved::frame(arg % 4, &packet));
                 }
             }
-            6 if arg > 200 => {
+            10 if op > 200 => {
                 let encoding = if arg.is_multiple_of(2) { "H264" } else { "H265" };
                 self.server.set_description(StreamId(u16::from(arg / 2 % 2)), Some(description(encoding, self.now)));
             }
-            _ => self.request(conn, op, arg),
+            _ => {
+                // Numbers are used again, now and then while the shard has not said that the old connection is gone.
+                if !self.conns.contains_key(&conn) || op == 255 {
+                    self.conns.insert(conn, VecDeque::new());
+                    self.server.connected(self.now, ConnId(conn), address(conn), address(9));
+                }
+                self.request(conn, op, arg);
+            }
         }
         self.drain();
         self.server.check();
@@ -194,6 +212,7 @@ impl Driver {
 
     fn drain(&mut self) {
         while let Some(event) = self.server.poll_event() {
+            *self.seen.entry(kind(&event)).or_default() += 1;
             match event {
                 Event::Answer { conn, bytes } => {
                     let text = String::from_utf8(bytes.to_vec()).expect("answers are text");
@@ -219,11 +238,24 @@ impl Driver {
     }
 }
 
+fn kind(event: &Event) -> &'static str {
+    match event {
+        Event::Answer { .. } => "answer",
+        Event::Play { resumed: false, .. } => "play",
+        Event::Play { resumed: true, .. } => "resume",
+        Event::Pause { .. } => "pause",
+        Event::End { .. } => "end",
+        Event::ReceiverReport { .. } => "report",
+        Event::Move { .. } => "move",
+        Event::Close { .. } => "close",
+    }
+}
+
 /// Whatever happens in whatever order, the server's books are right, and its shard is told of everything once, in order.
-pub fn operations(bytes: &[u8]) {
-    let mut driver = Driver::new();
-    for pair in bytes.chunks_exact(2) {
-        driver.step(pair[0], pair[1]);
+pub fn operations(start: Instant, bytes: &[u8]) -> Seen {
+    let mut driver = Driver::new(start);
+    for step in bytes.chunks_exact(3) {
+        driver.step(step[0], step[1], step[2]);
     }
     for conn in std::mem::take(&mut driver.conns).into_keys() {
         driver.server.disconnected(driver.now, ConnId(conn));
@@ -239,4 +271,5 @@ pub fn operations(bytes: &[u8]) {
     driver.server.check();
     assert_eq!((driver.server.sessions(), driver.server.next_timeout()), (0, None));
     assert!(driver.known.is_empty(), "{:?} never ended", driver.known);
+    driver.seen
 }

@@ -74,8 +74,9 @@ impl Server {
             Named::Elsewhere(shard) => return self.hand_over(conn, shard, &request),
             Named::Unknown => return self.refusal(conn, &request, None, Status::SESSION_NOT_FOUND.into()),
         };
-        if let Some(key) = session {
-            self.heard(now, key, conn);
+        match session {
+            Some(key) => self.heard(now, key, conn),
+            None => self.heard_unnamed(now, conn),
         }
         let asked = Asked { now, conn, request: &request, cseq, session };
         let outcome = match request.method.as_str() {

@@ -157,7 +157,7 @@ impl Server {
     /// Sessions that cannot go on with it ([`Description::continues_as`]) and do not play end; those that play are for the
     /// shard to end, with a BYE and [`Server::end_session`].
     pub fn set_description(&mut self, id: StreamId, description: Option<Arc<Description>>) {
-        let broken: Vec<_> = self
+        let mut broken: Vec<_> = self
             .sessions
             .iter()
             .filter(|(_, session)| {
@@ -166,6 +166,8 @@ impl Server {
             })
             .map(|(key, _)| *key)
             .collect();
+        // The same order for the same seed.
+        broken.sort();
         self.streams.set_description(id, description);
         for key in broken {
             // One that shared a connection may be gone already.
@@ -377,6 +379,16 @@ impl Server {
             connection.interleaved = Some(key);
         }
         self.arm_session(key);
+    }
+
+    /// Notes that a connection was heard by a request that names no session: it speaks for all that were last heard on it.
+    pub(super) fn heard_unnamed(&mut self, now: Instant, conn: ConnId) {
+        let Some(connection) = self.conns.get(&conn) else { return };
+        for key in &connection.sessions {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.heard = now;
+            }
+        }
     }
 
     /// Notes that a session was heard on a connection.

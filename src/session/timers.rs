@@ -24,8 +24,9 @@ impl Server {
                 Timer::Conn(conn) => self.conn_due(now, conn),
                 Timer::Session(key) => self.session_due(now, key),
             }
+            // An end may let a connection go on, which then has a moment of its own.
+            self.process_released(now);
         }
-        self.process_released(now);
     }
 
     /// When [`Server::timeout`] wants to be called; it may be called earlier.

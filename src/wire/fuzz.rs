@@ -54,6 +54,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn readers_take_random_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             super::read(&bytes);

@@ -162,6 +162,8 @@ fn no_header_value_makes_a_line_of_its_own() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn random_bytes_are_the_same_in_any_pieces(bytes in proptest::collection::vec(any::<u8>(), 0..400), step in 1usize..50) {
         crate::wire::fuzz::decode(&bytes, step);
