@@ -251,7 +251,8 @@ fn kind(event: &Event) -> &'static str {
     }
 }
 
-/// Whatever happens in whatever order, the server's books are right, and its shard is told of everything once, in order.
+/// Whatever happens in whatever order, the server's books are right, and its shard is told of everything once, in
+/// order.
 pub fn operations(start: Instant, bytes: &[u8]) -> Seen {
     let mut driver = Driver::new(start);
     for step in bytes.chunks_exact(3) {

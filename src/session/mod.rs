@@ -1,7 +1,8 @@
-//! The RTSP server's sessions: a state machine without sockets or a clock. Bytes and time go in, answers and events come out.
+//! The RTSP server's sessions: a state machine without sockets or a clock. Bytes and time go in, answers and events
+//! come out.
 //!
-//! A shard has one [`Server`]. It tells the server of connections, of the bytes read from them and of the time, and after each
-//! call takes the events with [`Server::poll_event`] until there are none, acting on them in their order.
+//! A shard has one [`Server`]. It tells the server of connections, of the bytes read from them and of the time, and
+//! after each call takes the events with [`Server::poll_event`] until there are none, acting on them in their order.
 #![forbid(unsafe_code)]
 
 mod check;

@@ -111,8 +111,8 @@ pub struct Server {
     pub(super) by_rtcp: HashMap<SocketAddr, SessionKey>,
     /// The UDP sessions of an address, for those whose RTCP comes through a translated port.
     pub(super) by_address: HashMap<IpAddr, SmallVec<[SessionKey; 1]>>,
-    /// Moments at which something may have timed out. They are only brought forward at once; one that turns out too early is
-    /// put off when it comes, so that hearing of a client costs nothing.
+    /// Moments at which something may have timed out. They are only brought forward at once; one that turns out too
+    /// early is put off when it comes, so that hearing of a client costs nothing.
     pub(super) timers: BTreeSet<(Instant, Timer)>,
     /// Connections whose PLAY was answered, with bytes left to look at.
     pub(super) released: Vec<ConnId>,
@@ -154,8 +154,8 @@ impl Server {
 
     /// Sets what a stream consists of; `None` for one that has never been up, which is answered 503.
     ///
-    /// Sessions that cannot go on with it ([`Description::continues_as`]) and do not play end; those that play are for the
-    /// shard to end, with a BYE and [`Server::end_session`].
+    /// Sessions that cannot go on with it ([`Description::continues_as`]) and do not play end; those that play are for
+    /// the shard to end, with a BYE and [`Server::end_session`].
     pub fn set_description(&mut self, id: StreamId, description: Option<Arc<Description>>) {
         let mut broken: Vec<_> = self
             .sessions
@@ -240,8 +240,8 @@ impl Server {
 
     /// Answers an [`Event::Play`]: the media goes, beginning with these packets.
     ///
-    /// A track that is not in `first` is told with its first sequence number and its time of now. A session that has ended
-    /// meanwhile is passed over.
+    /// A track that is not in `first` is told with its first sequence number and its time of now. A session that has
+    /// ended meanwhile is passed over.
     pub fn start(&mut self, now: Instant, session: SessionKey, first: &[FirstPacket]) {
         let Some(playing) = self.sessions.get_mut(&session).filter(|s| s.state == State::Starting) else { return };
         playing.state = State::Playing;
@@ -381,7 +381,8 @@ impl Server {
         self.arm_session(key);
     }
 
-    /// Notes that a connection was heard by a request that names no session: it speaks for all that were last heard on it.
+    /// Notes that a connection was heard by a request that names no session: it speaks for all that were last heard on
+    /// it.
     pub(super) fn heard_unnamed(&mut self, now: Instant, conn: ConnId) {
         let Some(connection) = self.conns.get(&conn) else { return };
         for key in &connection.sessions {

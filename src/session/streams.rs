@@ -63,8 +63,8 @@ impl Streams {
         Some(StreamId(index as u16))
     }
 
-    /// Takes channels for a track, if possible those asked for: none that are `used` in the connection already, and none that
-    /// would need one rendering too many. `None` if there is no such pair.
+    /// Takes channels for a track, if possible those asked for: none that are `used` in the connection already, and
+    /// none that would need one rendering too many. `None` if there is no such pair.
     pub(super) fn take_channels(
         &mut self,
         id: StreamId,
@@ -111,7 +111,8 @@ impl Streams {
         }
     }
 
-    /// Sessions that use another pair than the track's own, over all tracks; and the most pairs that one track is rendered for.
+    /// Sessions that use another pair than the track's own, over all tracks; and the most pairs that one track is
+    /// rendered for.
     pub(super) fn rendered(&self) -> (usize, usize) {
         let tracks = || self.streams.iter().flat_map(|stream| &stream.renderings);
         let sessions = tracks().flatten().map(|(_, sessions)| sessions).sum();

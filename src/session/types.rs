@@ -160,8 +160,9 @@ pub enum Event {
         /// One whole RTSP response.
         bytes: Bytes,
     },
-    /// The client wants media. The shard calls [`Server::start`] or [`Server::refuse`], at once: until then no further request
-    /// of this connection is looked at. Media follows the answer that comes of it.
+    /// The client wants media. The shard calls [`Server::start`](super::Server::start) or
+    /// [`Server::refuse`](super::Server::refuse), at once: until then no further request of this connection is looked
+    /// at. Media follows the answer that comes of it.
     Play {
         /// The session.
         session: SessionKey,
@@ -179,7 +180,8 @@ pub enum Event {
         /// The session.
         session: SessionKey,
     },
-    /// The session is gone. Comes once for every session that an [`Event::Play`] came for, unless [`Server::end_session`] ended it.
+    /// The session is gone. Comes once for every session that an [`Event::Play`] came for, unless
+    /// [`Server::end_session`](super::Server::end_session) ended it.
     End {
         /// The session.
         session: SessionKey,
@@ -195,8 +197,8 @@ pub enum Event {
         /// What it says.
         report: ReportBlock,
     },
-    /// The connection asked for another shard's session: hand it over, after what was answered has been sent. The server has
-    /// forgotten it.
+    /// The connection asked for another shard's session: hand it over, after what was answered has been sent. The
+    /// server has forgotten it.
     Move {
         /// Which connection.
         conn: ConnId,

@@ -79,8 +79,8 @@ fn rtpmap(value: &str) -> Option<RtpMap> {
 
 /// Reads the media of a camera's description, one for each `m=` line, in their order, whatever else is wrong with it.
 ///
-/// What cannot be understood is left out: cameras write `c=IN c=IN`, `o=` without an address, numbers past 64 bits, negative
-/// ports, and Latin-1.
+/// What cannot be understood is left out: cameras write `c=IN c=IN`, `o=` without an address, numbers past 64 bits,
+/// negative ports, and Latin-1.
 pub fn media_attributes(sdp: &[u8]) -> Vec<MediaAttrs> {
     let mut session_direction = None;
     let mut medias: Vec<MediaAttrs> = Vec::new();

@@ -65,7 +65,8 @@ where
     }
 }
 
-/// Reads a header's list of transports. A parameter that makes no sense counts as absent, an unknown one is passed over.
+/// Reads a header's list of transports. A parameter that makes no sense counts as absent, an unknown one is passed
+/// over.
 pub fn parse(value: &str) -> Vec<Spec> {
     split_unquoted(value, ',').filter(|spec| !spec.is_empty()).map(parse_one).collect()
 }

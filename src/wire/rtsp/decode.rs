@@ -79,7 +79,8 @@ pub struct Invalid {
     pub cseq: Option<String>,
 }
 
-/// Cuts a connection's bytes into messages. Needs at most one message's bytes of memory, and none when there is no part of one.
+/// Cuts a connection's bytes into messages. Needs at most one message's bytes of memory, and none when there is no part
+/// of one.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buf: BytesMut,
@@ -210,7 +211,8 @@ impl Decoder {
         Ok(Some(Message::Request(request)))
     }
 
-    /// Looks for the empty line after the header block, judging lines on the way. Returns the block's bytes with that line.
+    /// Looks for the empty line after the header block, judging lines on the way. Returns the block's bytes with that
+    /// line.
     fn scan(&mut self) -> Result<Option<usize>, Invalid> {
         if self.scanned == 0 && !is_token(self.buf[0]) {
             let fault = if self.buf[0] == 0x16 { Fault::Tls } else { Fault::NotRtsp };
