@@ -89,7 +89,9 @@ pub(super) struct Input {
     pub(super) sets: ParameterSets,
     pub(super) payload_type: u8,
     pub(super) ssrc: u32,
-    pub(super) next_seq: u16,
+    /// Of the first packet ever sent.
+    pub(super) first_seq: u16,
+    next_seq: u16,
     /// The payload type that this session's packets have.
     pub(super) source_type: Option<u8>,
     pub(super) order: Order,
@@ -118,6 +120,7 @@ impl Input {
     pub(super) fn new(id: TrackId, track: &SourceTrack, random: &mut fastrand::Rng) -> Self {
         let video = track.media == "video";
         let codec = if video { Codec::new(&track.encoding, track.fmtp.as_deref()) } else { Codec::Intra };
+        let first_seq = random.u16(..);
         Input {
             id,
             video,
@@ -126,7 +129,8 @@ impl Input {
             sets: ParameterSets::new(codec),
             payload_type: track.payload_type,
             ssrc: random.u32(..),
-            next_seq: random.u16(..),
+            first_seq,
+            next_seq: first_seq,
             source_type: None,
             order: Order::default(),
             told: Told::default(),
@@ -180,7 +184,10 @@ impl Input {
         self.frame_time = self.frame_time.filter(|_| self.in_frame);
         // The packets of a chunk follow one another; the player is to see the gap.
         chunker.cut(self.id, &mut chunks(out));
-        self.next_seq = self.next_seq.wrapping_add(count);
+        // Before the first packet there is nothing to be missed; the description has promised where numbers begin.
+        if self.next_seq != self.first_seq {
+            self.next_seq = self.next_seq.wrapping_add(count);
+        }
     }
 
     /// Puts a packet with a payload into its frame. `describe` is called when parameter sets changed, before the frame that they

@@ -10,6 +10,8 @@ pub mod camera;
 pub mod clip;
 pub mod fault;
 mod fragment;
+#[doc(hidden)]
+pub mod fuzz;
 mod input;
 pub mod packetizer;
 mod parameter_sets;
@@ -22,5 +24,7 @@ pub mod tone;
 
 #[cfg(test)]
 mod fake_camera;
+#[cfg(test)]
+mod pipeline_tests;
 #[cfg(test)]
 mod tests;

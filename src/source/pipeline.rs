@@ -235,8 +235,7 @@ impl Pipeline {
         let mut described = Vec::with_capacity(tracks.len());
         for (index, (input, track)) in self.inputs.iter_mut().zip(&tracks).enumerate() {
             input.new_session(track);
-            let first_seq = continued.map_or(input.next_seq, |old| old.tracks[index].first_seq);
-            let mut track = describe(track, input.ssrc, first_seq, timeline.estimate(index));
+            let mut track = describe(track, input.ssrc, input.first_seq, timeline.estimate(index));
             track.fmtp = input.fmtp();
             described.push(track);
         }
