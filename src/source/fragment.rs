@@ -224,3 +224,153 @@ fn h265_fragments([a, b]: [u8; 2], number: Option<u16>, body: &[u8], max: usize,
     let len = if number.is_some() { 5 } else { 3 };
     Fragments { first: &first[..len], later: 3, header: 2, start: true, end: true }.emit(body, max, emit);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const H265: Codec = Codec::H265 { donl: false };
+    const NUMBERED: Codec = Codec::H265 { donl: true };
+
+    fn cut(codec: Codec, payload: &[u8], max: usize) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        assert!(fragment(codec, payload, max, &mut |prefix, body| out.push([prefix, body].concat())));
+        out
+    }
+
+    /// Puts NAL units together again as a receiver does, each with its decoding order number where there is one.
+    fn join(codec: Codec, payloads: &[Vec<u8>]) -> Vec<(Option<[u8; 2]>, Vec<u8>)> {
+        let mut out: Vec<(Option<[u8; 2]>, Vec<u8>)> = Vec::new();
+        let mut open = false;
+        for payload in payloads {
+            let Some(unit) = unit(codec, payload) else {
+                assert!(!open);
+                match codec {
+                    Codec::H265 { donl: true } => {
+                        let number = payload[2..4].try_into().unwrap();
+                        out.push((Some(number), [&payload[..2], &payload[4..]].concat()));
+                    }
+                    _ => out.push((None, payload.clone())),
+                }
+                continue;
+            };
+            assert_eq!(unit.start, !open);
+            open = !unit.end;
+            let mut at = unit.header + 1;
+            if unit.start {
+                let kind = payload[unit.header] & 0x3f;
+                let (number, head) = match codec {
+                    Codec::H264 => (None, vec![payload[0] & 0xe0 | kind & 0x1f]),
+                    Codec::H265 { donl } => {
+                        let number = donl.then(|| payload[3..5].try_into().unwrap());
+                        at += if donl { 2 } else { 0 };
+                        (number, vec![payload[0] & 0x81 | kind << 1, payload[1]])
+                    }
+                    _ => unreachable!(),
+                };
+                out.push((number, head));
+            }
+            out.last_mut().unwrap().1.extend_from_slice(&payload[at..]);
+        }
+        assert!(!open);
+        out
+    }
+
+    #[test]
+    fn what_fits_is_left_alone() {
+        for payload in [&[0x65, 1, 2][..], &[0x7c, 0x85, 1], &[0x78, 0, 1, 9, 0, 1, 9], &[0x00, 1, 2], &[0x1f]] {
+            assert_eq!(cut(Codec::H264, payload, 64), [payload]);
+        }
+        for payload in [&[0x28, 1, 2][..], &[0x62, 1, 0x94, 1], &[0x64, 1], &[0x60, 1, 0, 1, 9], &[0x28]] {
+            assert_eq!(cut(H265, payload, 64), [payload]);
+        }
+        assert!(!fragment(Codec::Vp8, &[1; 100], 64, &mut |_, _| panic!()));
+        assert!(!fragment(H265, &[0x64; 100], 64, &mut |_, _| panic!()));
+        assert!(!fragment(Codec::H264, &[], 64, &mut |_, _| panic!()));
+    }
+
+    #[test]
+    fn fragments_are_cut_further_with_their_flags_in_place() {
+        for (flags, first, middle, last) in
+            [(0xc0, 0x80, 0, 0x40), (0x80, 0x80, 0, 0), (0x40, 0, 0, 0x40), (0, 0, 0, 0)]
+        {
+            let payload = [&[0x7c, flags | 5][..], &[7; 150]].concat();
+            let got = cut(Codec::H264, &payload, 64);
+            assert_eq!(got.iter().map(|p| p[1]).collect::<Vec<_>>(), [first | 5, middle | 5, last | 5]);
+            let payload = [&[0x62, 1, flags | 20][..], &[7; 150]].concat();
+            let got = cut(H265, &payload, 64);
+            assert_eq!(got.iter().map(|p| p[2]).collect::<Vec<_>>(), [first | 20, middle | 20, last | 20]);
+        }
+        // FU-B keeps its decoding order number, which only a first fragment has.
+        let payload = [&[0x7d, 0xc5, 3, 4][..], &[7; 100]].concat();
+        let got = cut(Codec::H264, &payload, 64);
+        assert_eq!((&got[0][..5], &got[1][..3]), (&[0x7d, 0x85, 3, 4, 7][..], &[0x7c, 0x45, 7][..]));
+        let payload = [&[0x62, 1, 0x80 | 20, 3, 4][..], &[7; 100]].concat();
+        let got = cut(NUMBERED, &payload, 64);
+        assert_eq!((&got[0][..6], &got[1][..4]), (&[0x62, 1, 0x94, 3, 4, 7][..], &[0x62, 1, 20, 7][..]));
+    }
+
+    #[test]
+    fn aggregates_fall_apart() {
+        let nals: [Vec<u8>; 3] = [vec![0x67, 1, 2], [vec![0x65], vec![9; 100]].concat(), vec![0x41, 5]];
+        for (first, between) in [(&[0x78][..], 0), (&[0x79, 0, 1], 0), (&[0x7a, 0, 1], 3), (&[0x7b, 0, 1], 4)] {
+            let mut payload = first.to_vec();
+            for nal in &nals {
+                payload.extend_from_slice(&(nal.len() as u16).to_be_bytes());
+                payload.extend(std::iter::repeat_n(0, between));
+                payload.extend_from_slice(nal);
+            }
+            let joined: Vec<_> = join(Codec::H264, &cut(Codec::H264, &payload, 64)).into_iter().map(|n| n.1).collect();
+            assert_eq!(joined, nals);
+            // A size that passes the end ends it.
+            payload.extend_from_slice(&[0xff, 0xff, 0]);
+            assert_eq!(cut(Codec::H264, &payload, 64).len(), 4);
+        }
+        let nals: [Vec<u8>; 3] = [vec![0x42, 1, 2], [vec![0x28, 1], vec![9; 100]].concat(), vec![0x02, 1, 5]];
+        let (mut plain, mut numbered) = (vec![0x60, 1], vec![0x60, 1, 0xff, 0xfe]);
+        for (index, nal) in nals.iter().enumerate() {
+            if index > 0 {
+                numbered.push(index as u8 - 1);
+            }
+            for out in [&mut plain, &mut numbered] {
+                out.extend_from_slice(&(nal.len() as u16).to_be_bytes());
+                out.extend_from_slice(nal);
+            }
+        }
+        let joined: Vec<_> = join(H265, &cut(H265, &plain, 64)).into_iter().map(|n| n.1).collect();
+        assert_eq!(joined, nals);
+        let joined = join(NUMBERED, &cut(NUMBERED, &numbered, 64));
+        let numbers: Vec<_> = joined.iter().map(|n| n.0.unwrap()).collect();
+        assert_eq!(numbers, [[0xff, 0xfe], [0xff, 0xff], [0, 1]]);
+        assert_eq!(joined.into_iter().map(|n| n.1).collect::<Vec<_>>(), nals);
+    }
+
+    proptest! {
+        #[test]
+        fn units_come_out_as_they_went_in(
+            kind in 1u8..24, body in proptest::collection::vec(1u8.., 0..600), max in 64usize..200,
+        ) {
+            let nal = [&[0x60 | kind][..], &body].concat();
+            prop_assert_eq!(join(Codec::H264, &cut(Codec::H264, &nal, max)), [(None, nal)]);
+            let nal = [&[kind << 1, 1][..], &body].concat();
+            prop_assert_eq!(join(H265, &cut(H265, &nal, max)), [(None, nal)]);
+            let payload = [&[kind << 1, 1, 8, 9][..], &body].concat();
+            let nal = [&[kind << 1, 1][..], &body].concat();
+            prop_assert_eq!(join(NUMBERED, &cut(NUMBERED, &payload, max)), [(Some([8, 9]), nal)]);
+        }
+
+        #[test]
+        fn nothing_is_larger_than_asked_for(
+            first: u8, rest in proptest::collection::vec(0u8..4, 0..2_000), max in 64usize..200,
+        ) {
+            let payload = [&[first][..], &rest].concat();
+            for codec in [Codec::H264, H265, NUMBERED] {
+                fragment(codec, &payload, max, &mut |prefix, body| {
+                    assert!((1..=max).contains(&(prefix.len() + body.len())));
+                });
+            }
+        }
+    }
+}

@@ -233,3 +233,113 @@ impl Bits {
         Some((1 << zeros) - 1 + self.take(zeros)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::keyframe;
+
+    const H265: Codec = Codec::H265 { donl: false };
+
+    fn sets(codec: Codec, fmtp: &str) -> ParameterSets {
+        let mut sets = ParameterSets::new(codec);
+        sets.take_from(Some(fmtp));
+        sets
+    }
+
+    fn all(sets: &ParameterSets) -> Vec<Vec<u8>> {
+        sets.lacking(Sight::default()).map(<[u8]>::to_vec).collect()
+    }
+
+    #[test]
+    fn cameras_spell_them_in_many_ways() {
+        let wanted = [vec![0x67, 0x64, 0, 0x0d, 0xac], vec![0x68, 0xeb, 0xe3, 0xcb]];
+        for fmtp in [
+            "packetization-mode=1;sprop-parameter-sets=Z2QADaw=,aOvjyw==",
+            "profile-level-id=64000D; SPROP-Parameter-Sets= Z2QADaw , aOvjyw ;packetization-mode=1",
+            // Picture first, start codes left in at both ends, rubbish between.
+            "sprop-parameter-sets=aOvjywAAAAE=,!,,AAAAAWdkAA2s",
+        ] {
+            assert_eq!(all(&sets(Codec::H264, fmtp)), wanted, "{fmtp}");
+        }
+        for fmtp in
+            ["", "sprop-parameter-sets", "sprop-parameter-sets=", "sprop-parameter-sets=,;x=y", "sprop-sps=QgE="]
+        {
+            assert!(all(&sets(Codec::H264, fmtp)).is_empty(), "{fmtp}");
+        }
+    }
+
+    #[test]
+    fn the_newest_of_each_id_is_kept() {
+        let mut kept = sets(Codec::H264, "sprop-parameter-sets=Z2QADaw=,aOvjyw==");
+        kept.see(&[0x67, 0x64, 0, 0x0d, 0xac]);
+        assert!(!kept.take_changed());
+        // The same id with other content, another id, and NAL units that are none of it.
+        kept.see(&[0x67, 0x42, 0, 0x0d, 0xff]);
+        kept.see(&[0x68, 0x40, 9]);
+        kept.see(&[0x65, 1, 2]);
+        kept.see(&[0x67]);
+        assert!(kept.take_changed() && !kept.take_changed());
+        assert_eq!(all(&kept), [vec![0x67, 0x42, 0, 0x0d, 0xff], vec![0x68, 0xeb, 0xe3, 0xcb], vec![0x68, 0x40, 9]]);
+        // An SDP without any does not take them away.
+        kept.take_from(Some("packetization-mode=1"));
+        assert_eq!(all(&kept).len(), 3);
+        kept.take_from(Some("sprop-parameter-sets=Z2QADaw="));
+        assert_eq!(all(&kept).len(), 1);
+        for id in 0..1_000u16 {
+            kept.see(&[[0x68, 0x00][..].to_vec(), (id | 0x8000).to_be_bytes().to_vec()].concat());
+        }
+        assert!(all(&kept).len() <= PARAMETER_SETS_MAX);
+        assert!(!all(&kept).is_empty());
+    }
+
+    #[test]
+    fn the_format_parameters_keep_what_is_not_theirs() {
+        let mut kept = sets(Codec::H264, "sprop-parameter-sets=Z2QADaw=,aOvjyw==");
+        let fmtp = |kept: &ParameterSets, camera| kept.fmtp(camera).unwrap();
+        let camera = "profile-level-id=64000d;packetization-mode=1; x=y ;sprop-parameter-sets=Z2QADaw=,aOvjyw==";
+        let tidy = "profile-level-id=64000d; packetization-mode=1; x=y; sprop-parameter-sets=Z2QADaw=,aOvjyw==";
+        assert_eq!(fmtp(&kept, Some(camera)), tidy);
+        kept.see(&[0x67, 0x42, 0xc0, 0x1e, 0xac]);
+        assert_eq!(
+            fmtp(&kept, Some(camera)),
+            "profile-level-id=42C01E; packetization-mode=1; x=y; sprop-parameter-sets=Z0LAHqw=,aOvjyw=="
+        );
+        assert_eq!(ParameterSets::new(Codec::H264).fmtp(Some("a=b")).as_deref(), Some("a=b"));
+        assert_eq!(ParameterSets::new(Codec::Vp8).fmtp(None), None);
+    }
+
+    #[test]
+    fn h265_ids_are_read_behind_the_profile() {
+        // SPS of x265, with emulation prevention in its profile: one layer, id 0. Then one that differs in its id alone.
+        let sps = [0x42, 1, 1, 1, 0x60, 0, 0, 3, 0, 0x90, 0, 0, 3, 0, 0, 3, 0, 0x3c, 0xa0, 0x0a, 8];
+        let mut other = sps;
+        other[18] = 0x50;
+        assert_eq!(identify(H265, &sps), Some((ParameterSet::Sequence, 0)));
+        assert_eq!(identify(H265, &other), Some((ParameterSet::Sequence, 1)));
+        // Two sub-layers, the first with a level of its own.
+        let mut layered = vec![0x42, 1, 0x03];
+        layered.extend_from_slice(&[0x11; 12]);
+        layered.extend_from_slice(&[0x40, 0, 0x5a, 0xa0, 0]);
+        assert_eq!(identify(H265, &layered), Some((ParameterSet::Sequence, 0)));
+        assert_eq!(identify(H265, &[0x40, 1, 0x1c]), Some((ParameterSet::Video, 1)));
+        assert_eq!(identify(H265, &[0x44, 1, 0xc1]), Some((ParameterSet::Picture, 0)));
+        for short in [&[0x42, 1][..], &[0x42, 1, 0x0f, 0xff], &[0x44, 1, 0], &[0x40, 1], &[0x40], &[]] {
+            assert_eq!(identify(H265, short), None);
+        }
+        let mut kept = sets(H265, "sprop-vps=QAEc; sprop-pps=RAHBcg==; sprop-sps=QgEBAWAAAAMAkAAAAwAAAwA8oAoI");
+        assert_eq!(all(&kept).len(), 3);
+        kept.see(&other);
+        assert!(
+            kept.fmtp(None).unwrap().contains("sprop-sps=QgEBAWAAAAMAkAAAAwAAAwA8oAoI,QgEBAWAAAAMAkAAAAwAAAwA8UAoI")
+        );
+    }
+
+    #[test]
+    fn only_lacking_kinds_are_told() {
+        let kept = sets(Codec::H264, "sprop-parameter-sets=Z2QADaw=,aOvjyw==");
+        let mut sight = Sight::default();
+        keyframe::inspect(Codec::H264, &[0x67, 0x64, 0, 0x0d, 0xac], &mut sight, &mut |_| {});
+        assert_eq!(kept.lacking(sight).collect::<Vec<_>>(), [&[0x68, 0xeb, 0xe3, 0xcb]]);
+    }
+}
