@@ -359,12 +359,14 @@ impl Input {
             return;
         }
         self.frames += u64::from(self.sight.picture);
-        if self.video && self.sight.picture {
+        let picture = self.video && self.sight.picture;
+        if picture && let Some(last) = chunker.last_packet(self.id) {
             // Only here is the marker known to be right, whatever the source set.
-            if let Some(last) = chunker.last_packet(self.id) {
-                last[1] |= MARKER;
-            }
-            if self.sight.starts() {
+            last[1] |= MARKER;
+        }
+        let key = chunker.end_frame(self.id, &mut chunks(out));
+        if picture {
+            if key && self.sight.starts() {
                 self.keyframe_wait.keyframe(self.arrival.expect("a frame has packets"));
             } else if let Some(waited) = self.given_up
                 && !std::mem::replace(&mut self.told.no_keyframes, true)
@@ -372,7 +374,6 @@ impl Input {
                 tally.notices.push_back(Notice::NoKeyframes { track: self.id, waited });
             }
         }
-        chunker.end_frame(self.id, &mut chunks(out));
     }
 
     /// Ends the frame under way as it is, or discards it if none of it is published.

@@ -559,7 +559,7 @@ fn h265_gets_its_parameter_sets_and_fragments() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn anything_at_all_keeps_the_promises_of_chunks(data in proptest::collection::vec(any::<u8>(), 0..3_000)) {

@@ -383,3 +383,102 @@ pub fn to_ntp(wall: SystemTime) -> u64 {
     let fraction = (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000;
     since.as_secs().wrapping_add(SECONDS_1900_TO_1970) << 32 | fraction
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIDEO: (u32, u32) = (90_000, u32::MAX - 100);
+    const SOUND: (u32, u32) = (8_000, 5);
+
+    fn at(origin: Instant, ms: u64) -> Instant {
+        origin + Duration::from_millis(ms)
+    }
+
+    fn ms(track: (u32, u32), rtp_time: u32) -> i64 {
+        i64::from(rtp_time.wrapping_sub(track.1) as i32) * 1_000 / i64::from(track.0)
+    }
+
+    #[test]
+    fn the_order_of_packets_is_told_across_the_wrap() {
+        let mut order = Order::default();
+        assert_eq!(order.place(65_534, 7), Place::First);
+        assert_eq!(order.place(65_535, 7), Place::After(0));
+        assert_eq!(order.place(1, 7), Place::After(1));
+        assert_eq!(order.place(0, 7), Place::Late);
+        assert_eq!(order.place(1, 7), Place::Late);
+        assert_eq!(order.place(2, 7), Place::After(0));
+        assert_eq!(order.place(2 + 1 + DROPOUT_MAX, 7), Place::After(DROPOUT_MAX));
+        assert_eq!(order.place(10_000, 7), Place::Restart);
+        assert_eq!(order.place(10_001, 8), Place::Restart);
+        assert_eq!(order.place(10_002, 8), Place::After(0));
+    }
+
+    #[test]
+    fn tracks_begin_where_the_wall_clock_says_and_keep_their_own_steps() {
+        let origin = Instant::now();
+        let mut timeline = Timeline::new(origin);
+        timeline.set_tracks([VIDEO, SOUND]);
+        assert_eq!(timeline.estimate(0), (origin, VIDEO.1));
+        assert_eq!(ms(VIDEO, timeline.map(0, 0xffff_ff00, at(origin, 100), false).rtp_time), 100);
+        assert_eq!(ms(SOUND, timeline.map(1, 77, at(origin, 130), false).rtp_time), 130);
+        // Late by the wall clock, in time by the camera's.
+        assert_eq!(
+            ms(VIDEO, timeline.map(0, 0xffff_ff00u32.wrapping_add(3_600), at(origin, 190), false).rtp_time),
+            140
+        );
+        // B-frames step back.
+        assert_eq!(
+            ms(VIDEO, timeline.map(0, 0xffff_ff00u32.wrapping_add(1_800), at(origin, 195), false).rtp_time),
+            120
+        );
+    }
+
+    #[test]
+    fn a_camera_whose_clock_runs_fast_never_sends_a_new_session_back() {
+        let origin = Instant::now();
+        let mut timeline = Timeline::new(origin);
+        timeline.set_tracks([VIDEO, SOUND]);
+        let mut newest = [i64::MIN; 2];
+        let mut now = 0;
+        for session in 0..50u32 {
+            timeline.new_session();
+            for step in 0..20u32 {
+                let video = timeline.map(0, (session * 77_777_777).wrapping_add(step * 7_200), at(origin, now), false);
+                let sound = timeline.map(1, (session * 99_999).wrapping_add(step * 500), at(origin, now + 1), false);
+                for (index, got) in [ms(VIDEO, video.rtp_time), ms(SOUND, sound.rtp_time)].into_iter().enumerate() {
+                    assert!(got >= newest[index]);
+                    newest[index] = got;
+                }
+                now += 40;
+            }
+            // Reconnects do not pull them apart by more than one session's drift.
+            assert!((newest[0] - newest[1]).abs() < 400, "{newest:?}");
+        }
+    }
+
+    #[test]
+    fn sparse_tracks_and_wrapped_timestamps_do_not_jump() {
+        let origin = Instant::now();
+        let mut timeline = Timeline::new(origin);
+        timeline.set_tracks([VIDEO]);
+        let hours = |hours: u64| at(origin, hours * 3_600_000);
+        let ticks = |hours: u64| (hours * 3_600 * 90_000) as u32;
+        for hour in [0, 1, 9, 30, 31] {
+            let got = timeline.map(0, ticks(hour), hours(hour), false);
+            assert!(!got.jumped, "{hour}");
+            assert_eq!(got.rtp_time, VIDEO.1.wrapping_add(ticks(hour)));
+        }
+        assert!(timeline.map(0, ticks(31) + 11 * 90_000, hours(31), false).jumped);
+        assert!(timeline.map(0, ticks(31) + 22 * 90_000, hours(31), false).jumped);
+    }
+
+    #[test]
+    fn ntp_time_counts_from_1900_and_wraps() {
+        assert_eq!(to_ntp(UNIX_EPOCH), 2_208_988_800 << 32);
+        assert_eq!(to_ntp(UNIX_EPOCH + Duration::from_millis(500)), 2_208_988_800 << 32 | 1 << 31);
+        let wrapped = UNIX_EPOCH + Duration::from_secs((1 << 32) - 2_208_988_800 + 3);
+        assert_eq!(to_ntp(wrapped), 3 << 32);
+        to_ntp(UNIX_EPOCH - Duration::from_secs(9));
+    }
+}

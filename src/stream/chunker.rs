@@ -149,11 +149,6 @@ impl Chunker {
         this.buffer.get_mut(span.offset as usize..)
     }
 
-    /// Whether a frame of the track is under way.
-    pub fn in_frame(&self, track: TrackId) -> bool {
-        self.tracks[usize::from(track.0)].frame.is_some()
-    }
-
     /// Publishes what the track has open; its frame goes on.
     pub fn cut(&mut self, track: TrackId, out: &mut impl FnMut(Arc<Chunk>)) {
         let this = &mut self.tracks[usize::from(track.0)];
@@ -165,15 +160,15 @@ impl Chunker {
     /// Ends the track's frame, if one is under way, and publishes what is open of it.
     ///
     /// If nothing is open, all of the frame has been published without the word that it ends there; the next frame's beginning
-    /// tells.
-    pub fn end_frame(&mut self, track: TrackId, out: &mut impl FnMut(Arc<Chunk>)) {
+    /// tells. Returns whether the frame was published as one that decoding can start at.
+    pub fn end_frame(&mut self, track: TrackId, out: &mut impl FnMut(Arc<Chunk>)) -> bool {
         let this = &mut self.tracks[usize::from(track.0)];
         if this.open.is_some() {
             out(this.close(true, &mut self.next_number));
         }
-        if this.frame.take().is_some() {
-            this.next_frame += 1;
-        }
+        let ended = this.frame.take();
+        this.next_frame += u64::from(ended.is_some());
+        ended.and_then(|frame| frame.published).unwrap_or(false)
     }
 
     /// Ends a frame that the rest of will never come: published is the rest of what has been begun to be published, discarded a
@@ -292,5 +287,125 @@ impl Track {
             packets,
             runs,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const VIDEO: TrackId = TrackId(0);
+
+    struct Rig {
+        chunker: Chunker,
+        now: Instant,
+        seq: u16,
+        out: Vec<Arc<Chunk>>,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let mut chunker = Chunker::default();
+            chunker.set_tracks(2);
+            Rig { chunker, now: Instant::now(), seq: 65_000, out: Vec::new() }
+        }
+
+        fn append(&mut self, key: bool, body: &[u8]) {
+            let packet = Packet { header: [9; 12], sequence: self.seq, rtp_time: 5, prefix: &[8, 8], body };
+            self.chunker.append(VIDEO, self.now, key, packet, &mut |chunk| self.out.push(chunk));
+            self.seq = self.seq.wrapping_add(1);
+        }
+
+        fn end(&mut self) -> bool {
+            self.chunker.end_frame(VIDEO, &mut |chunk| self.out.push(chunk))
+        }
+    }
+
+    #[test]
+    fn the_largest_packet_is_a_chunk_of_its_own() {
+        let mut rig = Rig::new();
+        rig.append(false, &[1]);
+        rig.append(false, &vec![2; PACKET_BYTES_MAX - 14]);
+        rig.append(false, &[3]);
+        rig.end();
+        let sizes: Vec<_> = rig.out.iter().map(|chunk| chunk.bytes.len()).collect();
+        assert_eq!(sizes, [19, PACKET_BYTES_MAX + 4, 19]);
+        assert_eq!(rig.out[1].bytes[..4], [b'$', 0, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn the_kind_of_a_frame_is_what_was_last_said_before_its_first_chunk() {
+        let mut rig = Rig::new();
+        rig.append(false, &[0; 40_000]);
+        rig.append(true, &[0; 40_000]);
+        rig.append(false, &[0; 40_000]);
+        assert!(rig.end());
+        assert!(rig.out.iter().all(|chunk| chunk.keyframe));
+        rig.append(false, &[0; 40_000]);
+        rig.append(false, &[0; 40_000]);
+        rig.append(true, &[0; 40_000]);
+        assert!(!rig.end());
+        assert!(rig.out[3..].iter().all(|chunk| !chunk.keyframe));
+        assert_eq!(rig.chunker.sent(VIDEO).keyframes, 1);
+    }
+
+    #[test]
+    fn an_abandoned_frame_is_ended_or_was_never_there() {
+        let mut rig = Rig::new();
+        let mut sink = Vec::new();
+        rig.append(true, &[0; 10]);
+        assert_eq!(rig.chunker.abandon_frame(VIDEO, &mut |chunk| sink.push(chunk)), Some(65_000));
+        assert!(sink.is_empty());
+        rig.seq = 65_000;
+        rig.append(false, &[0; 40_000]);
+        rig.append(false, &[0; 40_000]);
+        assert_eq!(rig.chunker.abandon_frame(VIDEO, &mut |chunk| sink.push(chunk)), None);
+        assert!(sink[0].frame_end && !sink[0].frame_start && rig.out[0].frame_start);
+        assert_eq!((rig.out[0].frame, sink[0].frame), (0, 0));
+        assert_eq!(rig.chunker.abandon_frame(VIDEO, &mut |_| panic!()), None);
+    }
+
+    #[test]
+    fn tracks_fill_chunks_side_by_side_and_number_them_together() {
+        let mut rig = Rig::new();
+        rig.append(true, &[1; 10]);
+        let packet = Packet { header: [9; 12], sequence: 1, rtp_time: 2, prefix: &[], body: &[3] };
+        rig.chunker.append(TrackId(1), rig.now, false, packet, &mut |_| panic!());
+        rig.chunker.end_frame(TrackId(1), &mut |chunk| rig.out.push(chunk));
+        rig.chunker.report(VIDEO, rig.now, 3, 4, &[0x80, 200, 0, 0], &mut |chunk| rig.out.push(chunk));
+        rig.end();
+        let got: Vec<_> = rig.out.iter().map(|c| (c.number, c.track.0, c.kind, c.bytes[1])).collect();
+        assert_eq!(got, [(0, 1, ChunkKind::Media, 2), (1, 0, ChunkKind::Report, 1), (2, 0, ChunkKind::Media, 0)]);
+        assert_eq!(&rig.out[1].bytes[..], [b'$', 1, 0, 4, 0x80, 200, 0, 0]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_goes_in_comes_out(frames in proptest::collection::vec(proptest::collection::vec(0usize..30_000, 1..12), 1..30)) {
+            let mut rig = Rig::new();
+            let mut sent = Vec::new();
+            for (frame, sizes) in frames.iter().enumerate() {
+                for &size in sizes {
+                    let body: Vec<u8> = (0..size).map(|i| (i + sent.len()) as u8).collect();
+                    rig.append(frame % 3 == 0, &body);
+                    sent.push(body);
+                }
+                rig.end();
+            }
+            let mut got = Vec::new();
+            for chunk in &rig.out {
+                for span in &chunk.packets {
+                    let packet = &chunk.bytes[span.offset as usize..][..usize::from(span.len)];
+                    assert_eq!(packet[..14], [[9; 12].as_slice(), &[8, 8]].concat());
+                    got.push(packet[14..].to_vec());
+                }
+            }
+            prop_assert_eq!(rig.chunker.sent(VIDEO).packets, sent.len() as u64);
+            prop_assert!(got == sent);
+        }
     }
 }
