@@ -3,14 +3,19 @@
 use std::cell::RefCell;
 use std::net::TcpListener;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::fake_camera::{AUDIO, BACK_CHANNEL, FakeCamera, Play, Script, VIDEO};
+use super::pattern;
 use super::pipeline::{Pipeline, Publish, Published};
+use super::stamp;
 use super::supervisor::{Source, SourceKind, SourceSpec, run_with};
 use crate::shard::inbox::SourceState;
+use crate::stream::TrackId;
+use crate::stream::chunk::{Chunk, ChunkKind};
 
 /// How long a test may wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +33,13 @@ impl Collector {
     fn states(&self) -> Vec<SourceState> {
         let state = |msg: &Published| if let Published::State(state) = msg { Some(*state) } else { None };
         self.0.borrow().iter().filter_map(state).collect()
+    }
+
+    /// The chunks of a track's media so far.
+    fn chunks(&self, track: TrackId) -> Vec<Arc<Chunk>> {
+        let chunk = |msg: &Published| if let Published::Chunk(chunk) = msg { Some(chunk.clone()) } else { None };
+        let media = |chunk: &Arc<Chunk>| chunk.kind == ChunkKind::Media && chunk.track == track;
+        self.0.borrow().iter().filter_map(chunk).filter(media).collect()
     }
 }
 
@@ -118,6 +130,9 @@ fn a_camera_that_closes_in_mid_stream_is_pulled_again() {
     let camera = FakeCamera::start(Script { plays: vec![Play::CloseAfter(5)], ..Script::default() });
     let (source, collector) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(3));
     assert!(source.status.borrow().reconnects >= 2);
+    let chunks = collector.chunks(TrackId(0));
+    let next = |chunk: &Chunk| chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
+    assert!(chunks.windows(2).all(|pair| next(&pair[0]) == pair[1].first_seq), "numbers go on over reconnects");
     use SourceState::{Connecting, Down, Live};
     assert_eq!(collector.states()[..6], [Connecting, Live, Down, Connecting, Live, Down]);
 }
@@ -135,7 +150,10 @@ fn a_changed_ssrc_costs_one_reconnect_without_a_wait() {
 fn all_tracks_but_the_back_channel_are_set_up() {
     let medias = vec![VIDEO, BACK_CHANNEL, AUDIO];
     let camera = FakeCamera::start(Script { medias, ..Script::default() });
-    supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(1));
+    let both = |_: &Source, collector: &Collector| {
+        [TrackId(0), TrackId(1)].iter().all(|track| collector.chunks(*track).len() >= 3)
+    };
+    supervise(spec(&format!("rtsp://{}/cam", camera.address)), both);
     let setups: Vec<_> = camera.requests().into_iter().filter(|request| request.starts_with("SETUP")).collect();
     assert_eq!(setups, ["SETUP cam/trackID=0", "SETUP cam/trackID=2"]);
 }
@@ -203,8 +221,21 @@ fn a_stop_that_nobody_can_send_any_more_is_a_stop() {
 
 #[test]
 fn the_test_source_is_live_at_once() {
-    let (_, collector) = supervise(SourceSpec::new("demo", SourceKind::Test), live_times(1));
+    let some = |_: &Source, collector: &Collector| {
+        collector.chunks(pattern::VIDEO).len() >= 6 && collector.chunks(pattern::AUDIO).len() >= 6
+    };
+    let (_, collector) = supervise(SourceSpec::new("demo", SourceKind::Test), some);
     assert_eq!(collector.states(), [SourceState::Connecting, SourceState::Live, SourceState::Down]);
+    let frames = collector.chunks(pattern::VIDEO);
+    assert!(frames[0].starts_keyframe());
+    for (number, frame) in frames.iter().enumerate() {
+        let payloads = frame.packets.iter().map(|span| {
+            let packet = &frame.bytes[span.offset as usize..][..usize::from(span.len)];
+            &packet[12..]
+        });
+        let stamps: Vec<_> = payloads.filter_map(stamp::find).map(|stamp| stamp.frame).collect();
+        assert_eq!(stamps, [number as u64], "one stamp in each frame, one frame in each chunk");
+    }
 }
 
 #[test]
