@@ -22,6 +22,10 @@ pub(super) enum Play {
     CloseAfter(u32),
     /// Changes its SSRC after so many packets a track.
     ChangeSsrcAfter(u32),
+    /// Numbers its packets from the start again after so many a track.
+    RenumberAfter(u32),
+    /// Sends what is no RTP packet after so many that are.
+    GarbleAfter(u32),
 }
 
 /// What the camera is like.
@@ -225,14 +229,18 @@ fn play_tracks(
     log: &Mutex<Vec<String>>,
     stop: &AtomicBool,
 ) -> std::io::Result<bool> {
-    let ssrc = |salt: u32| (0..tracks).map(move |track| 0x1000_0000 + salt + track as u32);
-    let mut packetizers: Vec<_> = ssrc(0).map(|ssrc| Packetizer::new(96, ssrc, 7)).collect();
+    let numbered = |salt: u32, first_seq: u16| -> Vec<Packetizer> {
+        (0..tracks).map(|track| Packetizer::new(96, 0x1000_0000 + salt + track as u32, first_seq)).collect()
+    };
+    let mut packetizers = numbered(0, 7);
     for count in 0u32.. {
         match play {
             Play::CloseAfter(packets) if count == packets => return Ok(false),
             Play::ChangeSsrcAfter(packets) if count == packets => {
-                packetizers = ssrc(0x100).map(|ssrc| Packetizer::new(96, ssrc, 700)).collect();
+                packetizers = numbered(0x100, 700);
             }
+            Play::RenumberAfter(packets) if count == packets => packetizers = numbered(0, 7),
+            Play::GarbleAfter(packets) if count == packets => writer.write_all(b"$\x00\x00\x04junk")?,
             _ => {}
         }
         for (track, packetizer) in packetizers.iter_mut().enumerate().filter(|_| play != Play::Stall) {

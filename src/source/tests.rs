@@ -147,6 +147,19 @@ fn a_changed_ssrc_costs_one_reconnect_without_a_wait() {
 }
 
 #[test]
+fn what_ends_a_session_in_mid_stream_is_named() {
+    for (play, named) in [
+        (Play::CloseAfter(3), "closed the connection"),
+        (Play::ChangeSsrcAfter(3), "changed its SSRC"),
+        (Play::RenumberAfter(3), "out of order"),
+        (Play::GarbleAfter(3), "not RTP"),
+    ] {
+        let camera = FakeCamera::start(Script { plays: vec![play], ..Script::default() });
+        supervise(spec(&format!("rtsp://{}/cam", camera.address)), fault_is(named));
+    }
+}
+
+#[test]
 fn all_tracks_but_the_back_channel_are_set_up() {
     let medias = vec![VIDEO, BACK_CHANNEL, AUDIO];
     let camera = FakeCamera::start(Script { medias, ..Script::default() });
