@@ -96,6 +96,9 @@ impl Camera<'_> {
     }
 
     /// Sets up every track that can be; one that the camera refuses is left out if another is not.
+    ///
+    /// Leaving out the picture that the last session had would end all players over what may be a camera that is still
+    /// starting, so that is tried again instead.
     async fn set_up<P: Publish>(
         &self,
         session: &mut Session<Described>,
@@ -104,10 +107,6 @@ impl Camera<'_> {
         let offers = offers(session);
         let (mut map, mut tracks) = (vec![None; offers.len()], Vec::new());
         let mut refused = None;
-        // Once every track has ended a session, it is not the tracks.
-        if offers.iter().enumerate().all(|(index, offer)| offer.left_out.is_some() || feed.avoid.contains(&index)) {
-            feed.avoid.clear();
-        }
         for (index, offer) in offers.into_iter().enumerate() {
             let name = format!("{} ({} {})", index, offer.track.media, offer.track.encoding);
             if let Some(reason) = offer.left_out {
@@ -118,10 +117,13 @@ impl Camera<'_> {
                 feed.track_left_out(&name, "a stream has 16 tracks at most");
                 continue;
             }
-            if feed.avoid.contains(&index) {
-                feed.track_left_out(&name, "the camera ended the last session over it");
+            if feed.suspects.iter().filter(|suspect| **suspect == index).count() >= 2 {
+                feed.track_left_out(&name, "the camera breaks off over it");
                 continue;
             }
+            let video = offer.track.media == "video";
+            let has_video = tracks.iter().any(|track: &SourceTrack| track.media == "video");
+            let dispensable = !tracks.is_empty() && (has_video || !video);
             let options = SetupOptions::default().transport(Transport::Tcp(TcpTransportOptions::default()));
             let limit = self.timeouts.setup;
             match timeout(limit, session.setup(index, options)).await {
@@ -133,14 +135,17 @@ impl Camera<'_> {
                     let fault = Fault::from_retina(&error, Step::Setup, self.address);
                     // With no answer, or one that does not parse, the connection is of no use for the other tracks either.
                     if error.status_code().is_none() {
-                        feed.avoid.push(index);
+                        feed.suspects.extend(dispensable.then_some(index));
+                        return Err(fault);
+                    }
+                    if video && !has_video && feed.had_video {
                         return Err(fault);
                     }
                     feed.track_left_out(&name, &fault.to_string());
                     refused = Some(fault);
                 }
                 Err(_) => {
-                    feed.avoid.push(index);
+                    feed.suspects.extend(dispensable.then_some(index));
                     return Err(Fault::TimedOut(Step::Setup, limit));
                 }
             }

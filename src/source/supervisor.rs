@@ -115,7 +115,8 @@ pub async fn run_with<P: Publish>(
         live: None,
         sessions: 0,
         tell_live: true,
-        avoid: Vec::new(),
+        suspects: Vec::new(),
+        had_video: false,
         left_out: Vec::new(),
     };
     match &spec.kind {
@@ -258,9 +259,11 @@ pub(super) struct Feed<'a, P> {
     sessions: u64,
     /// Whether the log is to say when the first packet comes.
     tell_live: bool,
-    /// Tracks, by their place in the description, whose SETUP ended a session since the last that went live: the next session
-    /// does without them.
-    pub(super) avoid: Vec<usize>,
+    /// Tracks, by their place in the description, whose SETUP ended a session although another track's had not, since the
+    /// last session that went live. Twice is enough to do without a track.
+    pub(super) suspects: Vec<usize>,
+    /// Whether the last session that played had a picture.
+    pub(super) had_video: bool,
     /// Tracks whose leaving out has been told.
     left_out: Vec<(String, String)>,
 }
@@ -282,6 +285,7 @@ impl<P: Publish> Feed<'_, P> {
         for (index, track) in tracks.iter().enumerate() {
             debug!(stream = self.name, track = index, media = track.media, encoding = track.encoding, "track");
         }
+        self.had_video = tracks.iter().any(|track| track.media == "video");
         let (now, wall) = (Instant::now(), SystemTime::now());
         self.source.pipeline.borrow_mut().connected(now, wall, tracks, &mut self.publisher);
         self.tell_notices();
@@ -350,7 +354,7 @@ impl<P: Publish> Feed<'_, P> {
 
     fn went_live(&mut self, now: Instant) {
         self.live = Some(now);
-        self.avoid.clear();
+        self.suspects.clear();
         self.sessions += 1;
         let mut status = self.source.status.borrow_mut();
         let failures = status.failures;
