@@ -12,6 +12,7 @@
 //!
 //! `docs/ARCHITECTURE.md` tells the whole story, `docs/GLOSSARY.md` the words.
 
+pub mod config;
 pub mod egress;
 pub mod limits;
 pub mod metrics;

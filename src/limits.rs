@@ -63,6 +63,34 @@ pub const KEYFRAME_WAIT_MAX_S: u64 = 10;
 /// Bytes of answers waiting for one client at most; a client that asks on without reading is closed.
 pub const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
+/// Streams at most.
+pub const STREAMS_MAX: usize = 4_096;
+
+/// Bytes of a stream's name at most.
+pub const STREAM_NAME_BYTES_MAX: usize = 64;
+
+/// Bounds of `limits.clients`.
+pub const CLIENTS_MAX: u64 = 1_000_000;
+
+/// Milliseconds of `queue.age` at least: below it every keyframe of a usual size would count as lag.
+pub const QUEUE_AGE_MIN_MS: u64 = 20;
+
+/// Milliseconds of `queue.age` at most.
+pub const QUEUE_AGE_MAX_MS: u64 = 60_000;
+
+/// Bytes of `queue.log_bytes` at least: room for a large keyframe.
+pub const LOG_BYTES_MIN: u64 = 1024 * 1024;
+
+/// Bytes of `queue.log_bytes` at most.
+pub const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+
+/// Milliseconds of `report.every` at least, when it is not 0.
+pub const REPORT_EVERY_MIN_MS: u64 = 100;
+
+/// Milliseconds between two looks at the shards' counts at most, however rarely they are reported; interval counters have
+/// 32 bits.
+pub const COLLECT_EVERY_MAX_MS: u64 = 60_000;
+
 /// Shards at most.
 pub const WORKERS_MAX: usize = 256;
 
@@ -103,6 +131,9 @@ const _: () = {
     // A parameter set is one packet.
     assert!(PARAMETER_SET_BYTES_MAX + 12 <= RTP_PACKET_BYTES_MAX);
     assert!(GSO_BYTES_MAX < 65_536);
+    assert!(LOG_BYTES_MIN as usize >= 2 * OP_BYTES_MAX);
+    assert!(QUEUE_AGE_MIN_MS * 1_000 > CHUNK_OPEN_MAX_US);
+    assert!(STREAMS_MAX <= 1 << 16);
     // Channel numbers are one byte, two a track.
     assert!(TRACKS_MAX * 2 <= 256);
 };

@@ -1,0 +1,516 @@
+//! The configuration: TOML, validated once into types that can only hold what is valid.
+
+mod read;
+mod url;
+mod value;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+pub use read::Fault;
+use read::{Faults, Field, Section};
+pub use url::{Credentials, SourceUrl, redact};
+pub use value::{duration as parse_duration, listen as parse_listen};
+
+use crate::limits::{
+    CLIENTS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS, STREAMS_MAX,
+    WORKERS_MAX,
+};
+
+/// Everything that the relay can be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Addresses that RTSP is served at; never empty.
+    pub listen: Vec<SocketAddr>,
+    /// Shards; 0 for one per core.
+    pub workers: usize,
+    /// What drives the sockets.
+    pub io: IoChoice,
+    /// What is kept for clients.
+    pub queue: Queue,
+    /// What clients may take.
+    pub limits: Limits,
+    /// What is told of it.
+    pub report: ReportConfig,
+    /// The streams; a [`StreamId`](crate::stream::StreamId) is an index into them. Never empty, names unique.
+    pub streams: Vec<StreamConfig>,
+}
+
+/// What drives the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoChoice {
+    /// io_uring where it works, else epoll with a warning.
+    Auto,
+    /// io_uring, or no start.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+/// `[queue]`: what is kept for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Lag at which a client skips to a keyframe.
+    pub age: Duration,
+    /// Bytes of a stream's log at most.
+    pub log_bytes: u64,
+    /// Time for one operation, after which its client is closed; at least [`Queue::age`].
+    pub stall_timeout: Duration,
+}
+
+/// `[limits]`: what clients may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time, over all shards.
+    pub clients: usize,
+    /// Time for a connection's first full request.
+    pub handshake_timeout: Duration,
+    /// Silence after which a session ends; whole seconds, for players are told.
+    pub session_timeout: Duration,
+}
+
+/// `[report]`: what is told on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportConfig {
+    /// Time between two reports; zero for none but the summary at the end.
+    pub every: Duration,
+    /// How a report looks.
+    pub format: ReportFormat,
+}
+
+/// How a report looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportFormat {
+    /// A live table on a terminal, else logfmt.
+    Auto,
+    /// A table.
+    Table,
+    /// `key=value` lines.
+    Logfmt,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[[stream]]`: a named source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamConfig {
+    /// The name, the last part of its URL.
+    pub name: String,
+    /// Where it comes from.
+    pub source: Source,
+    /// Where a new client starts.
+    pub start: Start,
+}
+
+/// Where a stream comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A camera that is pulled over RTSP.
+    Camera(SourceUrl),
+    /// The built-in test pattern.
+    Test,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Camera(url) => url.fmt(f),
+            Source::Test => f.write_str("test pattern"),
+        }
+    }
+}
+
+/// Where a new client starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the last keyframe in the log: a picture at once.
+    Cached,
+    /// At the next keyframe: the least latency.
+    Live,
+}
+
+/// Where `run` and `check` look for the configuration if they are not told.
+pub const DEFAULT_PATH: &str = "/etc/rtsprelay/rtsprelay.toml";
+
+impl Config {
+    /// The defaults, with one stream.
+    fn with_stream(stream: StreamConfig) -> Config {
+        Config {
+            listen: vec![SocketAddr::from(([0, 0, 0, 0], 8554))],
+            workers: 0,
+            io: IoChoice::Auto,
+            queue: Queue {
+                age: Duration::from_secs(1),
+                log_bytes: 32 * 1024 * 1024,
+                stall_timeout: Duration::from_secs(10),
+            },
+            limits: Limits {
+                clients: 10_000,
+                handshake_timeout: Duration::from_secs(10),
+                session_timeout: Duration::from_secs(60),
+            },
+            report: ReportConfig { every: Duration::from_secs(1), format: ReportFormat::Auto },
+            streams: vec![stream],
+        }
+    }
+
+    /// One camera, no file: the defaults with the stream `live`.
+    pub fn for_camera(url: SourceUrl) -> Config {
+        Config::with_stream(StreamConfig { name: "live".into(), source: Source::Camera(url), start: Start::Cached })
+    }
+
+    /// The built-in test pattern on loopback, as the stream `test`.
+    pub fn demo() -> Config {
+        let stream = StreamConfig { name: "test".into(), source: Source::Test, start: Start::Cached };
+        Config { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8554))], ..Config::with_stream(stream) }
+    }
+
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every fault of the file.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let fail = |faults| ConfigError { path: path.to_owned(), faults };
+        let text = std::fs::read(path).map_err(|error| {
+            let cure = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "name another with --config, or give a camera with --source rtsp://HOST/PATH"
+                }
+                std::io::ErrorKind::PermissionDenied => "let the user that runs rtsprelay read it",
+                _ => "see that it is a readable file",
+            };
+            fail(vec![Fault { line: None, message: format!("cannot be read ({error}); {cure}") }])
+        })?;
+        let text = String::from_utf8(text).map_err(|error| {
+            let bad = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = bad.iter().filter(|&&byte| byte == b'\n').count() + 1;
+            fail(vec![Fault { line: Some(line), message: "is not UTF-8; save the file as UTF-8".into() }])
+        })?;
+        Config::from_toml(&text).map_err(fail)
+    }
+
+    /// Reads and validates a document.
+    ///
+    /// # Errors
+    /// Every fault in it, in the order of their lines.
+    pub fn from_toml(text: &str) -> Result<Config, Vec<Fault>> {
+        let mut faults = Faults::new(text);
+        let (document, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            for error in errors {
+                let message = format!("not valid TOML: {}", redact(error.message()));
+                match error.span() {
+                    Some(span) => faults.at(span, message),
+                    None => faults.whole(message),
+                }
+            }
+            return Err(faults.into_sorted());
+        }
+        let config = top(document.get_ref(), &mut faults);
+        let faults = faults.into_sorted();
+        if faults.is_empty() { Ok(config) } else { Err(faults) }
+    }
+
+    /// The shards to start: what was asked for, or one per core.
+    pub fn shards(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.workers == 0 { cores().min(WORKERS_MAX) } else { self.workers }
+    }
+}
+
+/// A file that cannot be used.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it; never empty.
+    pub faults: Vec<Fault>,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, fault) in self.faults.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            match fault.line {
+                Some(line) => write!(f, "{newline}{}:{line}: {}", self.path.display(), fault.message)?,
+                None => write!(f, "{newline}{}: {}", self.path.display(), fault.message)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+const TOP: Section = Section {
+    name: "",
+    keys: &["listen", "http", "workers", "io", "zero_copy", "queue", "limits", "report", "user", "stream"],
+};
+const QUEUE: Section = Section { name: "queue", keys: &["age", "log_bytes", "stall_timeout"] };
+const LIMITS: Section =
+    Section { name: "limits", keys: &["clients", "clients_per_address", "handshake_timeout", "session_timeout"] };
+const REPORT: Section = Section { name: "report", keys: &["every", "format", "syslog"] };
+const USER: Section = Section { name: "user", keys: &["name", "password", "password_file", "streams", "from", "may"] };
+const STREAM: Section =
+    Section { name: "stream", keys: &["name", "source", "transport", "on_demand", "start", "multicast"] };
+const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, USER, STREAM];
+
+/// What a feature that is still to come is refused with.
+fn not_built(what: &str, cure: &str) -> String {
+    format!("{what} not built yet; {cure}")
+}
+
+fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
+    TOP.refuse_unknown(table, SECTIONS, faults);
+    let get = |key| Field::of(&TOP, table, key);
+    let mut config = Config::demo();
+    config.listen = vec![SocketAddr::from(([0, 0, 0, 0], 8554))];
+
+    if let Some(listen) = get("listen").and_then(|field| addresses(&field, faults)) {
+        config.listen = listen;
+    }
+    if let Some(field) = get("http") {
+        field.fault(faults, not_built("the HTTP server is", "remove the key"));
+    }
+    let workers = get("workers").and_then(|field| field.integer(faults, 0..WORKERS_MAX as u64 + 1));
+    config.workers = workers.unwrap_or_default() as usize;
+    let kinds = [("auto", IoChoice::Auto), ("uring", IoChoice::Uring), ("epoll", IoChoice::Epoll)];
+    config.io = get("io").and_then(|field| field.word(faults, &kinds)).unwrap_or(config.io);
+    if let Some(field) = get("zero_copy")
+        && field.word(faults, &[("auto", false), ("on", true), ("off", false)]) == Some(true)
+    {
+        field.fault(faults, not_built("zero-copy sending is", "write \"auto\" or \"off\", or remove the key"));
+    }
+    if let Some(table) = get("queue").and_then(|field| field.table(faults)) {
+        queue(table, &mut config.queue, faults);
+    }
+    if let Some(table) = get("limits").and_then(|field| field.table(faults)) {
+        limits(table, &mut config.limits, faults);
+    }
+    if let Some(table) = get("report").and_then(|field| field.table(faults)) {
+        report(table, &mut config.report, faults);
+    }
+    if let Some(field) = get("user") {
+        for (span, table) in field.tables(faults) {
+            faults.at(
+                span,
+                format!("user: {}", not_built("users and passwords are", "remove [[user]]; reading is open")),
+            );
+            USER.refuse_unknown(table, SECTIONS, faults);
+        }
+    }
+    config.streams.clear();
+    match get("stream") {
+        Some(field) => streams(&field, &mut config.streams, faults),
+        None => {
+            faults.whole("there is no stream; add [[stream]] with name = \"front\" and source = \"rtsp://HOST/PATH\"")
+        }
+    }
+    config
+}
+
+/// `listen`: an address, or a list of them.
+fn addresses(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<Vec<SocketAddr>> {
+    const WANTED: &str = "an address such as \"0.0.0.0:8554\", or a list of them";
+    let items = match field.value.get_ref() {
+        toml::de::DeValue::Array(items) => items.iter().collect(),
+        _ => vec![field.value],
+    };
+    if items.is_empty() {
+        field.fault(faults, format!("is empty; write {WANTED}"));
+    }
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for value in items {
+        let item = Field { path: field.path.clone(), value };
+        let Some(addr) = item.parsed(faults, WANTED, value::listen) else { continue };
+        if addr.port() != 0 && found.contains(&addr) {
+            item.fault(faults, format!("{addr} is there twice; remove one"));
+        }
+        found.push(addr);
+    }
+    (!found.is_empty()).then_some(found)
+}
+
+/// A duration within bounds of milliseconds.
+fn bounded(field: &Field<'_, '_>, faults: &mut Faults<'_>, min_ms: u64, max_ms: u64) -> Option<Duration> {
+    let got = field.parsed(faults, "a duration in quotes, such as \"200ms\" or \"1s\"", value::duration)?;
+    let (min, max) = (Duration::from_millis(min_ms), Duration::from_millis(max_ms));
+    if got < min || got > max {
+        field.fault(faults, format!("is {got:?}; write a duration from {min:?} to {max:?}"));
+        return None;
+    }
+    Some(got)
+}
+
+fn queue(table: &DeTable<'_>, queue: &mut Queue, faults: &mut Faults<'_>) {
+    QUEUE.refuse_unknown(table, SECTIONS, faults);
+    let get = |key| Field::of(&QUEUE, table, key);
+    if let Some(age) = get("age").and_then(|field| bounded(&field, faults, QUEUE_AGE_MIN_MS, QUEUE_AGE_MAX_MS)) {
+        queue.age = age;
+    }
+    if let Some(field) = get("log_bytes") {
+        let wanted = "a size, such as \"32MiB\"";
+        let bytes = match field.value.get_ref() {
+            toml::de::DeValue::Integer(_) => field.integer(faults, 0..u64::MAX),
+            _ => field.parsed(faults, wanted, value::size),
+        };
+        match bytes {
+            Some(bytes) if !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&bytes) => field.fault(
+                faults,
+                format!(
+                    "is {bytes} bytes; write a size from \"{}MiB\" to \"{}GiB\"",
+                    LOG_BYTES_MIN >> 20,
+                    LOG_BYTES_MAX >> 30
+                ),
+            ),
+            Some(bytes) => queue.log_bytes = bytes,
+            None => {}
+        }
+    }
+    let stall = get("stall_timeout");
+    if let Some(timeout) = stall.as_ref().and_then(|field| bounded(field, faults, 100, 600_000)) {
+        queue.stall_timeout = timeout;
+    }
+    if queue.stall_timeout < queue.age {
+        // With only one of the two given, the other one's default is in the way.
+        let field = stall.or_else(|| get("age")).expect("the defaults agree with each other");
+        field.fault(
+            faults,
+            format!(
+                "stall_timeout ({:?}) is less than age ({:?}): a client would be closed before it could skip; \
+                 make stall_timeout at least age",
+                queue.stall_timeout, queue.age
+            ),
+        );
+    }
+}
+
+fn limits(table: &DeTable<'_>, limits: &mut Limits, faults: &mut Faults<'_>) {
+    LIMITS.refuse_unknown(table, SECTIONS, faults);
+    let get = |key| Field::of(&LIMITS, table, key);
+    if let Some(clients) = get("clients").and_then(|field| field.integer(faults, 1..CLIENTS_MAX + 1)) {
+        limits.clients = clients as usize;
+    }
+    if let Some(field) = get("clients_per_address")
+        && field.integer(faults, 0..CLIENTS_MAX + 1).is_some_and(|limit| limit > 0)
+    {
+        field.fault(faults, not_built("a limit per address is", "write 0 or remove the key"));
+    }
+    if let Some(timeout) = get("handshake_timeout").and_then(|field| bounded(&field, faults, 100, 600_000)) {
+        limits.handshake_timeout = timeout;
+    }
+    if let Some(field) = get("session_timeout")
+        && let Some(timeout) = bounded(&field, faults, 1_000, 86_400_000)
+    {
+        if timeout.subsec_nanos() == 0 {
+            limits.session_timeout = timeout;
+        } else {
+            field.fault(faults, format!("is {timeout:?}; write whole seconds, for players are told so"));
+        }
+    }
+}
+
+fn report(table: &DeTable<'_>, report: &mut ReportConfig, faults: &mut Faults<'_>) {
+    REPORT.refuse_unknown(table, SECTIONS, faults);
+    let get = |key| Field::of(&REPORT, table, key);
+    if let Some(field) = get("every")
+        && let Some(every) = bounded(&field, faults, 0, 86_400_000)
+    {
+        if every.is_zero() || every >= Duration::from_millis(REPORT_EVERY_MIN_MS) {
+            report.every = every;
+        } else {
+            field.fault(
+                faults,
+                format!("is {every:?}; write at least \"{REPORT_EVERY_MIN_MS}ms\", or \"0s\" for no reports"),
+            );
+        }
+    }
+    let formats = [
+        ("auto", ReportFormat::Auto),
+        ("table", ReportFormat::Table),
+        ("logfmt", ReportFormat::Logfmt),
+        ("json", ReportFormat::Json),
+    ];
+    if let Some(format) = get("format").and_then(|field| field.word(faults, &formats)) {
+        report.format = format;
+    }
+    if let Some(field) = get("syslog")
+        && field.boolean(faults) == Some(true)
+    {
+        field.fault(faults, not_built("reports to syslog are", "write false or remove the key"));
+    }
+}
+
+fn streams(field: &Field<'_, '_>, streams: &mut Vec<StreamConfig>, faults: &mut Faults<'_>) {
+    let tables = field.tables(faults);
+    if tables.len() > STREAMS_MAX {
+        field.fault(faults, format!("there are {} streams; keep to {STREAMS_MAX}", tables.len()));
+    }
+    for (span, table) in tables {
+        STREAM.refuse_unknown(table, SECTIONS, faults);
+        let get = |key| Field::of(&STREAM, table, key);
+        if get("name").is_none() {
+            faults.at(span.clone(), "stream.name is missing; name the stream, it is the last part of its URL");
+        }
+        let named = "a name in quotes";
+        let name = get("name").and_then(|field| {
+            let name = field.parsed(faults, named, |text| value::stream_name(text).map(str::to_owned))?;
+            if streams.iter().any(|stream| stream.name == name) {
+                field.fault(faults, format!("{name:?} is the name of another stream; choose a different one"));
+            }
+            Some(name)
+        });
+        if get("source").is_none() {
+            faults.at(span, "stream.source is missing; write \"rtsp://HOST/PATH\", or \"test\" for the test pattern");
+        }
+        let source = get("source").and_then(|field| source(&field, faults));
+        if let Some(field) = get("transport")
+            && field.word(faults, &[("tcp", false), ("udp", true), ("auto", true)]) == Some(true)
+        {
+            field.fault(faults, not_built("pulling a camera over UDP is", "write \"tcp\" or remove the key"));
+        }
+        if let Some(field) = get("on_demand")
+            && field.boolean(faults) == Some(true)
+        {
+            field.fault(faults, not_built("pulling a camera on demand is", "write false or remove the key"));
+        }
+        if let Some(field) = get("multicast")
+            && !matches!(field.value.get_ref(), toml::de::DeValue::Boolean(false))
+        {
+            field.fault(faults, not_built("multicast is", "remove the key"));
+        }
+        let starts = [("cached", Start::Cached), ("live", Start::Live)];
+        let start = get("start").and_then(|field| field.word(faults, &starts)).unwrap_or(Start::Cached);
+        // A stream with a fault stands for its name, so that the next one of that name is found.
+        let (name, source) = (name.unwrap_or_default(), source.unwrap_or(Source::Test));
+        streams.push(StreamConfig { name, source, start });
+    }
+}
+
+fn source(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<Source> {
+    if matches!(field.value.get_ref(), toml::de::DeValue::Array(_)) {
+        field.fault(faults, not_built("a list of sources to fail over to is", "write one source, without brackets"));
+        return None;
+    }
+    let text = field.string(faults, "a URL in quotes, \"rtsp://HOST/PATH\", or \"test\" for the test pattern")?;
+    match text {
+        "test" => Some(Source::Test),
+        "publish" => {
+            field.fault(faults, not_built("publishing to the relay is", "write the camera's URL, or \"test\""));
+            None
+        }
+        _ => match SourceUrl::parse(text) {
+            Ok(url) => Some(Source::Camera(url)),
+            Err(message) => {
+                field.fault(faults, message);
+                None
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! Every key, every refusal.
+
+use super::*;
+
+const STREAM_TOML: &str = "[[stream]]\nname = \"front\"\nsource = \"rtsp://192.0.2.10/stream1\"\n";
+
+/// The faults of a document with a good stream after `text`.
+fn faults(text: &str) -> Vec<String> {
+    match Config::from_toml(&format!("{text}\n{STREAM_TOML}")) {
+        Ok(_) => Vec::new(),
+        Err(faults) => faults.iter().map(Fault::to_string).collect(),
+    }
+}
+
+fn config(text: &str) -> Config {
+    Config::from_toml(&format!("{text}\n{STREAM_TOML}")).unwrap_or_else(|faults| panic!("{text}: {faults:?}"))
+}
+
+/// Asserts that `text` has exactly one fault, which begins with `line N: ` and says every one of `parts`.
+#[track_caller]
+fn refused(text: &str, line: usize, parts: &[&str]) {
+    let found = faults(text);
+    assert_eq!(found.len(), 1, "{text}: {found:?}");
+    assert!(found[0].starts_with(&format!("line {line}: ")), "{text}: {found:?}");
+    for part in parts {
+        assert!(found[0].contains(part), "{text}: {part:?} is not said in {found:?}");
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_the_contract() {
+    let config = config("");
+    assert_eq!(config.listen, ["0.0.0.0:8554".parse().unwrap()]);
+    assert_eq!((config.workers, config.io), (0, IoChoice::Auto));
+    assert_eq!(config.queue.age, Duration::from_secs(1));
+    assert_eq!(config.queue.log_bytes, 32 << 20);
+    assert_eq!(config.queue.stall_timeout, Duration::from_secs(10));
+    assert_eq!(config.limits.clients, 10_000);
+    assert_eq!(config.limits.handshake_timeout, Duration::from_secs(10));
+    assert_eq!(config.limits.session_timeout, Duration::from_secs(60));
+    assert_eq!(config.report, ReportConfig { every: Duration::from_secs(1), format: ReportFormat::Auto });
+    assert_eq!(config.streams.len(), 1);
+    assert_eq!(config.streams[0].start, Start::Cached);
+    assert_eq!(config.streams[0].source.to_string(), "rtsp://192.0.2.10/stream1");
+    assert!(config.shards() >= 1);
+}
+
+#[test]
+fn every_key_is_taken() {
+    let text = r#"
+        listen = ["[::]:8554", "127.0.0.1:0"]
+        workers = 3
+        io = "epoll"
+        zero_copy = "off"
+        [queue]
+        age = "500ms"
+        log_bytes = "64MiB"
+        stall_timeout = "3s"
+        [limits]
+        clients = 5
+        clients_per_address = 0
+        handshake_timeout = "2s"
+        session_timeout = "30s"
+        [report]
+        every = "5s"
+        format = "json"
+        syslog = false
+        [[stream]]
+        name = "a"
+        source = "test"
+        transport = "tcp"
+        on_demand = false
+        start = "live"
+    "#;
+    let config = config(text);
+    assert_eq!(config.listen.len(), 2);
+    assert_eq!((config.workers, config.shards(), config.io), (3, 3, IoChoice::Epoll));
+    let second = Duration::from_secs(1);
+    assert_eq!(config.queue, Queue { age: second / 2, log_bytes: 64 << 20, stall_timeout: 3 * second });
+    assert_eq!(config.limits, Limits { clients: 5, handshake_timeout: 2 * second, session_timeout: 30 * second });
+    assert_eq!(config.report, ReportConfig { every: 5 * second, format: ReportFormat::Json });
+    let names: Vec<_> = config.streams.iter().map(|stream| stream.name.as_str()).collect();
+    assert_eq!(names, ["a", "front"]);
+    assert_eq!((&config.streams[0].source, config.streams[0].start), (&Source::Test, Start::Live));
+}
+
+#[test]
+fn an_address_may_be_alone_or_in_a_list() {
+    assert_eq!(config("listen = \"[::1]:554\"").listen, ["[::1]:554".parse().unwrap()]);
+    refused("listen = []", 1, &["listen", "empty"]);
+    refused("listen = 8554", 1, &["a number", "0.0.0.0:8554"]);
+    refused("listen = [\"127.0.0.1:8554\",\n \"127.0.0.1:8554\"]", 2, &["twice"]);
+    refused("\nlisten = \":8554\"", 2, &["\"[::]:8554\""]);
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_and_says_so() {
+    for text in [
+        "http = \"127.0.0.1:8580\"",
+        "zero_copy = \"on\"",
+        "limits.clients_per_address = 4",
+        "report.syslog = true",
+        "[[user]]\nname = \"viewer\"",
+        "[[stream]]\nname = \"b\"\nsource = \"publish\"",
+        "[[stream]]\nname = \"b\"\nsource = [\"rtsp://a/\", \"rtsp://b/\"]",
+        "[[stream]]\nname = \"b\"\nsource = \"rtsps://a/\"",
+        "[[stream]]\nname = \"b\"\nsource = \"test\"\ntransport = \"udp\"",
+        "[[stream]]\nname = \"b\"\nsource = \"test\"\non_demand = true",
+        "[[stream]]\nname = \"b\"\nsource = \"test\"\nmulticast = \"239.0.0.1\"",
+    ] {
+        let found = faults(text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert!(found[0].contains("not built yet; "), "{text}: {found:?}");
+    }
+    assert!(faults("zero_copy = \"auto\"\nreport.syslog = false").is_empty());
+}
+
+#[test]
+fn an_unknown_key_is_answered_with_the_nearest_right_one() {
+    refused("liste = \"0.0.0.0:1\"", 1, &["unknown key liste;", "did you mean listen?"]);
+    refused("worker = 1", 1, &["did you mean workers?"]);
+    refused("zerocopy = \"auto\"", 1, &["did you mean zero_copy?"]);
+    refused("[queue]\nagee = \"1s\"", 2, &["unknown key queue.agee", "did you mean queue.age?"]);
+    refused("[queue]\n\nlog-bytes = \"1MiB\"", 3, &["did you mean queue.log_bytes?"]);
+    refused("[limits]\nclient = 1", 2, &["did you mean limits.clients?"]);
+    refused("[report]\nevry = \"1s\"", 2, &["did you mean report.every?"]);
+}
+
+#[test]
+fn a_key_in_the_wrong_table_is_answered_with_the_right_table() {
+    refused("stall_timeout = \"3s\"", 1, &["did you mean queue.stall_timeout?"]);
+    refused("[queue]\nclients = 3", 2, &["did you mean limits.clients?"]);
+    refused("[limits]\nsource = \"test\"", 2, &["did you mean stream.source?"]);
+    refused("frobnicate = 1", 1, &["the keys are listen, http,"]);
+    refused("[report]\nfrobnicate = 1", 2, &["the keys of report are every, format, syslog"]);
+}
+
+#[test]
+fn streams_are_checked_one_by_one() {
+    refused("[[stream]]\nname = \"b\"\nsource = \"test\"\nstrat = \"live\"", 4, &["did you mean stream.start?"]);
+    refused("[[stream]]\nname = \"b\"\nsource = \"test\"\nstart = \"alive\"", 4, &["\"cached\" or \"live\""]);
+    refused("[[stream]]\nsource = \"test\"", 1, &["stream.name is missing"]);
+    refused("[[stream]]\nname = \"b\"", 1, &["stream.source is missing", "rtsp://HOST/PATH"]);
+    refused("[[stream]]\nname = \"a b\"\nsource = \"test\"", 2, &["\"a b\"", "letters"]);
+    refused("[[stream]]\nname = \"\"\nsource = \"test\"", 2, &["empty"]);
+    refused("[[stream]]\nname = \"b\"\nsource = 1", 3, &["stream.source: is a number"]);
+    refused("[[stream]]\nname = \"b\"\nsource = \"10.0.0.1/x\"", 3, &["rtsp://HOST/PATH"]);
+    let twice = format!("{STREAM_TOML}{STREAM_TOML}");
+    let found = Config::from_toml(&twice).unwrap_err();
+    assert_eq!((found.len(), found[0].line), (1, Some(5)), "{found:?}");
+    assert!(found[0].message.contains("another stream"));
+    let single = STREAM_TOML.replace("[[", "[").replace("]]", "]");
+    let found = Config::from_toml(&single).unwrap_err();
+    assert!(found[0].message.contains("write [[stream]] with double brackets"), "{found:?}");
+    let none = Config::from_toml("workers = 1").unwrap_err();
+    assert!(none[0].message.contains("add [[stream]]"), "{none:?}");
+}
+
+#[test]
+fn values_out_of_their_bounds_are_refused_with_the_bounds() {
+    refused("workers = -1", 1, &["0 to 256"]);
+    refused("workers = 257", 1, &["0 to 256"]);
+    refused("workers = \"two\"", 1, &["is a string"]);
+    refused("io = \"urign\"", 1, &["\"urign\"", "\"auto\" or \"uring\" or \"epoll\""]);
+    refused("zero_copy = true", 1, &["true or false"]);
+    refused("queue.age = 1", 1, &["queue.age", "\"200ms\""]);
+    refused("queue.age = \"1ms\"", 1, &["20ms to 60s"]);
+    refused("queue.age = \"soon\"", 1, &["not a duration"]);
+    refused("queue.log_bytes = \"1023KiB\"", 1, &["\"1MiB\" to \"16GiB\""]);
+    refused("queue.log_bytes = 5", 1, &["is 5 bytes"]);
+    refused("queue.log_bytes = 1.5", 1, &["with decimals"]);
+    refused("queue = 1", 1, &["[queue]"]);
+    refused("[[queue]]\nage = \"1s\"", 1, &["single brackets"]);
+    refused("limits.clients = 0", 1, &["from 1 to 1000000"]);
+    refused("limits.handshake_timeout = \"0s\"", 1, &["100ms"]);
+    refused("limits.session_timeout = \"1500ms\"", 1, &["whole seconds"]);
+    refused("report.every = \"10ms\"", 1, &["\"100ms\"", "\"0s\""]);
+    refused("report.format = \"xml\"", 1, &["\"json\""]);
+    refused("report.syslog = \"no\"", 1, &["true or false"]);
+    assert_eq!(config("report.every = \"0s\"").report.every, Duration::ZERO);
+    assert_eq!(config("queue.log_bytes = 1048576").queue.log_bytes, 1 << 20);
+}
+
+#[test]
+fn relations_between_values_are_checked() {
+    refused("[queue]\nage = \"5s\"\nstall_timeout = \"4s\"", 3, &["stall_timeout (4s) is less than age (5s)"]);
+    refused("[queue]\nage = \"11s\"", 2, &["stall_timeout (10s)"]);
+    refused("[queue]\nstall_timeout = \"500ms\"", 2, &["age (1s)"]);
+}
+
+#[test]
+fn every_fault_is_told_not_only_the_first() {
+    let text = "listen = \"x\"\nworkres = 2\n[queue]\nage = 3\n[[stream]]\nname = \"b\"\nsource = \"ftp://b\"";
+    let lines: Vec<_> = Config::from_toml(text).unwrap_err().iter().map(|fault| fault.line.unwrap()).collect();
+    assert_eq!(lines, [1, 2, 4, 7]);
+}
+
+#[test]
+fn broken_toml_is_told_with_its_lines() {
+    let found = Config::from_toml("workers = \n[queue\nage = \"1s\"\n").unwrap_err();
+    assert_eq!(found[0].line, Some(1), "{found:?}");
+    assert!(found.len() >= 2 && found[1].line == Some(2), "{found:?}");
+    let found = Config::from_toml("io = \"auto\"\nio = \"auto\"\n").unwrap_err();
+    assert_eq!((found.len(), found[0].line), (1, Some(2)), "{found:?}");
+}
+
+#[test]
+fn no_fault_shows_a_password() {
+    for text in [
+        "source = \"rtsp://a:hunter2@b/\"",
+        "io = \"rtsp://a:hunter2@b/\"",
+        "\"rtsp://a:hunter2@b/\" = 1",
+        "listen = \"rtsp://a:hunter2@b/\"",
+        "queue.age = \"rtsp://a:hunter2@b/\"",
+        "queue.log_bytes = \"rtsp://a:hunter2@b/\"",
+        "[[stream]]\nname = \"rtsp://a:hunter2@b/\"\nsource = \"test\"",
+        "[[stream]]\nname = \"b\"\nsource = \"rtsp://a:hunter2@b/",
+        "[[stream]]\nname = \"b\"\nsource = 'rtsp://a:hunter2@b:x/'",
+        "[[stream]]\nname = \"b\"\nsource = rtsp://a:hunter2@b/",
+        "[[stream]]\nname = \"b\"\nsource = [\"rtsp://a:hunter2@b/\"]",
+        "[[stream]]\nname = \"b\"\nsource = \"test\"\n\"rtsp://a:hunter2@b/\" = 1",
+        "[[user]]\nname = \"x\"\npassword = \"hunter2\"",
+        "[[user]]\nname = \"x\"\npassword = \"hunter2",
+        "[[user]]\nname = \"x\"\npassword = hunter2",
+    ] {
+        let found = faults(text);
+        assert!(!found.is_empty(), "{text} was taken");
+        assert!(!found.iter().any(|fault| fault.contains("hunter2")), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told_with_a_cure() {
+    let error = Config::load(Path::new("/nonexistent/rtsprelay.toml")).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("/nonexistent/rtsprelay.toml: cannot be read") && text.contains("--config"), "{text}");
+}
+
+#[test]
+fn the_sample_is_valid_and_says_the_defaults() {
+    let text = include_str!("../../systemd/rtsprelay.toml");
+    let sample = Config::from_toml(text).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let defaults = config("");
+    assert_eq!(Config { streams: Vec::new(), ..sample }, Config { streams: Vec::new(), ..defaults });
+    // Every key of the contract is in it, live or commented out.
+    for section in SECTIONS {
+        for key in section.keys.iter().filter(|key| **key != "multicast") {
+            let written = |prefix: &str| text.lines().any(|line| line.trim_start_matches("# ").starts_with(prefix));
+            assert!(
+                written(&format!("{key} ")) || written(&format!("[{key}]")) || written(&format!("[[{key}]]")),
+                "{key} of [{}] is not in the sample",
+                section.name
+            );
+        }
+    }
+}
