@@ -12,13 +12,16 @@ use toml::de::DeTable;
 
 pub use read::Fault;
 use read::{Faults, Field, Section};
-pub use url::{Credentials, SourceUrl, redact};
+pub use url::{camera as parse_camera, redact};
 pub use value::{duration as parse_duration, listen as parse_listen};
 
 use crate::limits::{
     CLIENTS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS, STREAMS_MAX,
     WORKERS_MAX,
 };
+pub use crate::shard::core::Start;
+use crate::source::address::CameraAddress;
+pub use crate::source::supervisor::SourceKind;
 
 /// Everything that the relay can be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,36 +103,9 @@ pub struct StreamConfig {
     /// The name, the last part of its URL.
     pub name: String,
     /// Where it comes from.
-    pub source: Source,
+    pub source: SourceKind,
     /// Where a new client starts.
     pub start: Start,
-}
-
-/// Where a stream comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Source {
-    /// A camera that is pulled over RTSP.
-    Camera(SourceUrl),
-    /// The built-in test pattern.
-    Test,
-}
-
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Source::Camera(url) => url.fmt(f),
-            Source::Test => f.write_str("test pattern"),
-        }
-    }
-}
-
-/// Where a new client starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// At the last keyframe in the log: a picture at once.
-    Cached,
-    /// At the next keyframe: the least latency.
-    Live,
 }
 
 /// Where `run` and `check` look for the configuration if they are not told.
@@ -158,13 +134,13 @@ impl Config {
     }
 
     /// One camera, no file: the defaults with the stream `live`.
-    pub fn for_camera(url: SourceUrl) -> Config {
-        Config::with_stream(StreamConfig { name: "live".into(), source: Source::Camera(url), start: Start::Cached })
+    pub fn for_camera(url: CameraAddress) -> Config {
+        Config::with_stream(StreamConfig { name: "live".into(), source: SourceKind::Camera(url), start: Start::Cached })
     }
 
     /// The built-in test pattern on loopback, as the stream `test`.
     pub fn demo() -> Config {
-        let stream = StreamConfig { name: "test".into(), source: Source::Test, start: Start::Cached };
+        let stream = StreamConfig { name: "test".into(), source: SourceKind::Test, start: Start::Cached };
         Config { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8554))], ..Config::with_stream(stream) }
     }
 
@@ -485,25 +461,25 @@ fn streams(field: &Field<'_, '_>, streams: &mut Vec<StreamConfig>, faults: &mut 
         let starts = [("cached", Start::Cached), ("live", Start::Live)];
         let start = get("start").and_then(|field| field.word(faults, &starts)).unwrap_or(Start::Cached);
         // A stream with a fault stands for its name, so that the next one of that name is found.
-        let (name, source) = (name.unwrap_or_default(), source.unwrap_or(Source::Test));
+        let (name, source) = (name.unwrap_or_default(), source.unwrap_or(SourceKind::Test));
         streams.push(StreamConfig { name, source, start });
     }
 }
 
-fn source(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<Source> {
+fn source(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<SourceKind> {
     if matches!(field.value.get_ref(), toml::de::DeValue::Array(_)) {
         field.fault(faults, not_built("a list of sources to fail over to is", "write one source, without brackets"));
         return None;
     }
     let text = field.string(faults, "a URL in quotes, \"rtsp://HOST/PATH\", or \"test\" for the test pattern")?;
     match text {
-        "test" => Some(Source::Test),
+        "test" => Some(SourceKind::Test),
         "publish" => {
             field.fault(faults, not_built("publishing to the relay is", "write the camera's URL, or \"test\""));
             None
         }
-        _ => match SourceUrl::parse(text) {
-            Ok(url) => Some(Source::Camera(url)),
+        _ => match url::camera(text) {
+            Ok(url) => Some(SourceKind::Camera(url)),
             Err(message) => {
                 field.fault(faults, message);
                 None

@@ -41,7 +41,8 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.report, ReportConfig { every: Duration::from_secs(1), format: ReportFormat::Auto });
     assert_eq!(config.streams.len(), 1);
     assert_eq!(config.streams[0].start, Start::Cached);
-    assert_eq!(config.streams[0].source.to_string(), "rtsp://192.0.2.10/stream1");
+    let SourceKind::Camera(camera) = &config.streams[0].source else { panic!("{config:?}") };
+    assert_eq!(camera.to_string(), "rtsp://192.0.2.10/stream1");
     assert!(config.shards() >= 1);
 }
 
@@ -81,7 +82,7 @@ fn every_key_is_taken() {
     assert_eq!(config.report, ReportConfig { every: 5 * second, format: ReportFormat::Json });
     let names: Vec<_> = config.streams.iter().map(|stream| stream.name.as_str()).collect();
     assert_eq!(names, ["a", "front"]);
-    assert_eq!((&config.streams[0].source, config.streams[0].start), (&Source::Test, Start::Live));
+    assert_eq!((&config.streams[0].source, config.streams[0].start), (&SourceKind::Test, Start::Live));
 }
 
 #[test]
