@@ -190,7 +190,7 @@ impl Egress for EpollEgress {
                 return self.finish(token, 0, Some(error));
             }
         };
-        if bytes == pieces.iter().map(Piece::len).sum() {
+        if bytes == pieces.iter().map(Piece::len).sum::<usize>() {
             pieces.clear();
             return self.finish(token, bytes, None);
         }

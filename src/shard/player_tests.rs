@@ -95,7 +95,7 @@ fn a_new_client_begins_on_the_last_keyframe_or_waits_for_the_next() {
     cached.start_cached(&bed.log, bed.at(40));
     let mut live = bed.player(40);
     assert_eq!(bed.fill(&mut cached, 40), [0, 1]);
-    assert_eq!(bed.fill(&mut live, 40), []);
+    assert_eq!(bed.fill(&mut live, 40), [0u64; 0]);
     bed.chunk(66, VIDEO, 2, "se", 100);
     let audio = bed.chunk(67, AUDIO, 0, "se", 10);
     let key = bed.chunk(99, VIDEO, 3, "kse", 100);
@@ -146,7 +146,7 @@ fn without_a_newer_keyframe_the_client_waits_at_the_head_and_audio_flows() {
     for frame in 1..60 {
         bed.chunk(frame * 33, VIDEO, frame, "se", 100);
     }
-    assert_eq!(bed.fill(&mut player, 2000), []);
+    assert_eq!(bed.fill(&mut player, 2000), [0u64; 0]);
     let audio = bed.chunk(2001, AUDIO, 0, "se", 10);
     bed.chunk(2002, VIDEO, 60, "se", 100);
     let key = bed.chunk(2030, VIDEO, 61, "kse", 100);
@@ -164,7 +164,7 @@ fn a_frame_whose_start_the_log_has_lost_is_never_begun() {
     bed.chunk(2, VIDEO, 0, "e", 100);
     bed.log.trim(bed.epoch + Duration::from_millis(2), |_| {});
     assert!(!bed.log.cached_start());
-    assert_eq!(bed.fill(&mut player, 3), []);
+    assert_eq!(bed.fill(&mut player, 3), [0u64; 0]);
     let key = bed.chunk(33, VIDEO, 1, "kse", 100);
     assert!(bed.log.cached_start());
     assert_eq!(bed.fill(&mut player, 33), [key]);
@@ -207,7 +207,7 @@ fn a_finished_player_sends_the_rest_of_its_frame_and_nothing_else() {
     assert!(player.is_behind(&bed.log));
     assert_eq!(bed.fill(&mut player, 34), [rest]);
     bed.chunk(66, VIDEO, 2, "se", 100);
-    assert_eq!(bed.fill(&mut player, 67), []);
+    assert_eq!(bed.fill(&mut player, 67), [0u64; 0]);
 }
 
 #[test]
