@@ -1,0 +1,297 @@
+//! Merges what the shards and sources counted into reports.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use hdrhistogram::Histogram;
+
+use super::latency::{relay_histogram, stream_histogram};
+use super::report::{Flow, Percentiles, Report, Scope, SourceGauge, StreamReport, Totals, octaves};
+use super::shard::{ShardSnapshot, StreamCounts};
+use super::{DropReason, Transport};
+use crate::egress::EgressStats;
+
+/// Latencies of a span, and of everything before it.
+#[derive(Debug)]
+struct Latencies {
+    span: Histogram<u64>,
+    before: Histogram<u64>,
+}
+
+impl Latencies {
+    fn new(make: fn() -> Histogram<u64>) -> Self {
+        Latencies { span: make(), before: make() }
+    }
+
+    fn add(&mut self, interval: &Histogram<u32>) {
+        // Of different counter widths, so bucket by bucket.
+        for bucket in interval.iter_recorded() {
+            self.span.saturating_record_n(bucket.value_iterated_to(), bucket.count_since_last_iteration());
+        }
+    }
+
+    fn end_span(&mut self) {
+        self.before.add(&self.span).expect("histograms of the same bounds add up");
+        self.span.reset();
+    }
+
+    fn whole(&self) -> Histogram<u64> {
+        let mut whole = self.before.clone();
+        whole.add(&self.span).expect("histograms of the same bounds add up");
+        whole
+    }
+}
+
+/// What was known of a shard when it last answered.
+#[derive(Debug, Default)]
+struct Known {
+    streams: Vec<(StreamCounts, Duration)>,
+    egress: EgressStats,
+    connections: u64,
+}
+
+/// A stream's counts, summed over the shards.
+#[derive(Clone, Debug, Default)]
+struct Summed {
+    counts: StreamCounts,
+    lag: Duration,
+}
+
+#[derive(Debug)]
+struct Stream {
+    name: String,
+    /// Made on first use.
+    latency: Option<Latencies>,
+    source: SourceGauge,
+    source_at_span_start: SourceGauge,
+    at_span_start: Summed,
+}
+
+/// Merges snapshots; makes the reports.
+#[derive(Debug)]
+pub struct Collector {
+    started: Instant,
+    span_start: Instant,
+    shards: Vec<Known>,
+    silent: usize,
+    streams: Vec<Stream>,
+    latency: Latencies,
+}
+
+impl Collector {
+    /// For the streams of those names and so many shards.
+    pub fn new(now: Instant, names: impl IntoIterator<Item = String>, shards: usize) -> Self {
+        let stream = |name| Stream {
+            name,
+            latency: None,
+            source: SourceGauge::default(),
+            source_at_span_start: SourceGauge::default(),
+            at_span_start: Summed::default(),
+        };
+        Collector {
+            started: now,
+            span_start: now,
+            shards: (0..shards).map(|_| Known::default()).collect(),
+            silent: 0,
+            streams: names.into_iter().map(stream).collect(),
+            latency: Latencies::new(relay_histogram),
+        }
+    }
+
+    /// Takes in one round of answers: a snapshot per shard (`None`: it did not answer in time), a gauge per stream.
+    pub fn absorb(&mut self, snapshots: Vec<Option<ShardSnapshot>>, sources: Vec<SourceGauge>) {
+        debug_assert_eq!((snapshots.len(), sources.len()), (self.shards.len(), self.streams.len()));
+        self.silent = snapshots.iter().filter(|snapshot| snapshot.is_none()).count();
+        for (known, snapshot) in self.shards.iter_mut().zip(snapshots) {
+            let Some(snapshot) = snapshot else { continue };
+            self.latency.add(&snapshot.latency);
+            known.egress = snapshot.egress;
+            known.connections = snapshot.connections;
+            known.streams.clear();
+            known.streams.resize_with(self.streams.len(), Default::default);
+            for part in snapshot.streams {
+                let index = usize::from(part.stream.0);
+                let Some(stream) = self.streams.get_mut(index) else { continue };
+                if let Some(latency) = &part.latency {
+                    stream.latency.get_or_insert_with(|| Latencies::new(stream_histogram)).add(latency);
+                }
+                known.streams[index] = (part.counts, part.worst_lag);
+            }
+        }
+        for (stream, source) in self.streams.iter_mut().zip(sources) {
+            stream.source = source;
+        }
+    }
+
+    /// The report on the time since the last one.
+    pub fn interval(&mut self, now: Instant, at: SystemTime) -> Report {
+        let report = self.report(now, at, Scope::Interval);
+        for index in 0..self.streams.len() {
+            let summed = self.summed(index);
+            let stream = &mut self.streams[index];
+            stream.at_span_start = summed;
+            stream.source_at_span_start = stream.source.clone();
+            if let Some(latency) = &mut stream.latency {
+                latency.end_span();
+            }
+        }
+        self.latency.end_span();
+        self.span_start = now;
+        report
+    }
+
+    /// The report on the whole run so far.
+    pub fn summary(&self, now: Instant, at: SystemTime) -> Report {
+        self.report(now, at, Scope::Summary)
+    }
+
+    fn report(&self, now: Instant, at: SystemTime, scope: Scope) -> Report {
+        let uptime = now.saturating_duration_since(self.started);
+        let (span, latency) = match scope {
+            Scope::Interval => (now.saturating_duration_since(self.span_start), self.latency.span.clone()),
+            Scope::Summary => (uptime, self.latency.whole()),
+        };
+        let streams: Vec<_> = (0..self.streams.len()).map(|index| self.stream(index, span, scope)).collect();
+        let mut total = Totals { silent_shards: self.silent, ..Totals::default() };
+        for shard in &self.shards {
+            total.connections += shard.connections;
+            total.operations += shard.egress.operations;
+            total.submits += shard.egress.submits;
+        }
+        for stream in &streams {
+            let (sum, flow) = (&mut total.flow, &stream.flow);
+            sum.in_bps += flow.in_bps;
+            sum.out_bps += flow.out_bps;
+            sum.clients_tcp += flow.clients_tcp;
+            sum.clients_udp += flow.clients_udp;
+            sum.joined += flow.joined;
+            sum.lag = sum.lag.max(flow.lag);
+            sum.skips += flow.skips;
+            sum.skips_total += flow.skips_total;
+            sum.lost_total += flow.lost_total;
+            sum.reconnects_total += flow.reconnects_total;
+            sum.dropped_total += flow.dropped_total;
+            sum.bytes_total += flow.bytes_total;
+        }
+        total.flow.latency = Percentiles::of(&latency);
+        Report { scope, at, uptime, span, streams, total, histogram: octaves(&latency) }
+    }
+
+    fn stream(&self, index: usize, span: Duration, scope: Scope) -> StreamReport {
+        let stream = &self.streams[index];
+        let summed = self.summed(index);
+        let zero = (Summed::default(), SourceGauge::default());
+        let (before, source_before) = match scope {
+            Scope::Interval => (&stream.at_span_start, &stream.source_at_span_start),
+            Scope::Summary => (&zero.0, &zero.1),
+        };
+        let seconds = span.as_secs_f64().max(1e-3);
+        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
+        let latency = stream.latency.as_ref().map(|latency| match scope {
+            Scope::Interval => Percentiles::of(&latency.span),
+            Scope::Summary => Percentiles::of(&latency.whole()),
+        });
+        let mut drops = summed.counts.drops;
+        drops[DropReason::SourceTorn.index()] += stream.source.torn;
+        let counts = &summed.counts;
+        StreamReport {
+            name: stream.name.clone(),
+            state: stream.source.state,
+            fault: stream.source.fault.clone(),
+            fps: rate(stream.source.frames, source_before.frames),
+            flow: Flow {
+                in_bps: 8.0 * rate(stream.source.bytes, source_before.bytes),
+                out_bps: 8.0 * rate(counts.bytes, before.counts.bytes),
+                clients_tcp: counts.clients[Transport::Tcp.index()],
+                clients_udp: counts.clients[Transport::Udp.index()],
+                joined: counts.joined.iter().sum(),
+                latency: latency.unwrap_or_default(),
+                lag: summed.lag,
+                skips: counts.skips.saturating_sub(before.counts.skips),
+                skips_total: counts.skips,
+                lost_total: stream.source.lost,
+                reconnects_total: stream.source.reconnects,
+                dropped_total: drops.iter().sum(),
+                bytes_total: counts.bytes,
+            },
+            drops,
+        }
+    }
+
+    /// A stream's counts over all shards.
+    fn summed(&self, index: usize) -> Summed {
+        let mut sum = Summed::default();
+        for (counts, lag) in self.shards.iter().filter_map(|shard| shard.streams.get(index)) {
+            sum.lag = sum.lag.max(*lag);
+            let into = &mut sum.counts;
+            into.sends += counts.sends;
+            into.bytes += counts.bytes;
+            into.skips += counts.skips;
+            add(&mut into.drops, &counts.drops);
+            add(&mut into.joined, &counts.joined);
+            add(&mut into.left, &counts.left);
+            add(&mut into.clients, &counts.clients);
+        }
+        sum
+    }
+}
+
+fn add(into: &mut [u64], counts: &[u64]) {
+    for (into, count) in into.iter_mut().zip(counts) {
+        *into += count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{LeaveReason, ShardMetrics};
+    use crate::stream::StreamId;
+
+    #[test]
+    fn intervals_and_the_whole_run_add_up_over_shards() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut collector = Collector::new(start, ["a".to_owned(), "b".to_owned()], 2);
+        let (mut one, mut two) = (ShardMetrics::new(), ShardMetrics::new());
+        let (a, b) = (StreamId(0), StreamId(1));
+
+        one.client_joined(a, Transport::Tcp);
+        two.client_joined(a, Transport::Udp);
+        for _ in 0..99 {
+            one.sent(a, Duration::from_micros(100), 1_000);
+        }
+        two.sent(a, Duration::from_millis(50), 1_000);
+        let source = SourceGauge { frames: 60, bytes: 250_000, lost: 2, torn: 1, ..SourceGauge::default() };
+        let mut snapshot = two.snapshot();
+        snapshot.stream_mut(a).worst_lag = second;
+        collector.absorb(vec![Some(one.snapshot()), Some(snapshot)], vec![source.clone(), SourceGauge::default()]);
+        let report = collector.interval(start + 2 * second, SystemTime::UNIX_EPOCH);
+        let stream = &report.streams[0];
+        assert_eq!((stream.fps, stream.flow.in_bps, stream.flow.out_bps), (30.0, 1_000_000.0, 400_000.0));
+        assert_eq!((stream.flow.clients_tcp, stream.flow.clients_udp, stream.flow.lag), (1, 1, second));
+        assert_eq!(stream.flow.latency.count, 100);
+        assert_eq!(stream.flow.latency.p50, Some(Duration::from_micros(100)));
+        assert_eq!(stream.drops[DropReason::SourceTorn.index()], 1);
+        let max = report.total.flow.latency.max.unwrap().as_micros();
+        assert!((49_900..50_100).contains(&max), "{max}");
+        assert_eq!(report.histogram[6], 99, "64 to 128 µs");
+        assert_eq!(report.streams[1].flow, Flow::default());
+
+        // The second shard is silent: its counts stand, its latencies are not counted twice.
+        one.client_left(a, Transport::Tcp, LeaveReason::Disconnected);
+        one.skipped(a);
+        one.sent(b, Duration::from_micros(10), 500);
+        collector.absorb(vec![Some(one.snapshot()), None], vec![source, SourceGauge::default()]);
+        let report = collector.interval(start + 3 * second, SystemTime::UNIX_EPOCH);
+        let stream = &report.streams[0];
+        assert_eq!((stream.fps, stream.flow.out_bps, stream.flow.clients()), (0.0, 0.0, 1));
+        assert_eq!((stream.flow.latency.count, stream.flow.skips), (0, 1));
+        assert_eq!((report.total.flow.latency.count, report.total.silent_shards), (1, 1));
+
+        let summary = collector.summary(start + 4 * second, SystemTime::UNIX_EPOCH);
+        assert_eq!(summary.total.flow.latency.count, 101);
+        assert_eq!(summary.streams[0].flow.latency.count, 100);
+        assert_eq!((summary.streams[0].fps, summary.span), (15.0, 4 * second));
+        assert_eq!((summary.total.flow.skips, summary.total.flow.bytes_total), (1, 100_500));
+    }
+}

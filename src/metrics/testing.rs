@@ -1,0 +1,59 @@
+//! A report for the tests of its renderings.
+
+use std::time::{Duration, SystemTime};
+
+use super::DropReason;
+use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
+use crate::shard::inbox::SourceState;
+
+/// Two streams: one that plays, one that is down.
+pub(super) fn report() -> Report {
+    let us = |n| Some(Duration::from_micros(n));
+    let latency =
+        Percentiles { count: 360, p50: us(130), p90: us(400), p99: us(950), p999: us(2_400), max: us(31_000) };
+    let flow = Flow {
+        in_bps: 4_012_000.4,
+        out_bps: 48_000_000.0,
+        clients_tcp: 10,
+        clients_udp: 2,
+        joined: 17,
+        latency,
+        lag: Duration::from_millis(45),
+        skips: 1,
+        skips_total: 3,
+        lost_total: 7,
+        reconnects_total: 1,
+        dropped_total: 30,
+        bytes_total: 123_456_789,
+    };
+    let mut drops = [0; DropReason::COUNT];
+    drops[DropReason::Lagging.index()] = 30;
+    let mut histogram = [0; HISTOGRAM_OCTAVES];
+    histogram[6..=14].copy_from_slice(&[4, 220, 100, 30, 2, 1, 1, 1, 1]);
+    Report {
+        scope: Scope::Interval,
+        at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        uptime: Duration::from_millis(83_500),
+        span: Duration::from_secs(1),
+        streams: vec![
+            StreamReport {
+                name: "front".into(),
+                state: SourceState::Live,
+                fault: None,
+                fps: 30.0,
+                flow: flow.clone(),
+                drops,
+            },
+            StreamReport {
+                name: "yard".into(),
+                state: SourceState::Down,
+                fault: Some("connection refused by 192.0.2.10:554".into()),
+                fps: 0.0,
+                flow: Flow::default(),
+                drops: [0; DropReason::COUNT],
+            },
+        ],
+        total: Totals { flow, connections: 14, operations: 5_000, submits: 400, silent_shards: 0 },
+        histogram,
+    }
+}
