@@ -53,6 +53,14 @@ pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
     })
 }
 
+/// Columns and rows of the terminal behind a descriptor (`TIOCGWINSZ`, ioctl_tty(2)); nothing when it is none, or does not know.
+pub fn terminal_size(terminal: &impl AsFd) -> Option<(usize, usize)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel writes one `struct winsize`, which is that and lives through the call.
+    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
+    (result == 0 && size.ws_col > 0 && size.ws_row > 0).then(|| (usize::from(size.ws_col), usize::from(size.ws_row)))
+}
+
 /// Bytes that can be read from the socket now: of a stream all of them, of a datagram socket the next datagram
 /// (`SIOCINQ`, tcp(7) and udp(7)).
 ///

@@ -20,7 +20,6 @@ use crate::limits::{
     WORKERS_MAX,
 };
 pub use crate::shard::core::Start;
-use crate::source::address::CameraAddress;
 pub use crate::source::supervisor::SourceKind;
 
 /// Everything that the relay can be told.
@@ -133,9 +132,9 @@ impl Config {
         }
     }
 
-    /// One camera, no file: the defaults with the stream `live`.
-    pub fn for_camera(url: CameraAddress) -> Config {
-        Config::with_stream(StreamConfig { name: "live".into(), source: SourceKind::Camera(url), start: Start::Cached })
+    /// One source, no file: the defaults with the stream `live`.
+    pub fn for_source(source: SourceKind) -> Config {
+        Config::with_stream(StreamConfig { name: "live".into(), source, start: Start::Cached })
     }
 
     /// The built-in test pattern on loopback, as the stream `test`.

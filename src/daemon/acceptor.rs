@@ -1,0 +1,105 @@
+//! Takes connections and hands each to the shard with the fewest.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::egress::Listener;
+use crate::shard::inbox::{ShardSender, ToShard};
+
+/// Connections beyond `limits.clients` that still get an answer (453) instead of a closed door.
+pub const REFUSED_WITH_ANSWER_MAX: usize = 64;
+
+/// The wait after the system ran out of what a connection needs.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The least time between two warnings about the same trouble.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// Listens at every address.
+///
+/// # Errors
+/// A sentence that names the address and the cure.
+pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<Listener>, String> {
+    let listener = |&address| Listener::bind(address).map_err(|error| cannot_listen(address, &error));
+    addresses.iter().map(listener).collect()
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
+    let cure = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "another process serves there (`ss -ltnp 'sport = :{}'` shows it); stop it, or choose another port with --listen or `listen`",
+            address.port()
+        ),
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or choose a port from 1024 on".into()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have that address; use 0.0.0.0 or [::] for all it has".into()
+        }
+        _ => "choose another address with --listen or `listen`".into(),
+    };
+    format!("cannot listen at {address} ({error}); {cure}")
+}
+
+/// Hands out the connections of one listener until the task is dropped.
+pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, clients_max: usize) {
+    let mut told = Told::default();
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let open: usize = shards.iter().map(ShardSender::connections).sum();
+                if open >= clients_max + REFUSED_WITH_ANSWER_MAX {
+                    drop(stream);
+                    told.warn(&format!(
+                        "{open} connections are open (limits.clients = {clients_max}): {peer} is turned away"
+                    ));
+                    continue;
+                }
+                let shard = shards.iter().min_by_key(|shard| shard.connections()).expect("there is at least one shard");
+                shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new() });
+            }
+            // The client gave up between the kernel's handshake and us.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => {
+                let cure = match error.raw_os_error() {
+                    Some(libc::EMFILE) => "raise `ulimit -n` (LimitNOFILE= in a unit) or lower limits.clients",
+                    Some(libc::ENFILE) => "raise `sysctl fs.file-max`",
+                    _ => "the system is short of memory for sockets",
+                };
+                told.warn(&format!("connections wait unanswered ({error}); {cure}"));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Says a thing once a minute at most.
+#[derive(Default)]
+struct Told(Option<Instant>);
+
+impl Told {
+    fn warn(&mut self, message: &str) {
+        if self.0.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
+            self.0 = Some(Instant::now());
+            tracing::warn!("{message}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_told_with_address_and_cure() {
+        let address = "127.0.0.1:8554".parse().unwrap();
+        let text = cannot_listen(address, &io::ErrorKind::AddrInUse.into());
+        assert!(text.contains("127.0.0.1:8554") && text.contains("ss -ltnp") && text.contains("--listen"), "{text}");
+        let text = cannot_listen(address, &io::ErrorKind::PermissionDenied.into());
+        assert!(text.contains("CAP_NET_BIND_SERVICE"), "{text}");
+    }
+}

@@ -1,0 +1,213 @@
+//! Standard output and standard error, behind a thread of their own: a terminal that was stopped (Ctrl-S) or a pipe that nobody
+//! reads holds up neither the media nor the log's speakers. What does not fit into the queue is dropped and counted.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use nix::sys::stat::fstat;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Things waiting to be written at most.
+const QUEUE_MAX: usize = 1_024;
+
+enum Item {
+    /// A live table, in place of the one before.
+    Table(String),
+    /// Lines on standard output.
+    Out(String),
+    /// A line of the log.
+    Log(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+/// Where reports and log lines go.
+#[derive(Clone, Debug)]
+pub struct Console {
+    queue: SyncSender<Item>,
+    dropped: Arc<AtomicU64>,
+}
+
+static CONSOLE: OnceLock<Console> = OnceLock::new();
+
+impl Console {
+    /// The process's console; its thread starts with the first call.
+    pub fn get() -> &'static Console {
+        CONSOLE.get_or_init(|| {
+            let (queue, items) = sync_channel(QUEUE_MAX);
+            let dropped = Arc::new(AtomicU64::new(0));
+            let thread_dropped = Arc::clone(&dropped);
+            let spawned =
+                std::thread::Builder::new().name("console".into()).spawn(move || write(&items, &thread_dropped));
+            if let Err(error) = spawned {
+                // Without the thread every line is counted as dropped; the relay itself can do without them.
+                let _ = writeln!(io::stderr(), "reports and logs are not shown: no thread for them ({error})");
+            }
+            Console { queue, dropped }
+        })
+    }
+
+    /// Shows a live table in place of the one before.
+    pub fn table(&self, text: String) {
+        self.put(Item::Table(text));
+    }
+
+    /// Prints whole lines on standard output.
+    pub fn print(&self, text: String) {
+        self.put(Item::Out(text));
+    }
+
+    /// Waits until everything put before has been written, but no longer than `max`.
+    pub fn flush(&self, max: Duration) {
+        let (done, is_done) = sync_channel(1);
+        // A full queue is one that nobody empties: there is no use in waiting for it.
+        if self.queue.try_send(Item::Flush(done)).is_ok() {
+            let _ = is_done.recv_timeout(max);
+        }
+    }
+
+    fn put(&self, item: Item) {
+        if self.queue.try_send(item).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The thread.
+fn write(items: &Receiver<Item>, dropped: &AtomicU64) {
+    let mut screen = Screen { shared: one_terminal(), table: String::new() };
+    while let Ok(item) = items.recv() {
+        // Errors of the output (a pipe whose reader has gone) concern nobody but the reader: the relay goes on.
+        let _ = match item {
+            Item::Table(text) => screen.table(text),
+            Item::Out(text) => screen.out(&text),
+            Item::Log(line) => screen.log(&line),
+            Item::Flush(done) => {
+                // Whoever waited may have given up.
+                let _ = done.send(());
+                Ok(())
+            }
+        };
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let _ = screen.log(
+                format!("{lost} lines of reports and log were dropped: the terminal or pipe did not take them\n")
+                    .as_bytes(),
+            );
+        }
+    }
+}
+
+/// Whether standard output and standard error are the same terminal.
+fn one_terminal() -> bool {
+    let (out, err) = (io::stdout(), io::stderr());
+    let same = || Some(fstat(&out).ok()?.st_rdev == fstat(&err).ok()?.st_rdev);
+    out.is_terminal() && err.is_terminal() && same() == Some(true)
+}
+
+struct Screen {
+    /// Log lines land on the table's terminal.
+    shared: bool,
+    /// The table that is shown; empty when there is none.
+    table: String,
+}
+
+impl Screen {
+    fn table(&mut self, text: String) -> io::Result<()> {
+        let mut bytes = self.erase();
+        bytes.push_str(&text);
+        self.table = text;
+        emit(&mut io::stdout().lock(), bytes.as_bytes())
+    }
+
+    fn out(&mut self, text: &str) -> io::Result<()> {
+        let mut bytes = self.erase();
+        self.table.clear();
+        bytes.push_str(text);
+        emit(&mut io::stdout().lock(), bytes.as_bytes())
+    }
+
+    fn log(&mut self, line: &[u8]) -> io::Result<()> {
+        if !self.shared || self.table.is_empty() {
+            return emit(&mut io::stderr().lock(), line);
+        }
+        // In one write, so that nobody sees the screen without its table.
+        let mut bytes = self.erase().into_bytes();
+        bytes.extend_from_slice(line);
+        bytes.extend_from_slice(self.table.as_bytes());
+        emit(&mut io::stdout().lock(), &bytes)
+    }
+
+    /// What takes the table off the screen: up to its first line, then erase all below (ECMA-48 CUU and ED).
+    fn erase(&self) -> String {
+        match self.table.lines().count() {
+            0 => String::new(),
+            lines => format!("\x1b[{lines}A\r\x1b[J"),
+        }
+    }
+}
+
+fn emit(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+/// Lets `tracing` write through the console.
+#[derive(Clone, Copy, Debug)]
+pub struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        Console::get().put(Item::Log(line.to_vec()));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogWriter {
+    type Writer = LogWriter;
+
+    fn make_writer(&'a self) -> LogWriter {
+        LogWriter
+    }
+}
+
+/// Starts the log: on standard error, at the levels that `RTSPRELAY_LOG` asks for (`info` if it asks for none).
+pub fn start_log() {
+    let filter = std::env::var("RTSPRELAY_LOG").ok().filter(|wanted| !wanted.is_empty());
+    // retina tells of every malformed packet; the supervisor tells what matters of it.
+    let default = "info,retina=error";
+    let (filter, wrong) = match filter.as_deref().map(tracing_subscriber::EnvFilter::try_new) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (tracing_subscriber::EnvFilter::new(default), Some(error)),
+        None => (tracing_subscriber::EnvFilter::new(default), None),
+    };
+    // It fails if a log has been started already, which then goes on.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .with_writer(LogWriter)
+        .try_init();
+    if let Some(error) = wrong {
+        tracing::warn!("RTSPRELAY_LOG is not understood ({error}); write a level, such as debug, or rtsprelay=debug");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_taken_off_by_its_own_height() {
+        let mut screen = Screen { shared: true, table: String::new() };
+        assert_eq!(screen.erase(), "");
+        screen.table = "one\ntwo\nthree\n".into();
+        assert_eq!(screen.erase(), "\x1b[3A\r\x1b[J");
+    }
+}

@@ -1,0 +1,335 @@
+//! Puts the parts together and runs them: the control thread, from the configuration to the exit code.
+
+mod acceptor;
+pub mod console;
+mod descriptors;
+mod reporter;
+mod signals;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, watch};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{sleep, timeout_at};
+use tracing::{error, info, warn};
+
+use crate::config::{Config, IoChoice, SourceKind};
+use crate::egress::runtime::Runtime;
+use crate::egress::{IoKind, probe};
+use crate::limits::STOP_MAX_MS;
+use crate::session::ServerConfig;
+use crate::shard::core::{CoreConfig, StreamSetup};
+use crate::shard::fanout::Fanout;
+use crate::shard::inbox::{self, ShardSender, ToShard};
+use crate::shard::thread::{self, ShardConfig, ShardHandle};
+use crate::source::pipeline::Pipeline;
+use crate::source::supervisor::{self, Source, SourceSpec};
+use crate::stream::StreamId;
+use console::Console;
+use reporter::{Reporter, Tap, Watched};
+use signals::Asked;
+
+/// Exit code of a failure at run time.
+const EXIT_FAILURE: u8 = 1;
+
+/// Submission entries of a shard's ring, at least and at most.
+const RING_ENTRIES: std::ops::RangeInclusive<u32> = 256..=16_384;
+
+/// How long the shards wait at a stop for the sources to end the frames that are half in.
+const LAST_FRAMES_MAX: Duration = Duration::from_millis(50);
+
+/// How often threads are looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long the console may take for the last lines.
+const FLUSH_MAX: Duration = Duration::from_millis(150);
+
+/// Serves until it is asked to stop. Exit code 0: it was; 1: something failed, and the log says what.
+pub fn run(config: Config) -> ExitCode {
+    let code = match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            error!("{message}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    };
+    Console::get().flush(FLUSH_MAX);
+    code
+}
+
+fn start(config: Config) -> Result<(), String> {
+    let asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
+    if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients) {
+        warn!("{warning}");
+    }
+    let io = choose_io(config.io)?;
+    let runtime = Runtime::new(io).map_err(|error| format!("the control thread's runtime cannot be made ({error})"))?;
+    runtime.block_on(control(config, io, asked))
+}
+
+/// What drives the sockets: what was asked for, as far as this machine lets us.
+fn choose_io(choice: IoChoice) -> Result<IoKind, String> {
+    if choice == IoChoice::Epoll {
+        return Ok(IoKind::Epoll);
+    }
+    match (probe::probe(), choice) {
+        (Ok(()), _) => Ok(IoKind::Uring),
+        (Err(why), IoChoice::Auto) => {
+            warn!("{why} to be spared this warning; serving through epoll, at more CPU per client");
+            Ok(IoKind::Epoll)
+        }
+        (Err(why), _) => Err(format!("io = \"uring\", but {why}")),
+    }
+}
+
+async fn control(
+    config: Config,
+    io: IoKind,
+    mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
+) -> Result<(), String> {
+    let listeners = acceptor::bind(&config.listen)?;
+    let addresses: Vec<SocketAddr> = listeners
+        .iter()
+        .map(|listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})")))
+        .collect::<Result<_, _>>()?;
+    let handles = start_shards(&config, io)?;
+    let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
+
+    let (stop, stopped) = watch::channel(false);
+    let (sources, watched) = start_sources(&config, &shards, &stopped);
+    for address in &addresses {
+        info!(%address, io = io_name(io), shards = handles.len(), streams = config.streams.len(), "listening");
+    }
+    let acceptors: Vec<JoinHandle<()>> = listeners
+        .into_iter()
+        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), config.limits.clients)))
+        .collect();
+
+    let play = play_commands(&config, &addresses);
+    let served: Vec<String> = addresses.iter().map(|address| format!("rtsp://{address}")).collect();
+    let title = format!("{}, {} shards, {}", io_name(io), handles.len(), served.join(" "));
+    let reporter = Reporter::new(&config.report, Rc::clone(&shards), watched, title, play.clone());
+    if !reporter.shows_commands() {
+        for command in &play {
+            info!("play it: {command}");
+        }
+    }
+    let reporter = Rc::new(Mutex::new(reporter));
+    let reports = spawn_local(Reporter::run(Rc::clone(&reporter)));
+
+    let outcome = serve(&handles, &reporter, &mut asked).await;
+
+    let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
+    for task in acceptors.iter().chain([&reports]) {
+        task.abort();
+    }
+    // The receivers are gone only if every source has ended already.
+    let _ = stop.send(true);
+    stop_all(sources, handles, &shards, &reporter, deadline).await;
+    outcome
+}
+
+/// Waits for the request to stop, or for a failure.
+async fn serve(
+    handles: &[ShardHandle],
+    reporter: &Mutex<Reporter>,
+    asked: &mut tokio::sync::mpsc::UnboundedReceiver<Asked>,
+) -> Result<(), String> {
+    loop {
+        tokio::select! {
+            asked = asked.recv() => match asked {
+                Some(Asked::Summary) => reporter.lock().await.summary().await,
+                Some(Asked::Stop) | None => {
+                    info!("stopping");
+                    return Ok(());
+                }
+            },
+            () = sleep(LOOK_EVERY) => {
+                if let Some(index) = handles.iter().position(|handle| handle.thread.is_finished()) {
+                    return Err(format!("shard {index} has ended by itself, and its clients with it; the log says why"));
+                }
+            }
+        }
+    }
+}
+
+/// Ends sources and shards, prints the summary; nothing takes longer than to the deadline.
+async fn stop_all(
+    sources: Vec<JoinHandle<()>>,
+    handles: Vec<ShardHandle>,
+    shards: &[ShardSender],
+    reporter: &Mutex<Reporter>,
+    deadline: Instant,
+) {
+    let mut sources = std::pin::pin!(async {
+        for source in sources {
+            // One that panicked has told so.
+            let _ = source.await;
+        }
+    });
+    // First the sources: they close the frames that are half in. Their farewell to the camera may take longer than that.
+    let mut ended = timeout_at((Instant::now() + LAST_FRAMES_MAX).into(), sources.as_mut()).await.is_ok();
+    reporter.lock().await.summary().await;
+    for shard in shards {
+        shard.tell(ToShard::Stop);
+    }
+    if !ended {
+        ended = timeout_at(deadline.into(), sources).await.is_ok();
+    }
+    if !ended {
+        warn!("a camera has not answered TEARDOWN in time");
+    }
+    while handles.iter().any(|handle| !handle.thread.is_finished()) && Instant::now() < deadline {
+        sleep(Duration::from_millis(5)).await;
+    }
+    for (index, handle) in handles.into_iter().enumerate() {
+        if !handle.thread.is_finished() {
+            warn!(shard = index, "a shard did not end in time; it is left behind");
+        } else if handle.thread.join().is_err() {
+            error!(shard = index, "a shard has panicked");
+        }
+    }
+}
+
+fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String> {
+    let count = config.shards();
+    let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| inbox::channel()).unzip();
+    let setup = |(id, stream): (u16, &crate::config::StreamConfig)| StreamSetup {
+        id: StreamId(id),
+        name: stream.name.clone(),
+        start: stream.start,
+    };
+    let streams: Vec<StreamSetup> = (0u16..).zip(&config.streams).map(setup).collect();
+    let per_shard = config.limits.clients.div_ceil(count) + acceptor::REFUSED_WITH_ANSWER_MAX;
+    let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
+    let mut handles = Vec::with_capacity(count);
+    for ((shard, inbox), sender) in (0u16..).zip(inboxes).zip(&senders) {
+        let server = ServerConfig {
+            shard,
+            shards: count as u16,
+            session_timeout: config.limits.session_timeout,
+            handshake_timeout: config.limits.handshake_timeout,
+            clients_max: config.limits.clients,
+            udp_ports: None,
+            seed: seed()?,
+        };
+        let core = CoreConfig {
+            age: config.queue.age,
+            log_bytes: usize::try_from(config.queue.log_bytes).unwrap_or(usize::MAX),
+            stall_timeout: config.queue.stall_timeout,
+            streams: streams.clone(),
+            server,
+        };
+        let config = ShardConfig {
+            core,
+            io,
+            ring_entries: entries.next_power_of_two(),
+            udp: Some(udp_address(&config.listen)),
+            cpu: None,
+        };
+        let handle = thread::spawn(config, sender.clone(), inbox, senders.clone())
+            .map_err(|error| format!("shard {shard} cannot start ({error}); {}", shard_cure(&error)))?;
+        handles.push(handle);
+    }
+    Ok(handles)
+}
+
+fn shard_cure(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => "raise `ulimit -l` (LimitMEMLOCK= in a unit), or set a lower workers or io = \"epoll\"",
+        Some(libc::EMFILE) => "raise `ulimit -n` (LimitNOFILE= in a unit)",
+        Some(libc::EAGAIN) => "raise the limit of threads (`ulimit -u`, TasksMax= in a unit), or lower workers",
+        _ => "try io = \"epoll\"",
+    }
+}
+
+/// A number that nobody can guess.
+fn seed() -> Result<u64, String> {
+    getrandom::u64().map_err(|error| format!("the system gives no random numbers ({error})"))
+}
+
+/// Starts every source's supervisor, and gives what the reporter looks at.
+fn start_sources(
+    config: &Config,
+    shards: &[ShardSender],
+    stop: &watch::Receiver<bool>,
+) -> (Vec<JoinHandle<()>>, Vec<(String, Watched)>) {
+    (0u16..)
+        .zip(&config.streams)
+        .map(|(id, stream)| {
+            let source = Source::new(Pipeline::new(fastrand::u64(..)));
+            let (tap, described) = Tap::new(Fanout::new(StreamId(id), shards));
+            let spec = SourceSpec::new(stream.name.clone(), stream.source.clone());
+            let task = spawn_local(supervisor::run(spec, Rc::clone(&source), tap, stop.clone()));
+            (task, (stream.name.clone(), Watched { source, described }))
+        })
+        .unzip()
+}
+
+/// The address that UDP media is sent from: the one that is listened at, or a wildcard that covers all of them.
+fn udp_address(listen: &[SocketAddr]) -> IpAddr {
+    let first = listen.first().map_or(Ipv4Addr::UNSPECIFIED.into(), SocketAddr::ip);
+    if listen.iter().all(|address| address.ip() == first) {
+        return first;
+    }
+    if listen.iter().any(SocketAddr::is_ipv6) { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
+}
+
+/// What to type to see the first stream: shown for the test pattern, which people start in order to look at it.
+fn play_commands(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
+    let Some(stream) = config.streams.first() else { return Vec::new() };
+    let Some(address) = addresses.first() else { return Vec::new() };
+    let host = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        // Both wildcards take connections to this.
+        _ => Ipv4Addr::LOCALHOST.into(),
+    };
+    let url = format!("rtsp://{}/{}", SocketAddr::new(host, address.port()), stream.name);
+    match stream.source {
+        SourceKind::Test => {
+            vec![format!("ffplay -rtsp_transport tcp {url}"), format!("gst-play-1.0 {url}")]
+        }
+        SourceKind::Camera(_) => vec![format!("ffplay -rtsp_transport tcp {url}")],
+    }
+}
+
+const fn io_name(io: IoKind) -> &'static str {
+    match io {
+        IoKind::Uring => "io_uring",
+        IoKind::Epoll => "epoll",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn udp_leaves_from_where_rtsp_is_served() {
+        for (listen, udp) in [
+            (&["127.0.0.1:1"][..], "127.0.0.1"),
+            (&["0.0.0.0:1", "0.0.0.0:2"], "0.0.0.0"),
+            (&["127.0.0.1:1", "192.0.2.1:1"], "0.0.0.0"),
+            (&["0.0.0.0:1", "[::]:1"], "::"),
+        ] {
+            let listen: Vec<_> = listen.iter().map(|text| address(text)).collect();
+            assert_eq!(udp_address(&listen).to_string(), udp);
+        }
+    }
+
+    #[test]
+    fn the_commands_can_be_typed_here() {
+        let commands = play_commands(&Config::demo(), &[address("0.0.0.0:8554")]);
+        assert_eq!(commands[0], "ffplay -rtsp_transport tcp rtsp://127.0.0.1:8554/test");
+        let commands = play_commands(&Config::demo(), &[address("[::1]:9")]);
+        assert!(commands[1].ends_with(" rtsp://[::1]:9/test"), "{commands:?}");
+    }
+}

@@ -1,0 +1,214 @@
+//! Asks the shards once an interval and tells what they counted.
+
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::oneshot;
+
+use super::console::Console;
+use crate::config::{ReportConfig, ReportFormat};
+use crate::limits::COLLECT_EVERY_MAX_MS;
+use crate::metrics::report::{Report, Scope};
+use crate::metrics::table::{Frame, table};
+use crate::metrics::{Collector, ReportRequest, ShardSnapshot, SourceGauge, lines};
+use crate::shard::fanout::Fanout;
+use crate::shard::inbox::{ShardSender, ToShard};
+use crate::source::pipeline::{Publish, Published};
+use crate::source::supervisor::Source;
+use crate::stream::Description;
+use crate::sys;
+
+/// How long a shard may take to answer before its last counts stand in for it.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+
+/// Passes on what a pipeline publishes, and remembers the description, which tells which track's frames are counted as FPS.
+pub struct Tap {
+    fanout: Fanout,
+    described: Rc<RefCell<Option<Arc<Description>>>>,
+}
+
+impl Tap {
+    /// In front of a stream's fanout.
+    pub fn new(fanout: Fanout) -> (Tap, Rc<RefCell<Option<Arc<Description>>>>) {
+        let described = Rc::new(RefCell::new(None));
+        (Tap { fanout, described: Rc::clone(&described) }, described)
+    }
+}
+
+impl Publish for Tap {
+    fn publish(&mut self, message: Published) {
+        if let Published::Described(description) = &message {
+            *self.described.borrow_mut() = Some(Arc::clone(description));
+        }
+        self.fanout.publish(message);
+    }
+}
+
+/// A stream's source as the reporter looks at it.
+pub struct Watched {
+    /// The source.
+    pub source: Rc<Source>,
+    /// What it consists of, once that is known.
+    pub described: Rc<RefCell<Option<Arc<Description>>>>,
+}
+
+impl Watched {
+    fn gauge(&self) -> SourceGauge {
+        let stats = self.source.pipeline.borrow().stats();
+        let status = self.source.status.borrow();
+        let described = self.described.borrow();
+        let video = described.as_ref().and_then(|is| is.tracks.iter().position(crate::stream::Track::is_video));
+        SourceGauge {
+            state: status.state,
+            fault: status.fault.clone(),
+            frames: stats.tracks.get(video.unwrap_or(0)).map_or(0, |track| track.frames),
+            bytes: stats.bytes,
+            lost: stats.lost,
+            reconnects: status.reconnects,
+            torn: stats.torn,
+        }
+    }
+}
+
+/// What reports look like here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// A table that is redrawn in place.
+    Live,
+    /// One table after another.
+    Table,
+    Logfmt,
+    Json,
+}
+
+impl Look {
+    fn of(format: ReportFormat, terminal: bool) -> Look {
+        match (format, terminal) {
+            (ReportFormat::Auto | ReportFormat::Table, true) => Look::Live,
+            (ReportFormat::Table, false) => Look::Table,
+            (ReportFormat::Auto | ReportFormat::Logfmt, _) => Look::Logfmt,
+            (ReportFormat::Json, _) => Look::Json,
+        }
+    }
+}
+
+/// Collects and tells.
+pub struct Reporter {
+    every: Duration,
+    look: Look,
+    frame: Frame,
+    shards: Rc<[ShardSender]>,
+    watched: Vec<Watched>,
+    collector: Collector,
+}
+
+impl Reporter {
+    /// For those shards and sources (with their streams' names); `title` and `play` stand above a table.
+    pub fn new(
+        config: &ReportConfig,
+        shards: Rc<[ShardSender]>,
+        watched: Vec<(String, Watched)>,
+        title: String,
+        play: Vec<String>,
+    ) -> Self {
+        let (names, watched): (Vec<_>, Vec<_>) = watched.into_iter().unzip();
+        Reporter {
+            every: config.every,
+            look: Look::of(config.format, std::io::stdout().is_terminal()),
+            frame: Frame { title, play, columns: 80, rows: None },
+            collector: Collector::new(Instant::now(), names, shards.len()),
+            shards,
+            watched,
+        }
+    }
+
+    /// Whether the commands that play the streams are part of every report.
+    pub fn shows_commands(&self) -> bool {
+        matches!(self.look, Look::Live | Look::Table)
+    }
+
+    /// Reports every interval, until the task is dropped.
+    pub async fn run(reporter: Rc<tokio::sync::Mutex<Reporter>>) {
+        let every = reporter.lock().await.every;
+        let collect_every = match every {
+            Duration::ZERO => Duration::from_millis(COLLECT_EVERY_MAX_MS),
+            every => every.min(Duration::from_millis(COLLECT_EVERY_MAX_MS)),
+        };
+        let mut tick = tokio::time::interval(collect_every);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        // The first tick is at once.
+        tick.tick().await;
+        let mut reported = Instant::now();
+        loop {
+            tick.tick().await;
+            let mut reporter = reporter.lock().await;
+            reporter.collect().await;
+            // A tick that comes a little early must not put the report off by a whole interval.
+            if !every.is_zero() && reported.elapsed() + collect_every / 2 >= every {
+                reported = Instant::now();
+                let report = reporter.collector.interval(reported, SystemTime::now());
+                reporter.tell(&report);
+            }
+        }
+    }
+
+    /// Collects once more and prints the summary of the whole run.
+    pub async fn summary(&mut self) {
+        self.collect().await;
+        let report = self.collector.summary(Instant::now(), SystemTime::now());
+        self.tell(&report);
+    }
+
+    async fn collect(&mut self) {
+        let answers: Vec<oneshot::Receiver<ShardSnapshot>> = self
+            .shards
+            .iter()
+            .map(|shard| {
+                let (reply, answer) = oneshot::channel();
+                shard.tell(ToShard::Report(ReportRequest { reply, clients: false }));
+                answer
+            })
+            .collect();
+        let deadline = tokio::time::Instant::now() + ANSWER_MAX;
+        let mut snapshots = Vec::with_capacity(answers.len());
+        for answer in answers {
+            snapshots.push(tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok));
+        }
+        self.collector.absorb(snapshots, self.watched.iter().map(Watched::gauge).collect());
+    }
+
+    fn tell(&mut self, report: &Report) {
+        let console = Console::get();
+        match self.look {
+            Look::Logfmt => console.print(lines::logfmt(report)),
+            Look::Json => console.print(lines::json(report)),
+            Look::Table => console.print(table(report, &self.frame)),
+            Look::Live => {
+                let (columns, rows) = sys::terminal_size(&std::io::stdout()).unwrap_or((80, 24));
+                self.frame.columns = columns;
+                self.frame.rows = (report.scope == Scope::Interval).then_some(rows);
+                let text = table(report, &self.frame);
+                match report.scope {
+                    Scope::Interval => console.table(text),
+                    Scope::Summary => console.print(text),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_a_live_table_on_a_terminal_alone() {
+        assert_eq!(Look::of(ReportFormat::Auto, true), Look::Live);
+        assert_eq!(Look::of(ReportFormat::Auto, false), Look::Logfmt);
+        assert_eq!(Look::of(ReportFormat::Table, false), Look::Table);
+        assert_eq!(Look::of(ReportFormat::Json, true), Look::Json);
+    }
+}

@@ -1,0 +1,46 @@
+//! Signals, on a thread of their own so that a second SIGTERM ends even a relay that hangs.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use tokio::sync::mpsc;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// SIGTERM or SIGINT: stop.
+    Stop,
+    /// SIGUSR1: print the summary.
+    Summary,
+}
+
+/// A second signal sooner than this is the first one's echo: Ctrl-C reaches a whole process group, and a wrapper passes it on.
+const ECHO: Duration = Duration::from_millis(100);
+
+/// Starts to listen for signals. The second request to stop ends the process at once, with exit code 0: it was asked to.
+///
+/// # Errors
+/// If the handlers or the thread cannot be set up.
+pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+    let (tell, told) = mpsc::unbounded_channel();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut stopping: Option<Instant> = None;
+        for signal in signals.forever() {
+            let asked = match (signal, stopping) {
+                (SIGUSR1, _) => Asked::Summary,
+                (_, None) => {
+                    stopping = Some(Instant::now());
+                    Asked::Stop
+                }
+                (_, Some(first)) if first.elapsed() < ECHO => continue,
+                _ => std::process::exit(0),
+            };
+            // The control thread has ended: so will the process.
+            let _ = tell.send(asked);
+        }
+    })?;
+    Ok(told)
+}
