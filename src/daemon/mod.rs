@@ -127,9 +127,13 @@ async fn control(
     for task in acceptors.iter().chain([&reports]) {
         task.abort();
     }
+    // What the summary says of the sources is how they were, not that they have been ended.
+    let mut reporter = reporter.lock().await;
+    reporter.collect().await;
     // The receivers are gone only if every source has ended already.
     let _ = stop.send(true);
-    stop_all(sources, handles, &shards, &reporter, deadline).await;
+    stop_all(sources, handles, &shards, deadline).await;
+    reporter.tell_summary();
     outcome
 }
 
@@ -142,7 +146,11 @@ async fn serve(
     loop {
         tokio::select! {
             asked = asked.recv() => match asked {
-                Some(Asked::Summary) => reporter.lock().await.summary().await,
+                Some(Asked::Summary) => {
+                    let mut reporter = reporter.lock().await;
+                    reporter.collect().await;
+                    reporter.tell_summary();
+                }
                 Some(Asked::Stop) | None => {
                     info!("stopping");
                     return Ok(());
@@ -157,14 +165,8 @@ async fn serve(
     }
 }
 
-/// Ends sources and shards, prints the summary; nothing takes longer than to the deadline.
-async fn stop_all(
-    sources: Vec<JoinHandle<()>>,
-    handles: Vec<ShardHandle>,
-    shards: &[ShardSender],
-    reporter: &Mutex<Reporter>,
-    deadline: Instant,
-) {
+/// Ends sources and shards; nothing takes longer than to the deadline.
+async fn stop_all(sources: Vec<JoinHandle<()>>, handles: Vec<ShardHandle>, shards: &[ShardSender], deadline: Instant) {
     let mut sources = std::pin::pin!(async {
         for source in sources {
             // One that panicked has told so.
@@ -173,7 +175,6 @@ async fn stop_all(
     });
     // First the sources: they close the frames that are half in. Their farewell to the camera may take longer than that.
     let mut ended = timeout_at((Instant::now() + LAST_FRAMES_MAX).into(), sources.as_mut()).await.is_ok();
-    reporter.lock().await.summary().await;
     for shard in shards {
         shard.tell(ToShard::Stop);
     }

@@ -142,6 +142,14 @@ impl Reporter {
         // The first tick is at once.
         tick.tick().await;
         let mut reported = Instant::now();
+        {
+            // A newcomer is not to look at an empty screen for an interval.
+            let mut reporter = reporter.lock().await;
+            if reporter.look == Look::Live && !every.is_zero() {
+                let report = reporter.collector.interval(reported, SystemTime::now());
+                reporter.tell(&report);
+            }
+        }
         loop {
             tick.tick().await;
             let mut reporter = reporter.lock().await;
@@ -155,14 +163,14 @@ impl Reporter {
         }
     }
 
-    /// Collects once more and prints the summary of the whole run.
-    pub async fn summary(&mut self) {
-        self.collect().await;
+    /// Prints the summary of the whole run, as far as it has been collected.
+    pub fn tell_summary(&mut self) {
         let report = self.collector.summary(Instant::now(), SystemTime::now());
         self.tell(&report);
     }
 
-    async fn collect(&mut self) {
+    /// Asks every shard and source.
+    pub async fn collect(&mut self) {
         let answers: Vec<oneshot::Receiver<ShardSnapshot>> = self
             .shards
             .iter()
