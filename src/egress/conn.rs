@@ -316,7 +316,8 @@ fn bind_udp(address: IpAddr, port: u16) -> io::Result<std::net::UdpSocket> {
     let address = SocketAddr::new(address, port);
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        // The wildcard serves IPv4 as well, as it does for RTSP.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.bind(&address.into())?;
     Ok(socket.into())
