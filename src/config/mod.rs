@@ -306,6 +306,12 @@ fn addresses(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<Vec<Socke
         }
         found.push(addr);
     }
+    let both = found.iter().find(|addr| addr.is_ipv6() && addr.ip().is_unspecified() && addr.port() != 0);
+    if let Some(both) = both
+        && let Some(v4) = found.iter().find(|addr| addr.is_ipv4() && addr.port() == both.port())
+    {
+        field.fault(faults, format!("{both} takes IPv4 as well, so {v4} cannot be had beside it; remove {v4}"));
+    }
     (!found.is_empty()).then_some(found)
 }
 

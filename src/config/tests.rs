@@ -91,6 +91,7 @@ fn an_address_may_be_alone_or_in_a_list() {
     refused("listen = []", 1, &["listen", "empty"]);
     refused("listen = 8554", 1, &["a number", "0.0.0.0:8554"]);
     refused("listen = [\"127.0.0.1:8554\",\n \"127.0.0.1:8554\"]", 2, &["twice"]);
+    refused("listen = [\"0.0.0.0:8554\", \"[::]:8554\"]", 1, &["remove 0.0.0.0:8554"]);
     refused("\nlisten = \":8554\"", 2, &["\"[::]:8554\""]);
 }
 
