@@ -1,2 +1,72 @@
 //! The load generator and the fan-out benchmark of rtsprelay.
-fn main() {}
+
+mod camera;
+mod client;
+mod faults;
+mod floor;
+mod load;
+mod media;
+mod nal;
+mod os;
+mod picture;
+mod proc;
+mod rtsp;
+mod server;
+mod stamp;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures RTSP servers: many players, a synthetic camera, the bare loop to compare with, and the whole experiment.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// Runs on this CPU alone.
+    #[arg(long, global = true)]
+    cpu: Option<usize>,
+    /// Ends when the process of this number, which must be the parent, ends.
+    #[arg(long, global = true, hide = true)]
+    parent: Option<i32>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Plays a stream with many clients and reports what they got.
+    Load(load::Args),
+    /// Serves synthetic streams with time stamps, and with faults on demand.
+    Camera(camera::Args),
+    /// Serves a camera's stream with one blocking write per frame and client.
+    Floor(floor::Args),
+}
+
+fn main() -> ExitCode {
+    // Exit code 2 for wrong arguments is clap's own.
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rtsprelay-bench: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), String> {
+    if let Some(parent) = cli.parent {
+        os::die_with_parent(parent)?;
+    }
+    if let Some(cpu) = cli.cpu {
+        os::pin(cpu)?;
+    }
+    match &cli.command {
+        Command::Load(args) => load::run(args),
+        Command::Camera(args) => camera::run(args),
+        Command::Floor(args) => {
+            os::raise_open_files();
+            floor::run(args)
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! One player's sockets and its way from connecting to playing.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Instant;
+
+use super::receive::Receiver;
+use crate::client::{Handshake, Step, Transport};
+use crate::os;
+use crate::rtsp::{Message, Url};
+
+/// How a player behaves once it plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Reads whatever is there.
+    Normal,
+    /// Reads so many bytes a second.
+    Slow,
+    /// Reads nothing.
+    Stalled,
+}
+
+/// Where a player stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// Not yet connected.
+    Connecting,
+    /// In the handshake.
+    Asking,
+    /// Media may come.
+    Playing,
+    /// Over, for this reason.
+    Over(String),
+}
+
+/// One player.
+pub struct Player {
+    /// How it behaves.
+    pub role: Role,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Its connection.
+    pub stream: TcpStream,
+    /// Its UDP sockets: RTP and RTCP of each track.
+    pub sockets: Vec<UdpSocket>,
+    /// What it has received, once it plays.
+    pub receiver: Receiver,
+    /// Whether it has played since before the measurement began and not left of its own will.
+    pub steady: bool,
+    /// When it began to connect.
+    pub begun: Instant,
+    /// When it last sent something.
+    pub last_sent: Instant,
+    /// The handshake.
+    pub handshake: Handshake,
+    input: Vec<u8>,
+    verify: bool,
+    url_index: u16,
+    transport: Transport,
+}
+
+/// What reading brought.
+pub enum Progress {
+    /// Nothing to do.
+    None,
+    /// UDP sockets have been bound and want watching.
+    Bound,
+    /// It plays; these bytes of media came with the answer.
+    Plays(Vec<u8>),
+}
+
+impl Player {
+    /// Begins to connect.
+    pub fn connect(
+        url: &Url,
+        url_index: u16,
+        address: SocketAddr,
+        transport: Transport,
+        all_tracks: bool,
+        verify: bool,
+        role: Role,
+    ) -> std::io::Result<Player> {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        if role != Role::Normal {
+            // A player with a window of its own size: what it does not read must not hide in a growing buffer.
+            socket.set_recv_buffer_size(128 * 1024)?;
+        }
+        match socket.connect(&address.into()) {
+            Ok(()) => {}
+            // EINPROGRESS: epoll tells when it stands.
+            Err(e) if e.raw_os_error() == Some(nix::Error::EINPROGRESS as i32) => {}
+            Err(e) => return Err(e),
+        }
+        let now = Instant::now();
+        Ok(Player {
+            role,
+            phase: Phase::Connecting,
+            stream: socket.into(),
+            sockets: Vec::new(),
+            receiver: Receiver::default(),
+            steady: false,
+            begun: now,
+            last_sent: now,
+            handshake: Handshake::new(url.clone(), transport, all_tracks),
+            input: Vec::new(),
+            verify,
+            url_index,
+            transport,
+        })
+    }
+
+    /// The connection stands, or has failed: sends the first request.
+    pub fn connected(&mut self) -> Result<(), String> {
+        if let Ok(Some(error)) = self.stream.take_error() {
+            return Err(format!("cannot connect: {error}"));
+        }
+        self.phase = Phase::Asking;
+        let request = self.handshake.begin();
+        self.write(&request)
+    }
+
+    /// Sends a request, which a socket always takes whole before media flows the other way.
+    pub fn write(&mut self, request: &[u8]) -> Result<(), String> {
+        self.last_sent = Instant::now();
+        match self.stream.write(request) {
+            Ok(count) if count == request.len() => Ok(()),
+            Ok(_) => Err("the server does not read".into()),
+            Err(e) => Err(format!("cannot send: {e}")),
+        }
+    }
+
+    /// Reads and goes on with the handshake.
+    pub fn ask(&mut self) -> Result<Progress, String> {
+        let mut buffer = [0u8; 4096];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => return Err("the server closed the connection during the handshake".into()),
+            Ok(count) => self.input.extend_from_slice(&buffer[..count]),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(Progress::None),
+            Err(e) => return Err(format!("cannot read: {e}")),
+        }
+        let mut progress = Progress::None;
+        loop {
+            if self.input.first() == Some(&b'$') {
+                return Err("media came before the answer to PLAY".into());
+            }
+            let Some((answer, used)) = Message::parse(&self.input)? else { return Ok(progress) };
+            self.input.drain(..used);
+            let mut step = self.handshake.answer(&answer)?;
+            if step == Step::BindPorts {
+                self.bind_ports()?;
+                progress = Progress::Bound;
+                step = self.handshake.resume();
+            }
+            match step {
+                Step::Send(request) => {
+                    if request.starts_with(b"PLAY") {
+                        let streams = self.url_index;
+                        self.receiver = Receiver::new(streams, &self.handshake.tracks, self.verify, os::wall_ns());
+                    }
+                    self.write(&request)?;
+                }
+                Step::Playing => {
+                    self.phase = Phase::Playing;
+                    // The answer to PLAY told nothing about channels: those of SETUP stand in the receiver already.
+                    return Ok(Progress::Plays(std::mem::take(&mut self.input)));
+                }
+                Step::BindPorts => return Err("asked for ports twice".into()),
+            }
+        }
+    }
+
+    fn bind_ports(&mut self) -> Result<(), String> {
+        let ip: IpAddr = self.stream.local_addr().map_err(|e| e.to_string())?.ip();
+        for index in 0..self.handshake.tracks.len() {
+            let pair = crate::server::UdpPair::bind(ip)?;
+            for socket in [&pair.rtp, &pair.rtcp] {
+                socket.set_nonblocking(true).map_err(|e| e.to_string())?;
+            }
+            // A burst of a whole keyframe must fit; force needs a privilege, without it the system's bound applies.
+            let wanted = 2 << 20;
+            if nix::sys::socket::setsockopt(&pair.rtp, nix::sys::socket::sockopt::RcvBufForce, &wanted).is_err() {
+                let _ = socket2::SockRef::from(&pair.rtp).set_recv_buffer_size(wanted);
+            }
+            let port = |socket: &UdpSocket| socket.local_addr().map_or(0, |a| a.port());
+            self.handshake.tracks[index].client_ports = (port(&pair.rtp), port(&pair.rtcp));
+            self.sockets.extend([pair.rtp, pair.rtcp]);
+        }
+        Ok(())
+    }
+
+    /// Whether media comes in datagrams.
+    pub fn is_udp(&self) -> bool {
+        self.transport == Transport::Udp
+    }
+}

@@ -1,0 +1,401 @@
+//! What `load` found, as a table, JSON and CSV.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::Path;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::player::{Phase, Role};
+use super::receive::Totals;
+use super::{Args, Load, Mark};
+
+/// Quantiles of a time, in µs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Times {
+    /// Values recorded.
+    pub count: u64,
+    /// Half of them are at most this.
+    pub p50: u64,
+    /// 90 %.
+    pub p90: u64,
+    /// 99 %.
+    pub p99: u64,
+    /// 99.9 %.
+    pub p999: u64,
+    /// The largest.
+    pub max: u64,
+}
+
+impl Times {
+    fn of(histogram: &Histogram<u64>) -> Times {
+        let at = |q| histogram.value_at_quantile(q);
+        Times {
+            count: histogram.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: histogram.max(),
+        }
+    }
+}
+
+/// What one kind of players saw during the measurement.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Group {
+    /// Players of this kind.
+    pub clients: u64,
+    /// Of these, playing at the end.
+    pub playing: u64,
+    /// Of these, closed by the server or broken while playing.
+    pub closed: u64,
+    /// Video frames per player and second: mean over the players that were there all the time.
+    pub fps_mean: f64,
+    /// The worst of them.
+    pub fps_worst: f64,
+    /// Video frames that ended, over all players.
+    pub frames: u64,
+    /// Of these, with every packet there.
+    pub frames_whole: u64,
+    /// Of these, with packets missing.
+    pub frames_damaged: u64,
+    /// Frame numbers that never came.
+    pub frames_missing: u64,
+    /// Frames doubled or late.
+    pub frames_disordered: u64,
+    /// Times that the frame after missing ones was a keyframe.
+    pub resumed_on_keyframe: u64,
+    /// Times that it was none.
+    pub resumed_elsewhere: u64,
+    /// RTP packets.
+    pub packets: u64,
+    /// Sequence numbers that never came.
+    pub packets_missing: u64,
+    /// Places where some are missing.
+    pub sequence_gaps: u64,
+    /// Packets doubled or late.
+    pub packets_disordered: u64,
+    /// New SSRC, or a sequence number far off.
+    pub timeline_restarts: u64,
+    /// Packets that are no RTP.
+    pub malformed: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// The same as a rate.
+    pub gbit_per_second: f64,
+    /// From the stamp in a frame to the end of the read that brought its last byte, in µs.
+    pub latency_us: Times,
+    /// From PLAY to the end of the first keyframe, in µs, since the start.
+    pub first_keyframe_us: Times,
+    /// Players whose first frame was no keyframe, since the start.
+    pub began_elsewhere: u64,
+}
+
+/// The generator's own state: whether the figures are the server's or its own.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Generator {
+    /// Its CPU time, percent of one core.
+    pub cpu_percent: f64,
+    /// Time it waited for a CPU, percent of the measurement.
+    pub cpu_wait_percent: f64,
+    /// Reads in which more than one frame ended, percent of all reads.
+    pub reads_behind_percent: f64,
+    /// Why it was itself the bottleneck, if it was.
+    pub bottleneck: Option<String>,
+}
+
+/// The server's process, with `--pid`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Server {
+    /// CPU time, percent of one core.
+    pub cpu_percent: f64,
+    /// CPU time per client and video frame, in µs.
+    pub cpu_us_per_client_frame: f64,
+    /// CPU time per gigabyte (1e9 bytes) received by the players, in s.
+    pub cpu_s_per_gigabyte: f64,
+    /// Resident memory before the first player, in bytes.
+    pub rss_before: u64,
+    /// Resident memory at the end of the measurement, in bytes.
+    pub rss_after: u64,
+    /// Their difference by players, in bytes.
+    pub rss_per_client: f64,
+}
+
+/// Comparison of all players, with `--verify`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Verified {
+    /// Different frames seen, of all tracks.
+    pub frames: u64,
+    /// Comparisons of a player's frame with the first player's.
+    pub compared: u64,
+    /// Comparisons that failed.
+    pub different: u64,
+}
+
+/// What `load` found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The URL, the first of several.
+    pub url: String,
+    /// tcp or udp.
+    pub transport: String,
+    /// Players asked for.
+    pub clients: u64,
+    /// Seconds measured.
+    pub seconds: f64,
+    /// Players that came to play, replacements included.
+    pub joined: u64,
+    /// Players that left of their own will (`--churn`).
+    pub left: u64,
+    /// Why players ended early, and how many.
+    pub failures: Vec<(String, u64)>,
+    /// Players that read as they should.
+    pub normal: Group,
+    /// Players of `--slow`.
+    pub slow: Option<Group>,
+    /// Players of `--stalled`.
+    pub stalled: Option<Group>,
+    /// The generator itself.
+    pub generator: Generator,
+    /// The server's process.
+    pub server: Option<Server>,
+    /// The comparison of all players.
+    pub verified: Option<Verified>,
+}
+
+fn group(load: &Load<'_>, role: Role, totals: &Totals, seconds: f64) -> Group {
+    let of_role = || load.players.iter().flatten().filter(move |p| p.role == role);
+    let mut rates: Vec<f64> = of_role().filter(|p| p.steady).map(|p| p.receiver.frames as f64 / seconds).collect();
+    rates.sort_by(f64::total_cmp);
+    Group {
+        clients: (0..load.players.len()).filter(|&place| load.role(place) == role).count() as u64,
+        playing: of_role().filter(|p| p.phase == Phase::Playing).count() as u64,
+        closed: load.closed[role as usize],
+        fps_mean: if rates.is_empty() { 0.0 } else { rates.iter().sum::<f64>() / rates.len() as f64 },
+        fps_worst: rates.first().copied().unwrap_or(0.0),
+        frames: totals.frames,
+        frames_whole: totals.frames_whole,
+        frames_damaged: totals.frames_damaged,
+        frames_missing: totals.frames_missing,
+        frames_disordered: totals.frames_disordered,
+        resumed_on_keyframe: totals.resumed_on_keyframe,
+        resumed_elsewhere: totals.resumed_elsewhere,
+        packets: totals.packets,
+        packets_missing: totals.packets_missing,
+        sequence_gaps: totals.gaps,
+        packets_disordered: totals.packets_disordered,
+        timeline_restarts: totals.restarts,
+        malformed: totals.malformed,
+        bytes: totals.bytes,
+        gbit_per_second: totals.bytes as f64 * 8.0 / 1e9 / seconds,
+        latency_us: Times::of(&totals.latency_us),
+        first_keyframe_us: Times::of(&totals.first_keyframe_us),
+        began_elsewhere: totals.began_elsewhere,
+    }
+}
+
+/// Makes the report of a load that has ended but whose players are still there.
+pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memory: Option<(u64, u64)>) -> Report {
+    let wall = end.at - start.at;
+    let seconds = wall.as_secs_f64();
+    let percent = |ns: u64| ns as f64 / wall.as_nanos() as f64 * 100.0;
+    let groups = [Role::Normal, Role::Slow, Role::Stalled].map(|r| group(load, r, &load.totals[r as usize], seconds));
+    let frames: u64 = groups.iter().map(|g| g.frames).sum();
+    let bytes: u64 = groups.iter().map(|g| g.bytes).sum();
+    let reads: u64 = load.totals.iter().map(|t| t.reads).sum();
+    let cpu_percent = percent(end.own.used_ns_since(&start.own));
+    let cpu_wait_percent = percent(end.own.waited_ns_since(&start.own));
+    let bottleneck = if cpu_percent > 90.0 {
+        Some(format!("it used {cpu_percent:.0} % of its core; take fewer players or several generators"))
+    } else if cpu_percent + cpu_wait_percent > 90.0 {
+        Some(format!("it waited {cpu_wait_percent:.0} % of the time for a CPU; give it one of its own (--cpu)"))
+    } else {
+        None
+    };
+    let server = start.server.as_ref().zip(end.server.as_ref()).map(|(before, after)| {
+        let used = after.used_ns_since(before);
+        let (rss_before, rss_after) = memory.unwrap_or((0, 0));
+        Server {
+            cpu_percent: percent(used),
+            cpu_us_per_client_frame: used as f64 / 1e3 / frames.max(1) as f64,
+            cpu_s_per_gigabyte: used as f64 / 1e9 / (bytes as f64 / 1e9).max(1e-9),
+            rss_before,
+            rss_after,
+            rss_per_client: rss_after.saturating_sub(rss_before) as f64 / args.clients as f64,
+        }
+    });
+    let [normal, slow, stalled] = groups;
+    Report {
+        url: load.urls[0].0.bare.clone(),
+        transport: args.transport.name().into(),
+        clients: args.clients as u64,
+        seconds,
+        joined: load.joined,
+        left: load.left,
+        failures: load.failures.iter().map(|(reason, count)| (reason.clone(), *count)).collect(),
+        normal,
+        slow: (args.slow > 0).then_some(slow),
+        stalled: (args.stalled > 0).then_some(stalled),
+        generator: Generator {
+            cpu_percent,
+            cpu_wait_percent,
+            reads_behind_percent: load.totals[0].reads_behind as f64 / reads.max(1) as f64 * 100.0,
+            bottleneck,
+        },
+        server,
+        verified: load.verify.as_ref().map(|v| Verified {
+            frames: v.frames() as u64,
+            compared: v.compared,
+            different: v.different,
+        }),
+    }
+}
+
+impl Report {
+    /// The report for people.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        let mut row = |name: &str, value: String| {
+            let _ = writeln!(out, "{name:<26} {value}");
+        };
+        row("url", self.url.clone());
+        row("players", format!("{} over {}, {:.1} s measured", self.clients, self.transport, self.seconds));
+        if self.left > 0 {
+            row("joined, left", format!("{}, {}", self.joined, self.left));
+        }
+        for (reason, count) in &self.failures {
+            row("ended early", format!("{count}: {reason}"));
+        }
+        let groups = [("", Some(&self.normal)), ("slow: ", self.slow.as_ref()), ("stalled: ", self.stalled.as_ref())];
+        for (prefix, group) in groups {
+            let Some(g) = group else { continue };
+            let mut row = |name: &str, value: String| row(&format!("{prefix}{name}"), value);
+            row("playing at the end", format!("{} of {} ({} closed)", g.playing, g.clients, g.closed));
+            row("frames/s per player", format!("mean {:.2}, worst {:.2}", g.fps_mean, g.fps_worst));
+            row("latency µs", times(&g.latency_us));
+            row("first keyframe µs", times(&g.first_keyframe_us));
+            row("first frame no keyframe", g.began_elsewhere.to_string());
+            row(
+                "frames",
+                format!(
+                    "{} whole, {} damaged, {} missing, {} out of order",
+                    g.frames_whole, g.frames_damaged, g.frames_missing, g.frames_disordered
+                ),
+            );
+            row("came back", format!("{} on a keyframe, {} elsewhere", g.resumed_on_keyframe, g.resumed_elsewhere));
+            row(
+                "packets",
+                format!(
+                    "{}, {} missing in {} gaps, {} out of order, {} malformed, {} new timelines",
+                    g.packets,
+                    g.packets_missing,
+                    g.sequence_gaps,
+                    g.packets_disordered,
+                    g.malformed,
+                    g.timeline_restarts
+                ),
+            );
+            row("received", format!("{:.1} MB, {:.3} Gbit/s", g.bytes as f64 / 1e6, g.gbit_per_second));
+        }
+        if let Some(v) = &self.verified {
+            let text = format!("{} frames, {} comparisons, {} different", v.frames, v.compared, v.different);
+            row("identical streams", format!("{} ({text})", if v.different == 0 { "yes" } else { "NO" }));
+        }
+        if let Some(s) = &self.server {
+            row(
+                "server CPU",
+                format!(
+                    "{:.1} % of a core, {:.2} µs per client and frame, {:.3} s per GB",
+                    s.cpu_percent, s.cpu_us_per_client_frame, s.cpu_s_per_gigabyte
+                ),
+            );
+            row(
+                "server memory",
+                format!("{:.1} MB, {:.2} KB per client", s.rss_after as f64 / 1e6, s.rss_per_client / 1e3),
+            );
+        }
+        let g = &self.generator;
+        row(
+            "this generator",
+            format!(
+                "{:.1} % of a core, {:.1} % waiting for one, {:.2} % of reads a frame behind",
+                g.cpu_percent, g.cpu_wait_percent, g.reads_behind_percent
+            ),
+        );
+        if let Some(reason) = &g.bottleneck {
+            row("THE BOTTLENECK", format!("was this generator: {reason}"));
+        }
+        out
+    }
+
+    /// Appends one line to a CSV file, after a header line if the file is new or empty.
+    pub fn append_csv(&self, path: &Path) -> Result<(), String> {
+        let fail = |e: std::io::Error| format!("cannot write {}: {e}", path.display());
+        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(fail)?;
+        let (g, server) = (&self.normal, self.server.clone().unwrap_or_default());
+        let l = &g.latency_us;
+        let fields: Vec<(&str, String)> = vec![
+            ("url", self.url.clone()),
+            ("transport", self.transport.clone()),
+            ("clients", self.clients.to_string()),
+            ("seconds", format!("{:.3}", self.seconds)),
+            ("playing", g.playing.to_string()),
+            ("fps_mean", format!("{:.3}", g.fps_mean)),
+            ("fps_worst", format!("{:.3}", g.fps_worst)),
+            ("latency_p50_us", l.p50.to_string()),
+            ("latency_p90_us", l.p90.to_string()),
+            ("latency_p99_us", l.p99.to_string()),
+            ("latency_p999_us", l.p999.to_string()),
+            ("latency_max_us", l.max.to_string()),
+            ("first_keyframe_p50_us", g.first_keyframe_us.p50.to_string()),
+            ("first_keyframe_max_us", g.first_keyframe_us.max.to_string()),
+            ("frames_whole", g.frames_whole.to_string()),
+            ("frames_damaged", g.frames_damaged.to_string()),
+            ("frames_missing", g.frames_missing.to_string()),
+            ("packets_missing", g.packets_missing.to_string()),
+            ("gbit_per_second", format!("{:.4}", g.gbit_per_second)),
+            ("server_cpu_percent", format!("{:.2}", server.cpu_percent)),
+            ("server_cpu_us_per_client_frame", format!("{:.3}", server.cpu_us_per_client_frame)),
+            ("server_cpu_s_per_gigabyte", format!("{:.4}", server.cpu_s_per_gigabyte)),
+            ("server_rss_bytes", server.rss_after.to_string()),
+            ("server_rss_per_client_bytes", format!("{:.0}", server.rss_per_client)),
+            ("generator_cpu_percent", format!("{:.2}", self.generator.cpu_percent)),
+            ("generator_was_bottleneck", self.generator.bottleneck.is_some().to_string()),
+        ];
+        let mut text = String::new();
+        if file.metadata().map_err(fail)?.len() == 0 {
+            let names: Vec<&str> = fields.iter().map(|f| f.0).collect();
+            let _ = writeln!(text, "{}", names.join(","));
+        }
+        // Only the URL can hold a comma or a quote.
+        let quote = |value: &str| {
+            if value.contains([',', '"', '\n']) { format!("\"{}\"", value.replace('"', "\"\"")) } else { value.into() }
+        };
+        let values: Vec<String> = fields.iter().map(|f| quote(&f.1)).collect();
+        let _ = writeln!(text, "{}", values.join(","));
+        file.write_all(text.as_bytes()).map_err(fail)
+    }
+
+    /// Whether the run counts as a success: all players joined, none broke off, and `--verify` found no difference.
+    /// Slow and stalled players may be closed by the server; that is its right.
+    pub fn verdict(&self) -> Result<(), String> {
+        let lost = self.normal.clients.saturating_sub(self.normal.playing);
+        if lost > 0 && self.left == 0 {
+            return Err(format!("{lost} of {} players were not playing at the end", self.normal.clients));
+        }
+        match &self.verified {
+            Some(v) if v.different > 0 => Err(format!("{} frames differ between players", v.different)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn times(t: &Times) -> String {
+    if t.count == 0 {
+        return "none".into();
+    }
+    format!("p50 {}, p90 {}, p99 {}, p99.9 {}, max {} ({} values)", t.p50, t.p90, t.p99, t.p999, t.max, t.count)
+}

@@ -1,0 +1,105 @@
+//! Small things asked of the operating system: time, pinning, limits, signals, ends of children.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
+
+/// CLOCK_REALTIME in nanoseconds since 1970.
+pub fn wall_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+/// Keeps this process (the threads made after the call too) on one CPU.
+pub fn pin(cpu: usize) -> Result<(), String> {
+    let mut set = CpuSet::new();
+    set.set(cpu).map_err(|e| format!("CPU {cpu} is no CPU number: {e}"))?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+        .map_err(|e| format!("cannot run on CPU {cpu} ({e}); take one that `nproc` and the cpuset allow"))
+}
+
+/// Raises the soft limit of open files to the hard one and returns it.
+pub fn raise_open_files() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+/// A flag that SIGINT and SIGTERM set. A second signal ends the process at once.
+pub fn stop_flag() -> Result<Arc<AtomicBool>, String> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .map_err(|e| format!("cannot watch for signals: {e}"))?;
+    }
+    Ok(flag)
+}
+
+/// Asks the kernel to send this process SIGTERM when the thread that started it ends.
+///
+/// `parent` is the process id that the caller believes is its parent; if it has ended before the call, this fails.
+pub fn die_with_parent(parent: i32) -> Result<(), String> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+        .map_err(|e| format!("cannot set PDEATHSIG: {e}"))?;
+    if nix::unistd::getppid().as_raw() == parent { Ok(()) } else { Err("the parent has ended already".into()) }
+}
+
+/// Reads `2s`, `20ms`, `500us`, or a bare number of seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let scale = match unit {
+        "s" => 1.0,
+        "ms" => 1e-3,
+        "us" => 1e-6,
+        "m" | "min" => 60.0,
+        _ => return Err(format!("{text:?}: the unit is none of us, ms, s, m")),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(n) if (0.0..1e9).contains(&n) => Ok(Duration::from_secs_f64(n * scale)),
+        _ => Err(format!("{text:?} is no duration; write 2s or 20ms")),
+    }
+}
+
+/// Reads a number with an optional decimal suffix: `4M` is 4,000,000.
+pub fn quantity(text: &str) -> Result<u64, String> {
+    let (number, scale) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1e3),
+        Some((at, 'm' | 'M')) => (&text[..at], 1e6),
+        Some((at, 'g' | 'G')) => (&text[..at], 1e9),
+        _ => (text, 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n.is_finite() && n >= 0.0 && n * scale < 1e15 => Ok((n * scale) as u64),
+        _ => Err(format!("{text:?} is no number; write 4000000, 4000k or 4M")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("2s").unwrap(), Duration::from_secs(2));
+        assert_eq!(duration("20ms").unwrap(), Duration::from_millis(20));
+        assert_eq!(duration("1.5").unwrap(), Duration::from_millis(1500));
+        assert!(duration("2 weeks").is_err());
+        assert!(duration("-1s").is_err());
+    }
+
+    #[test]
+    fn quantities_have_suffixes() {
+        assert_eq!(quantity("4M").unwrap(), 4_000_000);
+        assert_eq!(quantity("13k").unwrap(), 13_000);
+        assert!(quantity("M").is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! What /proc tells of a process: CPU time and memory.
+
+use std::collections::HashMap;
+use std::fs;
+
+/// Ticks of `utime` and `stime` a second: USER_HZ, which Linux keeps at 100 for programs (proc(5)).
+const TICKS: u64 = 100;
+
+/// CPU time that a process has used, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct CpuSample {
+    /// Of the whole process, ended threads included, in ns; 10 ms steps.
+    process_ns: u64,
+    /// Of each living thread, in ns: run time, time spent waiting for a CPU.
+    threads: HashMap<i32, (u64, u64)>,
+}
+
+impl CpuSample {
+    /// Reads it now.
+    pub fn of(pid: i32) -> Result<CpuSample, String> {
+        let gone = |e: std::io::Error| format!("process {pid} cannot be read in /proc: {e}");
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(gone)?;
+        // The name may hold spaces: count from its closing parenthesis. utime and stime are fields 14 and 15.
+        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+        let process_ns = (ticks(11) + ticks(12)) * (1_000_000_000 / TICKS);
+        let mut threads = HashMap::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/task")).map_err(gone)?.flatten() {
+            let Some(tid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let Ok(text) = fs::read_to_string(entry.path().join("schedstat")) else { continue };
+            let mut numbers = text.split_whitespace().filter_map(|n| n.parse::<u64>().ok());
+            if let (Some(run), Some(wait)) = (numbers.next(), numbers.next()) {
+                threads.insert(tid, (run, wait));
+            }
+        }
+        Ok(CpuSample { process_ns, threads })
+    }
+
+    /// CPU time used from `earlier` to this sample, in ns: to the nanosecond from the threads, unless threads that have
+    /// ended since make the process's own coarse count larger.
+    pub fn used_ns_since(&self, earlier: &CpuSample) -> u64 {
+        let fine = self.sum(earlier, |t| t.0);
+        let coarse = self.process_ns.saturating_sub(earlier.process_ns);
+        if coarse > fine + 3 * 1_000_000_000 / TICKS || self.threads.is_empty() { coarse } else { fine }
+    }
+
+    /// Time that threads spent ready to run but waiting for a CPU, in ns.
+    pub fn waited_ns_since(&self, earlier: &CpuSample) -> u64 {
+        self.sum(earlier, |t| t.1)
+    }
+
+    fn sum(&self, earlier: &CpuSample, pick: impl Fn(&(u64, u64)) -> u64) -> u64 {
+        let before = |tid: &i32| earlier.threads.get(tid).map_or(0, &pick);
+        self.threads.iter().map(|(tid, now)| pick(now).saturating_sub(before(tid))).sum()
+    }
+}
+
+/// Resident memory of a process in bytes.
+pub fn resident_bytes(pid: i32) -> Result<u64, String> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    // smaps_rollup is exact; status, for kernels and users that may not read it, may lag by some pages a thread.
+    let (text, key) = match fs::read_to_string(&path) {
+        Ok(text) => (text, "Rss:"),
+        Err(_) => (
+            fs::read_to_string(format!("/proc/{pid}/status"))
+                .map_err(|e| format!("process {pid} cannot be read in /proc: {e}"))?,
+            "VmRSS:",
+        ),
+    };
+    let line = text.lines().find(|l| l.starts_with(key)).ok_or_else(|| format!("no {key} in /proc/{pid}"))?;
+    let kilobytes = line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok());
+    kilobytes.map(|k| k * 1024).ok_or_else(|| format!("/proc/{pid}: {line:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_work_is_seen() {
+        let pid = std::process::id() as i32;
+        let before = CpuSample::of(pid).unwrap();
+        let mut sum = 0u64;
+        while CpuSample::of(pid).unwrap().used_ns_since(&before) == 0 {
+            sum = (0..1_000_000u64).fold(sum, |a, b| a.wrapping_mul(31).wrapping_add(b));
+        }
+        assert!(resident_bytes(pid).unwrap() > 100_000, "{sum}");
+        assert!(CpuSample::of(i32::MAX).is_err());
+    }
+}

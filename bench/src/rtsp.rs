@@ -1,0 +1,137 @@
+//! RTSP messages as the benchmark needs them (RFC 2326). Kept apart from the relay's own parser on purpose: what checks the
+//! relay shares no code with it.
+
+/// Bytes of a message at most; a peer that sends a longer one is not speaking RTSP.
+const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// A request or a response.
+#[derive(Debug, PartialEq)]
+pub struct Message {
+    /// The first line, without its end.
+    pub start: String,
+    /// The header fields in their order, values trimmed.
+    pub headers: Vec<(String, String)>,
+    /// The body; empty if there is none.
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    /// Reads the message at the start of `bytes`, and tells how many bytes it takes. `None`: there is more to come.
+    pub fn parse(bytes: &[u8]) -> Result<Option<(Message, usize)>, String> {
+        let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
+            return if bytes.len() > MESSAGE_BYTES_MAX { Err("a header block without end".into()) } else { Ok(None) };
+        };
+        let head = std::str::from_utf8(&bytes[..end]).map_err(|_| "a header block that is no text".to_string())?;
+        let mut lines = head.split("\r\n");
+        let start = lines.next().unwrap_or_default().to_string();
+        let mut headers = Vec::new();
+        for line in lines {
+            let (name, value) = line.split_once(':').ok_or_else(|| format!("a header line without colon: {line:?}"))?;
+            headers.push((name.trim().to_string(), value.trim().to_string()));
+        }
+        let mut message = Message { start, headers, body: Vec::new() };
+        let length = match message.header("Content-Length") {
+            Some(text) => text.parse::<usize>().map_err(|_| format!("Content-Length: {text}"))?,
+            None => 0,
+        };
+        if length > MESSAGE_BYTES_MAX {
+            return Err(format!("a body of {length} bytes"));
+        }
+        let total = end + 4 + length;
+        if bytes.len() < total {
+            return Ok(None);
+        }
+        message.body = bytes[end + 4..total].to_vec();
+        Ok(Some((message, total)))
+    }
+
+    /// The value of a header field, whatever its case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    /// The status code of a response.
+    pub fn status(&self) -> Option<u16> {
+        let mut words = self.start.split(' ');
+        words.next().filter(|w| w.starts_with("RTSP/"))?;
+        words.next()?.parse().ok()
+    }
+
+    /// Method and URL of a request.
+    pub fn request(&self) -> Option<(&str, &str)> {
+        let mut words = self.start.split(' ');
+        let (method, url, version) = (words.next()?, words.next()?, words.next()?);
+        version.starts_with("RTSP/").then_some((method, url))
+    }
+}
+
+/// The parts of an `rtsp://` URL.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Url {
+    /// Host and port, to connect to.
+    pub host_port: String,
+    /// The whole URL without credentials.
+    pub bare: String,
+    /// User and password, if it has them.
+    pub credentials: Option<(String, String)>,
+}
+
+impl Url {
+    /// Takes a URL apart; the port is 554 unless given.
+    pub fn parse(text: &str) -> Result<Url, String> {
+        let rest = text.strip_prefix("rtsp://").ok_or_else(|| format!("{text:?} does not begin with rtsp://"))?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (credentials, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => {
+                let (user, password) = user.split_once(':').unwrap_or((user, ""));
+                (Some((user.to_string(), password.to_string())), host)
+            }
+            None => (None, authority),
+        };
+        if host.is_empty() {
+            return Err(format!("{text:?} names no host"));
+        }
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let host_port = if has_port { host.to_string() } else { format!("{host}:554") };
+        Ok(Url { host_port, bare: format!("rtsp://{host}{path}"), credentials })
+    }
+}
+
+/// The path of a request's URL: no scheme, host, query, nor slashes around it.
+pub fn path_of(url: &str) -> &str {
+    let path = match url.strip_prefix("rtsp://") {
+        Some(rest) => rest.split_once('/').map_or("", |(_, path)| path),
+        None => url,
+    };
+    path.split('?').next().unwrap_or_default().trim_matches('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_read_at_every_split() {
+        let text = b"RTSP/1.0 200 OK\r\nCSeq: 2\r\ncontent-length: 5\r\n\r\nhelloRTSP";
+        for end in 0..text.len() - 4 {
+            assert_eq!(Message::parse(&text[..end]).unwrap(), None, "at {end}");
+        }
+        let (message, used) = Message::parse(text).unwrap().unwrap();
+        assert_eq!(used, text.len() - 4);
+        assert_eq!(
+            (message.status(), message.header("cseq"), &message.body[..]),
+            (Some(200), Some("2"), &b"hello"[..])
+        );
+    }
+
+    #[test]
+    fn urls_come_apart() {
+        let url = Url::parse("rtsp://me:pass@10.0.0.1:8554/front").unwrap();
+        assert_eq!(url.host_port, "10.0.0.1:8554");
+        assert_eq!(url.bare, "rtsp://10.0.0.1:8554/front");
+        assert_eq!(url.credentials, Some(("me".into(), "pass".into())));
+        assert_eq!(Url::parse("rtsp://cam").unwrap().host_port, "cam:554");
+        assert!(Url::parse("http://cam/").is_err());
+        assert_eq!(path_of("rtsp://h:1/a/b/?x=1"), "a/b");
+    }
+}
