@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rtsprelay::source::stamp;
+
 use crate::client::{Handshake, Step, TrackInfo, Transport};
 use crate::media::Burst;
 use crate::nal;
 use crate::os;
 use crate::rtsp::{Message, Url};
 use crate::server::{Delivery, Event, Presentation, Server};
-use crate::stamp::Stamp;
 
 /// Arguments of `floor`.
 #[derive(Debug, clap::Args)]
@@ -170,8 +171,8 @@ impl Source {
 /// Whether a frame is a keyframe: by its stamp if it has one, else by its NAL units.
 fn is_keyframe(track: &TrackInfo, frame: &Burst) -> bool {
     let mut payloads = frame.packets().filter_map(nal::payload).take(4);
-    payloads.any(|p| match Stamp::find(&p[..p.len().min(160)]) {
-        Some(stamp) => stamp.keyframe,
+    payloads.any(|p| match stamp::find(p) {
+        Some(stamp) => stamp.keyframe(),
         None => nal::tells_keyframe(track.codec, p),
     })
 }

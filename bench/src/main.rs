@@ -12,7 +12,6 @@ mod picture;
 mod proc;
 mod rtsp;
 mod server;
-mod stamp;
 
 use std::process::ExitCode;
 

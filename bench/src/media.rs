@@ -3,7 +3,7 @@
 use base64::Engine as _;
 
 use crate::picture::Picture;
-use crate::stamp::Stamp;
+use rtsprelay::source::stamp::{H264_SEI, Stamp};
 
 /// RTP packets as an interleaved client receives them: `$`, channel, length, packet, again and again.
 #[derive(Clone, Debug, Default)]
@@ -179,7 +179,9 @@ impl Video {
     /// The NAL units of frame `number`, made at `wall_ns`.
     pub fn frame(&mut self, number: u64, wall_ns: u64) -> Vec<Vec<u8>> {
         let keyframe = self.is_keyframe(number);
-        let sei = Stamp { number, wall_ns, keyframe }.sei();
+        let stamp = Stamp { frame: number, unix_ns: wall_ns, flags: u32::from(keyframe) };
+        let mut sei = Vec::new();
+        stamp.write_nal(H264_SEI, &mut sei);
         let factor = if keyframe { self.config.keyframe_factor } else { 1.0 };
         let wanted = Video::plain_bytes(&self.config) * factor + self.owed;
         let mut nals = if keyframe { vec![self.picture.sps(), self.picture.pps(), sei] } else { vec![sei] };

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
+use rtsprelay::source::stamp::{self, Stamp};
 
 use crate::client::{Codec, TrackInfo};
 use crate::nal;
 use crate::rtsp::Message;
-use crate::stamp::Stamp;
 
 /// Bytes of a packet's beginning that are looked at; the rest is only counted (and hashed, if asked).
 ///
@@ -358,9 +358,9 @@ impl Receiver {
             track.hash = crc32fast::Hasher::new();
         }
         if track.video && track.stamp.is_none() {
-            track.stamp = find_stamp(payload);
+            track.stamp = stamp::find(payload);
             track.keyframe |= match track.stamp {
-                Some(stamp) => stamp.keyframe,
+                Some(stamp) => stamp.keyframe(),
                 None => track.h26x.is_some_and(|codec| nal::tells_keyframe(codec, payload)),
             };
         }
@@ -386,7 +386,7 @@ impl Receiver {
             && let Some(verify) = &mut env.verify
         {
             let key = match track.stamp {
-                Some(stamp) => stamp.number,
+                Some(stamp) => stamp.frame,
                 None => u64::from(track.time) << 16 | u64::from(track.next_seq),
             };
             verify.frame(self.stream, index as u8, key, track.hash.clone().finalize());
@@ -397,7 +397,7 @@ impl Receiver {
         self.ended_now += 1;
         // A stamped stream's frame without stamp has lost its head; it is the one after the last.
         let number = match (track.stamp, track.last_number) {
-            (Some(stamp), _) => Some(stamp.number),
+            (Some(stamp), _) => Some(stamp.frame),
             (None, Some(last)) => {
                 track.damaged = true;
                 Some(last + 1)
@@ -441,8 +441,8 @@ impl Receiver {
         }
         totals.frames_whole += 1;
         // Frames from before PLAY come out of the server's store: their age says nothing of its speed.
-        if let Some(stamp) = track.stamp.filter(|s| s.wall_ns >= self.play_ns) {
-            totals.latency_us.saturating_record((env.now_ns.saturating_sub(stamp.wall_ns) / 1000).max(1));
+        if let Some(stamp) = track.stamp.filter(|s| s.unix_ns >= self.play_ns) {
+            totals.latency_us.saturating_record((env.now_ns.saturating_sub(stamp.unix_ns) / 1000).max(1));
         }
     }
 }
@@ -458,14 +458,6 @@ fn needed(carry: &[u8], more: usize) -> Result<usize, String> {
         Some(len) => 4 + usize::from(u16::from_be_bytes([len[0], len[1]])).min(HEAD_BYTES),
         None => 4,
     })
-}
-
-/// A stamp in a packet's payload, looked for only where one can be: in an SEI of H.264 or H.265, alone or aggregated.
-fn find_stamp(payload: &[u8]) -> Option<Stamp> {
-    let first = *payload.first()?;
-    let h264 = matches!(first & 0x1F, 6 | 24);
-    let h265 = matches!(first >> 1 & 0x3F, 39 | 40 | 48);
-    if h264 || h265 { Stamp::find(payload) } else { None }
 }
 
 #[cfg(test)]
@@ -492,10 +484,12 @@ mod tests {
         let mut rtp = Rtp::new(96, &mut random);
         let mut out = Burst::default();
         for number in 0..frames {
-            let stamp = Stamp { number, wall_ns: 1_000_000, keyframe: number % 10 == 0 };
-            let mut nals = vec![stamp.sei(), vec![0x41; 3000]];
-            if stamp.keyframe {
-                nals = vec![vec![0x67; 12], vec![0x68; 5], stamp.sei(), vec![0x65; 9000]];
+            let stamp = Stamp { frame: number, unix_ns: 1_000_000, flags: u32::from(number % 10 == 0) };
+            let mut sei = Vec::new();
+            stamp.write_nal(stamp::H264_SEI, &mut sei);
+            let mut nals = vec![sei.clone(), vec![0x41; 3000]];
+            if stamp.keyframe() {
+                nals = vec![vec![0x67; 12], vec![0x68; 5], sei, vec![0x65; 9000]];
             }
             let mut frame = Burst::default();
             rtp.access_unit(0, number as u32 * 3000, &nals, 1400, &mut frame);
