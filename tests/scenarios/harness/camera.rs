@@ -1,0 +1,290 @@
+//! A camera that sends what a scenario tells it, when it tells it: H.264 and PCMU over interleaved RTP.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{DEADLINE, wait_until};
+
+/// Parameter sets of a 640x480 stream, as `sprop-parameter-sets` carries them.
+const SPROP: &str = "Z0LAHtkDxWhAAAADAEAAAAwDxYuS,aMuMsg==";
+
+const SPS: &[u8] = &[
+    0x67, 0x42, 0xc0, 0x1e, 0xd9, 0x03, 0xc5, 0x68, 0x40, 0x00, 0x00, 0x03, 0x00, 0x40, 0x00, 0x00, 0x0c, 0x03, 0xc5,
+    0x8b, 0x92,
+];
+const PPS: &[u8] = &[0x68, 0xcb, 0x8c, 0xb2];
+
+/// RTP ticks from one video frame to the next (30 fps).
+const FRAME_TICKS: u32 = 3_000;
+
+/// Bytes of an RTP payload.
+const PAYLOAD_BYTES: usize = 1_400;
+
+#[derive(Default)]
+struct State {
+    requests: Vec<String>,
+    connections: Vec<TcpStream>,
+    playing: Option<TcpStream>,
+    /// `(rtp channel, seq, rtp time)` of the two tracks.
+    video: (u8, u16, u32),
+    audio: (u8, u16, u32),
+    frames: u64,
+}
+
+/// The camera. Everything closes when it is dropped.
+pub struct Camera {
+    state: Arc<Mutex<State>>,
+    address: SocketAddr,
+    stopped: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Camera {
+    /// Starts one on a free port of 127.0.0.1.
+    pub fn start() -> Camera {
+        Camera::start_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    /// Starts one at an address.
+    pub fn start_at(address: SocketAddr) -> Camera {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&address.into()).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        socket.listen(16).unwrap();
+        let listener: TcpListener = socket.into();
+        let address = listener.local_addr().unwrap();
+        let state =
+            Arc::new(Mutex::new(State { video: (0, 1_000, 90_000), audio: (2, 5_000, 8_000), ..State::default() }));
+        let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (shared, ended) = (state.clone(), stopped.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if ended.load(std::sync::atomic::Ordering::SeqCst) {
+                    return;
+                }
+                let stream = stream.expect("accept");
+                stream.set_nodelay(true).unwrap();
+                let state = shared.clone();
+                state.lock().unwrap().connections.push(stream.try_clone().unwrap());
+                std::thread::spawn(move || serve(&stream, &state));
+            }
+        });
+        Camera { state, address, stopped }
+    }
+
+    /// Its address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("rtsp://{}/cam", self.address)
+    }
+
+    /// The methods of all requests so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.state.lock().unwrap().requests.clone()
+    }
+
+    /// Waits until somebody plays.
+    pub fn wait_playing(&self) {
+        wait_until("the relay plays the camera", DEADLINE, || self.state.lock().unwrap().playing.is_some());
+    }
+
+    /// Breaks all connections off.
+    pub fn hang_up(&self) {
+        let mut state = self.state.lock().unwrap();
+        for connection in state.connections.drain(..) {
+            // It may be closed already.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        state.playing = None;
+    }
+
+    /// Sends a keyframe (SPS, PPS, IDR) of about `bytes`; gives its number.
+    pub fn keyframe(&self, bytes: usize) -> u64 {
+        self.frame(5, bytes)
+    }
+
+    /// Sends a frame that needs those before it; gives its number.
+    pub fn delta_frame(&self, bytes: usize) -> u64 {
+        self.frame(1, bytes)
+    }
+
+    fn frame(&self, nal_type: u8, bytes: usize) -> u64 {
+        let mut state = self.state.lock().unwrap();
+        let number = state.frames;
+        let mut payloads: Vec<Vec<u8>> = Vec::new();
+        if nal_type == 5 {
+            payloads.push(SPS.to_vec());
+            payloads.push(PPS.to_vec());
+        }
+        // first_mb_in_slice = 0 is a one bit, so a frame's first byte begins with it; the rest is the frame's number, again
+        // and again, without a zero byte.
+        let filler = |at: usize| ((number as usize * 31 + at * 7) % 251 + 1) as u8;
+        let header = nal_type | 0x60;
+        if bytes <= PAYLOAD_BYTES {
+            let mut payload = vec![header, 0x88];
+            payload.extend((0..bytes).map(filler));
+            payloads.push(payload);
+        } else {
+            let fragments = bytes.div_ceil(PAYLOAD_BYTES);
+            for fragment in 0..fragments {
+                let mut flags = nal_type;
+                let mut payload = vec![0x7C];
+                if fragment == 0 {
+                    flags |= 0x80;
+                } else if fragment == fragments - 1 {
+                    flags |= 0x40;
+                }
+                payload.push(flags);
+                payload.push(if fragment == 0 { 0x88 } else { 0x99 });
+                payload.extend((0..PAYLOAD_BYTES).map(|at| filler(at + fragment)));
+                payloads.push(payload);
+            }
+        }
+        let (channel, mut seq, time) = state.video;
+        let mut wire = Vec::new();
+        let last = payloads.len() - 1;
+        for (index, payload) in payloads.iter().enumerate() {
+            rtp(&mut wire, channel, if index == last { 0x80 | 96 } else { 96 }, seq, time, 0x1111, payload);
+            seq = seq.wrapping_add(1);
+        }
+        state.video = (channel, seq, time.wrapping_add(FRAME_TICKS));
+        state.frames += 1;
+        state.send(&wire);
+        number
+    }
+
+    /// Sends a sender report for the video track: its newest frame was taken at `ntp`.
+    pub fn sender_report(&self, ntp: u64) {
+        let mut state = self.state.lock().unwrap();
+        let time = state.video.2.wrapping_sub(FRAME_TICKS);
+        let mut wire = vec![b'$', state.video.0 + 1, 0, 28, 0x80, 200, 0, 6];
+        wire.extend(0x1111u32.to_be_bytes());
+        wire.extend(ntp.to_be_bytes());
+        wire.extend(time.to_be_bytes());
+        wire.extend([0, 0, 0, 9, 0, 0, 9, 9]);
+        state.send(&wire);
+    }
+}
+
+impl Drop for Camera {
+    fn drop(&mut self) {
+        self.stopped.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.hang_up();
+        // Wakes the acceptor, so that the port becomes free.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl State {
+    fn send(&mut self, wire: &[u8]) {
+        if let Some(stream) = &mut self.playing {
+            stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+            // A relay that has just been told to stop, or a scenario that broke the connection off.
+            if stream.write_all(wire).is_err() {
+                self.playing = None;
+            }
+        }
+    }
+}
+
+fn rtp(wire: &mut Vec<u8>, channel: u8, marker_and_type: u8, seq: u16, time: u32, ssrc: u32, payload: &[u8]) {
+    wire.extend([b'$', channel]);
+    wire.extend((12 + payload.len() as u16).to_be_bytes());
+    wire.extend([0x80, marker_and_type]);
+    wire.extend(seq.to_be_bytes());
+    wire.extend(time.to_be_bytes());
+    wire.extend(ssrc.to_be_bytes());
+    wire.extend(payload);
+}
+
+/// Answers one connection's requests until it ends.
+fn serve(stream: &TcpStream, state: &Mutex<State>) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut first = [0; 1];
+        if reader.read_exact(&mut first).is_err() {
+            return;
+        }
+        if first[0] == b'$' {
+            let mut header = [0; 3];
+            if reader.read_exact(&mut header).is_err() {
+                return;
+            }
+            let mut packet = vec![0; usize::from(u16::from_be_bytes([header[1], header[2]]))];
+            if reader.read_exact(&mut packet).is_err() {
+                return;
+            }
+            continue;
+        }
+        let mut head = String::from_utf8(first.to_vec()).unwrap();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let header = |name: &str| {
+            head.lines().find_map(|line| {
+                let (n, value) = line.split_once(':')?;
+                n.eq_ignore_ascii_case(name).then(|| value.trim().to_string())
+            })
+        };
+        if let Some(len) = header("Content-Length").and_then(|v| v.parse::<usize>().ok()) {
+            let mut body = vec![0; len];
+            if reader.read_exact(&mut body).is_err() {
+                return;
+            }
+        }
+        let method = head.split(' ').next().unwrap().to_string();
+        let url = head.split(' ').nth(1).unwrap().to_string();
+        let mut state = state.lock().unwrap();
+        let (mut extra, mut body) = (String::new(), String::new());
+        match method.as_str() {
+            "OPTIONS" => extra += "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER\r\n",
+            "DESCRIBE" => {
+                extra += &format!("Content-Base: {}/\r\nContent-Type: application/sdp\r\n", url.trim_end_matches('/'));
+                body = format!(
+                    "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n\
+                     m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1;\
+                     profile-level-id=42C01E;sprop-parameter-sets={SPROP}\r\na=control:track1\r\n\
+                     m=audio 0 RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\na=control:track2\r\n"
+                );
+            }
+            "SETUP" => {
+                let asked = header("Transport").unwrap_or_default();
+                let pair = asked.split("interleaved=").nth(1).and_then(|v| v.split([';', ',']).next()).unwrap_or("0-1");
+                let channel = pair.split('-').next().unwrap().parse().unwrap();
+                if url.ends_with("track1") {
+                    state.video.0 = channel;
+                } else {
+                    state.audio.0 = channel;
+                }
+                extra += &format!("Transport: RTP/AVP/TCP;unicast;interleaved={pair}\r\nSession: 4711;timeout=60\r\n");
+            }
+            "PLAY" => {
+                let base = url.trim_end_matches('/');
+                extra += &format!(
+                    "Session: 4711\r\nRTP-Info: url={base}/track1;seq={};rtptime={},url={base}/track2;seq={};rtptime={}\r\n",
+                    state.video.1, state.video.2, state.audio.1, state.audio.2
+                );
+            }
+            _ => extra += "Session: 4711\r\n",
+        }
+        let cseq = header("CSeq").unwrap_or_default();
+        let answer = format!("RTSP/1.0 200 OK\r\nCSeq: {cseq}\r\n{extra}Content-Length: {}\r\n\r\n{body}", body.len());
+        let mut writer = stream;
+        if writer.write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+        if method == "PLAY" {
+            state.playing = Some(stream.try_clone().unwrap());
+        } else if method == "TEARDOWN" {
+            state.playing = None;
+        }
+        state.requests.push(method);
+    }
+}

@@ -1,0 +1,41 @@
+//! Scenarios run beside one another, but for those that measure or that change the machine: they run alone.
+
+use std::fs::File;
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Held while a scenario runs. A file lock, so that it works between processes too.
+pub struct Turn {
+    _gate: Option<Flock<File>>,
+    _machine: Flock<File>,
+}
+
+fn lock(name: &str, how: FlockArg) -> Flock<File> {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let file = File::options().create(true).truncate(false).write(true).open(&path).expect("lock file");
+    Flock::lock(file, how).map_err(|(_, errno)| errno).expect("flock")
+}
+
+/// Runs beside others.
+pub fn beside_others() -> Turn {
+    // Whoever wants to be alone holds the gate while waiting, so that newcomers cannot starve it.
+    drop(lock("gate.lock", FlockArg::LockExclusive));
+    Turn { _gate: None, _machine: lock("machine.lock", FlockArg::LockShared) }
+}
+
+/// Runs with no other scenario at the same time.
+pub fn alone() -> Turn {
+    let gate = lock("gate.lock", FlockArg::LockExclusive);
+    Turn { _machine: lock("machine.lock", FlockArg::LockExclusive), _gate: Some(gate) }
+}
+
+/// Whether this process may do what only root may.
+pub fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("/proc")) == 0
+}
+
+/// Says loudly that a scenario cannot run here; in CI that is a failure.
+pub fn cannot_run(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "cannot run here: {why}");
+    eprintln!("SKIPPED: {why}");
+}

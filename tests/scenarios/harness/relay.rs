@@ -1,0 +1,157 @@
+//! The relay itself, as a child process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::program::Program;
+use super::rtsp::Client;
+use super::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_until};
+
+/// The binary under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_rtsprelay");
+
+/// A running relay; killed when dropped, and what it printed is shown if the scenario failed.
+pub struct Relay {
+    program: Option<Program>,
+    config: Option<PathBuf>,
+    address: SocketAddr,
+}
+
+/// How io_uring is kept from the relay, if at all.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Uring {
+    /// As the environment says (`RTSPRELAY_TEST_IO=seccomp`).
+    AsAsked,
+    /// Refused by a seccomp filter.
+    Refused,
+}
+
+/// The command that runs the relay with `arguments`.
+pub fn command(uring: Uring, arguments: &[&str]) -> Command {
+    let refused = uring == Uring::Refused || std::env::var("RTSPRELAY_TEST_IO").is_ok_and(|io| io == "seccomp");
+    let mut command = if refused {
+        let mut command = Command::new(SYSTEM_PYTHON);
+        command.arg(test_file("servers/no_uring.py")).arg(BINARY);
+        command
+    } else {
+        Command::new(BINARY)
+    };
+    command.args(arguments);
+    command.env_remove("RUST_LOG");
+    command
+}
+
+impl Relay {
+    /// The built-in test pattern.
+    pub fn demo() -> Relay {
+        Relay::start(command(Uring::AsAsked, &["demo", "--listen", "127.0.0.1:0"])).serving("/")
+    }
+
+    /// One camera, no file; returns once the camera is being served.
+    pub fn of(source: &str) -> Relay {
+        Relay::connecting_to(source).serving("/")
+    }
+
+    /// One camera, no file; returns as soon as the relay listens.
+    pub fn connecting_to(source: &str) -> Relay {
+        Relay::start(command(Uring::AsAsked, &["run", "--source", source, "--listen", "127.0.0.1:0"]))
+    }
+
+    /// With a configuration file (that must listen at `127.0.0.1:0`); returns as soon as the relay listens.
+    pub fn configured(config: &str) -> Relay {
+        let path = scratch_file("rtsprelay.toml");
+        std::fs::write(&path, config).expect("write the configuration");
+        let mut relay = Relay::start(command(Uring::AsAsked, &["run", "--config", path.to_str().unwrap()]));
+        relay.config = Some(path);
+        relay
+    }
+
+    /// Any command line that serves; returns as soon as the relay listens.
+    pub fn start(command: Command) -> Relay {
+        let mut program = Program::start(command);
+        let start = Instant::now();
+        let address = loop {
+            if let Some(address) = listening_address(&(program.stdout.text() + &program.stderr.text())) {
+                break address;
+            }
+            let printed = || program.stdout.text() + &program.stderr.text();
+            assert!(start.elapsed() < DEADLINE, "the relay does not say where it listens:\n{}", printed());
+            if let Some(status) = program.ended() {
+                std::thread::sleep(Duration::from_millis(100));
+                panic!("the relay ended with {status}:\n{}", program.stdout.text() + &program.stderr.text());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Relay { program: Some(program), config: None, address }
+    }
+
+    /// Waits until the stream at `path` can be described.
+    pub fn serving(self, path: &str) -> Relay {
+        let mut last = String::new();
+        wait_until(&format!("DESCRIBE of {path} answers 200"), DEADLINE, || {
+            let answer = Client::connect(self.address).describe(&self.url(path));
+            last = format!("{answer:?}");
+            answer.status == 200
+        });
+        self
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL of `path` (`/`, `/front`).
+    pub fn url(&self, path: &str) -> String {
+        format!("rtsp://{}{path}", self.address)
+    }
+
+    /// Everything it has printed.
+    pub fn printed(&self) -> String {
+        let program = self.program.as_ref().expect("running");
+        program.stdout.text() + &program.stderr.text()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.program.as_ref().expect("running").signal(signal);
+    }
+
+    /// Waits for its end; gives the exit status, how long it took, and everything it printed.
+    pub fn finish(mut self, deadline: Duration) -> (ExitStatus, Duration, String) {
+        let finished = self.program.take().expect("running").finish(deadline);
+        (finished.status, finished.took, finished.stdout + &finished.stderr)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(program) = &self.program
+            && std::thread::panicking()
+        {
+            eprintln!(
+                "--- the relay at {} printed:\n{}{}---",
+                self.address,
+                program.stdout.text(),
+                program.stderr.text()
+            );
+        }
+        if let Some(path) = &self.config {
+            // A scratch file; the build directory's cleaning takes what stays.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Finds `listening … address=127.0.0.1:PORT` in what the relay has printed.
+fn listening_address(printed: &str) -> Option<SocketAddr> {
+    let (whole_lines, _) = printed.rsplit_once('\n')?;
+    whole_lines.lines().filter(|line| line.contains("listening") && !line.contains("http")).find_map(|line| {
+        let (_, value) = line.split_once("address=")?;
+        value.split_whitespace().next()?.trim_matches('"').parse().ok()
+    })
+}

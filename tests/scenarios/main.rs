@@ -1,0 +1,19 @@
+//! What rtsprelay does, seen from outside: the real binary, real players, real encoders and raw sockets.
+//!
+//! `tests/run` installs what these scenarios need. With `RTSPRELAY_TEST_IO=seccomp` in the environment every relay runs under
+//! a filter that refuses `io_uring_setup`, so that all of them are seen on epoll too.
+
+mod harness;
+
+mod config;
+mod delivery;
+mod first_keyframe;
+mod io_blocked;
+mod mid_frame;
+mod players;
+mod protocol;
+mod readme;
+mod reconnect;
+mod stopping;
+mod subset;
+mod tshark;

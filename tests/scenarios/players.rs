@@ -1,0 +1,273 @@
+//! Real players get the right codec and size, 30 frames a second, and decode them without one error.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::machine::{alone, beside_others};
+use crate::harness::program::{Finished, Program, run};
+use crate::harness::relay::Relay;
+use crate::harness::{SYSTEM_PYTHON, servers, test_file};
+
+/// Frames that each player takes: four seconds.
+const FRAMES: usize = 120;
+
+/// How long a player may take for them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a stream is known to be.
+#[derive(Clone, Copy)]
+struct Expected {
+    video: &'static str,
+    audio: &'static str,
+    size: (u64, u64),
+}
+
+const DEMO: Expected = Expected { video: "h264", audio: "pcm_mulaw", size: (640, 360) };
+const X264: Expected = Expected { video: "h264", audio: "aac", size: (1280, 720) };
+const X265: Expected = Expected { video: "hevc", audio: "aac", size: (1280, 720) };
+
+/// Every player by its name, a test each, for a relayed source.
+macro_rules! every_player {
+    ($source:ident, $relay:expr, $expected:expr) => {
+        mod $source {
+            use super::*;
+
+            #[test]
+            fn ffprobe_over_tcp() {
+                let _turn = beside_others();
+                ffprobe(&$relay.url("/"), "tcp", $expected);
+            }
+
+            #[test]
+            fn ffprobe_over_udp() {
+                let _turn = beside_others();
+                ffprobe(&$relay.url("/"), "udp", $expected);
+            }
+
+            #[test]
+            fn ffmpeg_over_tcp() {
+                let _turn = beside_others();
+                ffmpeg(&$relay.url("/"), "tcp");
+            }
+
+            #[test]
+            fn ffmpeg_over_udp() {
+                let _turn = beside_others();
+                ffmpeg(&$relay.url("/"), "udp");
+            }
+
+            #[test]
+            fn gstreamer_over_tcp() {
+                let _turn = beside_others();
+                gstreamer(&$relay.url("/"), "tcp", $expected);
+            }
+
+            #[test]
+            fn gstreamer_over_udp() {
+                let _turn = beside_others();
+                gstreamer(&$relay.url("/"), "udp", $expected);
+            }
+
+            #[test]
+            fn opencv_by_default() {
+                let _turn = beside_others();
+                opencv(&$relay.url("/"), $expected);
+            }
+
+            #[test]
+            fn retina_over_tcp() {
+                let _turn = beside_others();
+                retina(&$relay.url("/"), $expected);
+            }
+        }
+    };
+}
+
+every_player!(demo, Relay::demo(), DEMO);
+every_player!(x264_with_aac, Relay::of(&servers::x264().url()), X264);
+every_player!(x265_with_aac, Relay::of(&servers::x265().url()), X265);
+
+#[test]
+fn the_players_work_without_the_relay() {
+    // If this fails, the other scenarios of this file say nothing of the relay. One player after another, since the encoder's
+    // server lets a second one in between two keyframes.
+    let _turn = beside_others();
+    let encoder = servers::Encoder::start(&["x264"]);
+    ffprobe(&encoder.url(), "tcp", X264);
+    ffmpeg(&encoder.url(), "udp");
+    gstreamer(&encoder.url(), "tcp", X264);
+    gstreamer(&encoder.url(), "udp", X264);
+    opencv(&encoder.url(), X264);
+    retina(&encoder.url(), X264);
+    assert_eq!(encoder.complaints(), "");
+}
+
+#[test]
+fn twenty_players_at_once() {
+    let _turn = alone();
+    let relay = Relay::demo();
+    let players: Vec<Program> = (0..20)
+        .map(|number| match number {
+            0..10 => Program::start(ffmpeg_command(&relay.url("/"), "tcp")),
+            10..16 => Program::start(ffmpeg_command(&relay.url("/"), "udp")),
+            _ => Program::start(gstreamer_command(&relay.url("/"), if number < 18 { "tcp" } else { "udp" })),
+        })
+        .collect();
+    for (number, player) in players.into_iter().enumerate() {
+        let finished = player.finish(PATIENCE).expect_silent_success();
+        if number < 16 {
+            assert_ffmpeg_decoded(&finished);
+        } else {
+            assert_gstreamer_decoded(&finished, DEMO);
+        }
+    }
+}
+
+/// Panics unless presentation times (in seconds) are those of 30 frames a second, none missing.
+#[track_caller]
+fn assert_30_fps(mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    assert!(times.len() >= FRAMES - 5, "only {} frames", times.len());
+    let fps = (times.len() - 1) as f64 / (times.last().unwrap() - times[0]);
+    assert!((29.5..30.5).contains(&fps), "{fps} frames a second: {times:?}");
+    let widest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+    assert!(widest < 1.9 / 30.0, "{widest} s between two frames: {times:?}");
+}
+
+fn ffprobe(url: &str, transport: &str, expected: Expected) {
+    let arguments = [
+        "-v",
+        "error",
+        "-rtsp_transport",
+        transport,
+        "-read_intervals",
+        "%+5",
+        "-show_entries",
+        "stream=codec_name,width,height:frame=media_type,pts_time,best_effort_timestamp_time",
+        "-of",
+        "json",
+        url,
+    ];
+    let finished = run(PATIENCE, "ffprobe", &arguments).expect_silent_success();
+    let seen: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let codecs: Vec<&str> =
+        seen["streams"].as_array().unwrap().iter().filter_map(|s| s["codec_name"].as_str()).collect();
+    assert!(codecs.contains(&expected.video) && codecs.contains(&expected.audio), "{codecs:?}");
+    let video = seen["streams"].as_array().unwrap().iter().find(|s| s["codec_name"] == expected.video).unwrap();
+    assert_eq!((video["width"].as_u64(), video["height"].as_u64()), (Some(expected.size.0), Some(expected.size.1)));
+    let frames = seen["frames"].as_array().unwrap();
+    let times = frames
+        .iter()
+        .filter(|f| f["media_type"] == "video")
+        .filter_map(|f| f["best_effort_timestamp_time"].as_str().or(f["pts_time"].as_str())?.parse().ok());
+    assert_30_fps(times.collect());
+    assert!(frames.iter().any(|f| f["media_type"] == "audio"), "no audio");
+}
+
+fn ffmpeg_command(url: &str, transport: &str) -> Command {
+    let mut command = Command::new("ffmpeg");
+    command.args(["-nostdin", "-v", "error", "-xerror", "-rtsp_transport", transport, "-i", url, "-t", "4"]);
+    // Decodes everything, and tells of it on its standard output.
+    command.args(["-progress", "-", "-f", "null", "-"]);
+    command
+}
+
+/// Decoding video and audio to the end of four seconds.
+fn ffmpeg(url: &str, transport: &str) {
+    assert_ffmpeg_decoded(&Program::start(ffmpeg_command(url, transport)).finish(PATIENCE).expect_silent_success());
+}
+
+#[track_caller]
+fn assert_ffmpeg_decoded(finished: &Finished) {
+    let last = |key: &str| -> f64 {
+        let values = finished.stdout.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        values.filter_map(|value| value.trim().parse().ok()).next_back().unwrap_or_else(|| panic!("{finished:#?}"))
+    };
+    // Its null output pads or drops nothing that matters at the rate of the input: four seconds are 120 frames.
+    assert!((115.0..=125.0).contains(&last("frame")), "{finished:#?}");
+}
+
+fn gstreamer_command(url: &str, transport: &str) -> Command {
+    let mut command = Command::new(SYSTEM_PYTHON);
+    command.arg(test_file("players/gst_player.py")).args([url, transport, &FRAMES.to_string()]);
+    command
+}
+
+fn gstreamer(url: &str, transport: &str, expected: Expected) {
+    let finished = Program::start(gstreamer_command(url, transport)).finish(PATIENCE).expect_silent_success();
+    assert_gstreamer_decoded(&finished, expected);
+}
+
+#[track_caller]
+fn assert_gstreamer_decoded(finished: &Finished, expected: Expected) {
+    let seen: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    assert_eq!(seen["problems"].as_array().map(Vec::len), Some(0), "{seen}");
+    assert_eq!(seen["corrupt"], 0, "{seen}");
+    let codecs: Vec<&str> = seen["codecs"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let (video, audio) = (
+        if expected.video == "hevc" { "H265" } else { "H264" },
+        if expected.audio == "aac" { "MPEG4-GENERIC" } else { "PCMU" },
+    );
+    assert!(codecs.contains(&video) && codecs.contains(&audio), "{codecs:?}");
+    assert_eq!((seen["width"].as_u64(), seen["height"].as_u64()), (Some(expected.size.0), Some(expected.size.1)));
+    assert!(seen["audio_buffers"].as_u64() > Some(0), "{seen}");
+    assert_30_fps(seen["times"].as_array().unwrap().iter().filter_map(Value::as_f64).collect());
+}
+
+fn opencv(url: &str, expected: Expected) {
+    let python = test_file("../.venv/bin/python");
+    let player = test_file("players/opencv_player.py");
+    let arguments = [player.to_str().unwrap(), url, &FRAMES.to_string()];
+    let finished = run(PATIENCE, python.to_str().unwrap(), &arguments).expect_silent_success();
+    let seen: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    assert_eq!((&seen["opened"], seen["problems"].as_array().map(Vec::len)), (&Value::Bool(true), Some(0)), "{seen}");
+    assert_eq!((seen["width"].as_u64(), seen["height"].as_u64()), (Some(expected.size.0), Some(expected.size.1)));
+    let codec = seen["codecs"][0].as_str().unwrap().to_lowercase();
+    assert!(codec == expected.video || (codec == "hev1" && expected.video == "hevc"), "{codec}");
+    assert_30_fps(seen["times"].as_array().unwrap().iter().filter_map(Value::as_f64).collect());
+}
+
+/// retina in its strict defaults, down to whole frames.
+fn retina(url: &str, expected: Expected) {
+    use futures::StreamExt as _;
+    use retina::client::{PlayOptions, Session, SessionOptions, SetupOptions};
+    use retina::codec::{CodecItem, ParametersRef};
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let url = url::Url::parse(url).unwrap();
+    let play = async {
+        let mut session = Session::describe(url, SessionOptions::default()).await.expect("DESCRIBE");
+        let names: Vec<String> = session.streams().iter().map(|s| s.encoding_name().to_string()).collect();
+        for index in 0..names.len() {
+            session.setup(index, SetupOptions::default()).await.expect("SETUP");
+        }
+        let video = session.streams().iter().position(|s| s.media() == "video").expect("a video track");
+        assert_eq!(names[video], if expected.video == "hevc" { "h265" } else { "h264" });
+        let mut session = session.play(PlayOptions::default()).await.expect("PLAY").demuxed().expect("demuxed");
+        let (mut times, mut audio_frames) = (Vec::new(), 0);
+        while times.len() < FRAMES {
+            match session.next().await.expect("more").expect("no error") {
+                CodecItem::VideoFrame(frame) => {
+                    assert_eq!(frame.loss(), 0);
+                    assert!(!times.is_empty() || frame.is_random_access_point(), "the first frame is no keyframe");
+                    times.push(frame.timestamp().elapsed_secs());
+                }
+                CodecItem::AudioFrame(frame) => {
+                    assert_eq!(frame.loss(), 0);
+                    audio_frames += 1;
+                }
+                _ => {}
+            }
+        }
+        assert!(audio_frames > 0);
+        let Some(ParametersRef::Video(parameters)) = session.streams()[video].parameters() else {
+            panic!("parameters")
+        };
+        let (width, height) = parameters.pixel_dimensions();
+        assert_eq!((u64::from(width), u64::from(height)), expected.size);
+        assert_30_fps(times);
+    };
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, play).await }).expect("in time");
+}

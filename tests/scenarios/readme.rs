@@ -1,0 +1,110 @@
+//! Every command in the README works as it stands there.
+
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+
+use crate::harness::camera::Camera;
+use crate::harness::machine::{beside_others, cannot_run, is_root};
+use crate::harness::program::{Program, run};
+use crate::harness::relay::BINARY;
+use crate::harness::rtsp::Client;
+use crate::harness::{DEADLINE, test_file, wait_until};
+
+/// The lines of the README's shell blocks.
+fn commands() -> Vec<String> {
+    let readme = std::fs::read_to_string(test_file("../README.md")).expect("README.md");
+    let mut commands = Vec::new();
+    let mut shell = false;
+    for line in readme.lines() {
+        if let Some(language) = line.strip_prefix("```") {
+            shell = language == "sh";
+        } else if shell && !line.trim().is_empty() {
+            commands.push(line.split(" #").next().unwrap().trim().to_string());
+        }
+    }
+    commands
+}
+
+#[test]
+fn every_command_works() {
+    let _turn = beside_others();
+    if !is_root() {
+        return cannot_run("a network namespace needs root");
+    }
+    let commands = commands();
+    assert!(commands.len() >= 4, "{commands:?}");
+    // A network of this thread and its children alone: the README's ports and its camera's address are free in it.
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        return cannot_run(&format!("a network namespace: {error}"));
+    }
+    run(DEADLINE, "ip", &["link", "set", "lo", "up"]).expect_silent_success();
+    run(DEADLINE, "ip", &["address", "add", "192.0.2.10/32", "dev", "lo"]).expect_silent_success();
+    let camera = Camera::start_at("192.0.2.10:554".parse().unwrap());
+    let directory = std::path::Path::new(BINARY).parent().unwrap();
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+
+    let mut relay: Option<Program> = None;
+    let mut seen = Vec::new();
+    for line in &commands {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("exec {line}")]).env("PATH", &path).current_dir(test_file(".."));
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["cargo", "install", ..] => {
+                // What is tested is the command, not how long the optimiser takes.
+                command.env("CARGO_INSTALL_ROOT", concat!(env!("CARGO_TARGET_TMPDIR"), "/install"));
+                command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0").env("CARGO_PROFILE_RELEASE_LTO", "off");
+                command.env("CARGO_TARGET_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/install-target"));
+                command.env("CARGO_NET_OFFLINE", "true");
+                let finished = Program::start(command).finish(Duration::from_secs(900));
+                assert!(finished.status.success(), "{finished:#?}");
+                seen.push("install");
+            }
+            ["rtsprelay", "demo" | "run", ..] => {
+                if let Some(before) = relay.take() {
+                    stop(before, line);
+                }
+                let started = Program::start(command);
+                wait_until(&format!("{line} serves"), DEADLINE, || {
+                    let Ok(stream) = std::net::TcpStream::connect("127.0.0.1:8554") else { return false };
+                    let address = stream.peer_addr().unwrap();
+                    let status = Client::connect(address).describe("rtsp://127.0.0.1:8554/").status;
+                    if words[1] == "run" {
+                        camera.keyframe(1_000);
+                    }
+                    status == 200
+                });
+                relay = Some(started);
+                seen.push(if words[1] == "demo" { "demo" } else { "run" });
+            }
+            ["rtsprelay", "check", ..] => {
+                let finished = Program::start(command).finish(DEADLINE);
+                assert!(finished.status.success(), "{line}: {finished:#?}");
+            }
+            ["ffplay", url] => {
+                // There is no screen: the same URL, decoded.
+                assert!(relay.is_some(), "{line} comes after a relay");
+                let player = ["-nostdin", "-v", "error", "-i", url, "-t", "1", "-f", "null", "-"];
+                run(DEADLINE, "ffmpeg", &player).expect_silent_success();
+                seen.push("play");
+            }
+            ["tests/run"] => assert!(test_file("run").exists(), "{line}"),
+            _ => panic!("this scenario does not know how to try {line:?}"),
+        }
+    }
+    if let Some(last) = relay {
+        stop(last, "the last command");
+    }
+    for wanted in ["install", "demo", "run", "play"] {
+        assert!(seen.contains(&wanted), "the README has no {wanted}: {commands:?}");
+    }
+}
+
+fn stop(relay: Program, before: &str) {
+    relay.signal(Signal::SIGINT);
+    let finished = relay.finish(DEADLINE);
+    assert_eq!(finished.status.code(), Some(0), "before {before}: {finished:#?}");
+}

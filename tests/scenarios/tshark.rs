@@ -1,0 +1,100 @@
+//! tshark reads what the relay sends without a malformed packet or a sequence error.
+
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::machine::{beside_others, cannot_run, is_root};
+use crate::harness::program::{Program, run};
+use crate::harness::relay::Relay;
+use crate::harness::{DEADLINE, scratch_file, wait_until};
+
+/// A free pair of UDP ports, the first even, below the range that the kernel hands out by itself.
+fn udp_ports() -> (u16, u16) {
+    loop {
+        let port = fastrand::u16(10_000..15_000) * 2;
+        let free = |port: u16| std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok();
+        if (port..port + 4).all(free) {
+            return (port, port + 3);
+        }
+    }
+}
+
+fn read_without_fault(transport: &str) {
+    if !is_root() {
+        return cannot_run("capturing packets needs root");
+    }
+    let relay = Relay::demo();
+    let (first, last) = udp_ports();
+    let port = relay.address().port();
+    let file = scratch_file("capture.pcapng");
+    let mut command = Command::new("dumpcap");
+    let filter = format!("tcp port {port} or udp portrange {first}-{last}");
+    command.args(["-q", "-i", "lo", "-B", "64", "-f", &filter, "-w"]).arg(&file);
+    let capture = Program::start(command);
+    wait_until("dumpcap captures", DEADLINE, || capture.stderr.text().contains("File:"));
+    let url = relay.url("/");
+    let (min, max) = (first.to_string(), last.to_string());
+    let mut arguments = vec!["-nostdin", "-v", "error", "-rtsp_transport", transport];
+    if transport == "udp" {
+        arguments.extend(["-min_port", &min, "-max_port", &max]);
+    }
+    arguments.extend(["-i", &url, "-t", "5", "-f", "null", "-"]);
+    run(DEADLINE, "ffmpeg", &arguments).expect_silent_success();
+    // Everything is in the file when dumpcap has ended.
+    std::thread::sleep(Duration::from_millis(200));
+    capture.signal(Signal::SIGINT);
+    let captured = capture.finish(DEADLINE);
+    assert!(captured.status.success(), "{captured:#?}");
+    assert!(captured.stderr.contains("(100.0%)"), "the capture has holes: {captured:#?}");
+
+    let path = file.to_str().unwrap();
+    let as_rtsp = format!("tcp.port=={port},rtsp");
+    let tshark = |arguments: &[&str]| {
+        let mut all = vec!["-n", "-r", path, "-d", &as_rtsp];
+        all.extend(arguments);
+        let finished = run(DEADLINE * 2, "tshark", &all);
+        assert!(finished.status.success(), "{finished:#?}");
+        finished.stdout
+    };
+    let faults = tshark(&["-Y", "_ws.malformed or _ws.short or (_ws.expert.severity == error)"]);
+    assert_eq!(faults, "", "faults of {path}");
+    for method in ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"] {
+        assert_ne!(tshark(&["-Y", &format!("rtsp.method == \"{method}\"")]), "", "no {method} in {path}");
+    }
+    assert_ne!(tshark(&["-Y", "rtcp.pt == 200"]), "", "no sender report in {path}");
+
+    // Every packet of every stream, by our own eyes; and the judgement of tshark's.
+    let fields = tshark(&["-Y", "rtp", "-T", "fields", "-e", "rtp.ssrc", "-e", "rtp.seq"]);
+    let mut streams = std::collections::BTreeMap::<String, Vec<u16>>::new();
+    for line in fields.lines() {
+        let (ssrcs, seqs) = line.split_once('\t').expect("two columns");
+        for (ssrc, seq) in ssrcs.split(',').zip(seqs.split(',')) {
+            streams.entry(ssrc.to_string()).or_default().push(seq.parse().expect("a sequence number"));
+        }
+    }
+    assert_eq!(streams.len(), 2, "video and audio: {:?}", streams.keys());
+    for (ssrc, seqs) in &streams {
+        assert!(seqs.len() > 100, "{ssrc}: {} packets", seqs.len());
+        for pair in seqs.windows(2) {
+            assert_eq!(pair[1], pair[0].wrapping_add(1), "{ssrc} in {path}");
+        }
+    }
+    let judgement = tshark(&["-q", "-z", "rtp,streams"]);
+    let lost_nothing = judgement.lines().filter(|line| line.contains("0 (0.0%)")).count();
+    assert_eq!(lost_nothing, 2, "{judgement}");
+    std::fs::remove_file(&file).expect("the capture file");
+}
+
+#[test]
+fn reads_interleaved_packets_without_fault() {
+    let _turn = beside_others();
+    read_without_fault("tcp");
+}
+
+#[test]
+fn reads_datagrams_without_fault() {
+    let _turn = beside_others();
+    read_without_fault("udp");
+}
