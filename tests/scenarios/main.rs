@@ -6,6 +6,7 @@
 mod harness;
 
 mod config;
+mod controls;
 mod delivery;
 mod first_keyframe;
 mod io_blocked;

@@ -21,26 +21,23 @@ fn udp_ports() -> (u16, u16) {
     }
 }
 
-fn read_without_fault(transport: &str) {
+fn read_without_fault(url: &str, port: u16, transport: &str) {
     if !is_root() {
         return cannot_run("capturing packets needs root");
     }
-    let relay = Relay::demo();
     let (first, last) = udp_ports();
-    let port = relay.address().port();
     let file = scratch_file("capture.pcapng");
     let mut command = Command::new("dumpcap");
     let filter = format!("tcp port {port} or udp portrange {first}-{last}");
     command.args(["-q", "-i", "lo", "-B", "64", "-f", &filter, "-w"]).arg(&file);
     let capture = Program::start(command);
     wait_until("dumpcap captures", DEADLINE, || capture.stderr.text().contains("File:"));
-    let url = relay.url("/");
     let (min, max) = (first.to_string(), last.to_string());
     let mut arguments = vec!["-nostdin", "-v", "error", "-rtsp_transport", transport];
     if transport == "udp" {
         arguments.extend(["-min_port", &min, "-max_port", &max]);
     }
-    arguments.extend(["-i", &url, "-t", "5", "-f", "null", "-"]);
+    arguments.extend(["-i", url, "-t", "5", "-f", "null", "-"]);
     run(DEADLINE, "ffmpeg", &arguments).expect_silent_success();
     // Everything is in the file when dumpcap has ended.
     std::thread::sleep(Duration::from_millis(200));
@@ -65,8 +62,10 @@ fn read_without_fault(transport: &str) {
     }
     assert_ne!(tshark(&["-Y", "rtcp.pt == 200"]), "", "no sender report in {path}");
 
-    // Every packet of every stream, by our own eyes; and the judgement of tshark's.
-    let fields = tshark(&["-Y", "rtp", "-T", "fields", "-e", "rtp.ssrc", "-e", "rtp.seq"]);
+    // Every packet of every stream, by our own eyes.
+    // Those to the player: ffmpeg for its part sends an empty packet from each of its ports, to open firewalls.
+    let to_player = format!("rtp and (tcp.srcport == {port} or udp.dstport in {{{first}..{last}}})");
+    let fields = tshark(&["-Y", &to_player, "-T", "fields", "-e", "rtp.ssrc", "-e", "rtp.seq"]);
     let mut streams = std::collections::BTreeMap::<String, Vec<u16>>::new();
     for line in fields.lines() {
         let (ssrcs, seqs) = line.split_once('\t').expect("two columns");
@@ -81,20 +80,27 @@ fn read_without_fault(transport: &str) {
             assert_eq!(pair[1], pair[0].wrapping_add(1), "{ssrc} in {path}");
         }
     }
-    let judgement = tshark(&["-q", "-z", "rtp,streams"]);
-    let lost_nothing = judgement.lines().filter(|line| line.contains("0 (0.0%)")).count();
-    assert_eq!(lost_nothing, 2, "{judgement}");
+    // The statistics of tshark miscount packets that share a TCP segment (it says so of any server); datagrams it counts right.
+    if transport == "udp" {
+        let judgement = tshark(&["-q", "-z", "rtp,streams"]);
+        for ssrc in streams.keys() {
+            let lost_nothing = |line: &str| line.to_lowercase().contains(ssrc.as_str()) && line.contains(" 0 (0.0%)");
+            assert!(judgement.lines().any(lost_nothing), "{ssrc}: {judgement}");
+        }
+    }
     std::fs::remove_file(&file).expect("the capture file");
 }
 
 #[test]
 fn reads_interleaved_packets_without_fault() {
     let _turn = beside_others();
-    read_without_fault("tcp");
+    let relay = Relay::demo();
+    read_without_fault(&relay.url("/"), relay.address().port(), "tcp");
 }
 
 #[test]
 fn reads_datagrams_without_fault() {
     let _turn = beside_others();
-    read_without_fault("udp");
+    let relay = Relay::demo();
+    read_without_fault(&relay.url("/"), relay.address().port(), "udp");
 }
