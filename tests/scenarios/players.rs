@@ -89,6 +89,33 @@ every_player!(demo, Relay::demo(), DEMO);
 every_player!(x264_with_aac, Relay::of(&servers::x264().url()), X264);
 every_player!(x265_with_aac, Relay::of(&servers::x265().url()), X265);
 
+/// Other codecs: whoever joins, whenever, decodes from the first frame on.
+fn joins_decode(codec: &str) {
+    let encoder = servers::Encoder::start(&[codec, "--no-audio"]);
+    let relay = Relay::of(&encoder.url());
+    for transport in ["tcp", "udp", "tcp"] {
+        ffmpeg(&relay.url("/"), transport);
+    }
+}
+
+#[test]
+fn vp8_decodes_from_the_first_frame() {
+    let _turn = beside_others();
+    joins_decode("vp8");
+}
+
+#[test]
+fn vp9_decodes_from_the_first_frame() {
+    let _turn = beside_others();
+    joins_decode("vp9");
+}
+
+#[test]
+fn mjpeg_decodes_from_the_first_frame() {
+    let _turn = beside_others();
+    joins_decode("mjpeg");
+}
+
 #[test]
 fn the_players_work_without_the_relay() {
     // If this fails, the other scenarios of this file say nothing of the relay. One player after another, since the encoder's

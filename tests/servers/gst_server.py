@@ -2,7 +2,7 @@
 
     gst_server.py CODEC [--gop FRAMES] [--no-audio]
 
-CODEC is x264 or x265; 1280x720 at 30 fps, with AAC, at rtsp://127.0.0.1:PORT/cam. Prints "ready PORT", then serves until its
+CODEC is x264, x265, vp8, vp9 or mjpeg; 1280x720 at 30 fps, with AAC, at rtsp://127.0.0.1:PORT/cam. Prints "ready PORT", then serves until its
 standard input ends, so that it never outlives the test that started it.
 """
 
@@ -22,6 +22,10 @@ ENCODERS = {
     "x265": "x265enc tune=zerolatency speed-preset=ultrafast bitrate=2000 key-int-max={gop} "
     "option-string=scenecut=0:open-gop=0:bframes=0:repeat-headers=1:info=0:log-level=error ! rtph265pay name=pay0 pt=96 "
     "config-interval=-1",
+    "vp8": "vp8enc deadline=1 cpu-used=16 keyframe-max-dist={gop} target-bitrate=2000000 ! rtpvp8pay name=pay0 pt=96",
+    "vp9": "vp9enc deadline=1 cpu-used=8 keyframe-max-dist={gop} target-bitrate=2000000 lag-in-frames=0 "
+    "! rtpvp9pay name=pay0 pt=96",
+    "mjpeg": "jpegenc quality=60 ! rtpjpegpay name=pay0 pt=26",
 }
 
 
