@@ -1,0 +1,128 @@
+//! The project's rules that a machine can check.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LINES_MAX: usize = 800;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files under `directory`.
+fn sources(directory: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(directory)];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.file_name().is_none_or(|name| name != "target") {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn all_sources() -> Vec<PathBuf> {
+    ["src", "bench", "tools", "tests"].into_iter().flat_map(sources).collect()
+}
+
+/// The code of a file without its comments and without what follows `#[cfg(test)]`, by line number.
+fn code(path: &Path) -> Vec<(usize, String)> {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
+    lines
+        .take_while(|(_, line)| !line.contains("#[cfg(test)]"))
+        .map(|(number, line)| (number, line.split("//").next().unwrap().to_string()))
+        .collect()
+}
+
+fn is_test(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "tests")
+        || path.file_stem().is_some_and(|stem| {
+            let stem = stem.to_string_lossy();
+            // Fuzz bodies are tests that live in the library.
+            stem.ends_with("tests") || stem.contains("fuzz")
+        })
+}
+
+#[test]
+fn no_file_is_too_long_to_be_read() {
+    let long: Vec<_> = all_sources()
+        .into_iter()
+        .map(|path| (fs::read_to_string(&path).unwrap().lines().count(), path))
+        .filter(|(lines, _)| *lines > LINES_MAX)
+        .collect();
+    assert!(long.is_empty(), "over {LINES_MAX} lines: {long:#?}");
+}
+
+#[test]
+fn protocol_cores_are_told_the_time() {
+    let mut found = Vec::new();
+    for directory in ["src/wire", "src/session", "src/stream", "src/shard/core"] {
+        for path in sources(directory).into_iter().filter(|path| !is_test(path)) {
+            for (number, line) in code(&path) {
+                if line.contains("Instant::now") || line.contains("SystemTime::now") || line.contains(".elapsed()") {
+                    found.push(format!("{}:{number}: {}", path.display(), line.trim()));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "these modules run on a virtual clock too: {found:#?}");
+}
+
+#[test]
+fn unsafe_code_stays_in_its_place() {
+    let src = root().join("src");
+    let mut found = Vec::new();
+    for path in all_sources() {
+        let within = path.strip_prefix(&src).unwrap_or(&path).to_string_lossy().into_owned();
+        if within.starts_with("egress/uring") || within == "sys.rs" || within.starts_with("sys/") {
+            continue;
+        }
+        for (number, line) in code(&path) {
+            if line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("allow(unsafe_code)") {
+                found.push(format!("{}:{number}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    // The line above that looks for it, and module declarations that let their own module have it.
+    found.retain(|line| !line.contains("line.contains") && !line.contains("/mod.rs") && !line.contains("/lib.rs"));
+    assert!(found.is_empty(), "unsafe code belongs in src/egress/uring* and src/sys.rs: {found:#?}");
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = manifest.parse().unwrap();
+    let reasons = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let mut missing = Vec::new();
+    for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+        for name in manifest.get(section).and_then(|deps| deps.as_table()).into_iter().flat_map(|deps| deps.keys()) {
+            if !reasons.contains(&format!("`{name}`")) {
+                missing.push(name.clone());
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/ARCHITECTURE.md does not say why these are there: {missing:?}");
+}
+
+#[test]
+fn links_in_the_documents_lead_somewhere() {
+    let mut open = vec![root().join("README.md")];
+    open.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut broken = Vec::new();
+    for document in open.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(document).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let local = !link.is_empty() && !link.contains("://");
+            if local && !document.parent().unwrap().join(link).exists() {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
