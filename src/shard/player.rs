@@ -8,9 +8,11 @@
 mod tests;
 
 use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::egress::Piece;
+use crate::egress::{Datagrams, Piece};
 use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX};
 use crate::metrics::DropReason;
 use crate::stream::chunk::{Chunk, ChunkKind};
@@ -42,13 +44,12 @@ pub struct Taken {
     pub kind: ChunkKind,
 }
 
-/// A part of a frame that the log has let go of while an operation of this client was under way.
+/// A part of a frame begun that is sent before anything else: the log has let go of it, or the client skips past it.
 #[derive(Debug)]
 struct Rest {
+    chunk: Arc<Chunk>,
+    /// The chunk's bytes as a TCP client gets them.
     piece: Piece,
-    arrival: Instant,
-    track: TrackId,
-    frame_end: bool,
 }
 
 /// What a player has noted since it was last asked.
@@ -158,7 +159,7 @@ impl Player {
     /// Zero at the head.
     pub fn lag(&self, log: &Log, now: Instant) -> Duration {
         let arrival = match (self.rest.front(), log.get(self.cursor.max(log.first()))) {
-            (Some(rest), _) => rest.arrival,
+            (Some(rest), _) => rest.chunk.arrival,
             (None, Some(entry)) => entry.chunk().arrival,
             (None, None) => return Duration::ZERO,
         };
@@ -214,10 +215,8 @@ impl Player {
             }
             let rest = self.rest.pop_front().expect("front was there");
             bytes += rest.piece.len();
-            arrivals.extend([rest.arrival]);
-            if let Some(wanted) = self.tracks[usize::from(rest.track.0)].as_mut().filter(|_| rest.frame_end) {
-                wanted.open = None;
-            }
+            arrivals.extend([rest.chunk.arrival]);
+            self.end_frame(&rest.chunk);
             pieces.push(rest.piece);
         }
         self.catch_up(log, age, now);
@@ -243,20 +242,27 @@ impl Player {
         bytes - before
     }
 
-    /// The next chunk for a UDP client, which gets them one by one; its number, and how it wants it.
-    pub fn next_chunk(&mut self, log: &Log, age: Duration, now: Instant) -> Option<(u64, Taken)> {
-        let mid_frame = self.tracks.iter().flatten().any(|wanted| wanted.open.is_some());
-        // Datagrams never block, so the frame begun is soon finished; but what the log has let go of is lost like any other
-        // datagram.
-        if !mid_frame || self.cursor < log.first() {
+    /// The next chunk for a UDP client, which gets them one by one: its datagrams, how it wants them, and its arrival.
+    pub fn next_chunk(
+        &mut self,
+        log: &mut Log,
+        age: Duration,
+        now: Instant,
+    ) -> Option<(Rc<Datagrams>, Taken, Instant)> {
+        if self.rest.is_empty() {
             self.catch_up(log, age, now);
         }
-        self.rest.clear();
-        while let Some(entry) = log.get(self.cursor) {
-            let number = self.cursor;
+        if let Some(rest) = self.rest.pop_front() {
+            let chunk = &rest.chunk;
+            self.end_frame(chunk);
+            let taken = Taken { track: chunk.track, channel: chunk.channel(), kind: chunk.kind };
+            return Some((Rc::new(Datagrams::of(chunk)), taken, chunk.arrival));
+        }
+        while let Some(entry) = log.get_mut(self.cursor) {
             self.cursor += 1;
+            let arrival = entry.chunk().arrival;
             if let Some(taken) = self.take(entry.chunk(), now) {
-                return Some((number, taken));
+                return Some((entry.datagrams(), taken, arrival));
             }
         }
         None
@@ -270,20 +276,21 @@ impl Player {
 
     /// Takes hold of a chunk that the log lets go of, if it continues a frame that this client has begun: a frame begun is
     /// finished, however long the operation under way takes.
-    pub fn pin(&mut self, number: u64, chunk: &Chunk, piece: impl FnOnce(u8) -> Piece) {
-        if number < self.cursor || chunk.kind != ChunkKind::Media {
+    pub fn pin(&mut self, chunk: &Arc<Chunk>, piece: impl FnOnce(u8) -> Piece) {
+        if chunk.number < self.cursor || chunk.kind != ChunkKind::Media {
             return;
         }
         let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { return };
         if wanted.open == Some(chunk.frame) && !chunk.frame_start {
-            self.rest.push_back(Rest {
-                piece: piece(wanted.channels.0),
-                arrival: chunk.arrival,
-                track: chunk.track,
-                frame_end: chunk.frame_end,
-            });
-            // Whoever holds the chunk itself must not be sent it again from the log.
-            self.cursor = self.cursor.max(number);
+            let piece = piece(wanted.channels.0);
+            self.rest.push_back(Rest { chunk: Arc::clone(chunk), piece });
+        }
+    }
+
+    /// The frame that the chunk belongs to is through if the chunk ends it.
+    fn end_frame(&mut self, chunk: &Chunk) {
+        if let Some(wanted) = self.tracks[usize::from(chunk.track.0)].as_mut().filter(|_| chunk.frame_end) {
+            wanted.open = None;
         }
     }
 
@@ -337,7 +344,7 @@ impl Player {
                 // A lagging client's last part of a frame: too rare to be worth a rendering that is kept.
                 Piece::Own(chunk.render(wanted.channels.0))
             };
-            self.rest.push_back(Rest { piece, arrival: chunk.arrival, track: chunk.track, frame_end: chunk.frame_end });
+            self.rest.push_back(Rest { chunk: Arc::clone(chunk), piece });
         }
     }
 

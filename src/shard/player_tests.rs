@@ -1,6 +1,5 @@
 //! The cursor's rules, one by one.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -131,7 +130,7 @@ fn what_the_log_lets_go_of_a_frame_begun_is_pinned() {
     let key = bed.chunk(3000, VIDEO, 1, "kse", 100);
     bed.log.trim(bed.epoch + Duration::from_millis(3000), |mut entry| {
         let chunk = Arc::clone(entry.chunk());
-        player.pin(chunk.number, &chunk, |channel| entry.piece(channel));
+        player.pin(&chunk, |channel| entry.piece(channel));
     });
     assert_eq!(bed.log.first(), key);
     assert_eq!(bed.fill(&mut player, 3001), [middle, end, key]);

@@ -88,7 +88,7 @@ impl<E: Egress> Core<E> {
             let chunk = std::sync::Arc::clone(entry.chunk());
             for slot in members {
                 if let Some(playing) = &mut links[*slot as usize].playing {
-                    playing.player.pin(chunk.number, &chunk, |channel| entry.piece(channel));
+                    playing.player.pin(&chunk, |channel| entry.piece(channel));
                 }
             }
         });
@@ -187,9 +187,7 @@ impl<E: Egress> Core<E> {
                 self.metrics.dropped(playing.stream, DropReason::Lagging, notes.lagging_frames);
                 self.metrics.dropped(playing.stream, DropReason::LogBytes, notes.log_bytes_frames);
             }
-            if let Some((number, taken)) = next {
-                let entry = log.get_mut(number).expect("next_chunk names a chunk that the log holds");
-                let chunk = entry.chunk();
+            if let Some((chunk, taken, arrival)) = next {
                 let target = targets.iter().find(|(track, ..)| *track == taken.track);
                 let (_, rtp, rtcp) = target.expect("a player is made of the tracks that have targets");
                 link.op_bytes = chunk.bytes.len();
@@ -197,14 +195,14 @@ impl<E: Egress> Core<E> {
                 link.busy = Some(now);
                 let (socket, to) = match taken.kind {
                     ChunkKind::Media => {
-                        link.arrivals.push(chunk.arrival);
+                        link.arrivals.push(arrival);
                         link.media_bytes = chunk.bytes.len();
                         *burst_bytes += chunk.bytes.len();
                         (&sockets.rtp, *rtp)
                     }
                     ChunkKind::Report => (&sockets.rtcp, *rtcp),
                 };
-                self.egress.send_datagrams(token, socket, to, &entry.datagrams(), *plain);
+                self.egress.send_datagrams(token, socket, to, &chunk, *plain);
                 return;
             }
         }
