@@ -118,9 +118,6 @@ pub const LISTEN_BACKLOG_MAX: i32 = 1024;
 /// Milliseconds that the end of an egress waits for its operations; then their memory is leaked rather than freed.
 pub const EGRESS_DRAIN_MAX_MS: u64 = 500;
 
-/// Runs of one operation of datagrams that are with the kernel at a time.
-pub const DATAGRAM_RUNS_QUEUED_MAX: usize = 16;
-
 const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);

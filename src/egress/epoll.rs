@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
+use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, datagram_errno};
 
 /// Sends at once; what a socket does not take waits for its writability, which tokio watches.
 pub struct EpollEgress {
@@ -209,18 +209,21 @@ impl Egress for EpollEgress {
             let (packets, segment) = chunk.message(index, plain);
             let slices: SmallVec<[IoSlice<'_>; 64]> =
                 chunk.packets[packets].iter().map(|span| IoSlice::new(chunk.packet(span))).collect();
-            let segment = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+            let control = segment.as_ref().map(ControlMessage::UdpGsoSegments);
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let result = loop {
                 self.stats.submits += 1;
-                match sendmsg(socket.as_raw_fd(), &slices, segment.as_slice(), flags, Some(&to)) {
+                match sendmsg(socket.as_raw_fd(), &slices, control.as_slice(), flags, Some(&to)) {
                     Err(nix::errno::Errno::EINTR) => {}
                     result => break result,
                 }
             };
             match result {
                 Ok(bytes) => sent += bytes,
-                Err(error) => return self.finish(token, sent, Some(error.into())),
+                Err(error) => {
+                    let errno = datagram_errno(error as i32, segment);
+                    return self.finish(token, sent, Some(io::Error::from_raw_os_error(errno)));
+                }
             }
         }
         self.finish(token, sent, None);

@@ -105,6 +105,15 @@ impl Datagrams {
     }
 }
 
+/// The error of a message of datagrams; what kernels say of a segment larger than the path's MTU (`EINVAL` before Linux 6.14)
+/// and of a route that cannot segment (`EIO`) becomes `EMSGSIZE`.
+fn datagram_errno(errno: i32, segment: Option<u16>) -> i32 {
+    match errno {
+        libc::EINVAL | libc::EIO if segment.is_some() => libc::EMSGSIZE,
+        errno => errno,
+    }
+}
+
 /// A TCP connection as both egress and ingress use it. The descriptor closes with the last clone.
 #[derive(Clone)]
 pub enum Conn {
@@ -150,7 +159,8 @@ pub trait Egress {
     /// Queues a chunk's runs as one operation of datagrams to `to`. Never blocks: what the socket does not take at once
     /// fails. After a run that failed no further run of the operation is sent.
     ///
-    /// `plain` asks for one datagram a packet without `UDP_SEGMENT`, for a path that refused a run with `EMSGSIZE`.
+    /// `plain` asks for one datagram a packet without `UDP_SEGMENT`, for a path that refused a run with `EMSGSIZE` (as every
+    /// refusal is told that comes of the segmentation).
     fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool);
 
     /// Hands everything queued to the kernel, in the order of queueing, with as few system calls as it can.

@@ -58,6 +58,11 @@ fn switched_off() -> Option<u8> {
     fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
 }
 
+/// The error that a ring could not be made with, in words, of the same kind.
+pub(super) fn explained(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), explain(&error, switched_off()))
+}
+
 fn explain(error: &io::Error, disabled: Option<u8>) -> IoUringUnavailable {
     let (cause, cure) = match (error.raw_os_error(), disabled) {
         (Some(libc::EPERM | libc::EACCES), Some(value @ 1..)) => (

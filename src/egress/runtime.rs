@@ -32,8 +32,8 @@ impl Runtime {
     /// Makes the runtime of the kind.
     ///
     /// # Errors
-    /// Whatever kept it from being made; for [`IoKind::Uring`] an
-    /// [`IoUringUnavailable`](probe::IoUringUnavailable) inside an `Unsupported` error.
+    /// Whatever kept it from being made; for [`IoKind::Uring`] with an
+    /// [`IoUringUnavailable`](probe::IoUringUnavailable) inside.
     pub fn new(kind: IoKind) -> io::Result<Runtime> {
         match kind {
             IoKind::Uring => {
@@ -47,7 +47,8 @@ impl Runtime {
                 let build = |ring| {
                     tokio_uring::Runtime::new(tokio_uring::builder().entries(READ_RING_ENTRIES).uring_builder(ring))
                 };
-                build(&cooperative).or_else(|_| build(&ring)).map(|runtime| Runtime(Inner::Uring(runtime)))
+                let runtime = build(&cooperative).or_else(|_| build(&ring)).map_err(probe::explained)?;
+                Ok(Runtime(Inner::Uring(runtime)))
             }
             IoKind::Epoll => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

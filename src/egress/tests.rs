@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -344,6 +345,178 @@ fn an_egress_dropped_with_a_blocked_operation_ends() {
         // The descriptor went with the operation, so the client sees the end.
         { far }.read_to_end(&mut Vec::new()).unwrap();
     });
+}
+
+#[test]
+fn random_operations_keep_every_stream_whole() {
+    for seed in [1, 2, 3, fastrand::u64(..)] {
+        on_both(async |rig| {
+            println!("seed {seed}, {:?}", rig.kind);
+            Storm::new(rig, seed).run(rig).await;
+        });
+    }
+}
+
+/// Clients that are sent to, read, are cancelled and go at random.
+struct Storm {
+    random: fastrand::Rng,
+    clients: Vec<StormClient>,
+}
+
+/// Byte n of every stream is `n % PERIOD`.
+const PERIOD: usize = 251;
+
+fn stream_bytes(at: usize, len: usize) -> Bytes {
+    static ALL: LazyLock<Bytes> = LazyLock::new(|| (0..1_000_000).map(|n| (n % PERIOD) as u8).collect());
+    ALL.slice(at % PERIOD..at % PERIOD + len)
+}
+
+struct StormClient {
+    conn: Conn,
+    far: TcpStream,
+    generation: u32,
+    /// Bytes completed, bytes of the operation under way, bytes read.
+    sent: usize,
+    asked: Option<usize>,
+    read: usize,
+    cancelled: bool,
+}
+
+impl Storm {
+    fn new(rig: &Rig, seed: u64) -> Storm {
+        let clients = (0..30).map(|_| StormClient::new(rig, 0)).collect();
+        Storm { random: fastrand::Rng::with_seed(seed), clients }
+    }
+
+    async fn run(mut self, rig: &mut Rig) {
+        for _ in 0..3000 {
+            let slot = self.random.usize(..self.clients.len());
+            match self.random.u32(..100) {
+                0..40 => self.send(rig, slot),
+                40..60 => rig.egress.flush(),
+                60..62 => {
+                    self.clients[slot].cancelled |= self.clients[slot].asked.is_some();
+                    rig.egress.cancel(self.clients[slot].token(slot));
+                }
+                62..66 => {
+                    let most = self.random.usize(1..400_000);
+                    self.clients[slot].read(most);
+                }
+                _ => self.reap(rig),
+            }
+            let under_way = self.clients.iter().filter(|client| client.asked.is_some()).count();
+            assert_eq!(rig.egress.in_flight(), under_way);
+            if self.random.u32(..10) == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        rig.egress.flush();
+        self.reap(rig);
+        assert!(rig.egress.in_flight() > 0, "the clients read too well to be a test");
+        while rig.egress.in_flight() > 0 {
+            self.clients.iter_mut().for_each(|client| client.read(usize::MAX));
+            let ready = poll_fn(|cx| rig.egress.poll_ready(cx));
+            let _ = tokio::time::timeout(Duration::from_millis(1), ready).await;
+            self.reap(rig);
+        }
+        for client in self.clients {
+            client.end();
+        }
+    }
+
+    fn send(&mut self, rig: &mut Rig, slot: usize) {
+        let client = &mut self.clients[slot];
+        if client.asked.is_some() {
+            return;
+        }
+        let mut at = client.sent;
+        let count = if self.random.bool() { 1 } else { self.random.usize(1..40) };
+        let mut pieces = Vec::new();
+        for _ in 0..count {
+            let len = self.random.usize(1..100_000 / count);
+            pieces.push(Piece::Own(stream_bytes(at, len)));
+            at += len;
+        }
+        client.asked = Some(at - client.sent);
+        rig.egress.send(client.token(slot), &client.conn, &mut pieces);
+    }
+
+    fn reap(&mut self, rig: &mut Rig) {
+        let mut out = Vec::new();
+        let max = self.random.usize(1..50);
+        rig.egress.reap(max, &mut out);
+        assert!(out.len() <= max);
+        for completion in out {
+            let slot = completion.token.slot as usize;
+            let client = &mut self.clients[slot];
+            assert_eq!(completion.token, client.token(slot));
+            let asked = client.asked.take().expect("an operation was under way");
+            client.sent += completion.bytes;
+            match completion.error {
+                None => assert_eq!(completion.bytes, asked),
+                Some(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
+                    assert!(client.cancelled && completion.bytes < asked);
+                }
+            }
+            if std::mem::take(&mut client.cancelled) {
+                let next = StormClient::new(rig, client.generation + 1);
+                std::mem::replace(client, next).end();
+            }
+        }
+    }
+}
+
+impl StormClient {
+    fn new(rig: &Rig, generation: u32) -> StormClient {
+        let (conn, far) = rig.connect();
+        far.set_nonblocking(true).unwrap();
+        // So that it blocks soon; less than a few loopback segments would make each wait for a window probe.
+        SockRef::from(&far).set_recv_buffer_size(256 * 1024).unwrap();
+        StormClient { conn, far, generation, sent: 0, asked: None, read: 0, cancelled: false }
+    }
+
+    fn token(&self, slot: usize) -> Token {
+        Token { slot: slot as u32, generation: self.generation }
+    }
+
+    fn check(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(500_000) {
+            assert!(part == stream_bytes(self.read, part.len()), "after byte {}", self.read);
+            self.read += part.len();
+        }
+    }
+
+    fn read(&mut self, most: usize) {
+        let mut buf = vec![0; 65_536];
+        let end = self.read.saturating_add(most);
+        while self.read < end {
+            let len = buf.len().min(end - self.read);
+            match self.far.read(&mut buf[..len]) {
+                Ok(len) => self.check(&buf[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Closes it; exactly what completions have told arrives.
+    fn end(mut self) {
+        self.conn.shutdown();
+        self.far.set_nonblocking(false).unwrap();
+        let mut rest = Vec::new();
+        (&self.far).read_to_end(&mut rest).unwrap();
+        self.check(&rest);
+        assert_eq!(self.read, self.sent);
+    }
+}
+
+#[test]
+fn refusals_of_the_segmentation_are_told_apart() {
+    assert_eq!(datagram_errno(libc::EINVAL, Some(1400)), libc::EMSGSIZE);
+    assert_eq!(datagram_errno(libc::EIO, Some(1400)), libc::EMSGSIZE);
+    assert_eq!(datagram_errno(libc::EINVAL, None), libc::EINVAL);
+    assert_eq!(datagram_errno(libc::EAGAIN, Some(1400)), libc::EAGAIN);
 }
 
 /// Packets of these sizes, each of one byte value, as a chunk has them.

@@ -13,10 +13,11 @@ use io_uring::{IoUring, opcode, types};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::probe::explained;
 use super::uring_id::{SLOTS_MAX, Tag, UserData};
 use super::uring_slot::{Outcome, PacketVectors, Slot, State};
 use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
-use crate::limits::{DATAGRAM_RUNS_QUEUED_MAX, EGRESS_DRAIN_MAX_MS};
+use crate::limits::EGRESS_DRAIN_MAX_MS;
 
 /// Completion queue entries for each submission queue entry; what does not fit the kernel keeps, at a price.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
@@ -24,15 +25,19 @@ const COMPLETIONS_PER_ENTRY: u32 = 4;
 /// Times that the kernel may refuse a submission in a row before the thread turns to other work and comes back.
 const REFUSALS_MAX: u32 = 4;
 
+/// Submissions that one reap may make at most, to go on with operations of several messages.
+const PASSES_MAX: u32 = 16;
+
 /// Sends through a ring of its own, which tokio watches for completions.
+///
+/// A 16.7 KB frame to 500 clients over loopback costs 0.87 to 0.97 of a bare loop of `write` in CPU time, and 1.05 of the least
+/// that `SEND` can do. Registered files (`IORING_REGISTER_FILES`) were tried for it and gained nothing.
 pub struct UringEgress {
     ring: AsyncFd<IoUring>,
     slots: Vec<Slot>,
     vectors: PacketVectors,
-    /// Entries on their way to the queue, kept for its memory.
-    entries: Vec<Entry>,
-    /// Chains of entries that a kernel short of memory left no room for.
-    backlog: VecDeque<Vec<Entry>>,
+    /// Entries that the submission queue had no room for.
+    backlog: VecDeque<Entry>,
     /// Completions taken from the queue to make room in it.
     done: VecDeque<Completion>,
     active: usize,
@@ -44,9 +49,9 @@ impl UringEgress {
     /// clients than entries cost a submission for each `entries` of them.
     ///
     /// # Errors
-    /// The error of `io_uring_setup` (see [`probe`](super::probe::probe) for its meaning) or of the registration with epoll.
+    /// The error of `io_uring_setup`, with an [`IoUringUnavailable`](super::probe::IoUringUnavailable) inside, or that of the
+    /// registration with epoll.
     pub fn new(entries: u32) -> io::Result<UringEgress> {
-        let entries = entries.max(DATAGRAM_RUNS_QUEUED_MAX as u32);
         let mut builder = IoUring::builder();
         builder.setup_clamp().setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
         // Not DEFER_TASKRUN: such a ring never wakes who watches its descriptor.
@@ -57,14 +62,14 @@ impl UringEgress {
             .setup_submit_all()
             .build(entries)
             // Linux before 6.0 does not know them all, and does without.
-            .or_else(|_| builder.build(entries))?;
+            .or_else(|_| builder.build(entries))
+            .map_err(explained)?;
         // SAFETY: the descriptor is the ring's own, open until the ring is dropped, and nothing replaces the ring.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
         Ok(UringEgress {
             ring,
             slots: Vec::new(),
             vectors: PacketVectors::default(),
-            entries: Vec::new(),
             backlog: VecDeque::new(),
             done: VecDeque::new(),
             active: 0,
@@ -81,39 +86,51 @@ impl UringEgress {
         &mut self.slots[index]
     }
 
-    /// Queues what the slot has to do next.
-    fn queue(&mut self, index: u32) {
-        let mut entries = mem::take(&mut self.entries);
-        self.slots[index as usize].next_entries(&mut entries);
-        self.queue_chain(&mut entries);
-        self.entries = entries;
-    }
-
-    /// Queues the entries, which end with one submission so that their links hold.
-    fn queue_chain(&mut self, entries: &mut Vec<Entry>) {
-        if !self.backlog.is_empty() || !self.push(entries) {
-            self.flush();
-            if !self.backlog.is_empty() || !self.push(entries) {
-                self.backlog.push_back(entries.clone());
-            }
+    /// Queues the entry after those before it, and submits when there is no room.
+    fn queue(&mut self, entry: Entry) {
+        if !self.backlog.is_empty() || !self.push(&entry) {
+            self.backlog.push_back(entry);
+            self.submit();
+            // Several submissions before a reap: their completions would overflow the queue.
+            self.absorb();
+            self.refill();
         }
-        entries.clear();
     }
 
-    /// Puts all of the entries into the submission queue, or none.
-    fn push(&mut self, entries: &[Entry]) -> bool {
+    /// Queues the entry after those before it; the submission is left to the caller of [`UringEgress::take`].
+    fn queue_later(&mut self, entry: Entry) {
+        if !self.backlog.is_empty() || !self.push(&entry) {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    fn push(&mut self, entry: &Entry) -> bool {
         // SAFETY: an entry points into its slot, at the pieces, the chunk or the vectors that the slot holds, and names the
         // descriptor of a connection that the slot holds. The slot changes none of them until `Slot::complete` has seen the
-        // last completion; if they are gone before that, `drop` leaks them.
-        unsafe { self.ring.get_mut().submission().push_multiple(entries).is_ok() }
+        // completion; if they are to go before that, `drop` leaks them.
+        unsafe { self.ring.get_mut().submission().push(entry).is_ok() }
     }
 
+    /// Submits what is in the submission queue; whether the kernel took something.
+    fn submit(&mut self) -> bool {
+        loop {
+            self.stats.submits += 1;
+            match self.ring.get_mut().submit() {
+                Ok(taken) => return taken > 0,
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                // Short of memory (EAGAIN), or wants its overflowed completions taken first (EBUSY).
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Moves the backlog into the submission queue as far as there is room.
     fn refill(&mut self) {
-        while let Some(chain) = self.backlog.pop_front() {
-            if !self.push(&chain) {
-                self.backlog.push_front(chain);
+        while let Some(entry) = self.backlog.front().cloned() {
+            if !self.push(&entry) {
                 return;
             }
+            self.backlog.pop_front();
         }
     }
 
@@ -126,14 +143,16 @@ impl UringEgress {
             if id.tag == Tag::Cancel {
                 // A send that was just about to be tried again is not found (ENOENT) or not stopped (EALREADY).
                 if entry.result() < 0 && slot.token == id.token && slot.is_cancelled() {
-                    self.queue_later(vec![cancel_entry(id.token)]);
+                    self.queue_later(cancel_entry(id.token));
                 }
                 continue;
             }
             assert_eq!(slot.token, id.token, "a slot is not given on before its operation has completed");
             match slot.complete(entry.result()) {
-                Outcome::Waiting => {}
-                Outcome::More => self.queue_again(id.token.slot),
+                Outcome::More => {
+                    let entry = slot.next_entry();
+                    self.queue_later(entry);
+                }
                 Outcome::Done(bytes, error) => {
                     self.active -= 1;
                     self.stats.operations += 1;
@@ -141,20 +160,6 @@ impl UringEgress {
                     return Some(Completion { token: id.token, bytes, error });
                 }
             }
-        }
-    }
-
-    /// Queues the rest of an operation.
-    fn queue_again(&mut self, index: u32) {
-        let mut entries = Vec::new();
-        self.slots[index as usize].next_entries(&mut entries);
-        self.queue_later(entries);
-    }
-
-    /// Queues the entries; their submission is left to the caller of [`UringEgress::take`].
-    fn queue_later(&mut self, entries: Vec<Entry>) {
-        if !self.backlog.is_empty() || !self.push(&entries) {
-            self.backlog.push_back(entries);
         }
     }
 
@@ -205,62 +210,52 @@ fn cancel_entry(token: Token) -> Entry {
 impl Egress for UringEgress {
     fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>) {
         let Conn::Uring(stream) = conn else { panic!("an io_uring egress sends on connections of IoKind::Uring") };
-        self.slot(token).begin_stream(token, stream.clone(), pieces);
+        let slot = self.slot(token);
+        slot.begin_stream(token, stream.clone(), pieces);
+        let entry = slot.next_entry();
         self.active += 1;
-        self.queue(token.slot);
+        self.queue(entry);
     }
 
     fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool) {
         let Datagram::Uring(socket) = socket else { panic!("an io_uring egress sends on sockets of IoKind::Uring") };
         let vectors = self.vectors.of(chunk);
-        self.slot(token).begin_datagrams(token, socket.clone(), to, chunk.clone(), vectors, plain);
+        let slot = self.slot(token);
+        slot.begin_datagrams(token, socket.clone(), to, chunk.clone(), vectors, plain);
+        let entry = slot.next_entry();
         self.active += 1;
-        self.queue(token.slot);
+        self.queue(entry);
     }
 
     fn flush(&mut self) {
         let mut refusals = 0;
-        loop {
-            self.refill();
-            if self.ring.get_mut().submission().is_empty() {
-                debug_assert!(self.backlog.is_empty(), "a chain fits an empty queue");
-                return;
-            }
-            self.stats.submits += 1;
-            match self.ring.get_mut().submit() {
-                // Without SUBMIT_ALL the kernel stops at an entry it refuses; the others come next.
-                Ok(taken) if taken > 0 => refusals = 0,
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                // The kernel is short of memory (EAGAIN), or wants its overflowed completions taken first (EBUSY).
-                _ => refusals += 1,
-            }
-            if refusals > REFUSALS_MAX {
-                return;
-            }
+        self.refill();
+        while self.unsubmitted() && refusals < REFUSALS_MAX {
+            refusals = if self.submit() { 0 } else { refusals + 1 };
             if refusals > 0 || self.unsubmitted() {
-                // Several submissions in one flush: without this their completions would overflow the queue.
                 self.absorb();
+                self.refill();
             }
         }
     }
 
     fn reap(&mut self, max: usize, out: &mut Vec<Completion>) {
-        let before = out.len();
-        loop {
-            while out.len() - before < max {
+        let enough = out.len().saturating_add(max);
+        for _ in 0..PASSES_MAX {
+            while out.len() < enough {
                 let Some(completion) = self.done.pop_front().or_else(|| self.take()) else { break };
                 out.push(completion);
             }
-            let full = out.len() - before == max;
-            // The rest of the operations taken, and completions that the kernel kept for want of room.
-            let overflow = self.ring.get_mut().submission().cq_overflow();
             if self.unsubmitted() {
+                // What goes on with operations that have more to send.
                 self.flush();
-            } else if overflow {
-                self.stats.submits += 1;
-                let _ = self.ring.get_mut().submit();
+            } else if self.ring.get_mut().submission().cq_overflow() {
+                // Completions that the kernel kept for want of room.
+                self.submit();
+            } else {
+                return;
             }
-            if full || !overflow {
+            if out.len() == enough {
                 return;
             }
         }
@@ -274,7 +269,7 @@ impl Egress for UringEgress {
         // Datagrams never wait, so there is nothing to cancel.
         let State::Stream(op) = &mut slot.state else { return };
         if !mem::replace(&mut op.cancelled, true) {
-            self.queue_chain(&mut vec![cancel_entry(token)]);
+            self.queue(cancel_entry(token));
             self.flush();
         }
     }
