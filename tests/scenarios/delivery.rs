@@ -110,5 +110,5 @@ fn of_the_demo_to_two_hundred_clients_for_twenty_seconds() {
 #[test]
 fn of_an_encoder_to_clients_over_tcp_and_udp() {
     let _turn = beside_others();
-    deliver(&Relay::of(&servers::x264().url()), 20, 10, 8);
+    deliver(&servers::relayed(&["x264"]), 20, 10, 8);
 }

@@ -61,14 +61,13 @@ fn fifty_joins(relay: &Relay) {
 #[test]
 fn is_there_at_once_with_a_keyframe_a_second() {
     let _turn = alone();
-    fifty_joins(&Relay::of(&servers::x264().url()));
+    fifty_joins(&servers::relayed(&["x264"]));
 }
 
 #[test]
 fn is_there_at_once_with_a_keyframe_every_five_seconds() {
     let _turn = alone();
-    let encoder = servers::Encoder::start(&["x264", "--gop", "150"]);
-    fifty_joins(&Relay::of(&encoder.url()));
+    fifty_joins(&servers::relayed(&["x264", "--gop", "150"]));
 }
 
 #[test]

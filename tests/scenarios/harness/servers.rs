@@ -1,9 +1,10 @@
 //! Real encoders behind gst-rtsp-server, as cameras.
 
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 
 use super::program::Program;
+use super::relay::Relay;
+use super::rtsp::Client;
 use super::{DEADLINE, SYSTEM_PYTHON, test_file, wait_until};
 
 /// A gst-rtsp-server child with an encoder of its own.
@@ -41,14 +42,33 @@ impl Encoder {
     }
 }
 
-/// One x264 encoder (720p, 30 fps, a keyframe a second, AAC) for all scenarios of this process.
-pub fn x264() -> &'static Encoder {
-    static ENCODER: OnceLock<Encoder> = OnceLock::new();
-    ENCODER.get_or_init(|| Encoder::start(&["x264"]))
+/// A relay with an encoder of its own. (gst-rtsp-server hangs when one client of a shared encoder leaves as another comes.)
+pub struct Relayed {
+    relay: Relay,
+    _encoder: Encoder,
 }
 
-/// One x265 encoder (720p, 30 fps, a keyframe a second, AAC) for all scenarios of this process.
-pub fn x265() -> &'static Encoder {
-    static ENCODER: OnceLock<Encoder> = OnceLock::new();
-    ENCODER.get_or_init(|| Encoder::start(&["x265"]))
+impl std::ops::Deref for Relayed {
+    type Target = Relay;
+
+    fn deref(&self) -> &Relay {
+        &self.relay
+    }
+}
+
+/// Relays an encoder. Returns when players have something to begin with: each track's first packets and its sender report.
+///
+/// Until then `RTP-Info` is an estimate, and nobody knows how the tracks' clocks lie to each other: players move their
+/// timestamps when they learn it.
+pub fn relayed(arguments: &[&str]) -> Relayed {
+    let encoder = Encoder::start(arguments);
+    let relay = Relay::of(&encoder.url());
+    let mut client = Client::connect(relay.address());
+    let (tracks, _) = client.play_everything(&relay.url("/"));
+    let mut channels: Vec<u8> = (0..tracks.len() as u8 * 2).collect();
+    while !channels.is_empty() {
+        let packet = client.packet();
+        channels.retain(|channel| *channel != packet.channel);
+    }
+    Relayed { relay, _encoder: encoder }
 }
