@@ -24,13 +24,14 @@ impl Transport {
 }
 
 /// What codec a track has, as far as it matters for telling keyframes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Codec {
     /// H.264.
     H264,
     /// H.265.
     H265,
     /// Any other.
+    #[default]
     Other,
 }
 

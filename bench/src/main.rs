@@ -2,6 +2,7 @@
 
 mod camera;
 mod client;
+mod fanout;
 mod faults;
 mod floor;
 mod load;
@@ -39,6 +40,21 @@ enum Command {
     Camera(camera::Args),
     /// Serves a camera's stream with one blocking write per frame and client.
     Floor(floor::Args),
+    /// Runs the whole experiment: camera, bare loop and relay in turn under growing load; writes a table and charts.
+    Fanout(fanout::Args),
+    /// Becomes another program, tied to the parent and the CPU that were given.
+    #[command(hide = true)]
+    Exec(ExecArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ExecArgs {
+    /// File that the program's output is appended to.
+    #[arg(long)]
+    output: std::path::PathBuf,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -67,5 +83,19 @@ fn run(cli: &Cli) -> Result<(), String> {
             os::raise_open_files();
             floor::run(args)
         }
+        Command::Fanout(args) => fanout::run(args),
+        Command::Exec(args) => Err(exec(args)),
     }
+}
+
+/// Returns only if the program cannot be started.
+fn exec(args: &ExecArgs) -> String {
+    use std::os::unix::process::CommandExt as _;
+    os::raise_open_files();
+    let output = std::fs::File::options().create(true).append(true).open(&args.output);
+    let (Ok(stdout), program) = (output, &args.command[0]) else {
+        return format!("cannot write {}", args.output.display());
+    };
+    let error = std::process::Command::new(program).args(&args.command[1..]).stdout(stdout).exec();
+    format!("cannot start {program}: {error}")
 }

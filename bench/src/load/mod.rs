@@ -27,6 +27,9 @@ use report::Report;
 /// Bytes that one read takes at most.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
+/// Time that is waited for every player's first keyframe at most.
+const FIRST_PICTURE_MAX: Duration = Duration::from_secs(12);
+
 /// Time between reads of slow players.
 const SLOW_TICK: Duration = Duration::from_millis(20);
 
@@ -119,6 +122,7 @@ pub fn measure(args: &Args, stop: &Arc<AtomicBool>) -> Result<Report, String> {
     let mut load = Load::new(args)?;
     let memory_before = args.pid.map(resident_bytes).transpose()?;
     load.join(stop)?;
+    load.first_pictures(stop)?;
     load.until(Instant::now() + args.warmup, stop, "warming up")?;
     let start = Mark::take(args.pid)?;
     load.begin_measurement();
@@ -278,6 +282,22 @@ impl<'a> Load<'a> {
                 self.over(place, "the handshake took too long".into());
             }
         }
+    }
+
+    /// Waits until every normal player has had its first keyframe, so that the measurement begins with all of them; not
+    /// longer than [`FIRST_PICTURE_MAX`], for servers whose keyframes are far apart.
+    fn first_pictures(&mut self, stop: &AtomicBool) -> Result<(), String> {
+        let end = Instant::now() + FIRST_PICTURE_MAX;
+        while Instant::now() < end && !stop.load(Ordering::Relaxed) {
+            let lacks = |p: &&Player| p.role == Role::Normal && p.phase == Phase::Playing && !p.receiver.has_picture();
+            let lacking = self.players.iter().flatten().filter(lacks).count();
+            if lacking == 0 {
+                break;
+            }
+            self.step(Instant::now() + Duration::from_millis(20))?;
+            self.progress_line("pictures", 1.0 - lacking as f64 / self.args.clients as f64);
+        }
+        Ok(())
     }
 
     fn until(&mut self, end: Instant, stop: &AtomicBool, what: &str) -> Result<(), String> {

@@ -138,7 +138,7 @@ pub struct Env<'a> {
 #[derive(Debug, Default)]
 struct Track {
     video: bool,
-    h26x: Option<Codec>,
+    codec: Codec,
     rtp_channel: u8,
     started: bool,
     ssrc: u32,
@@ -187,14 +187,14 @@ impl Receiver {
     pub fn new(stream: u16, tracks: &[TrackInfo], hashes: bool, play_ns: u64) -> Receiver {
         let tracks = tracks
             .iter()
-            .map(|t| Track {
-                video: t.video,
-                h26x: (t.codec != Codec::Other).then_some(t.codec),
-                rtp_channel: t.channels.0,
-                ..Track::default()
-            })
+            .map(|t| Track { video: t.video, codec: t.codec, rtp_channel: t.channels.0, ..Track::default() })
             .collect();
         Receiver { stream, tracks, hashes, play_ns, ..Receiver::default() }
+    }
+
+    /// Whether it has what a player needs to show a picture: a keyframe, if it has video at all.
+    pub fn has_picture(&self) -> bool {
+        self.seen_keyframe || self.tracks.iter().all(|t| !t.video)
     }
 
     /// Bytes of the connection, however they were cut. An error means that the framing is lost.
@@ -361,7 +361,7 @@ impl Receiver {
             track.stamp = stamp::find(payload);
             track.keyframe |= match track.stamp {
                 Some(stamp) => stamp.keyframe(),
-                None => track.h26x.is_some_and(|codec| nal::tells_keyframe(codec, payload)),
+                None => nal::tells_keyframe(track.codec, payload),
             };
         }
         track.ending = marker || !track.video;

@@ -1,0 +1,173 @@
+//! The processes of the experiment. Each ends with this one, however it ends.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::client::{Handshake, Step, Transport};
+use crate::rtsp::{Message, Url};
+
+/// Time that a child may take to end after SIGTERM.
+const END_MAX: Duration = Duration::from_secs(3);
+
+/// Time that a server may take until it answers DESCRIBE.
+const READY_MAX: Duration = Duration::from_secs(15);
+
+/// A process that is ended when this is dropped: with SIGTERM, then with SIGKILL.
+pub struct Process {
+    /// What it is, for messages.
+    pub name: String,
+    child: Child,
+}
+
+impl Process {
+    /// This program with other arguments, on one CPU if told.
+    pub fn own(name: &str, cpu: Option<usize>, arguments: &[String], log: &Path) -> Result<Process, String> {
+        let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+        let mut command = Command::new(program);
+        command.arg("--parent").arg(std::process::id().to_string());
+        if let Some(cpu) = cpu {
+            command.arg("--cpu").arg(cpu.to_string());
+        }
+        let log = File::options().create(true).append(true).open(log);
+        let log = log.map_err(|e| format!("cannot write the log of {name}: {e}"))?;
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let child = command.spawn().map_err(|e| format!("cannot start {name}: {e}"))?;
+        Ok(Process { name: name.into(), child })
+    }
+
+    /// Another program. This program starts, ties itself to its parent and to the CPU, and becomes the other one.
+    pub fn other(
+        name: &str,
+        cpu: Option<usize>,
+        program: &Path,
+        args: &[String],
+        log: &Path,
+    ) -> Result<Process, String> {
+        let mut all = vec!["exec".to_string(), "--output".into(), log.display().to_string(), "--".into()];
+        all.push(program.display().to_string());
+        all.extend_from_slice(args);
+        Process::own(name, cpu, &all, log)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// The first line that it prints.
+    pub fn first_line(&mut self) -> Result<String, String> {
+        let Some(output) = self.child.stdout.take() else { return Err(format!("{} has no output", self.name)) };
+        let mut line = String::new();
+        let mut reader = BufReader::new(output);
+        reader.read_line(&mut line).map_err(|e| format!("cannot read from {}: {e}", self.name))?;
+        if line.is_empty() {
+            return Err(format!("{} ended at once; its log tells why", self.name));
+        }
+        // Kept open, lest it dies of writing more.
+        self.child.stdout = Some(reader.into_inner());
+        Ok(line.trim_end().to_string())
+    }
+
+    /// Waits for its end and returns its output; gives up when `stop` is set.
+    pub fn output(&mut self, stop: &AtomicBool) -> Result<String, String> {
+        let Some(mut pipe) = self.child.stdout.take() else { return Err(format!("{} has no output", self.name)) };
+        // One line at the end of its run: it fits in the pipe, so reading can wait for the end.
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Err("stopped".into());
+            }
+            match self.child.try_wait() {
+                Ok(Some(_)) => break,
+                Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+                Err(e) => return Err(format!("cannot wait for {}: {e}", self.name)),
+            }
+        }
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).map_err(|e| format!("cannot read from {}: {e}", self.name))?;
+        Ok(text)
+    }
+
+    /// Whether it has ended by itself.
+    pub fn ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.pid());
+        if self.ended() {
+            return;
+        }
+        // It has not been waited for, so its number is still its own.
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Instant::now() + END_MAX;
+        while Instant::now() < deadline {
+            if self.ended() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port of the loopback that was free a moment ago.
+pub fn free_port() -> Result<u16, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| format!("no free port: {e}"))?;
+    listener.local_addr().map(|a| a.port()).map_err(|e| e.to_string())
+}
+
+/// Waits until a server describes its stream.
+pub fn wait_ready(server: &mut Process, url: &str, stop: &AtomicBool) -> Result<(), String> {
+    let deadline = Instant::now() + READY_MAX;
+    loop {
+        let error = match describe(url) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if stop.load(Ordering::Relaxed) {
+            return Err("stopped".into());
+        }
+        if server.ended() {
+            return Err(format!("{} ended before it served; its log tells why", server.name));
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{} does not serve {url} after {READY_MAX:?}: {error}", server.name));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn describe(url: &str) -> Result<(), String> {
+    use std::io::Write as _;
+    let url = Url::parse(url)?;
+    let address: SocketAddr = url.host_port.parse().map_err(|e| format!("{}: {e}", url.host_port))?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).map_err(|e| e.to_string())?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).map_err(|e| e.to_string())?;
+    let mut handshake = Handshake::new(url, Transport::Tcp, true);
+    stream.write_all(&handshake.begin()).map_err(|e| e.to_string())?;
+    let mut input = Vec::new();
+    let mut buffer = [0u8; 4096];
+    loop {
+        match stream.read(&mut buffer).map_err(|e| e.to_string())? {
+            0 => return Err("it closed the connection".into()),
+            count => input.extend_from_slice(&buffer[..count]),
+        }
+        if let Some((answer, _)) = Message::parse(&input)? {
+            return match handshake.answer(&answer)? {
+                Step::Send(_) => Ok(()),
+                other => Err(format!("unexpected: {other:?}")),
+            };
+        }
+    }
+}

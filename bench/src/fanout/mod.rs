@@ -1,0 +1,493 @@
+//! `fanout`: the whole experiment. Servers take turns under the same load; what is compared is compared round by round.
+
+mod chart;
+mod children;
+mod summary;
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use crate::client::Transport;
+use crate::load::report::Report;
+use crate::os;
+use children::{Process, free_port, wait_ready};
+
+/// A server that runs already.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peer {
+    name: String,
+    url: String,
+    pid: i32,
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Peer, String> {
+        let wrong = || format!("{text:?}: write NAME=URL,PID");
+        let (name, rest) = text.split_once('=').ok_or_else(wrong)?;
+        let (url, pid) = rest.rsplit_once(',').ok_or_else(wrong)?;
+        let pid = pid.parse().map_err(|_| wrong())?;
+        Ok(Peer { name: name.into(), url: url.into(), pid })
+    }
+}
+
+/// A server that this program starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Own {
+    /// The bare loop.
+    Floor,
+    /// The relay with `--io uring`.
+    Uring,
+    /// The relay with `--io epoll`.
+    Epoll,
+}
+
+impl Own {
+    fn name(self) -> &'static str {
+        match self {
+            Own::Floor => "floor",
+            Own::Uring => "uring",
+            Own::Epoll => "epoll",
+        }
+    }
+}
+
+/// Arguments of `fanout`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Numbers of TCP players, with the camera sending whole frames.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 500, 1000, 2000])]
+    pub clients: Vec<usize>,
+    /// Numbers of UDP players.
+    #[arg(long, value_delimiter = ',', default_values_t = [200])]
+    pub udp_clients: Vec<usize>,
+    /// Numbers of TCP players with a camera that spreads its frames (see --pace).
+    #[arg(long, value_delimiter = ',', default_values_t = [500])]
+    pub paced_clients: Vec<usize>,
+    /// The time over which the paced camera spreads each frame.
+    #[arg(long, default_value = "10ms", value_parser = os::duration)]
+    pub pace: Duration,
+    /// Rounds; in each, every server serves every number of players once. A ratio is told from five on.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Time of each measurement.
+    #[arg(long, default_value = "8", value_parser = os::duration)]
+    pub seconds: Duration,
+    /// Time between the last player's start and the measurement.
+    #[arg(long, default_value = "2", value_parser = os::duration)]
+    pub warmup: Duration,
+    /// Time that a server runs without players before its memory is read and they come.
+    #[arg(long, default_value = "2.5", value_parser = os::duration)]
+    pub settle: Duration,
+    /// Players that start each second.
+    #[arg(long, default_value_t = 500.0)]
+    pub ramp: f64,
+    /// Servers to start.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Own::Floor, Own::Uring, Own::Epoll])]
+    pub servers: Vec<Own>,
+    /// The relay's program; by default the one beside this.
+    #[arg(long)]
+    pub relay: Option<PathBuf>,
+    /// Another server that runs already, serves the camera's stream at URL, and is the process PID. May be given several times.
+    #[arg(long = "peer", value_name = "NAME=URL,PID")]
+    pub peers: Vec<Peer>,
+    /// Address of the camera, for peers that must know it; its stream is /cam.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub camera_listen: SocketAddr,
+    /// CPU of the servers.
+    #[arg(long, default_value_t = 0)]
+    pub server_cpu: usize,
+    /// CPU of the players and the camera.
+    #[arg(long, default_value_t = 1)]
+    pub load_cpu: usize,
+    /// Bits a second of the camera.
+    #[arg(long, default_value = "4M")]
+    pub bitrate: String,
+    /// Frames a second of the camera.
+    #[arg(long, default_value_t = 30.0)]
+    pub fps: f64,
+    /// Directory for results.jsonl, summary.json, table.md and the charts; made if need be.
+    #[arg(long, default_value = "fanout")]
+    pub out: PathBuf,
+    /// A short run with few players, to see that everything works; its figures mean nothing.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+/// One server under one load in one round.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    /// The scene's kind: `TCP`, `UDP`, …
+    pub kind: String,
+    /// Players.
+    pub clients: usize,
+    /// The server's name.
+    pub server: String,
+    /// The round, from 0.
+    pub round: usize,
+    /// What `load` reported.
+    pub report: Option<Report>,
+    /// Why there is no report, or what is wrong with it.
+    pub error: Option<String>,
+}
+
+struct Scene {
+    kind: String,
+    clients: usize,
+    transport: Transport,
+    camera: String,
+    paced: bool,
+}
+
+/// Who takes a turn.
+enum Turn<'a> {
+    Own(Own),
+    Peer(&'a Peer),
+}
+
+/// Runs the experiment and writes its results.
+pub fn run(args: &Args) -> Result<(), String> {
+    let stop = os::stop_flag()?;
+    let mut args = args.clone();
+    if args.quick {
+        args.clients = vec![5, 20];
+        args.udp_clients = vec![5];
+        args.paced_clients = vec![5];
+        args.rounds = 1;
+        args.seconds = Duration::from_secs(1);
+        args.warmup = Duration::from_millis(300);
+        args.settle = Duration::from_millis(200);
+    }
+    let relay = relay_program(&args)?;
+    fs::create_dir_all(&args.out).map_err(|e| format!("cannot make {}: {e}", args.out.display()))?;
+    let results = args.out.join("results.jsonl");
+    let mut results = fs::File::create(&results).map_err(|e| format!("cannot write {}: {e}", results.display()))?;
+    let log = args.out.join("log.txt");
+    let _ = fs::remove_file(&log);
+
+    let mut camera = camera(&args, args.camera_listen, Duration::ZERO, &log)?;
+    let whole = camera.first_line()?;
+    let mut paced = None;
+    let mut paced_url = String::new();
+    if !args.paced_clients.is_empty() {
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let process = paced.insert(self::camera(&args, any, args.pace, &log)?);
+        paced_url = process.first_line()?;
+    }
+    println!("camera at {whole}, results in {}", args.out.display());
+    for peer in &args.peers {
+        pin_process(peer.pid, args.server_cpu)?;
+    }
+    let scenes = scenes(&args, &whole, &paced_url);
+    let mut measurements = Vec::new();
+    let begun = Instant::now();
+    'all: for round in 0..args.rounds {
+        for scene in &scenes {
+            for turn in turns(&args, scene, round) {
+                if stop.load(Ordering::Relaxed) {
+                    break 'all;
+                }
+                let measurement = measure(&args, scene, &turn, round, &relay, &log, &stop);
+                if stop.load(Ordering::Relaxed) {
+                    break 'all;
+                }
+                println!("{}", line(&measurement, args.rounds, begun.elapsed()));
+                let json = serde_json::to_string(&measurement).map_err(|e| e.to_string())?;
+                writeln!(results, "{json}").map_err(|e| format!("cannot write the results: {e}"))?;
+                measurements.push(measurement);
+            }
+        }
+    }
+    drop((camera, paced));
+    let stopped = stop.load(Ordering::Relaxed);
+    write_results(&args, &measurements, stopped)?;
+    let failed = measurements.iter().filter(|m| m.error.is_some()).count();
+    if stopped {
+        return Err(format!(
+            "stopped; the {} measurements until then are in {}",
+            measurements.len(),
+            args.out.display()
+        ));
+    }
+    if failed > 0 { Err(format!("{failed} measurements failed; results.jsonl and log.txt tell why")) } else { Ok(()) }
+}
+
+fn relay_program(args: &Args) -> Result<PathBuf, String> {
+    let beside = std::env::current_exe().ok().and_then(|me| me.parent().map(|dir| dir.join("rtsprelay")));
+    let program = args.relay.clone().or(beside).unwrap_or_else(|| PathBuf::from("rtsprelay"));
+    let needed = args.servers.iter().any(|s| *s != Own::Floor);
+    if needed && !program.is_file() {
+        return Err(format!(
+            "the relay is not at {}; build it with `cargo build --release`, or name it with --relay, or take --servers floor",
+            program.display()
+        ));
+    }
+    Ok(program)
+}
+
+fn camera(args: &Args, listen: SocketAddr, pace: Duration, log: &Path) -> Result<Process, String> {
+    let arguments: Vec<String> = [
+        "camera".to_string(),
+        format!("--listen={listen}"),
+        format!("--bitrate={}", args.bitrate),
+        format!("--fps={}", args.fps),
+        format!("--pace={}us", pace.as_micros()),
+    ]
+    .into();
+    Process::own("camera", Some(args.load_cpu), &arguments, log)
+}
+
+fn scenes(args: &Args, whole: &str, paced: &str) -> Vec<Scene> {
+    let scene = |kind: &str, clients: &usize, transport, camera: &str, paced| Scene {
+        kind: kind.into(),
+        clients: *clients,
+        transport,
+        camera: camera.into(),
+        paced,
+    };
+    let paced_kind = paced_kind(args);
+    let tcp = args.clients.iter().map(|c| scene("TCP", c, Transport::Tcp, whole, false));
+    let spread = args.paced_clients.iter().map(|c| scene(&paced_kind, c, Transport::Tcp, paced, true));
+    let udp = args.udp_clients.iter().map(|c| scene("UDP", c, Transport::Udp, whole, false));
+    tcp.chain(spread).chain(udp).collect()
+}
+
+fn paced_kind(args: &Args) -> String {
+    format!("TCP, frames spread over {} ms", args.pace.as_secs_f64() * 1e3)
+}
+
+/// Who serves a scene, in this round's order: each round begins with another one. Peers pull the camera of whole frames.
+fn turns<'a>(args: &'a Args, scene: &Scene, round: usize) -> Vec<Turn<'a>> {
+    let mut turns: Vec<Turn<'_>> = args.servers.iter().map(|s| Turn::Own(*s)).collect();
+    if !scene.paced {
+        turns.extend(args.peers.iter().map(Turn::Peer));
+    }
+    let first = round % turns.len().max(1);
+    turns.rotate_left(first);
+    turns
+}
+
+fn measure(
+    args: &Args,
+    scene: &Scene,
+    turn: &Turn<'_>,
+    round: usize,
+    relay: &Path,
+    log: &Path,
+    stop: &AtomicBool,
+) -> Measurement {
+    let server = match turn {
+        Turn::Own(own) => own.name().to_string(),
+        Turn::Peer(peer) => peer.name.clone(),
+    };
+    let mut measurement =
+        Measurement { kind: scene.kind.clone(), clients: scene.clients, server, round, report: None, error: None };
+    match turn_of(args, scene, turn, relay, log, stop) {
+        Ok(report) => {
+            measurement.error = report.verdict().err();
+            measurement.report = Some(report);
+        }
+        Err(error) => measurement.error = Some(error),
+    }
+    measurement
+}
+
+fn turn_of(
+    args: &Args,
+    scene: &Scene,
+    turn: &Turn<'_>,
+    relay: &Path,
+    log: &Path,
+    stop: &AtomicBool,
+) -> Result<Report, String> {
+    // Dropped at the end of the turn, and with it the process.
+    let mut process;
+    let (url, pid) = match turn {
+        Turn::Peer(peer) => (peer.url.clone(), peer.pid),
+        Turn::Own(own) => {
+            let url;
+            (process, url) = start_server(args, *own, &scene.camera, relay, log)?;
+            wait_ready(&mut process, &url, stop)?;
+            sleep(args.settle, stop);
+            (url, process.pid())
+        }
+    };
+    let mut load = Process::own(
+        "load",
+        Some(args.load_cpu),
+        &[
+            "load".into(),
+            "--json".into(),
+            "--quiet".into(),
+            format!("--url={url}"),
+            format!("--pid={pid}"),
+            format!("--clients={}", scene.clients),
+            format!("--transport={}", scene.transport.name()),
+            format!("--seconds={}us", args.seconds.as_micros()),
+            format!("--warmup={}us", args.warmup.as_micros()),
+            format!("--ramp={}", args.ramp),
+        ],
+        log,
+    )?;
+    let output = load.output(stop)?;
+    serde_json::from_str(output.trim()).map_err(|_| "load gave no report; log.txt tells why".into())
+}
+
+fn start_server(args: &Args, own: Own, camera: &str, relay: &Path, log: &Path) -> Result<(Process, String), String> {
+    let cpu = Some(args.server_cpu);
+    if own == Own::Floor {
+        let arguments = ["floor".to_string(), format!("--source={camera}")];
+        let mut process = Process::own("floor", cpu, &arguments, log)?;
+        let url = process.first_line()?;
+        return Ok((process, url));
+    }
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    let arguments: Vec<String> =
+        ["run", "--source", camera, "--listen", &listen, "--workers", "1", "--io", own.name()].map(String::from).into();
+    let process = Process::other(own.name(), cpu, relay, &arguments, log)?;
+    Ok((process, format!("rtsp://{listen}/")))
+}
+
+fn sleep(time: Duration, stop: &AtomicBool) {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(10).min(time));
+    }
+}
+
+/// Puts all threads of a peer on the servers' CPU.
+fn pin_process(pid: i32, cpu: usize) -> Result<(), String> {
+    let mut set = CpuSet::new();
+    set.set(cpu).map_err(|e| format!("CPU {cpu}: {e}"))?;
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).map_err(|e| format!("no process {pid}: {e}"))?;
+    for task in tasks.flatten() {
+        if let Some(tid) = task.file_name().to_str().and_then(|n| n.parse().ok()) {
+            sched_setaffinity(Pid::from_raw(tid), &set).map_err(|e| format!("cannot pin process {pid}: {e}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn line(m: &Measurement, rounds: usize, elapsed: Duration) -> String {
+    let head = format!(
+        "{:>5} s  round {}/{rounds}  {:<12} {:>5} clients  {:<10}",
+        elapsed.as_secs(),
+        m.round + 1,
+        m.kind.chars().take(12).collect::<String>(),
+        m.clients,
+        m.server
+    );
+    let error = m.error.as_deref().map(|e| format!("  FAILED: {e}")).unwrap_or_default();
+    let Some(report) = &m.report else { return format!("{head}{error}") };
+    let server = report.server.clone().unwrap_or_default();
+    format!(
+        "{head} {:6.2} µs per client and frame, p99 {:7.2} ms, worst {:5.2} fps{}{error}",
+        server.cpu_us_per_client_frame,
+        report.normal.latency_us.p99 as f64 / 1e3,
+        report.normal.fps_worst,
+        if report.generator.bottleneck.is_some() { "  (generator at its limit)" } else { "" }
+    )
+}
+
+fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Result<(), String> {
+    let summaries = summary::summarize(measurements);
+    let write = |name: &str, text: &str| {
+        let path = args.out.join(name);
+        fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+    };
+    write("summary.json", &serde_json::to_string_pretty(&summaries).map_err(|e| e.to_string())?)?;
+    let setting = format!(
+        "{} bit/s, {} frames/s, {} rounds of {:.0} s; servers on CPU {}, players and camera on CPU {}",
+        args.bitrate,
+        args.fps,
+        args.rounds,
+        args.seconds.as_secs_f64(),
+        args.server_cpu,
+        args.load_cpu
+    );
+    let mut table = format!("{}\n- {setting}\n- medians, in parentheses the range of the rounds\n", machine());
+    if stopped {
+        table.push_str("- **stopped early**: later rounds are missing\n");
+    }
+    if args.rounds < summary::RATIO_ROUNDS_MIN {
+        table.push_str("- too few rounds for ratios\n");
+    }
+    table.push_str(&summary::markdown(&summaries));
+    table.push_str(&summary::pacing(measurements, &paced_kind(args)));
+    write("table.md", &table)?;
+    for (kind, name) in [("TCP", "tcp.svg"), ("UDP", "udp.svg")] {
+        if let Some(svg) = chart::svg(&summaries, kind, &setting) {
+            write(name, &svg)?;
+        }
+    }
+    println!("{table}");
+    Ok(())
+}
+
+/// Date, kernel, CPU and command, as a Markdown list.
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let models: Vec<&str> =
+        cpu.lines().filter(|l| l.starts_with("model name")).filter_map(|l| l.split_once(": ")).map(|l| l.1).collect();
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let command: Vec<String> = std::env::args().skip(1).collect();
+    format!(
+        "- {}, Linux {}, {} × {}\n- `rtsprelay-bench {}`",
+        date(seconds / 86_400),
+        read("/proc/sys/kernel/osrelease").trim(),
+        models.len(),
+        models.first().copied().unwrap_or("unknown CPU"),
+        command.join(" ")
+    )
+}
+
+/// The date so many days after 1970-01-01, in the Gregorian calendar.
+fn date(days: u64) -> String {
+    let (mut year, mut left) = (1970, days);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    while left >= 365 + u64::from(leap(year)) {
+        left -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if left < length {
+            break;
+        }
+        left -= length;
+        month += 1;
+    }
+    format!("{year:04}-{month:02}-{:02}", left + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0), "1970-01-01");
+        assert_eq!(date(59), "1970-03-01");
+        assert_eq!(date(19_782), "2024-02-29");
+        assert_eq!(date(20_453), "2025-12-31");
+    }
+
+    #[test]
+    fn peers_are_read() {
+        let peer = "gst=rtsp://127.0.0.1:8554/test,4711".parse::<Peer>().unwrap();
+        assert_eq!((peer.name.as_str(), peer.url.as_str(), peer.pid), ("gst", "rtsp://127.0.0.1:8554/test", 4711));
+        assert!("gst".parse::<Peer>().is_err());
+    }
+}

@@ -1,0 +1,244 @@
+//! From measurements to medians, ratios, and the Markdown table.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::Measurement;
+
+/// Rounds from which on a ratio is told.
+pub const RATIO_ROUNDS_MIN: usize = 5;
+
+/// The middle of some values, with the smallest and the largest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// The median.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of these values; all zero if there are none.
+    pub fn of(mut values: Vec<f64>) -> Spread {
+        values.sort_by(f64::total_cmp);
+        let (Some(&min), Some(&max)) = (values.first(), values.last()) else { return Spread::default() };
+        let middle = values.len() / 2;
+        let median =
+            if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] };
+        Spread { median, min, max }
+    }
+
+    fn text(&self, digits: usize) -> String {
+        format!("{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.min, self.max)
+    }
+}
+
+/// One server in one scene, over all rounds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The scene's kind: `TCP`, `UDP`, …
+    pub kind: String,
+    /// Players.
+    pub clients: usize,
+    /// The server's name.
+    pub server: String,
+    /// Rounds measured.
+    pub rounds: usize,
+    /// Runs that failed.
+    pub failed: usize,
+    /// CPU time per client and frame, in µs.
+    pub cpu_us: Spread,
+    /// The same as a multiple of the floor's in the same round.
+    pub cpu_ratio: Option<Spread>,
+    /// CPU, percent of a core.
+    pub cpu_percent: Spread,
+    /// Median latency in ms.
+    pub p50_ms: Spread,
+    /// 99 % latency in ms.
+    pub p99_ms: Spread,
+    /// The same as a multiple of the floor's in the same round.
+    pub p99_ratio: Option<Spread>,
+    /// Frames a second of the worst player.
+    pub fps_worst: Spread,
+    /// Frames missing or damaged, over all rounds.
+    pub frames_lost: u64,
+    /// Memory per client in KB (1,000 bytes).
+    pub kb_per_client: Spread,
+    /// Rounds in which the generator was the bottleneck.
+    pub generator_limited: usize,
+}
+
+/// Summaries in the order of kinds, clients and servers as they first occur.
+pub fn summarize(measurements: &[Measurement]) -> Vec<Summary> {
+    let mut keys: Vec<(&str, usize, &str)> = Vec::new();
+    for m in measurements {
+        let key = (m.kind.as_str(), m.clients, m.server.as_str());
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    let kinds: Vec<&str> = keys.iter().map(|k| k.0).collect();
+    let servers: Vec<&str> = keys.iter().map(|k| k.2).collect();
+    let place = |list: &[&str], word: &str| list.iter().position(|w| *w == word);
+    keys.sort_by_key(|k| (place(&kinds, k.0), k.1, place(&servers, k.2)));
+    keys.iter().map(|&(kind, clients, server)| summary(measurements, kind, clients, server)).collect()
+}
+
+fn summary(all: &[Measurement], kind: &str, clients: usize, server: &str) -> Summary {
+    let of = |name: &'_ str| {
+        let name = name.to_string();
+        all.iter().filter(move |m| m.kind == kind && m.clients == clients && m.server == name)
+    };
+    let reports: Vec<_> = of(server).filter_map(|m| m.report.as_ref()).collect();
+    let spread =
+        |value: &dyn Fn(&crate::load::report::Report) -> f64| Spread::of(reports.iter().map(|r| value(r)).collect());
+    let cpu = |r: &crate::load::report::Report| r.server.as_ref().map_or(0.0, |s| s.cpu_us_per_client_frame);
+    let p99 = |r: &crate::load::report::Report| r.normal.latency_us.p99 as f64 / 1e3;
+    // Paired by round, because what disturbs a machine disturbs a round.
+    let ratio = |value: &dyn Fn(&crate::load::report::Report) -> f64| {
+        let pairs: Vec<f64> = of(server)
+            .filter_map(|m| {
+                let floor = of("floor").find(|f| f.round == m.round)?.report.as_ref()?;
+                let below = value(floor);
+                (below > 0.0).then_some(value(m.report.as_ref()?) / below)
+            })
+            .collect();
+        (server != "floor" && pairs.len() >= RATIO_ROUNDS_MIN).then(|| Spread::of(pairs))
+    };
+    Summary {
+        kind: kind.into(),
+        clients,
+        server: server.into(),
+        rounds: reports.len(),
+        failed: of(server).filter(|m| m.error.is_some()).count(),
+        cpu_us: spread(&cpu),
+        cpu_ratio: ratio(&cpu),
+        cpu_percent: spread(&|r| r.server.as_ref().map_or(0.0, |s| s.cpu_percent)),
+        p50_ms: spread(&|r| r.normal.latency_us.p50 as f64 / 1e3),
+        p99_ms: spread(&p99),
+        p99_ratio: ratio(&p99),
+        fps_worst: spread(&|r| r.normal.fps_worst),
+        frames_lost: reports.iter().map(|r| r.normal.frames_missing + r.normal.frames_damaged).sum(),
+        kb_per_client: spread(&|r| r.server.as_ref().map_or(0.0, |s| s.rss_per_client / 1e3)),
+        generator_limited: reports.iter().filter(|r| r.generator.bottleneck.is_some()).count(),
+    }
+}
+
+/// The tables, one for each kind of scene.
+pub fn markdown(summaries: &[Summary]) -> String {
+    let mut out = String::new();
+    let mut kind = "";
+    for s in summaries {
+        if s.kind != kind {
+            kind = &s.kind;
+            let _ = write!(
+                out,
+                "\n### {kind}\n\n| clients | server | CPU µs per client and frame | × floor | CPU % | p50 ms | p99 ms | × floor \
+                 | worst fps | frames lost | KB per client | remarks |\n|--:|---|---|---|--:|---|---|---|--:|--:|--:|---|\n",
+            );
+        }
+        let ratio = |r: &Option<Spread>| r.map_or_else(|| "–".to_string(), |r| r.text(2));
+        let mut remarks = Vec::new();
+        if s.failed > 0 {
+            remarks.push(format!("{} runs failed", s.failed));
+        }
+        if s.generator_limited > 0 {
+            remarks.push(format!("generator at its limit in {} of {} rounds", s.generator_limited, s.rounds));
+        }
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {:.1} | {} | {} | {} | {:.1} | {} | {:.1} | {} |",
+            s.clients,
+            s.server,
+            s.cpu_us.text(2),
+            ratio(&s.cpu_ratio),
+            s.cpu_percent.median,
+            s.p50_ms.text(2),
+            s.p99_ms.text(2),
+            ratio(&s.p99_ratio),
+            s.fps_worst.min,
+            s.frames_lost,
+            s.kb_per_client.median,
+            remarks.join("; "),
+        );
+    }
+    out
+}
+
+/// What spreading frames over time costs each server: CPU of the paced scenes as a multiple of the unpaced ones with as many
+/// players, paired by round.
+pub fn pacing(measurements: &[Measurement], paced_kind: &str) -> String {
+    let cpu = |m: &Measurement| m.report.as_ref()?.server.as_ref().map(|s| s.cpu_us_per_client_frame);
+    let mut rows: Vec<(usize, String, Vec<f64>)> = Vec::new();
+    for paced in measurements.iter().filter(|m| m.kind == paced_kind) {
+        let same = |m: &&Measurement| {
+            m.kind == "TCP" && m.clients == paced.clients && m.server == paced.server && m.round == paced.round
+        };
+        let Some(plain) = measurements.iter().find(same).and_then(cpu).filter(|c| *c > 0.0) else { continue };
+        let Some(ratio) = cpu(paced).map(|c| c / plain) else { continue };
+        match rows.iter_mut().find(|r| r.0 == paced.clients && r.1 == paced.server) {
+            Some(row) => row.2.push(ratio),
+            None => rows.push((paced.clients, paced.server.clone(), vec![ratio])),
+        }
+    }
+    rows.retain(|row| row.2.len() >= RATIO_ROUNDS_MIN);
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut out = format!(
+        "\n### {paced_kind}, against TCP with whole frames\n\n| clients | server | CPU × unpaced |\n|--:|---|---|\n"
+    );
+    for (clients, server, ratios) in rows {
+        let _ = writeln!(out, "| {clients} | {server} | {} |", Spread::of(ratios).text(2));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::report::{Report, Server};
+
+    fn measurement(server: &str, round: usize, cpu: f64, p99: u64) -> Measurement {
+        let mut report = Report::default();
+        report.normal.latency_us.p99 = p99;
+        report.server = Some(Server { cpu_us_per_client_frame: cpu, ..Server::default() });
+        Measurement {
+            kind: "TCP".into(),
+            clients: 100,
+            server: server.into(),
+            round,
+            report: Some(report),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn ratios_are_paired_by_round() {
+        let mut all = Vec::new();
+        for round in 0..5 {
+            // The machine gets slower from round to round; the ratio stays.
+            let slower = (round + 1) as f64;
+            all.push(measurement("floor", round, 4.0 * slower, 1000));
+            all.push(measurement("uring", round, 3.0 * slower, 1500));
+        }
+        let summaries = summarize(&all);
+        assert_eq!((summaries[0].server.as_str(), summaries[0].cpu_ratio), ("floor", None));
+        let ratio = summaries[1].cpu_ratio.unwrap();
+        assert_eq!((ratio.median, ratio.min, ratio.max), (0.75, 0.75, 0.75));
+        assert_eq!(summaries[1].p99_ratio.unwrap().median, 1.5);
+        assert_eq!(summaries[1].cpu_us.median, 9.0);
+        let table = markdown(&summaries);
+        assert!(table.contains("| 100 | uring | 9.00 (3.00–15.00) | 0.75 (0.75–0.75) |"), "{table}");
+    }
+
+    #[test]
+    fn few_rounds_make_no_ratio() {
+        let all: Vec<_> =
+            (0..4).flat_map(|r| [measurement("floor", r, 4.0, 1), measurement("uring", r, 3.0, 1)]).collect();
+        assert_eq!(summarize(&all)[1].cpu_ratio, None);
+    }
+}

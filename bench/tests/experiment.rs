@@ -1,0 +1,95 @@
+//! `fanout` runs the whole experiment, ends by itself, and leaves nothing behind, interrupted or not.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A directory of this test's own.
+fn directory(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("rtsprelay-fanout-{name}-{}", std::process::id()))
+}
+
+/// Processes whose command line speaks of a word, which is made unique by the test's directory.
+fn processes_with(word: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Ok(bytes) = fs::read(entry.path().join("cmdline")) else { continue };
+        let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+        if text.contains(word) {
+            found.push(text);
+        }
+    }
+    found
+}
+
+/// Processes started by the experiment with this process id: each was told its parent's number.
+fn children_of(pid: u32) -> Vec<String> {
+    processes_with(&format!("--parent {pid} "))
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what} did not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn quick(out: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-bench"));
+    command.stdin(Stdio::null());
+    let out = out.display().to_string();
+    // The same CPU for both, so that the test runs on machines with one.
+    command.args(["fanout", "--quick", "--servers", "floor", "--server-cpu", "0", "--load-cpu", "0", "--out", &out]);
+    command
+}
+
+#[test]
+fn a_quick_experiment_gives_table_and_chart_and_leaves_no_process() {
+    let out = directory("quick");
+    let child = quick(&out).stdout(Stdio::null()).spawn().expect("it starts");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{:?}", fs::read_to_string(out.join("results.jsonl")));
+    assert_eq!(children_of(pid), Vec::<String>::new());
+    let table = fs::read_to_string(out.join("table.md")).expect("the table");
+    assert!(table.contains("### TCP\n") && table.contains("### UDP\n") && table.contains("| 20 | floor |"), "{table}");
+    let chart = fs::read_to_string(out.join("tcp.svg")).expect("the chart");
+    assert!(chart.starts_with("<svg") && chart.ends_with("</svg>\n") && chart.matches("<polyline").count() == 2);
+    fs::remove_dir_all(&out).expect("it is ours");
+}
+
+#[test]
+fn ctrl_c_ends_the_experiment_and_everything_it_started() {
+    let out = directory("interrupted");
+    let mut child = quick(&out).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    lines.next().expect("a line").expect("readable");
+    let pid = child.id();
+    // Camera, paced camera, floor, load: the middle of a measurement.
+    wait_until("the load", || children_of(pid).len() >= 4);
+    kill(Pid::from_raw(pid as i32), Signal::SIGINT).expect("it runs");
+    for line in lines {
+        line.expect("readable");
+    }
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+    assert_eq!(children_of(pid), Vec::<String>::new());
+    fs::remove_dir_all(&out).expect("it is ours");
+}
+
+#[test]
+fn children_end_with_an_experiment_that_is_killed() {
+    let out = directory("killed");
+    let mut child = quick(&out).stdout(Stdio::null()).spawn().expect("it starts");
+    let pid = child.id();
+    wait_until("the cameras", || children_of(pid).len() >= 2);
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    wait_until("the children's end", || children_of(pid).is_empty());
+    fs::remove_dir_all(&out).expect("it is ours");
+}

@@ -1,0 +1,195 @@
+//! The generator's numbers are right: what the camera did to the stream is what the report says, no more and no less.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The program under test.
+fn bench() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-bench"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A camera or a floor that runs. Killed when dropped.
+struct Serving {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    /// The URL that it printed.
+    url: String,
+}
+
+impl Serving {
+    /// Starts it and waits for its URL.
+    fn start(arguments: &[&str]) -> Serving {
+        let mut child = bench().args(arguments).stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut output = BufReader::new(child.stdout.take().expect("piped"));
+        let mut url = String::new();
+        output.read_line(&mut url).expect("its first line");
+        assert!(url.starts_with("rtsp://"), "{arguments:?} printed {url:?}");
+        Serving { child, output, url: url.trim_end().to_string() }
+    }
+
+    /// Its process id.
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Ends it as Ctrl-C does, sees that it succeeds, and returns what else it printed.
+    fn stop(mut self) -> String {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).expect("it runs");
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).expect("its output");
+        assert!(self.child.wait().expect("it ends").success());
+        rest
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs `load` to its end and returns its report.
+fn load(url: &str, arguments: &[&str]) -> Value {
+    let output = bench().args(["load", "--json", "--url", url]).args(arguments).output().expect("load runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|e| {
+        panic!("{e}: {text:?}, and on standard error {:?}", String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    let found = value.pointer(path).unwrap_or_else(|| panic!("no {path} in {value}"));
+    found.as_f64().unwrap_or_else(|| panic!("{path} is {found}"))
+}
+
+/// What the camera says that it did to its only stream.
+fn tally(camera: Serving) -> Value {
+    let text = camera.stop();
+    let all: Value = serde_json::from_str(text.trim()).unwrap_or_else(|e| panic!("{e}: {text:?}"));
+    all[0].clone()
+}
+
+#[test]
+fn a_stall_is_reported_to_the_frame() {
+    // From 3 s after the first PLAY: the measurement has begun by then, and ends later.
+    let camera = Serving::start(&["camera", "--audio", "--json", "--fault", "stall=1s@3s"]);
+    let floor = Serving::start(&["floor", "--source", &camera.url]);
+    let report = load(&floor.url, &["--clients", "4", "--warmup", "200ms", "--seconds", "5", "--verify"]);
+    let normal = &report["normal"];
+    drop(floor);
+    let truth = tally(camera);
+    assert!(number(&truth, "/frames_missing") >= 29.0, "{truth}");
+    assert_eq!(number(normal, "/frames_missing"), 4.0 * number(&truth, "/frames_missing"), "{report}");
+    assert_eq!(number(normal, "/frames_damaged"), 0.0, "{report}");
+    // Frames were never made, so no packet is missing between those that came.
+    assert_eq!(number(normal, "/packets_missing"), 0.0, "{report}");
+    let back = number(normal, "/resumed_on_keyframe") + number(normal, "/resumed_elsewhere");
+    assert_eq!(back, 4.0, "{report}");
+    assert_eq!(number(&report, "/verified/different"), 0.0, "{report}");
+}
+
+#[test]
+fn lost_packets_are_reported_to_the_packet() {
+    for transport in ["tcp", "udp"] {
+        let camera = Serving::start(&["camera", "--json", "--fault", "loss=2%@3s-5s"]);
+        let floor = Serving::start(&["floor", "--source", &camera.url]);
+        let arguments = ["--clients", "3", "--warmup", "200ms", "--seconds", "6", "--verify", "--transport", transport];
+        let report = load(&floor.url, &arguments);
+        drop(floor);
+        let truth = tally(camera);
+        let normal = &report["normal"];
+        assert!(number(&truth, "/packets_lost") > 0.0, "{truth}");
+        assert_eq!(number(normal, "/packets_missing"), 3.0 * number(&truth, "/packets_lost"), "{report}");
+        assert_eq!(number(normal, "/frames_damaged"), 3.0 * number(&truth, "/frames_damaged"), "{report}");
+        assert_eq!(number(normal, "/frames_missing"), 3.0 * number(&truth, "/frames_missing"), "{report}");
+        assert_eq!(number(&report, "/verified/different"), 0.0, "{report}");
+        assert!(number(&report, "/verified/compared") > 100.0, "{report}");
+    }
+}
+
+/// A delay moves the whole distribution by itself. The lower bound is exact; the upper is the undelayed run's own p90 on
+/// top, plus 5 ms for a machine that is busy with other things.
+#[test]
+fn a_delay_of_20_ms_reads_as_20_ms() {
+    let p50 = |fault: &[&str]| {
+        let camera = Serving::start(&[&["camera"], fault].concat());
+        let report = load(&camera.url, &["--clients", "2", "--warmup", "200ms", "--seconds", "3"]);
+        (number(&report, "/normal/latency_us/p50"), number(&report, "/normal/latency_us/p90"))
+    };
+    let (_, without) = p50(&[]);
+    let (with, _) = p50(&["--fault", "delay=20ms"]);
+    assert!(with >= 20_000.0, "{with}");
+    assert!(with <= 20_000.0 + without + 5_000.0, "{with}, and {without} without the delay");
+}
+
+#[test]
+fn corruption_is_no_loss() {
+    let camera = Serving::start(&["camera", "--json", "--fault", "corrupt=5%@2s-4s"]);
+    let report = load(&camera.url, &["--clients", "2", "--warmup", "200ms", "--seconds", "4", "--verify"]);
+    let truth = tally(camera);
+    assert!(number(&truth, "/frames_corrupted") > 0.0, "{truth}");
+    assert_eq!(number(&report, "/normal/packets_missing"), 0.0, "{report}");
+    // Both got the same corrupted bytes.
+    assert_eq!(number(&report, "/verified/different"), 0.0, "{report}");
+}
+
+#[test]
+fn a_camera_that_dies_ends_its_players_and_comes_back() {
+    let camera = Serving::start(&["camera", "--fault", "die=300ms@1s"]);
+    let report = load(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "2"]);
+    assert_eq!(number(&report, "/normal/closed"), 2.0, "{report}");
+    assert_eq!(report["failures"][0][0], "the server closed the connection", "{report}");
+    let report = load(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "1"]);
+    assert_eq!(number(&report, "/normal/playing"), 2.0, "{report}");
+}
+
+#[test]
+fn slow_stalled_and_restless_players_are_kept_apart() {
+    let camera = Serving::start(&["camera"]);
+    let floor = Serving::start(&["floor", "--source", &camera.url]);
+    let pid = floor.pid().to_string();
+    let arguments = ["--clients", "20", "--slow", "2", "--slow-rate", "50k", "--stalled", "1", "--churn", "5"];
+    let more = ["--warmup", "200ms", "--seconds", "2", "--pid", &pid];
+    let report = load(&floor.url, &[&arguments[..], &more[..]].concat());
+    assert_eq!(number(&report, "/normal/clients"), 17.0, "{report}");
+    assert_eq!(number(&report, "/stalled/frames"), 0.0, "{report}");
+    let slow_rate = number(&report, "/slow/bytes") / number(&report, "/seconds");
+    assert!(slow_rate > 0.0 && slow_rate <= 2.0 * 50_000.0 * 1.1, "{slow_rate}");
+    let left = number(&report, "/left");
+    assert!((8.0..=11.0).contains(&left), "{report}");
+    assert!(number(&report, "/joined") > 20.0, "{report}");
+    assert!(number(&report, "/server/cpu_us_per_client_frame") > 0.0, "{report}");
+    assert!(number(&report, "/server/rss_after") > 100_000.0, "{report}");
+}
+
+#[test]
+fn the_csv_file_gets_one_header_and_a_line_a_run() {
+    let camera = Serving::start(&["camera"]);
+    let path = std::env::temp_dir().join(format!("rtsprelay-bench-{}.csv", std::process::id()));
+    let name = path.display().to_string();
+    for _ in 0..2 {
+        load(&camera.url, &["--clients", "1", "--warmup", "0", "--seconds", "300ms", "--csv", &name]);
+    }
+    let text = std::fs::read_to_string(&path).expect("the file");
+    std::fs::remove_file(&path).expect("it is ours");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].starts_with("url,transport,clients,"), "{text}");
+    assert!(lines.iter().all(|l| l.split(',').count() == lines[0].split(',').count()), "{text}");
+}
+
+#[test]
+fn wrong_arguments_are_2_and_failures_are_1() {
+    let code = |arguments: &[&str]| bench().args(arguments).output().expect("it runs").status.code();
+    assert_eq!(code(&["load"]), Some(2));
+    assert_eq!(code(&["camera", "--fault", "explode"]), Some(2));
+    // Nothing listens at the discard port.
+    assert_eq!(code(&["load", "--url", "rtsp://127.0.0.1:9/", "--seconds", "1"]), Some(1));
+}
