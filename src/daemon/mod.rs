@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, watch};
@@ -21,7 +22,7 @@ use crate::config::{Config, IoChoice, SourceKind};
 use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, probe};
 use crate::limits::STOP_MAX_MS;
-use crate::session::ServerConfig;
+use crate::session::{ServerConfig, SessionLimit};
 use crate::shard::core::{CoreConfig, StreamSetup};
 use crate::shard::fanout::Fanout;
 use crate::shard::inbox::{self, ShardSender, ToShard};
@@ -207,6 +208,7 @@ fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String>
     let streams: Vec<StreamSetup> = (0u16..).zip(&config.streams).map(setup).collect();
     let per_shard = config.limits.clients.div_ceil(count) + acceptor::REFUSED_WITH_ANSWER_MAX;
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
+    let limit = SessionLimit::new(config.limits.clients);
     let mut handles = Vec::with_capacity(count);
     for ((shard, inbox), sender) in (0u16..).zip(inboxes).zip(&senders) {
         let server = ServerConfig {
@@ -214,7 +216,7 @@ fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String>
             shards: count as u16,
             session_timeout: config.limits.session_timeout,
             handshake_timeout: config.limits.handshake_timeout,
-            clients_max: config.limits.clients,
+            limit: Arc::clone(&limit),
             udp_ports: None,
             seed: seed()?,
         };

@@ -62,7 +62,7 @@ impl Server {
         let (sessions, most) = self.streams.rendered();
         assert_eq!(sessions, rendered);
         assert!(most <= RENDERINGS_MAX);
-        assert!(self.sessions.len() <= self.config.clients_max && self.released.is_empty());
+        assert!(self.sessions.len() <= self.config.limit.open() && self.released.is_empty());
         for key in self.by_rtcp.values().chain(self.by_address.values().flatten()) {
             assert!(self.sessions.contains_key(key));
         }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ConnId, EndReason, Event, FirstPacket, Server, ServerConfig, SessionKey};
+use super::{ConnId, EndReason, Event, FirstPacket, Server, ServerConfig, SessionKey, SessionLimit};
 use crate::stream::{Description, StreamId, Track, TrackId};
 use crate::wire::interleaved;
 
@@ -39,7 +39,7 @@ fn server(start: Instant, clients_max: usize) -> Server {
         shards: 3,
         session_timeout: TIMEOUT,
         handshake_timeout: Duration::from_secs(10),
-        clients_max,
+        limit: SessionLimit::new(clients_max),
         udp_ports: Some((7000, 7001)),
         seed: 1,
     });

@@ -206,7 +206,7 @@ impl Server {
                 // One connection carries one session.
                 return Err(refusal(Status::METHOD_NOT_VALID, "Allow", ALLOW_PLAYING));
             }
-            if self.sessions.len() >= self.config.clients_max {
+            if self.config.limit.is_reached() {
                 return Err(Status::NOT_ENOUGH_BANDWIDTH.into());
             }
         }

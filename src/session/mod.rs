@@ -20,5 +20,5 @@ mod types;
 pub use server::Server;
 pub use types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
-    SessionKey,
+    SessionKey, SessionLimit,
 };

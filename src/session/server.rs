@@ -373,6 +373,7 @@ impl Server {
             self.by_address.entry(canonical(peer).ip()).or_default().push(key);
         }
         self.sessions.insert(key, session);
+        self.config.limit.begun();
         self.counters.sessions += 1;
         self.bind(key, conn);
         if let (Lower::Tcp, Some(connection)) = (lower, self.conns.get_mut(&conn)) {
@@ -454,6 +455,7 @@ impl Server {
 
     pub(super) fn remove_session(&mut self, key: SessionKey, reason: EndReason, tell: bool) {
         let Some(session) = self.sessions.remove(&key) else { return };
+        self.config.limit.ended();
         *self.counters.ended.entry(reason).or_default() += 1;
         if let Some(due) = session.timer {
             self.timers.remove(&(due, Timer::Session(key)));

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +12,39 @@ use bytes::Bytes;
 use crate::stream::{StreamId, TrackId};
 use crate::wire::rtcp::ReportBlock;
 use crate::wire::rtsp::Fault;
+
+/// How many sessions there may be, counted over all shards. Touched when a session begins or ends, never by media.
+#[derive(Debug)]
+pub struct SessionLimit {
+    max: usize,
+    open: AtomicUsize,
+}
+
+impl SessionLimit {
+    /// At most `max` sessions.
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(SessionLimit { max, open: AtomicUsize::new(0) })
+    }
+
+    /// Sessions there are.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more may begin now. Two shards that ask at the same moment may both be told yes for the last place: the
+    /// bound is one session a shard soft.
+    pub(super) fn is_reached(&self) -> bool {
+        self.open() >= self.max
+    }
+
+    pub(super) fn begun(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn ended(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// What a server is started with.
 #[derive(Clone, Debug)]
@@ -22,8 +57,8 @@ pub struct ServerConfig {
     pub session_timeout: Duration,
     /// Time in which a connection must send its first whole request.
     pub handshake_timeout: Duration,
-    /// Sessions of this shard at most; beyond them SETUP is answered 453.
-    pub clients_max: usize,
+    /// The sessions that all shards may have together; beyond them SETUP is answered 453.
+    pub limit: Arc<SessionLimit>,
     /// The shard's UDP ports for RTP and RTCP. `None`: UDP is answered 461.
     pub udp_ports: Option<(u16, u16)>,
     /// What the session ids are drawn from: random in the daemon, fixed in tests.

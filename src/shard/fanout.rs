@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::inbox::{ShardSender, ToShard};
 use crate::source::pipeline::{Publish, Published};
-use crate::stream::StreamId;
 use crate::stream::chunk::{Chunk, ChunkKind};
+use crate::stream::{StreamId, TrackId};
 
 /// Passes what one stream's pipeline makes to every shard.
 #[derive(Debug)]
@@ -19,34 +19,33 @@ struct Outlet {
     sender: ShardSender,
     /// Frames refused by the overfull inbox and not told yet.
     refused: u64,
-    /// After a refusal nothing goes out before the next frame begins, so that no frame arrives without its start.
-    mid_frame: bool,
+    /// The frame of the last chunk refused: a frame counts once, however many parts of it are refused.
+    last_refused: Option<(TrackId, u64)>,
 }
 
 impl Fanout {
     /// To those shards.
     pub fn new(stream: StreamId, shards: &[ShardSender]) -> Self {
-        let outlet = |sender: &ShardSender| Outlet { sender: sender.clone(), refused: 0, mid_frame: false };
+        let outlet = |sender: &ShardSender| Outlet { sender: sender.clone(), refused: 0, last_refused: None };
         Fanout { stream, shards: shards.iter().map(outlet).collect() }
     }
 }
 
 impl Outlet {
     fn chunk(&mut self, stream: StreamId, chunk: &Arc<Chunk>) {
-        let media = chunk.kind == ChunkKind::Media;
-        if self.mid_frame && media && !chunk.frame_start {
-            return;
-        }
         match self.sender.chunk(stream, Arc::clone(chunk)) {
             Ok(()) => {
-                self.mid_frame &= !media;
                 if self.refused > 0 {
                     self.sender.tell(ToShard::Refused(stream, std::mem::take(&mut self.refused)));
                 }
             }
             Err(_) => {
-                self.refused += u64::from(media && chunk.frame_start);
-                self.mid_frame = true;
+                // The gap in the numbers makes the shard's log begin anew, so no client goes on with a frame that lacks a part.
+                let frame = Some((chunk.track, chunk.frame));
+                if chunk.kind == ChunkKind::Media && self.last_refused != frame {
+                    self.last_refused = frame;
+                    self.refused += 1;
+                }
             }
         }
     }

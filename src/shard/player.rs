@@ -233,7 +233,8 @@ impl Player {
             if let Some(taken) = self.take(chunk, now) {
                 bytes += chunk.bytes.len();
                 if taken.kind == ChunkKind::Media {
-                    arrivals.extend([chunk.arrival]);
+                    // What the log had before this client began was not kept waiting for it.
+                    arrivals.extend([chunk.arrival.max(self.started)]);
                 }
                 pieces.push(entry.piece(taken.channel));
             }
@@ -262,7 +263,7 @@ impl Player {
             self.cursor += 1;
             let arrival = entry.chunk().arrival;
             if let Some(taken) = self.take(entry.chunk(), now) {
-                return Some((entry.datagrams(), taken, arrival));
+                return Some((entry.datagrams(), taken, arrival.max(self.started)));
             }
         }
         None

@@ -253,7 +253,7 @@ fn another_shards_session_moves_the_connection_with_all_unread_bytes() {
 fn session_ids_are_the_shards_own_and_never_the_same() {
     let mut seen = std::collections::HashSet::new();
     for shard in [0, 2] {
-        let mut rig = rig_with(ServerConfig { shard, shards: 3, clients_max: 1000, ..config() });
+        let mut rig = rig_with(ServerConfig { shard, shards: 3, limit: SessionLimit::new(1000), ..config() });
         for conn in 0..500 {
             rig.connect(conn);
             let key = rig.set_up(conn, &["RTP/AVP/TCP"]);

@@ -68,7 +68,7 @@ fn config() -> ServerConfig {
         shards: 1,
         session_timeout: Duration::from_secs(60),
         handshake_timeout: Duration::from_secs(10),
-        clients_max: 100,
+        limit: SessionLimit::new(100),
         udp_ports: Some((7000, 7001)),
         seed: 42,
     }

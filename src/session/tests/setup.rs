@@ -121,7 +121,7 @@ fn a_stream_of_one_track_is_set_up_by_its_own_url() {
 
 #[test]
 fn the_limit_of_clients_holds_until_one_leaves() {
-    let mut rig = rig_with(ServerConfig { clients_max: 2, ..config() });
+    let mut rig = rig_with(ServerConfig { limit: SessionLimit::new(2), ..config() });
     let key = rig.set_up_tcp(0);
     rig.connect(1);
     rig.set_up_tcp(1);

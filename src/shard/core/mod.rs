@@ -20,7 +20,7 @@ use super::inbox::SourceState;
 use super::player::Player;
 use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token};
 use crate::metrics::{ClientLatency, Counter, DropReason, LeaveReason, ReportRequest, ShardMetrics, Transport};
-use crate::session::{ConnId, EndReason, Server, ServerConfig, SessionKey};
+use crate::session::{CloseReason, ConnId, EndReason, Server, ServerConfig, SessionKey};
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::{Appended, Log};
 use crate::stream::{Description, StreamId, TrackId};
@@ -404,6 +404,7 @@ impl<E: Egress> Core<E> {
 
     /// Answers the reporter.
     pub fn report(&mut self, now: Instant, request: ReportRequest) {
+        self.count_requests();
         let mut snapshot = self.metrics.snapshot();
         snapshot.egress = self.egress.stats();
         for (_, link) in &self.links {
@@ -424,6 +425,23 @@ impl<E: Egress> Core<E> {
         }
         // A reporter that has gone meanwhile needs no answer.
         let _ = request.reply.send(snapshot);
+    }
+
+    /// Takes over what the RTSP server counts.
+    fn count_requests(&mut self) {
+        let counters = self.server.counters();
+        let answers = |statuses: std::ops::Range<u16>| counters.answers.range(statuses).map(|(_, count)| count).sum();
+        let closed = |wanted: fn(&CloseReason) -> bool| {
+            counters.closed.iter().filter(|(reason, _)| wanted(reason)).map(|(_, count)| count).sum()
+        };
+        self.metrics.set(Counter::Requests, answers(100..600));
+        self.metrics.set(Counter::RequestsFailed, answers(400..600));
+        self.metrics.set(Counter::ClientsRefused, answers(453..454));
+        self.metrics.set(Counter::HandshakeTimeouts, closed(|reason| *reason == CloseReason::Handshake));
+        let malformed = |reason: &CloseReason| {
+            matches!(reason, CloseReason::NotRtsp(_) | CloseReason::Malformed(_) | CloseReason::TooLarge(_))
+        };
+        self.metrics.set(Counter::Malformed, closed(malformed));
     }
 
     /// Finishes what is in flight and closes every client.
