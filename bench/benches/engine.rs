@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use rtsprelay::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
-use rtsprelay::session::ServerConfig;
+use rtsprelay::session::{ServerConfig, SessionLimit};
 use rtsprelay::shard::core::{Core, CoreConfig, Start, StreamSetup};
 use rtsprelay::source::packetizer::Packetizer;
 use rtsprelay::source::pipeline::{Pipeline, Publish, Published, SourceTrack};
@@ -229,7 +229,7 @@ impl Shard {
                 shards: 1,
                 session_timeout: Duration::from_secs(60),
                 handshake_timeout: Duration::from_secs(10),
-                clients_max: clients,
+                limit: SessionLimit::new(clients),
                 udp_ports: None,
                 seed: 1,
             },

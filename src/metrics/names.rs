@@ -52,7 +52,7 @@ counted! {
     DropReason {
         /// The client's lag passed `queue.age`; the frames up to the keyframe that it was moved on to.
         Lagging = "lagging",
-        /// Passed over after a skip, until the track's next keyframe.
+        /// They came before the first keyframe of a source that is back.
         WaitingKeyframe = "waiting_keyframe",
         /// The shard's inbox was full.
         InboxFull = "inbox_full",

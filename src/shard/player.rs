@@ -31,6 +31,8 @@ struct Wanted {
     open: Option<u64>,
     /// The frame that follows the last one begun.
     next_frame: Option<u64>,
+    /// The source's session that the last frame begun came in.
+    session: Option<u32>,
 }
 
 /// A chunk that is to be sent now, as the player wants it.
@@ -59,6 +61,8 @@ pub struct Notes {
     pub skips: u32,
     /// Frames passed over because of its lag.
     pub lagging_frames: u64,
+    /// Frames passed over because they came before the first keyframe of the source's session.
+    pub waiting_frames: u64,
     /// Frames passed over because the log did not hold them any more.
     pub log_bytes_frames: u64,
 }
@@ -85,8 +89,14 @@ impl Player {
         let mut tracks: Vec<Option<Wanted>> = vec![None; description.tracks.len()];
         for (track, channels) in channels {
             let video = description.tracks[usize::from(track.0)].is_video();
-            tracks[usize::from(track.0)] =
-                Some(Wanted { channels: *channels, video, waiting: video, open: None, next_frame: None });
+            tracks[usize::from(track.0)] = Some(Wanted {
+                channels: *channels,
+                video,
+                waiting: video,
+                open: None,
+                next_frame: None,
+                session: None,
+            });
         }
         Player {
             cursor: log.head(),
@@ -361,6 +371,12 @@ impl Player {
                 if !chunk.frame_start {
                     return None;
                 }
+                if wanted.session.is_some_and(|session| session != chunk.session) && !wanted.waiting {
+                    // The camera is back: what it sends before its first keyframe builds on pictures that nobody has.
+                    wanted.waiting = wanted.video;
+                    self.cause = DropReason::WaitingKeyframe;
+                }
+                wanted.session = Some(chunk.session);
                 if wanted.waiting {
                     if !chunk.keyframe {
                         return None;
@@ -371,6 +387,7 @@ impl Player {
                 let passed = wanted.next_frame.map_or(0, |next| chunk.frame.saturating_sub(next));
                 match self.cause {
                     DropReason::LogBytes => self.notes.log_bytes_frames += passed,
+                    DropReason::WaitingKeyframe => self.notes.waiting_frames += passed,
                     _ => self.notes.lagging_frames += passed,
                 }
                 wanted.next_frame = Some(chunk.frame + 1);

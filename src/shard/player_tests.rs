@@ -16,6 +16,7 @@ struct Bed {
     epoch: Instant,
     log: Log,
     number: u64,
+    session: u32,
     description: Description,
 }
 
@@ -35,7 +36,7 @@ impl Bed {
             clock: (epoch, 0),
         };
         let description = Description { tracks: vec![track("video"), track("audio")] };
-        Bed { epoch, log: Log::new(AGE, 1 << 20), number: 0, description }
+        Bed { epoch, log: Log::new(AGE, 1 << 20), number: 0, session: 0, description }
     }
 
     fn at(&self, ms: u64) -> Instant {
@@ -55,6 +56,7 @@ impl Bed {
             number,
             track,
             kind: ChunkKind::Media,
+            session: self.session,
             frame,
             frame_start: flags.contains('s'),
             frame_end: flags.contains('e'),
@@ -116,7 +118,7 @@ fn a_lagging_client_finishes_its_frame_and_skips_to_the_newest_keyframe() {
     assert_eq!(got[1], 31, "then comes the newest keyframe, frame 30");
     assert_eq!(got.len(), 11);
     let notes = player.take_notes();
-    assert_eq!(notes, Notes { skips: 1, lagging_frames: 29, log_bytes_frames: 0 });
+    assert_eq!(notes, Notes { skips: 1, lagging_frames: 29, log_bytes_frames: 0, waiting_frames: 0 });
 }
 
 #[test]
@@ -167,6 +169,25 @@ fn a_frame_whose_start_the_log_has_lost_is_never_begun() {
     let key = bed.chunk(33, VIDEO, 1, "kse", 100);
     assert!(bed.log.cached_start());
     assert_eq!(bed.fill(&mut player, 33), [key]);
+}
+
+#[test]
+fn after_the_source_was_away_video_goes_on_with_its_next_keyframe() {
+    let mut bed = Bed::new();
+    let mut player = bed.player(0);
+    bed.chunk(0, VIDEO, 0, "kse", 100);
+    bed.chunk(1, AUDIO, 0, "se", 10);
+    assert_eq!(bed.fill(&mut player, 1), [0, 1]);
+    bed.session += 1;
+    bed.chunk(33, VIDEO, 1, "se", 100);
+    let audio = bed.chunk(34, AUDIO, 1, "se", 10);
+    bed.chunk(66, VIDEO, 2, "se", 100);
+    let mut cached = bed.player(70);
+    cached.start_cached(&bed.log, bed.at(70));
+    let key = bed.chunk(99, VIDEO, 3, "kse", 100);
+    assert_eq!(bed.fill(&mut player, 100), [audio, key]);
+    assert_eq!(player.take_notes(), Notes { waiting_frames: 2, ..Notes::default() });
+    assert_eq!(bed.fill(&mut cached, 100), [0, 1, audio, key], "nor does a cached start run into the new session");
 }
 
 #[test]

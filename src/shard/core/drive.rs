@@ -3,11 +3,12 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Closing, Core, Kind};
+use super::{Closing, Core, Kind, Playing};
 use crate::egress::{Completion, Egress, Piece, Token};
 use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX};
-use crate::metrics::DropReason;
+use crate::metrics::{DropReason, ShardMetrics};
 use crate::session::ConnId;
+use crate::shard::player::Notes;
 use crate::stream::chunk::ChunkKind;
 
 /// Completions that one pass takes in at most.
@@ -124,15 +125,7 @@ impl<E: Egress> Core<E> {
                     let log = &mut self.streams[usize::from(playing.stream.0)].log;
                     link.media_bytes = playing.player.fill(log, self.age, now, bytes, pieces, &mut link.arrivals);
                     bytes += link.media_bytes;
-                    let notes = playing.player.take_notes();
-                    if notes != Default::default() {
-                        playing.skips += u64::from(notes.skips);
-                        for _ in 0..notes.skips {
-                            self.metrics.skipped(playing.stream);
-                        }
-                        self.metrics.dropped(playing.stream, DropReason::Lagging, notes.lagging_frames);
-                        self.metrics.dropped(playing.stream, DropReason::LogBytes, notes.log_bytes_frames);
-                    }
+                    playing.count_notes(&mut self.metrics);
                     if !playing.player.is_rest_left()
                         && let Some(farewell) = link.farewell.take()
                     {
@@ -180,13 +173,7 @@ impl<E: Egress> Core<E> {
             }
             *paced = false;
             let next = playing.player.next_chunk(log, self.age, now);
-            let notes = playing.player.take_notes();
-            if notes != Default::default() {
-                playing.skips += u64::from(notes.skips);
-                self.metrics.skipped(playing.stream);
-                self.metrics.dropped(playing.stream, DropReason::Lagging, notes.lagging_frames);
-                self.metrics.dropped(playing.stream, DropReason::LogBytes, notes.log_bytes_frames);
-            }
+            playing.count_notes(&mut self.metrics);
             if let Some((chunk, taken, arrival)) = next {
                 let target = targets.iter().find(|(track, ..)| *track == taken.track);
                 let (_, rtp, rtcp) = target.expect("a player is made of the tracks that have targets");
@@ -293,5 +280,22 @@ impl<E: Egress> Core<E> {
         }
         self.server.disconnected(now, ConnId(slot));
         self.close(slot, Closing::Join);
+    }
+}
+
+impl Playing {
+    /// Counts what the player has passed over.
+    fn count_notes(&mut self, metrics: &mut ShardMetrics) {
+        let notes = self.player.take_notes();
+        if notes == Notes::default() {
+            return;
+        }
+        self.skips += u64::from(notes.skips);
+        for _ in 0..notes.skips {
+            metrics.skipped(self.stream);
+        }
+        metrics.dropped(self.stream, DropReason::Lagging, notes.lagging_frames);
+        metrics.dropped(self.stream, DropReason::LogBytes, notes.log_bytes_frames);
+        metrics.dropped(self.stream, DropReason::WaitingKeyframe, notes.waiting_frames);
     }
 }
