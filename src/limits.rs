@@ -5,6 +5,12 @@
 /// A larger operation would keep a slow client out of reach: while it is under way nothing can be skipped or judged.
 pub const OP_BYTES_MAX: usize = 128 * 1024;
 
+/// The same for a client that has lagged within the last [`LAGGED_S`]: what is on its way to it cannot be skipped, so little is.
+pub const OP_BYTES_LAGGING_MAX: usize = 32 * 1024;
+
+/// Seconds without a skip after which a client counts as one that keeps up again.
+pub const LAGGED_S: u64 = 10;
+
 /// I/O vectors that one `sendmsg` carries at most (`UIO_MAXIOV` is 1,024).
 pub const OP_IOVECS_MAX: usize = 512;
 
@@ -100,6 +106,9 @@ pub const STOP_MAX_MS: u64 = 1_800;
 /// Bytes in a TCP socket not yet sent, from which on it takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)).
 pub const NOTSENT_LOWAT_BYTES: u32 = 64 * 1024;
 
+/// The same for a client that has lagged within the last [`LAGGED_S`].
+pub const NOTSENT_LOWAT_LAGGING_BYTES: u32 = 16 * 1024;
+
 /// Seconds of silence on a TCP connection before it is probed (`TCP_KEEPIDLE`).
 pub const KEEPALIVE_IDLE_S: u64 = 60;
 
@@ -123,6 +132,7 @@ const _: () = {
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
     // A chunk always fits in an operation, even if one packet of the largest size made it overflow its bound.
     assert!(CHUNK_BYTES_MAX + PACKET_BYTES_MAX + INTERLEAVED_HEADER_BYTES <= OP_BYTES_MAX + INTERLEAVED_HEADER_BYTES);
+    assert!(OP_BYTES_LAGGING_MAX <= OP_BYTES_MAX);
     assert!(OP_IOVECS_MAX <= 1024);
     assert!(RTP_PACKET_BYTES_MAX < GSO_BYTES_MAX);
     // A parameter set is one packet.

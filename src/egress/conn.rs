@@ -80,6 +80,14 @@ impl Conn {
         )
     }
 
+    /// Sets how many bytes wait unsent in the kernel before the socket takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)).
+    ///
+    /// # Errors
+    /// The error of `setsockopt`.
+    pub fn set_notsent_lowat(&self, bytes: u32) -> io::Result<()> {
+        self.fd().map_or(Ok(()), |fd| SockRef::from(&fd).set_tcp_notsent_lowat(bytes))
+    }
+
     /// The address that the client reached.
     ///
     /// # Errors

@@ -75,6 +75,8 @@ pub struct Player {
     /// When it last started on a keyframe, or began to play.
     started: Instant,
     rest: VecDeque<Rest>,
+    /// Bytes that one operation carries at most.
+    op_bytes_max: usize,
     cause: DropReason,
     notes: Notes,
 }
@@ -103,6 +105,7 @@ impl Player {
             tracks,
             started: now,
             rest: VecDeque::new(),
+            op_bytes_max: OP_BYTES_MAX,
             cause: DropReason::Lagging,
             notes: Notes::default(),
         }
@@ -176,6 +179,11 @@ impl Player {
         now.saturating_duration_since(arrival.max(self.started))
     }
 
+    /// Sets how many bytes one operation carries at most; a chunk that is larger still goes, alone.
+    pub fn set_op_bytes_max(&mut self, bytes: usize) {
+        self.op_bytes_max = bytes;
+    }
+
     /// Whether there is anything in the log beyond its cursor.
     pub fn is_behind(&self, log: &Log) -> bool {
         !self.rest.is_empty() || self.cursor < log.head()
@@ -220,7 +228,7 @@ impl Player {
     ) -> usize {
         let before = bytes;
         while let Some(rest) = self.rest.front() {
-            if pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + rest.piece.len() > OP_BYTES_MAX) {
+            if pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + rest.piece.len() > self.op_bytes_max) {
                 return bytes - before;
             }
             let rest = self.rest.pop_front().expect("front was there");
@@ -236,7 +244,7 @@ impl Player {
         }
         while let Some(entry) = log.get_mut(self.cursor) {
             let chunk = entry.chunk();
-            if pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + chunk.bytes.len() > OP_BYTES_MAX) {
+            if pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + chunk.bytes.len() > self.op_bytes_max) {
                 break;
             }
             self.cursor += 1;

@@ -163,6 +163,7 @@ impl<E: Egress> Core<E> {
                     latency: ClientLatency::default(),
                     bytes: 0,
                     skips: 0,
+                    lagging_until: None,
                 }));
                 members.push(slot);
                 self.sessions.insert(session, slot);

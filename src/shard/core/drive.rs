@@ -4,8 +4,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Closing, Core, Kind, Playing};
-use crate::egress::{Completion, Egress, Piece, Token};
-use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX};
+use crate::egress::{Completion, Conn, Egress, Piece, Token};
+use crate::limits::{
+    LAGGED_S, NOTSENT_LOWAT_BYTES, NOTSENT_LOWAT_LAGGING_BYTES, OP_BYTES_LAGGING_MAX, OP_BYTES_MAX, OP_IOVECS_MAX,
+};
 use crate::metrics::{DropReason, ShardMetrics};
 use crate::session::ConnId;
 use crate::shard::player::Notes;
@@ -125,7 +127,8 @@ impl<E: Egress> Core<E> {
                     let log = &mut self.streams[usize::from(playing.stream.0)].log;
                     link.media_bytes = playing.player.fill(log, self.age, now, bytes, pieces, &mut link.arrivals);
                     bytes += link.media_bytes;
-                    playing.count_notes(&mut self.metrics);
+                    let skipped = playing.count_notes(&mut self.metrics);
+                    playing.narrow(now, conn, skipped);
                     if !playing.player.is_rest_left()
                         && let Some(farewell) = link.farewell.take()
                     {
@@ -284,11 +287,11 @@ impl<E: Egress> Core<E> {
 }
 
 impl Playing {
-    /// Counts what the player has passed over.
-    fn count_notes(&mut self, metrics: &mut ShardMetrics) {
+    /// Counts what the player has passed over; whether it has skipped.
+    fn count_notes(&mut self, metrics: &mut ShardMetrics) -> bool {
         let notes = self.player.take_notes();
         if notes == Notes::default() {
-            return;
+            return false;
         }
         self.skips += u64::from(notes.skips);
         for _ in 0..notes.skips {
@@ -297,5 +300,26 @@ impl Playing {
         metrics.dropped(self.stream, DropReason::Lagging, notes.lagging_frames);
         metrics.dropped(self.stream, DropReason::LogBytes, notes.log_bytes_frames);
         metrics.dropped(self.stream, DropReason::WaitingKeyframe, notes.waiting_frames);
+        notes.skips > 0
+    }
+
+    /// What is on its way to a client can't be skipped any more: one that has `skipped` is sent little at a time, until it has
+    /// kept up for a while.
+    fn narrow(&mut self, now: Instant, conn: &Conn, skipped: bool) {
+        let (until, op_bytes, lowat) = match self.lagging_until {
+            None if skipped => {
+                (Some(now + Duration::from_secs(LAGGED_S)), OP_BYTES_LAGGING_MAX, NOTSENT_LOWAT_LAGGING_BYTES)
+            }
+            Some(_) if skipped => {
+                self.lagging_until = Some(now + Duration::from_secs(LAGGED_S));
+                return;
+            }
+            Some(until) if until <= now => (None, OP_BYTES_MAX, NOTSENT_LOWAT_BYTES),
+            _ => return,
+        };
+        self.lagging_until = until;
+        self.player.set_op_bytes_max(op_bytes);
+        // A connection that is gone says so when it is sent to.
+        let _ = conn.set_notsent_lowat(lowat);
     }
 }

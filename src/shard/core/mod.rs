@@ -153,6 +153,8 @@ struct Playing {
     latency: ClientLatency,
     bytes: u64,
     skips: u64,
+    /// Until when it counts as one that lags, and is sent little at a time.
+    lagging_until: Option<Instant>,
 }
 
 /// Where a track stands, for clients that have nothing to get of it yet.
