@@ -109,6 +109,13 @@ pub const NOTSENT_LOWAT_BYTES: u32 = 64 * 1024;
 /// The same for a client that has lagged within the last [`LAGGED_S`].
 pub const NOTSENT_LOWAT_LAGGING_BYTES: u32 = 16 * 1024;
 
+/// Seconds beyond `queue.stall_timeout` for which sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`, tcp(7)): the relay
+/// judges a client that does not read, the kernel one that is gone.
+pub const USER_TIMEOUT_AFTER_STALL_S: u64 = 10;
+
+/// Differentiated services code points (RFC 2474) have six bits.
+pub const DSCP_MAX: u8 = 63;
+
 /// Seconds of silence on a TCP connection before it is probed (`TCP_KEEPIDLE`).
 pub const KEEPALIVE_IDLE_S: u64 = 60;
 

@@ -16,8 +16,8 @@ pub use url::{camera as parse_camera, redact};
 pub use value::{duration as parse_duration, listen as parse_listen};
 
 use crate::limits::{
-    CLIENTS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS, STREAMS_MAX,
-    WORKERS_MAX,
+    CLIENTS_MAX, DSCP_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS,
+    STREAMS_MAX, WORKERS_MAX,
 };
 pub use crate::shard::core::Start;
 pub use crate::source::supervisor::SourceKind;
@@ -31,6 +31,8 @@ pub struct Config {
     pub workers: usize,
     /// What drives the sockets.
     pub io: IoChoice,
+    /// The differentiated services code point (RFC 2474) of what clients are sent, at most [`DSCP_MAX`]; 0 for no mark.
+    pub dscp: u8,
     /// What is kept for clients.
     pub queue: Queue,
     /// What clients may take.
@@ -117,6 +119,7 @@ impl Config {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 8554))],
             workers: 0,
             io: IoChoice::Auto,
+            dscp: 0,
             queue: Queue {
                 age: Duration::from_secs(1),
                 log_bytes: 32 * 1024 * 1024,
@@ -222,7 +225,7 @@ impl std::error::Error for ConfigError {}
 
 const TOP: Section = Section {
     name: "",
-    keys: &["listen", "http", "workers", "io", "zero_copy", "queue", "limits", "report", "user", "stream"],
+    keys: &["listen", "http", "workers", "io", "zero_copy", "dscp", "queue", "limits", "report", "user", "stream"],
 };
 const QUEUE: Section = Section { name: "queue", keys: &["age", "log_bytes", "stall_timeout"] };
 const LIMITS: Section =
@@ -258,6 +261,9 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
         && field.word(faults, &[("auto", false), ("on", true), ("off", false)]) == Some(true)
     {
         field.fault(faults, not_built("zero-copy sending is", "write \"auto\" or \"off\", or remove the key"));
+    }
+    if let Some(dscp) = get("dscp").and_then(|field| field.integer(faults, 0..u64::from(DSCP_MAX) + 1)) {
+        config.dscp = dscp as u8;
     }
     if let Some(table) = get("queue").and_then(|field| field.table(faults)) {
         queue(table, &mut config.queue, faults);

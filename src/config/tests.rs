@@ -31,7 +31,7 @@ fn refused(text: &str, line: usize, parts: &[&str]) {
 fn the_defaults_are_those_of_the_contract() {
     let config = config("");
     assert_eq!(config.listen, ["0.0.0.0:8554".parse().unwrap()]);
-    assert_eq!((config.workers, config.io), (0, IoChoice::Auto));
+    assert_eq!((config.workers, config.io, config.dscp), (0, IoChoice::Auto, 0));
     assert_eq!(config.queue.age, Duration::from_secs(1));
     assert_eq!(config.queue.log_bytes, 32 << 20);
     assert_eq!(config.queue.stall_timeout, Duration::from_secs(10));
@@ -51,6 +51,7 @@ fn every_key_is_taken() {
     let text = r#"
         listen = ["[::]:8554", "127.0.0.1:0"]
         workers = 3
+        dscp = 34
         io = "epoll"
         zero_copy = "off"
         [queue]
@@ -75,7 +76,7 @@ fn every_key_is_taken() {
     "#;
     let config = config(text);
     assert_eq!(config.listen.len(), 2);
-    assert_eq!((config.workers, config.shards(), config.io), (3, 3, IoChoice::Epoll));
+    assert_eq!((config.workers, config.shards(), config.io, config.dscp), (3, 3, IoChoice::Epoll, 34));
     let second = Duration::from_secs(1);
     assert_eq!(config.queue, Queue { age: second / 2, log_bytes: 64 << 20, stall_timeout: 3 * second });
     assert_eq!(config.limits, Limits { clients: 5, handshake_timeout: 2 * second, session_timeout: 30 * second });
@@ -255,4 +256,10 @@ fn the_sample_is_valid_and_says_the_defaults() {
             );
         }
     }
+}
+
+#[test]
+fn a_code_point_has_six_bits() {
+    assert_eq!(config("dscp = 63").dscp, 63);
+    refused("dscp = 64", 1, &["dscp", "from 0 to 63"]);
 }

@@ -232,6 +232,7 @@ fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String>
             io,
             ring_entries: entries.next_power_of_two(),
             udp: Some(udp_address(&config.listen)),
+            dscp: config.dscp,
             cpu: None,
         };
         let handle = thread::spawn(config, sender.clone(), inbox, senders.clone())

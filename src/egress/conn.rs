@@ -80,6 +80,17 @@ impl Conn {
         )
     }
 
+    /// Sets what the operator chooses: the mark on outgoing packets (see [`Datagram::set_dscp`]), and for how long sent bytes
+    /// may stay unacknowledged (`TCP_USER_TIMEOUT`, tcp(7)) before the connection counts as dead.
+    ///
+    /// # Errors
+    /// The error of `setsockopt`.
+    pub fn set_path(&self, dscp: u8, user_timeout: Duration) -> io::Result<()> {
+        let Some(fd) = self.fd() else { return Ok(()) };
+        SockRef::from(&fd).set_tcp_user_timeout(Some(user_timeout))?;
+        mark(fd, dscp)
+    }
+
     /// Sets how many bytes wait unsent in the kernel before the socket takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)).
     ///
     /// # Errors
@@ -194,6 +205,14 @@ impl Datagram {
         }
     }
 
+    /// Marks outgoing packets with a differentiated services code point (RFC 2474); 0 leaves them as they are.
+    ///
+    /// # Errors
+    /// The error of `setsockopt`.
+    pub fn set_dscp(&self, dscp: u8) -> io::Result<()> {
+        self.fd().map_or(Ok(()), |fd| mark(fd, dscp))
+    }
+
     /// The address that it is bound to.
     ///
     /// # Errors
@@ -285,6 +304,19 @@ fn address(
 ) -> io::Result<SocketAddr> {
     let fd = fd.ok_or(io::ErrorKind::Unsupported)?;
     ask(&SockRef::from(&fd))?.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// Sets the upper six bits of `IP_TOS` and, of an IPv6 socket, of `IPV6_TCLASS` too: it may carry both.
+fn mark(fd: BorrowedFd<'_>, dscp: u8) -> io::Result<()> {
+    if dscp == 0 {
+        return Ok(());
+    }
+    let socket = SockRef::from(&fd);
+    let class = u32::from(dscp) << 2;
+    if socket.domain()? == Domain::IPV6 {
+        socket.set_tclass_v6(class)?;
+    }
+    socket.set_tos_v4(class)
 }
 
 fn grow_send_buffer(socket: &std::net::UdpSocket) {

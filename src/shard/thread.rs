@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
@@ -15,7 +15,7 @@ use super::core::{Core, CoreConfig, UdpSockets};
 use super::inbox::{ShardReceiver, ShardSender, ToShard};
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress};
-use crate::limits::READ_BYTES_MAX;
+use crate::limits::{READ_BYTES_MAX, USER_TIMEOUT_AFTER_STALL_S};
 
 /// What a shard's thread is started with.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct ShardConfig {
     pub ring_entries: u32,
     /// The address that its UDP sockets are bound to; `None` for a relay without UDP.
     pub udp: Option<IpAddr>,
+    /// The differentiated services code point (RFC 2474) of all that it sends.
+    pub dscp: u8,
     /// The processor that the thread is pinned to.
     pub cpu: Option<usize>,
 }
@@ -96,6 +98,8 @@ fn serve(
         let udp = match config.udp {
             Some(address) => {
                 let (rtp, rtcp) = Datagram::bind_pair(address, None, config.io)?;
+                rtp.set_dscp(config.dscp)?;
+                rtcp.set_dscp(config.dscp)?;
                 config.core.server.udp_ports = Some((rtp.local_addr()?.port(), rtcp.local_addr()?.port()));
                 Some(UdpSockets { rtp, rtcp })
             }
@@ -118,6 +122,8 @@ fn serve(
 struct Thread<E: Egress> {
     core: Core<E>,
     io: IoKind,
+    dscp: u8,
+    user_timeout: Duration,
     inbox: ShardReceiver,
     shards: Vec<ShardSender>,
     reads: mpsc::UnboundedReceiver<Read>,
@@ -145,6 +151,8 @@ impl<E: Egress> Thread<E> {
         Thread {
             core: Core::new(now, config.core.clone(), egress, udp),
             io: config.io,
+            dscp: config.dscp,
+            user_timeout: config.core.stall_timeout + Duration::from_secs(USER_TIMEOUT_AFTER_STALL_S),
             inbox,
             shards,
             reads,
@@ -236,6 +244,7 @@ impl<E: Egress> Thread<E> {
         let local = stream.local_addr()?;
         let conn = Conn::from_std(stream, self.io)?;
         conn.set_options()?;
+        conn.set_path(self.dscp, self.user_timeout)?;
         match self.core.connected(now, conn.clone(), peer, local, unread) {
             Some(token) => self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX)),
             None => self.inbox.connection_gone(),
