@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use rtsprelay::config::{Config, DEFAULT_PATH, IoChoice, ReportFormat, parse_duration, parse_listen};
+use rtsprelay::config::{Config, DEFAULT_PATH, IoChoice, ReportFormat, ZeroCopy, parse_duration, parse_listen};
 use rtsprelay::limits::{REPORT_EVERY_MIN_MS, WORKERS_MAX};
 
 /// Relays one RTSP camera session to any number of RTSP players.
@@ -64,6 +64,9 @@ pub struct Overrides {
     /// What drives the sockets
     #[arg(long, value_enum)]
     pub io: Option<Io>,
+    /// Which sends lend their pages to the kernel instead of having them copied
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub zero_copy: Option<Lend>,
     /// How reports on standard output look
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub report_format: Option<Format>,
@@ -81,6 +84,17 @@ pub enum Io {
     Uring,
     /// epoll
     Epoll,
+}
+
+/// Which sends lend their pages.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Lend {
+    /// Large ones to other machines, until the kernel reports that it copies
+    Auto,
+    /// All over TCP
+    On,
+    /// None
+    Off,
 }
 
 /// How reports look.
@@ -110,6 +124,13 @@ impl Overrides {
                 Io::Auto => IoChoice::Auto,
                 Io::Uring => IoChoice::Uring,
                 Io::Epoll => IoChoice::Epoll,
+            };
+        }
+        if let Some(zero_copy) = self.zero_copy {
+            config.zero_copy = match zero_copy {
+                Lend::Auto => ZeroCopy::Auto,
+                Lend::On => ZeroCopy::On,
+                Lend::Off => ZeroCopy::Off,
             };
         }
         if let Some(format) = self.report_format {

@@ -131,6 +131,12 @@ pub const DATAGRAM_SEND_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// Connections waiting to be accepted at most.
 pub const LISTEN_BACKLOG_MAX: i32 = 1024;
 
+/// Bytes from which on a send with `zero_copy = "auto"` lends its pages to the kernel; below it, copying is cheaper.
+pub const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
+
+/// Zero-copy sends of one client whose pages the kernel may hold at a time; the next one copies.
+pub const ZERO_COPY_HELD_MAX: u8 = 8;
+
 /// Milliseconds that the end of an egress waits for its operations; then their memory is leaked rather than freed.
 pub const EGRESS_DRAIN_MAX_MS: u64 = 500;
 

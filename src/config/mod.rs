@@ -15,6 +15,7 @@ use read::{Faults, Field, Section};
 pub use url::{camera as parse_camera, redact};
 pub use value::{duration as parse_duration, listen as parse_listen};
 
+pub use crate::egress::ZeroCopy;
 use crate::limits::{
     CLIENTS_MAX, DSCP_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS,
     STREAMS_MAX, WORKERS_MAX,
@@ -31,6 +32,8 @@ pub struct Config {
     pub workers: usize,
     /// What drives the sockets.
     pub io: IoChoice,
+    /// Which sends lend their pages to the kernel.
+    pub zero_copy: ZeroCopy,
     /// The differentiated services code point (RFC 2474) of what clients are sent, at most [`DSCP_MAX`]; 0 for no mark.
     pub dscp: u8,
     /// What is kept for clients.
@@ -119,6 +122,7 @@ impl Config {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 8554))],
             workers: 0,
             io: IoChoice::Auto,
+            zero_copy: ZeroCopy::Auto,
             dscp: 0,
             queue: Queue {
                 age: Duration::from_secs(1),
@@ -257,11 +261,8 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     config.workers = workers.unwrap_or_default() as usize;
     let kinds = [("auto", IoChoice::Auto), ("uring", IoChoice::Uring), ("epoll", IoChoice::Epoll)];
     config.io = get("io").and_then(|field| field.word(faults, &kinds)).unwrap_or(config.io);
-    if let Some(field) = get("zero_copy")
-        && field.word(faults, &[("auto", false), ("on", true), ("off", false)]) == Some(true)
-    {
-        field.fault(faults, not_built("zero-copy sending is", "write \"auto\" or \"off\", or remove the key"));
-    }
+    let kinds = [("auto", ZeroCopy::Auto), ("on", ZeroCopy::On), ("off", ZeroCopy::Off)];
+    config.zero_copy = get("zero_copy").and_then(|field| field.word(faults, &kinds)).unwrap_or(config.zero_copy);
     if let Some(dscp) = get("dscp").and_then(|field| field.integer(faults, 0..u64::from(DSCP_MAX) + 1)) {
         config.dscp = dscp as u8;
     }

@@ -53,7 +53,7 @@ fn every_key_is_taken() {
         workers = 3
         dscp = 34
         io = "epoll"
-        zero_copy = "off"
+        zero_copy = "on"
         [queue]
         age = "500ms"
         log_bytes = "64MiB"
@@ -77,6 +77,7 @@ fn every_key_is_taken() {
     let config = config(text);
     assert_eq!(config.listen.len(), 2);
     assert_eq!((config.workers, config.shards(), config.io, config.dscp), (3, 3, IoChoice::Epoll, 34));
+    assert_eq!(config.zero_copy, ZeroCopy::On);
     let second = Duration::from_secs(1);
     assert_eq!(config.queue, Queue { age: second / 2, log_bytes: 64 << 20, stall_timeout: 3 * second });
     assert_eq!(config.limits, Limits { clients: 5, handshake_timeout: 2 * second, session_timeout: 30 * second });
@@ -100,7 +101,6 @@ fn an_address_may_be_alone_or_in_a_list() {
 fn what_is_not_built_yet_is_refused_and_says_so() {
     for text in [
         "http = \"127.0.0.1:8580\"",
-        "zero_copy = \"on\"",
         "limits.clients_per_address = 4",
         "report.syslog = true",
         "[[user]]\nname = \"viewer\"",

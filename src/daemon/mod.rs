@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, IoChoice, SourceKind};
 use crate::egress::runtime::Runtime;
-use crate::egress::{IoKind, probe};
+use crate::egress::{IoKind, ZeroCopy, probe};
 use crate::limits::STOP_MAX_MS;
 use crate::session::{ServerConfig, SessionLimit};
 use crate::shard::core::{CoreConfig, StreamSetup};
@@ -68,6 +68,9 @@ fn start(config: Config) -> Result<(), String> {
         warn!("{warning}");
     }
     let io = choose_io(config.io)?;
+    if io == IoKind::Epoll && config.zero_copy == ZeroCopy::On {
+        warn!("zero_copy = \"on\" needs io_uring; sending with a copy");
+    }
     let runtime = Runtime::new(io).map_err(|error| format!("the control thread's runtime cannot be made ({error})"))?;
     runtime.block_on(control(config, io, asked))
 }
@@ -233,6 +236,7 @@ fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String>
             ring_entries: entries.next_power_of_two(),
             udp: Some(udp_address(&config.listen)),
             dscp: config.dscp,
+            zero_copy: config.zero_copy,
             cpu: None,
         };
         let handle = thread::spawn(config, sender.clone(), inbox, senders.clone())

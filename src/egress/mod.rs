@@ -12,6 +12,7 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 mod uring;
+mod uring_hold;
 mod uring_id;
 mod uring_slot;
 
@@ -28,6 +29,18 @@ pub use self::epoll::EpollEgress;
 pub use self::runtime::IoKind;
 pub use self::uring::UringEgress;
 use crate::stream::chunk::{Chunk, Run, Span};
+
+/// Whether sends lend their pages to the kernel (`SEND_ZC`) instead of having them copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// Large sends to other machines do, until the kernel says that it copied all the same.
+    #[default]
+    Auto,
+    /// All TCP sends do.
+    On,
+    /// None does.
+    Off,
+}
 
 /// A client's place in its shard, with the generation that tells it from the client that had the place before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -176,6 +189,12 @@ pub trait Egress {
     /// Whether there may be completions to reap; registers the waker otherwise.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// Whether the kernel still reads bytes of the client's operations that have completed (zero copy). Its connection is then
+    /// to be closed with a reset, for else the kernel would keep them for as long as it tries to deliver them.
+    fn holds(&self, _token: Token) -> bool {
+        false
+    }
+
     /// Operations queued or under way.
     fn in_flight(&self) -> usize;
 
@@ -190,4 +209,10 @@ pub struct EgressStats {
     pub operations: u64,
     /// System calls that handed operations over (`io_uring_enter`; one a send for epoll).
     pub submits: u64,
+    /// Zero-copy sends of which the kernel has said that it copied nothing.
+    pub zero_copy: u64,
+    /// Zero-copy sends that the kernel copied all the same.
+    pub zero_copy_copied: u64,
+    /// Zero-copy sends that it refused and that were sent again with a copy.
+    pub zero_copy_refused: u64,
 }

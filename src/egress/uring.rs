@@ -9,15 +9,17 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, Probe, cqueue, opcode, types};
+use socket2::{SockAddr, SockRef};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::probe::explained;
+use super::uring_hold::Holds;
 use super::uring_id::{SLOTS_MAX, Tag, UserData};
-use super::uring_slot::{Outcome, PacketVectors, Slot, State};
-use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
-use crate::limits::EGRESS_DRAIN_MAX_MS;
+use super::uring_slot::{Lending, Outcome, PacketVectors, Slot, State, is_refusal};
+use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, ZeroCopy};
+use crate::limits::{EGRESS_DRAIN_MAX_MS, ZERO_COPY_BYTES_MIN, ZERO_COPY_HELD_MAX};
 
 /// Completion queue entries for each submission queue entry; what does not fit the kernel keeps, at a price.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
@@ -41,8 +43,13 @@ pub struct UringEgress {
     /// Completions taken from the queue to make room in it.
     done: VecDeque<Completion>,
     active: usize,
+    zero_copy: ZeroCopy,
+    holds: Holds,
     stats: EgressStats,
 }
+
+/// In the result of a notification: the kernel copied (`IORING_NOTIF_USAGE_ZC_COPIED`).
+const USAGE_COPIED: u32 = 1 << 31;
 
 impl UringEgress {
     /// Makes a ring of `entries` (clamped to what the kernel allows, 32,768) for the calling thread, inside its runtime. More
@@ -73,8 +80,70 @@ impl UringEgress {
             backlog: VecDeque::new(),
             done: VecDeque::new(),
             active: 0,
+            zero_copy: ZeroCopy::Off,
+            holds: Holds::default(),
             stats: EgressStats::default(),
         })
+    }
+
+    /// Sets which sends are zero-copy; none is before. Returns whether the kernel can.
+    pub fn set_zero_copy(&mut self, zero_copy: ZeroCopy) -> bool {
+        let mut operations = Probe::new();
+        let known = self.ring.get_mut().submitter().register_probe(&mut operations).is_ok()
+            && operations.is_supported(opcode::SendZc::CODE)
+            && operations.is_supported(opcode::SendMsgZc::CODE);
+        self.zero_copy = if known { zero_copy } else { ZeroCopy::Off };
+        known
+    }
+
+    /// Has the operation that the slot is about to queue lend its pieces, if that is worth it.
+    fn lend(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        let State::Stream(op) = &mut slot.state else { return };
+        if slot.lending.generation != Some(slot.token.generation) {
+            let allowed = match self.zero_copy {
+                ZeroCopy::Off => false,
+                ZeroCopy::On => true,
+                ZeroCopy::Auto => is_elsewhere(&op.stream),
+            };
+            slot.lending = Lending { generation: Some(slot.token.generation), allowed, held: 0 };
+        }
+        let large = self.zero_copy == ZeroCopy::On || op.total >= ZERO_COPY_BYTES_MIN;
+        if slot.lending.allowed && large && slot.lending.held < ZERO_COPY_HELD_MAX {
+            let lent = self.holds.keep(slot.token, slot.pieces());
+            slot.lending.held += 1;
+            let State::Stream(op) = &mut slot.state else { unreachable!("as above") };
+            op.lent = Some(lent);
+        }
+    }
+
+    /// The kernel has let go of what a send lent it.
+    fn returned(&mut self, id: Token) -> Option<&mut Slot> {
+        let client = self.holds.release(id);
+        let slot = &mut self.slots[client.slot as usize];
+        if slot.lending.generation != Some(client.generation) {
+            return None;
+        }
+        slot.lending.held -= 1;
+        Some(slot)
+    }
+
+    /// The notification that ends a zero-copy send.
+    fn notified(&mut self, id: Token, usage: i32) {
+        let copied = usage as u32 & USAGE_COPIED != 0;
+        if copied {
+            self.stats.zero_copy_copied += 1;
+        } else {
+            self.stats.zero_copy += 1;
+        }
+        let auto = self.zero_copy == ZeroCopy::Auto;
+        if let Some(slot) = self.returned(id)
+            && copied
+            && auto
+        {
+            // The path copies: to lend costs more then.
+            slot.lending.allowed = false;
+        }
     }
 
     fn slot(&mut self, token: Token) -> &mut Slot {
@@ -138,12 +207,31 @@ impl UringEgress {
     fn take(&mut self) -> Option<Completion> {
         loop {
             let entry = self.ring.get_mut().completion().next()?;
-            let id = UserData::unpack(entry.user_data()).expect("every entry has been given user data");
+            let mut id = UserData::unpack(entry.user_data()).expect("every entry has been given user data");
+            if id.tag == Tag::ZeroCopy {
+                // The flags alone tell which of its completions this is, never the result.
+                if cqueue::notif(entry.flags()) {
+                    self.notified(id.token, entry.result());
+                    continue;
+                }
+                let client = self.holds.client(id.token);
+                if is_refusal(entry.result()) {
+                    self.stats.zero_copy_refused += 1;
+                    if entry.result() != -libc::ENOMEM && entry.result() != -libc::ENOBUFS {
+                        self.slots[client.slot as usize].lending.allowed = false;
+                    }
+                }
+                if !cqueue::more(entry.flags()) {
+                    self.returned(id.token);
+                }
+                id.token = client;
+            }
             let slot = &mut self.slots[id.token.slot as usize];
             if id.tag == Tag::Cancel {
                 // A send that was just about to be tried again is not found (ENOENT) or not stopped (EALREADY).
                 if entry.result() < 0 && slot.token == id.token && slot.is_cancelled() {
-                    self.queue_later(cancel_entry(id.token));
+                    let cancel = cancel_entry(slot);
+                    self.queue_later(cancel);
                 }
                 continue;
             }
@@ -181,10 +269,10 @@ impl UringEgress {
         for token in tokens {
             self.cancel(token);
         }
-        while self.active > 0 && Instant::now() < deadline {
+        while self.active + self.holds.len() > 0 && Instant::now() < deadline {
             self.flush();
             self.absorb();
-            if self.active > 0 {
+            if self.active + self.holds.len() > 0 {
                 let wait = types::Timespec::new().nsec(10_000_000);
                 let args = types::SubmitArgs::new().timespec(&wait);
                 // A timeout (ETIME) or an interruption is as good as a completion: the loop looks again.
@@ -202,17 +290,30 @@ impl UringEgress {
     }
 }
 
-fn cancel_entry(token: Token) -> Entry {
-    let target = UserData { tag: Tag::Stream, token }.pack();
-    opcode::AsyncCancel::new(target).build().user_data(UserData { tag: Tag::Cancel, token }.pack())
+fn cancel_entry(slot: &Slot) -> Entry {
+    let own = UserData { tag: Tag::Cancel, token: slot.token }.pack();
+    opcode::AsyncCancel::new(slot.stream_id().pack()).build().user_data(own)
+}
+
+/// Whether the connection leads to another machine: on the way to a process of this one the kernel always copies.
+fn is_elsewhere(stream: &tokio_uring::net::TcpStream) -> bool {
+    let fd = crate::sys::uring_stream_fd(stream);
+    let socket = SockRef::from(&fd);
+    let ip = |address: io::Result<SockAddr>| Some(address.ok()?.as_socket()?.ip().to_canonical());
+    match (ip(socket.peer_addr()), ip(socket.local_addr())) {
+        (Some(peer), Some(local)) => !peer.is_loopback() && peer != local,
+        _ => false,
+    }
 }
 
 impl Egress for UringEgress {
     fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>) {
         let Conn::Uring(stream) = conn else { panic!("an io_uring egress sends on connections of IoKind::Uring") };
-        let slot = self.slot(token);
-        slot.begin_stream(token, stream.clone(), pieces);
-        let entry = slot.next_entry();
+        self.slot(token).begin_stream(token, stream.clone(), pieces);
+        if self.zero_copy != ZeroCopy::Off {
+            self.lend(token.slot);
+        }
+        let entry = self.slots[token.slot as usize].next_entry();
         self.active += 1;
         self.queue(entry);
     }
@@ -269,7 +370,8 @@ impl Egress for UringEgress {
         // Datagrams never wait, so there is nothing to cancel.
         let State::Stream(op) = &mut slot.state else { return };
         if !mem::replace(&mut op.cancelled, true) {
-            self.queue(cancel_entry(token));
+            let cancel = cancel_entry(slot);
+            self.queue(cancel);
             self.flush();
         }
     }
@@ -291,6 +393,11 @@ impl Egress for UringEgress {
         }
     }
 
+    fn holds(&self, token: Token) -> bool {
+        let lending = self.slots.get(token.slot as usize).map(|slot| slot.lending).unwrap_or_default();
+        lending.generation == Some(token.generation) && lending.held > 0
+    }
+
     fn in_flight(&self) -> usize {
         self.active + self.done.len()
     }
@@ -302,15 +409,17 @@ impl Egress for UringEgress {
 
 impl Drop for UringEgress {
     fn drop(&mut self) {
-        if self.active > 0 {
+        if self.active + self.holds.len() > 0 {
             self.drain();
         }
-        if self.active > 0 {
+        if self.active + self.holds.len() > 0 {
             tracing::warn!(
                 operations = self.active,
+                lent = self.holds.len(),
                 "sends did not end within {EGRESS_DRAIN_MAX_MS} ms of being cancelled; their memory is leaked, as the kernel may still read it"
             );
             mem::forget(mem::take(&mut self.slots));
+            mem::forget(mem::take(&mut self.holds));
         }
     }
 }

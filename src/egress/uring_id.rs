@@ -15,6 +15,8 @@ pub(super) enum Tag {
     Message = 2,
     /// The request to cancel a send.
     Cancel = 3,
+    /// A zero-copy send on a TCP connection: its token is the place where its pieces are kept.
+    ZeroCopy = 4,
 }
 
 /// Tag, slot and generation in 8, 24 and 32 bits.
@@ -36,6 +38,7 @@ impl UserData {
             1 => Tag::Stream,
             2 => Tag::Message,
             3 => Tag::Cancel,
+            4 => Tag::ZeroCopy,
             _ => return None,
         };
         let slot = (bits >> 32) as u32 & (SLOTS_MAX - 1);
@@ -49,7 +52,7 @@ mod tests {
 
     #[test]
     fn every_tag_survives_the_round_trip() {
-        for tag in [Tag::Stream, Tag::Message, Tag::Cancel] {
+        for tag in [Tag::Stream, Tag::Message, Tag::Cancel, Tag::ZeroCopy] {
             for slot in [0, 1, 0x00AB_CDEF, SLOTS_MAX - 1] {
                 for generation in [0, 1, 0x1234_5678, u32::MAX] {
                     let id = UserData { tag, token: Token { slot, generation } };
@@ -61,7 +64,7 @@ mod tests {
 
     #[test]
     fn other_bits_are_refused() {
-        for bits in [0, 1, u64::MAX, 4 << 56] {
+        for bits in [0, 1, u64::MAX, 5 << 56] {
             assert_eq!(UserData::unpack(bits), None);
         }
     }

@@ -29,6 +29,18 @@ pub(super) struct Slot {
     iovecs: Vec<libc::iovec>,
     /// Made when it is needed first, then kept.
     message: Option<Box<Message>>,
+    pub lending: Lending,
+}
+
+/// How the slot's client stands with zero copy.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Lending {
+    /// Which client this is about; `None` before the slot's first.
+    pub generation: Option<u32>,
+    /// Its sends are worth a try.
+    pub allowed: bool,
+    /// Its sends whose notification is to come.
+    pub held: u8,
 }
 
 pub(super) enum State {
@@ -40,10 +52,12 @@ pub(super) enum State {
 /// A send on a TCP connection.
 pub(super) struct StreamOp {
     /// Keeps the descriptor open.
-    stream: Rc<tokio_uring::net::TcpStream>,
-    total: usize,
+    pub stream: Rc<tokio_uring::net::TcpStream>,
+    pub total: usize,
     sent: usize,
     pub cancelled: bool,
+    /// Where the pieces are kept that the entry now with the kernel lends it. Only the first entry of an operation does.
+    pub lent: Option<Token>,
 }
 
 /// A chunk's datagrams to one address.
@@ -83,6 +97,9 @@ const CONTROL_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) 
 const CONTROL_LEN: usize = unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as usize;
 const _: () = assert!(size_of::<SegmentControl>() == CONTROL_SPACE);
 
+/// Has the notification of a zero-copy send say whether it copied (`IORING_SEND_ZC_REPORT_USAGE`, Linux 6.2).
+const REPORT_USAGE: u16 = 1 << 3;
+
 /// What became of an operation after a completion.
 pub(super) enum Outcome {
     /// [`Slot::next_entry`] goes on with it.
@@ -99,6 +116,7 @@ impl Slot {
             pieces: SmallVec::new(),
             iovecs: Vec::new(),
             message: None,
+            lending: Lending::default(),
         }
     }
 
@@ -117,7 +135,20 @@ impl Slot {
         let mut total = 0;
         self.pieces.extend(pieces.drain(..).inspect(|piece| total += piece.len()));
         debug_assert!(total > 0, "an operation has something to send");
-        self.state = State::Stream(StreamOp { stream, total, sent: 0, cancelled: false });
+        self.state = State::Stream(StreamOp { stream, total, sent: 0, cancelled: false, lent: None });
+    }
+
+    /// What the operation on a connection sends.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// The user data of the entry that is with the kernel, for a cancel.
+    pub fn stream_id(&self) -> UserData {
+        match &self.state {
+            State::Stream(StreamOp { lent: Some(lent), .. }) => UserData { tag: Tag::ZeroCopy, token: *lent },
+            _ => UserData { tag: Tag::Stream, token: self.token },
+        }
     }
 
     pub fn begin_datagrams(
@@ -151,9 +182,15 @@ impl Slot {
         let State::Stream(op) = &self.state else { unreachable!("asked for a stream's operation alone") };
         let fd = types::Fd(op.stream.as_raw_fd());
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let lent = op.lent.is_some();
         let entry = if let [piece] = &self.pieces[..] {
             let rest = &piece.as_slice()[op.sent..];
-            opcode::Send::new(fd, rest.as_ptr(), rest.len() as u32).flags(flags).build()
+            let len = rest.len() as u32;
+            if lent {
+                opcode::SendZc::new(fd, rest.as_ptr(), len).flags(flags).zc_flags(REPORT_USAGE).build()
+            } else {
+                opcode::Send::new(fd, rest.as_ptr(), len).flags(flags).build()
+            }
         } else {
             self.iovecs.clear();
             // Only after a send that the kernel ended early is there anything to leave out.
@@ -168,9 +205,14 @@ impl Slot {
             }
             let message = self.message.get_or_insert_with(Message::boxed);
             message.set(&self.iovecs, None, None);
-            opcode::SendMsg::new(fd, &raw const message.header).flags(flags as u32).build()
+            let header = &raw const message.header;
+            if lent {
+                opcode::SendMsgZc::new(fd, header).flags(flags as u32).ioprio(REPORT_USAGE).build()
+            } else {
+                opcode::SendMsg::new(fd, header).flags(flags as u32).build()
+            }
         };
-        entry.user_data(UserData { tag: Tag::Stream, token: self.token }.pack())
+        entry.user_data(self.stream_id().pack())
     }
 
     fn message_entry(&mut self) -> Entry {
@@ -208,7 +250,10 @@ impl Slot {
 
 impl StreamOp {
     fn complete(&mut self, result: i32) -> Outcome {
+        let lent = self.lent.take().is_some();
         match result {
+            // A zero-copy send that the kernel has no memory for (or does not know at all) goes with a copy.
+            _ if lent && is_refusal(result) && !self.cancelled => return Outcome::More,
             // A request that has not been cancelled goes on after an interruption …
             _ if -result == libc::EINTR && !self.cancelled => return Outcome::More,
             _ if -result == libc::EINTR => return Outcome::Done(self.sent, Some(libc::ECANCELED)),
@@ -225,6 +270,11 @@ impl StreamOp {
             Outcome::More
         }
     }
+}
+
+/// Whether the result of a zero-copy send says that it was not to be had, while a plain one may be.
+pub(super) fn is_refusal(result: i32) -> bool {
+    matches!(-result, libc::ENOMEM | libc::ENOBUFS | libc::EOPNOTSUPP | libc::EINVAL)
 }
 
 impl DatagramsOp {

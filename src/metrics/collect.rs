@@ -156,6 +156,9 @@ impl Collector {
             total.connections += shard.connections;
             total.operations += shard.egress.operations;
             total.submits += shard.egress.submits;
+            total.zero_copy += shard.egress.zero_copy;
+            total.zero_copy_copied += shard.egress.zero_copy_copied;
+            total.zero_copy_refused += shard.egress.zero_copy_refused;
         }
         for stream in &streams {
             let (sum, flow) = (&mut total.flow, &stream.flow);

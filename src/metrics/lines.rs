@@ -118,6 +118,9 @@ fn lines(report: &Report) -> Vec<Fields> {
     put(&mut fields, "connections", report.total.connections);
     put(&mut fields, "operations_total", report.total.operations);
     put(&mut fields, "submits_total", report.total.submits);
+    put(&mut fields, "zero_copy_total", report.total.zero_copy);
+    put(&mut fields, "zero_copy_copied_total", report.total.zero_copy_copied);
+    put(&mut fields, "zero_copy_refused_total", report.total.zero_copy_refused);
     put(&mut fields, "silent_shards", report.total.silent_shards);
     lines.push(fields);
     lines

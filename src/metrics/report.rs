@@ -138,6 +138,12 @@ pub struct Totals {
     pub operations: u64,
     /// System calls that handed operations over, since the start.
     pub submits: u64,
+    /// Zero-copy sends since the start of which the kernel copied nothing.
+    pub zero_copy: u64,
+    /// Zero-copy sends since the start that the kernel copied all the same.
+    pub zero_copy_copied: u64,
+    /// Zero-copy sends since the start that the kernel refused, sent with a copy then.
+    pub zero_copy_refused: u64,
     /// Shards that did not answer in time; their last known counts stand in for them.
     pub silent_shards: usize,
 }

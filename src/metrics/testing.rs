@@ -53,7 +53,7 @@ pub(super) fn report() -> Report {
                 drops: [0; DropReason::COUNT],
             },
         ],
-        total: Totals { flow, connections: 14, operations: 5_000, submits: 400, silent_shards: 0 },
+        total: Totals { flow, connections: 14, operations: 5_000, submits: 400, ..Totals::default() },
         histogram,
     }
 }

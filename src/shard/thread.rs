@@ -14,7 +14,7 @@ use tokio::time::Sleep;
 use super::core::{Core, CoreConfig, UdpSockets};
 use super::inbox::{ShardReceiver, ShardSender, ToShard};
 use crate::egress::runtime::Runtime;
-use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress};
+use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, ZeroCopy};
 use crate::limits::{READ_BYTES_MAX, USER_TIMEOUT_AFTER_STALL_S};
 
 /// What a shard's thread is started with.
@@ -30,6 +30,8 @@ pub struct ShardConfig {
     pub udp: Option<IpAddr>,
     /// The differentiated services code point (RFC 2474) of all that it sends.
     pub dscp: u8,
+    /// Which of its sends lend their pages to the kernel.
+    pub zero_copy: ZeroCopy,
     /// The processor that the thread is pinned to.
     pub cpu: Option<usize>,
 }
@@ -107,7 +109,12 @@ fn serve(
         };
         match config.io {
             IoKind::Uring => {
-                let egress = UringEgress::new(config.ring_entries)?;
+                let mut egress = UringEgress::new(config.ring_entries)?;
+                if !egress.set_zero_copy(config.zero_copy) && config.zero_copy == ZeroCopy::On {
+                    tracing::warn!(
+                        "zero_copy = \"on\", but this kernel has no zero-copy sends (Linux 6.1); sending with a copy"
+                    );
+                }
                 Thread::new(&config, egress, udp, inbox, shards).run(ready).await;
             }
             IoKind::Epoll => {

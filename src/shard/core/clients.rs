@@ -359,6 +359,11 @@ impl<E: Egress> Core<E> {
         debug_assert!(self.links[slot as usize].busy.is_none(), "a link is removed only when its operation was joined");
         self.remove_player(slot, EndReason::Disconnected);
         if let Kind::Tcp { conn, .. } = &self.links[slot as usize].kind {
+            let generation = self.links[slot as usize].generation;
+            if self.egress.holds(Token { slot, generation }) {
+                // It fails only if the connection is gone already, and everything given back.
+                let _ = conn.reset_on_close();
+            }
             // Ends the read that is under way; the descriptor closes when its task has let go of it.
             conn.shutdown();
             self.gone += 1;

@@ -30,7 +30,7 @@ pub enum Uring {
     Refused,
 }
 
-/// The command that runs the relay with `arguments`.
+/// The command that runs the relay with `arguments`; `RTSPRELAY_TEST_ZERO_COPY` says which sends are to be zero-copy.
 pub fn command(uring: Uring, arguments: &[&str]) -> Command {
     let refused = uring == Uring::Refused || std::env::var("RTSPRELAY_TEST_IO").is_ok_and(|io| io == "seccomp");
     let mut command = if refused {
@@ -41,6 +41,9 @@ pub fn command(uring: Uring, arguments: &[&str]) -> Command {
         Command::new(BINARY)
     };
     command.args(arguments);
+    if let (Ok(zero_copy), Some(&("run" | "demo"))) = (std::env::var("RTSPRELAY_TEST_ZERO_COPY"), arguments.first()) {
+        command.args(["--zero-copy", &zero_copy]);
+    }
     command.env_remove("RUST_LOG");
     command
 }
