@@ -128,6 +128,18 @@ pub const KEEPALIVE_PROBES: u32 = 6;
 /// Bytes of send buffer that a UDP socket is given.
 pub const DATAGRAM_SEND_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
+/// Bytes of send buffer of a UDP socket that belongs to one client alone; what does not fit is late anyway.
+pub const DATAGRAM_OWN_SEND_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Bytes unsent in the UDP socket that clients share (as the kernel counts them) above which somebody's path is backed up.
+pub const DATAGRAM_BACKLOG_BYTES_MAX: usize = 1024 * 1024;
+
+/// Clients that are given a UDP socket of their own in one check at most, to find the one whose path is backed up.
+pub const DATAGRAM_MOVES_MAX: usize = 32;
+
+/// Seconds after which a client goes back to the shared UDP socket if nothing has been backed up in its own.
+pub const DATAGRAM_OWN_S: u64 = 30;
+
 /// Connections waiting to be accepted at most.
 pub const LISTEN_BACKLOG_MAX: i32 = 1024;
 
@@ -145,6 +157,9 @@ const _: () = {
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
     // A chunk always fits in an operation, even if one packet of the largest size made it overflow its bound.
     assert!(CHUNK_BYTES_MAX + PACKET_BYTES_MAX + INTERLEAVED_HEADER_BYTES <= OP_BYTES_MAX + INTERLEAVED_HEADER_BYTES);
+    // A run always fits, with the kernel's overhead.
+    assert!(DATAGRAM_OWN_SEND_BUFFER_BYTES > 2 * GSO_BYTES_MAX);
+    assert!(DATAGRAM_BACKLOG_BYTES_MAX < DATAGRAM_SEND_BUFFER_BYTES);
     assert!(OP_BYTES_LAGGING_MAX <= OP_BYTES_MAX);
     assert!(OP_IOVECS_MAX <= 1024);
     assert!(RTP_PACKET_BYTES_MAX < GSO_BYTES_MAX);

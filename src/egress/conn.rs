@@ -13,8 +13,8 @@ use tokio::net::TcpListener;
 use super::runtime::IoKind;
 use super::{Conn, Datagram};
 use crate::limits::{
-    DATAGRAM_SEND_BUFFER_BYTES, KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES, LISTEN_BACKLOG_MAX,
-    NOTSENT_LOWAT_BYTES, READ_BYTES_MAX,
+    DATAGRAM_OWN_SEND_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES, KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S,
+    KEEPALIVE_PROBES, LISTEN_BACKLOG_MAX, NOTSENT_LOWAT_BYTES, READ_BYTES_MAX,
 };
 
 impl Conn {
@@ -203,6 +203,47 @@ impl Datagram {
             Datagram::Epoll(socket) => Some(socket.as_fd()),
             Datagram::Scripted => None,
         }
+    }
+
+    /// A socket for one client alone, connected to `to`, that sends from the same address and port as this one: what the
+    /// client's path holds back fills nobody else's buffer. It has [`DATAGRAM_OWN_SEND_BUFFER_BYTES`] of its own and is to be
+    /// sent on only; datagrams that come from `to` stay in it unread.
+    ///
+    /// # Errors
+    /// The error of `socket`, `bind`, `connect` or `setsockopt`.
+    pub fn beside(&self, to: SocketAddr) -> io::Result<Datagram> {
+        let Some(fd) = self.fd() else { return Ok(Datagram::Scripted) };
+        let shared = SockRef::from(&fd);
+        let local = shared.local_addr()?;
+        let socket = Socket::new(Domain::from(i32::from(local.family())), Type::DGRAM, Some(Protocol::UDP))?;
+        // Only now, when the port is taken: a free port is not to be one that others share.
+        shared.set_reuse_address(true)?;
+        socket.set_reuse_address(true)?;
+        if local.is_ipv6() {
+            socket.set_only_v6(shared.only_v6()?)?;
+            socket.set_tclass_v6(shared.tclass_v6()?)?;
+        }
+        socket.set_tos_v4(shared.tos_v4()?)?;
+        socket.set_send_buffer_size(DATAGRAM_OWN_SEND_BUFFER_BYTES)?;
+        // What comes is never read: as little as possible is to be kept of it.
+        socket.set_recv_buffer_size(0)?;
+        socket.bind(&local)?;
+        socket.connect(&to.into())?;
+        match self {
+            Datagram::Uring(_) => Ok(Datagram::Uring(Rc::new(tokio_uring::net::UdpSocket::from_std(socket.into())))),
+            _ => {
+                socket.set_nonblocking(true)?;
+                Ok(Datagram::Epoll(Rc::new(tokio::net::UdpSocket::from_std(socket.into())?)))
+            }
+        }
+    }
+
+    /// Bytes sent that no device has taken yet, with the kernel's overhead (`SIOCOUTQ`, udp(7)).
+    ///
+    /// # Errors
+    /// The error of `ioctl`.
+    pub fn unsent(&self) -> io::Result<usize> {
+        self.fd().map_or(Ok(0), |fd| crate::sys::unsent_bytes(&fd))
     }
 
     /// Marks outgoing packets with a differentiated services code point (RFC 2474); 0 leaves them as they are.

@@ -18,4 +18,4 @@ pub use collect::Collector;
 pub use latency::ClientLatency;
 pub use names::{Counter, DropReason, LeaveReason, Transport};
 pub use report::SourceGauge;
-pub use shard::{ClientSnapshot, ReportRequest, ShardMetrics, ShardSnapshot, StreamCounts, StreamSnapshot};
+pub use shard::{ClientSnapshot, Reception, ReportRequest, ShardMetrics, ShardSnapshot, StreamCounts, StreamSnapshot};

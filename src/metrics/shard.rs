@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::latency::{micros, relay_histogram, stream_histogram};
 use super::{Counter, DropReason, LeaveReason, Transport};
 use crate::egress::EgressStats;
-use crate::stream::StreamId;
+use crate::stream::{StreamId, TrackId};
 
 /// The reporter's question to a shard.
 #[derive(Debug)]
@@ -106,6 +106,21 @@ pub struct ClientSnapshot {
     pub rtt: Option<Duration>,
     /// Segments sent again, from `TCP_INFO`.
     pub retransmits: Option<u64>,
+    /// What its last receiver report says.
+    pub reception: Option<Reception>,
+}
+
+/// What a client says of its reception (RFC 3550 section 6.4.1), of its first track that it reports on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reception {
+    /// The track.
+    pub track: TrackId,
+    /// Part of the packets lost since the report before, from 0 to 1.
+    pub fraction_lost: f32,
+    /// Packets lost since it began; fewer than none if some came twice.
+    pub lost: i32,
+    /// Interarrival jitter.
+    pub jitter: Duration,
 }
 
 impl Default for ShardMetrics {

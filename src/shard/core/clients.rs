@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -10,12 +10,12 @@ use smallvec::SmallVec;
 use super::{Closing, Core, Handover, Kind, Link, Playing, Start, leave_reason};
 use crate::egress::{Datagrams, Egress, Token};
 use crate::limits::ANSWER_BYTES_MAX;
-use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Transport};
+use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Reception, Transport};
 use crate::session::{ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
 use crate::shard::player::Player;
 use crate::stream::chunk::{Run, Span};
 use crate::stream::{StreamId, TrackId};
-use crate::wire::rtcp;
+use crate::wire::rtcp::{self, ReportBlock};
 
 /// The canonical name of the relay's SDES and BYE packets (RFC 3550 section 6.5.1).
 pub const CNAME: &str = "rtsprelay";
@@ -65,7 +65,7 @@ impl<E: Egress> Core<E> {
                 }
                 Event::Pause { session } => self.pause(session),
                 Event::End { session, reason } => self.session_ended(session, reason),
-                Event::ReceiverReport { .. } => self.metrics.count(Counter::ReceiverReports, 1),
+                Event::ReceiverReport { session, track, report } => self.received(session, track, &report),
                 Event::Move { conn, shard, unread } => self.hand_over(conn.0, shard, unread),
                 Event::Close { conn, .. } => self.close(conn.0, Closing::Flush),
             }
@@ -139,6 +139,7 @@ impl<E: Egress> Core<E> {
                     let kind = Kind::Udp {
                         targets,
                         own: VecDeque::new(),
+                        own_sockets: None,
                         plain: false,
                         burst_bytes: 0,
                         burst_from: now,
@@ -164,6 +165,7 @@ impl<E: Egress> Core<E> {
                     bytes: 0,
                     skips: 0,
                     lagging_until: None,
+                    reception: None,
                 }));
                 members.push(slot);
                 self.sessions.insert(session, slot);
@@ -239,6 +241,24 @@ impl<E: Egress> Core<E> {
             }
         }
         self.ready.push_back(slot);
+    }
+
+    /// Notes what a client says of its reception.
+    fn received(&mut self, session: SessionKey, track: TrackId, report: &ReportBlock) {
+        self.metrics.count(Counter::ReceiverReports, 1);
+        let Some(slot) = self.sessions.get(&session) else { return };
+        let Some(playing) = &mut self.links[*slot as usize].playing else { return };
+        if playing.reception.is_some_and(|known| known.track < track) {
+            return;
+        }
+        let description = self.streams[usize::from(playing.stream.0)].description.as_ref();
+        let clock_rate = description.and_then(|is| is.tracks.get(usize::from(track.0))).map_or(0, |is| is.clock_rate);
+        playing.reception = Some(Reception {
+            track,
+            fraction_lost: f32::from(report.fraction_lost) / 256.0,
+            lost: report.lost,
+            jitter: Duration::from_secs_f64(f64::from(report.jitter) / f64::from(clock_rate.max(1))),
+        });
     }
 
     fn pause(&mut self, session: SessionKey) {
@@ -372,11 +392,18 @@ impl<E: Egress> Core<E> {
     }
 
     fn forget(&mut self, slot: u32) {
-        self.links.remove(slot as usize);
+        let link = self.links.remove(slot as usize);
+        if let Kind::Udp { own_sockets: Some(_), .. } = link.kind {
+            self.own_paths -= 1;
+        }
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
     }
 
-    pub(super) fn client_snapshot(&self, _link: &Link, playing: &Playing, lag: std::time::Duration) -> ClientSnapshot {
+    pub(super) fn client_snapshot(&self, link: &Link, playing: &Playing, lag: Duration) -> ClientSnapshot {
+        let tcp = match &link.kind {
+            Kind::Tcp { conn, .. } => conn.fd().and_then(|fd| crate::sys::tcp_info(&fd).ok()),
+            Kind::Udp { .. } => None,
+        };
         ClientSnapshot {
             peer: playing.peer,
             stream: playing.stream,
@@ -385,8 +412,9 @@ impl<E: Egress> Core<E> {
             lag,
             skips: playing.skips,
             p99: playing.latency.p99(),
-            rtt: None,
-            retransmits: None,
+            rtt: tcp.map(|tcp| tcp.rtt),
+            retransmits: tcp.map(|tcp| u64::from(tcp.retransmits)),
+            reception: playing.reception,
         }
     }
 }

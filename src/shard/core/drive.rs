@@ -151,7 +151,9 @@ impl<E: Egress> Core<E> {
     fn serve_udp(&mut self, now: Instant, slot: u32, token: Token) {
         let Some(sockets) = &self.udp else { return };
         let link = &mut self.links[slot as usize];
-        let Kind::Udp { targets, own, plain, burst_bytes, burst_from, paced } = &mut link.kind else { return };
+        let Kind::Udp { targets, own, own_sockets, plain, burst_bytes, burst_from, paced } = &mut link.kind else {
+            return;
+        };
         if let Some((to, datagrams)) = own.pop_front() {
             link.op_bytes = datagrams.bytes.len();
             link.op_track = None;
@@ -188,7 +190,8 @@ impl<E: Egress> Core<E> {
                         link.arrivals.push(arrival);
                         link.media_bytes = chunk.bytes.len();
                         *burst_bytes += chunk.bytes.len();
-                        (&sockets.rtp, *rtp)
+                        let own = own_sockets.as_ref().and_then(|own| own.of(taken.track));
+                        (own.unwrap_or(&sockets.rtp), *rtp)
                     }
                     ChunkKind::Report => (&sockets.rtcp, *rtcp),
                 };
@@ -236,11 +239,12 @@ impl<E: Egress> Core<E> {
                 self.send_failed(now, slot, &error);
                 return;
             }
-            (Kind::Udp { plain, .. }, Some(error)) => {
+            (Kind::Udp { plain, own_sockets, .. }, Some(error)) => {
                 let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
                     *plain = true;
                     DropReason::UdpMessageSize
                 } else {
+                    self.path_refused |= own_sockets.is_none();
                     DropReason::UdpSend
                 };
                 if let (Some(playing), Some(track)) = (&mut link.playing, link.op_track) {

@@ -6,6 +6,7 @@
 
 mod clients;
 mod drive;
+mod paths;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -19,7 +20,9 @@ use smallvec::SmallVec;
 use super::inbox::SourceState;
 use super::player::Player;
 use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token};
-use crate::metrics::{ClientLatency, Counter, DropReason, LeaveReason, ReportRequest, ShardMetrics, Transport};
+use crate::metrics::{
+    ClientLatency, Counter, DropReason, LeaveReason, Reception, ReportRequest, ShardMetrics, Transport,
+};
 use crate::session::{CloseReason, ConnId, EndReason, Server, ServerConfig, SessionKey};
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::{Appended, Log};
@@ -99,6 +102,8 @@ enum Kind {
         targets: Vec<(TrackId, SocketAddr, SocketAddr)>,
         /// Datagrams of this client alone (its first sender report, its BYE); they go before the next chunk.
         own: VecDeque<(SocketAddr, std::rc::Rc<Datagrams>)>,
+        /// Sockets of its own, one a track, while its path is or may be backed up.
+        own_sockets: Option<Box<OwnSockets>>,
         /// The path has refused a GSO run with `EMSGSIZE`.
         plain: bool,
         /// Bytes sent since `burst_from`, so that a catching-up client's receive buffer is not overrun.
@@ -107,6 +112,13 @@ enum Kind {
         /// It is in [`Core::paced`].
         paced: bool,
     },
+}
+
+/// A UDP client's own sockets for RTP; its few RTCP packets stay on the shared one, where the client's are read too.
+struct OwnSockets {
+    rtp: SmallVec<[(TrackId, Datagram); 2]>,
+    /// When one of them was last seen backed up, at first when they were made.
+    backed_up: Instant,
 }
 
 /// How far a link is on its way to being closed: cancel, join, close.
@@ -155,6 +167,8 @@ struct Playing {
     skips: u64,
     /// Until when it counts as one that lags, and is sent little at a time.
     lagging_until: Option<Instant>,
+    /// What its last receiver report says.
+    reception: Option<Reception>,
 }
 
 /// Where a track stands, for clients that have nothing to get of it yet.
@@ -197,6 +211,10 @@ pub struct Core<E: Egress> {
     /// UDP links that wait for their next burst, and when that is due.
     paced: Vec<u32>,
     paced_until: Instant,
+    /// UDP clients that have sockets of their own.
+    own_paths: usize,
+    /// The shared UDP socket has refused a datagram since the last check.
+    path_refused: bool,
     handovers: Vec<Handover>,
     /// Connections removed since the thread last asked.
     gone: usize,
@@ -248,6 +266,8 @@ impl<E: Egress> Core<E> {
             ready: VecDeque::new(),
             paced: Vec::new(),
             paced_until: now,
+            own_paths: 0,
+            path_refused: false,
             handovers: Vec::new(),
             gone: 0,
             metrics: ShardMetrics::new(),
@@ -471,6 +491,7 @@ impl<E: Egress> Core<E> {
         if self.next_check.is_none_or(|at| at <= now) {
             self.next_check = Some(now + CHECK_EVERY);
             self.check_stalled(now);
+            self.check_paths(now);
         }
     }
 
