@@ -1,0 +1,63 @@
+//! From RTP payloads to frames: sans-IO, and forgiving, because a viewer is what one looks at broken streams with.
+
+mod h26x;
+mod jpeg;
+
+pub use h26x::H26x;
+pub use jpeg::Jpeg;
+
+use std::time::{Instant, SystemTime};
+
+use crate::frame::{Codec, Frame};
+
+/// The largest frame that is kept, in bytes; what is longer is thrown away as damaged.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// What is known of a packet beside its payload.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketInfo {
+    /// RTP timestamp, made to not wrap.
+    pub timestamp: i64,
+    /// The marker bit.
+    pub marker: bool,
+    /// Packets lost right before this one.
+    pub lost: u32,
+    /// When it was read.
+    pub arrived: Instant,
+    /// The same by the wall clock.
+    pub arrived_wall: SystemTime,
+}
+
+/// A depacketizer of either kind.
+pub enum Depacketizer {
+    /// H.264 and H.265.
+    H26x(H26x),
+    /// JPEG.
+    Jpeg(Jpeg),
+}
+
+impl Depacketizer {
+    /// One for `codec`; `parameter_sets` are NAL units told in the description.
+    pub fn new(codec: Codec, parameter_sets: Vec<Vec<u8>>) -> Self {
+        match codec {
+            Codec::H264 | Codec::H265 => Depacketizer::H26x(H26x::new(codec, parameter_sets)),
+            Codec::Jpeg => Depacketizer::Jpeg(Jpeg::default()),
+        }
+    }
+
+    /// Takes in one packet's payload and hands frames that are complete to `out`.
+    pub fn push(&mut self, info: PacketInfo, payload: &[u8], out: &mut dyn FnMut(Frame)) {
+        match self {
+            Depacketizer::H26x(it) => it.push(info, payload, out),
+            Depacketizer::Jpeg(it) => it.push(info, payload, out),
+        }
+    }
+
+    /// Payloads so far that broke the rules of their format.
+    pub fn malformed(&self) -> u64 {
+        match self {
+            Depacketizer::H26x(it) => it.malformed,
+            Depacketizer::Jpeg(it) => it.malformed,
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! rtsprelay-view: the small client that decodes a stream, shows it, and tells what it is like.
+//!
+//! Three threads: [`ingest`] receives packets and puts [`frame`]s together ([`depacketize`]), the [`player`] decodes them
+//! ([`decode`]), and one of [`headless`], `terminal` and `window` shows the newest [`picture`] and the [`stats`].
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod decode;
+pub mod depacketize;
+pub mod frame;
+pub mod headless;
+pub mod ingest;
+pub mod picture;
+pub mod player;
+pub mod snapshot;
+pub mod stats;
+pub mod target;
+
+use player::Fault;
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By a key or a signal.
+    Asked,
+    /// The pictures asked for have been decoded.
+    Complete,
+    /// The seconds asked for are over.
+    TimeOver,
+    /// No picture for too long, for this reason.
+    GaveUp(Fault),
+    /// No picture for too long, though media comes.
+    NoPicture,
+}
