@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Ending;
-use crate::player::{FaultKind, Player, State};
+use crate::player::{FaultKind, Player, Screen, State};
 use crate::stats::{Second, Spread, Stats};
 
 /// What to watch for, and how to tell.
@@ -23,7 +23,7 @@ pub struct Options {
 
 /// Prints a line a second until the end.
 pub fn run(player: &Arc<Player>, options: Options, stop: &dyn Fn() -> bool) -> io::Result<Ending> {
-    let mut screen = player.screen();
+    let mut screen = Screen { picture: None, number: 0, state: State::Connecting, stream: None };
     let mut last_picture = Instant::now();
     let ending = loop {
         let now = Instant::now();
@@ -58,7 +58,7 @@ pub fn run(player: &Arc<Player>, options: Options, stop: &dyn Fn() -> bool) -> i
         }
         screen = next;
         let mut stats = player.stats();
-        if stats.roll(Instant::now()) {
+        if stats.roll(Instant::now()) && screen.stream.is_some() {
             tell(&stats, options.json)?;
         }
     };

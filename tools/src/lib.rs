@@ -1,7 +1,7 @@
 //! rtsprelay-view: the small client that decodes a stream, shows it, and tells what it is like.
 //!
 //! Three threads: [`ingest`] receives packets and puts [`frame`]s together ([`depacketize`]), the [`player`] decodes them
-//! ([`decode`]), and one of [`headless`], `terminal` and `window` shows the newest [`picture`] and the [`stats`].
+//! ([`decode`]), and one of [`headless`], [`terminal`] and [`window`] shows the newest [`picture`] and the [`stats`].
 
 #![forbid(unsafe_code)]
 
@@ -11,11 +11,15 @@ pub mod depacketize;
 pub mod frame;
 pub mod headless;
 pub mod ingest;
+pub mod overlay;
 pub mod picture;
 pub mod player;
 pub mod snapshot;
 pub mod stats;
+pub mod status;
 pub mod target;
+pub mod terminal;
+pub mod window;
 
 use player::Fault;
 

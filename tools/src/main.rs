@@ -11,7 +11,7 @@ use clap::Parser as _;
 use rtsprelay_view::args::{Args, Mode};
 use rtsprelay_view::player::{FaultKind, Player};
 use rtsprelay_view::target::Target;
-use rtsprelay_view::{Ending, headless, ingest, snapshot};
+use rtsprelay_view::{Ending, headless, ingest, snapshot, terminal, window};
 
 /// Failure on this side: display, files.
 const FAILURE: u8 = 1;
@@ -70,10 +70,8 @@ fn play(args: &Args, target: &Target) -> Result<u8, String> {
         ["WAYLAND_DISPLAY", "DISPLAY"].iter().any(|name| std::env::var_os(name).is_some_and(|it| !it.is_empty()));
     let mode = args.mode(display, std::io::stdout().is_terminal());
     let player = Player::new(args.frames_max(mode));
-    let until = args.seconds.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));
-    let (target, transport) = (target.clone(), args.transport);
     let receiver = {
-        let player = player.clone();
+        let (target, transport, player) = (target.clone(), args.transport, player.clone());
         spawn("receive", move || {
             if let Err(error) = ingest::run(&target, transport, &player) {
                 eprintln!("rtsprelay-view: cannot receive: {error}");
@@ -84,7 +82,7 @@ fn play(args: &Args, target: &Target) -> Result<u8, String> {
         let player = player.clone();
         spawn("decode", move || player.decode())?
     };
-    let ending = show(args, mode, &player, until, &stop);
+    let ending = show(args, target, mode, &player, &|| stop.load(Ordering::Relaxed));
     player.end();
     let _ = receiver.join();
     let _ = decoder.join();
@@ -98,17 +96,33 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<std::thread
 
 fn show(
     args: &Args,
+    target: &Target,
     mode: Mode,
     player: &Arc<Player>,
-    until: Option<Instant>,
-    stop: &Arc<AtomicBool>,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Ending, String> {
-    let asked = || stop.load(Ordering::Relaxed);
+    let until = args.seconds.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));
+    let (snapshot, fullscreen) = (args.snapshot.clone(), args.fullscreen);
+    let written = |error| format!("cannot write: {error}");
+    let in_terminal = || {
+        let options = terminal::Options { until, snapshot: snapshot.clone(), fullscreen };
+        terminal::run(target, player, &options, stop).map_err(written)
+    };
     match mode {
-        Mode::Headless | Mode::Window | Mode::Terminal => {
-            let options =
-                headless::Options { json: args.json, until, patience: Duration::from_secs_f64(args.patience) };
-            headless::run(player, options, &asked).map_err(|error| format!("cannot write: {error}"))
+        Mode::Headless => {
+            let patience = Duration::from_secs_f64(args.patience);
+            headless::run(player, headless::Options { json: args.json, until, patience }, stop).map_err(written)
+        }
+        Mode::Terminal => in_terminal(),
+        Mode::Window => {
+            let options = window::Options { until, snapshot: snapshot.clone(), fullscreen };
+            match window::run(target, player, options, stop) {
+                Err(_) if !args.window && std::io::stdout().is_terminal() => in_terminal(),
+                Err(reason) => {
+                    Err(format!("cannot open a window: {reason}; use --terminal or --headless, or check the display"))
+                }
+                ending => ending,
+            }
         }
     }
 }
@@ -123,7 +137,10 @@ fn finish(args: &Args, player: &Player, ending: &Ending) -> Result<u8, String> {
     }
     let code = match ending {
         Ending::GaveUp(fault) => {
-            eprintln!("rtsprelay-view: {}", fault.text);
+            // Without --json it has been said when it happened.
+            if args.json {
+                eprintln!("rtsprelay-view: {}", fault.text);
+            }
             if fault.kind == FaultKind::Unsupported { NO_PICTURE } else { NO_SERVER }
         }
         Ending::NoPicture => {
