@@ -1,0 +1,123 @@
+//! What a person sees: the terminal's picture in tmux, and the window under Xvfb.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Demo, Folder, Running, need, read_png, wait_until};
+
+const VIEWER: &str = env!("CARGO_BIN_EXE_rtsprelay-view");
+
+/// What a program prints.
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().expect("it runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn in_tmux_the_picture_is_of_half_blocks_with_the_numbers_under_it() {
+    need("tmux", "tmux");
+    let (demo, folder) = (Demo::start(), Folder::new("tmux"));
+    let socket = folder.file("tmux");
+    let tmux =
+        |arguments: &[&str]| output("tmux", &[&["-f", "/dev/null", "-S", socket.as_str()][..], arguments].concat());
+    let code = folder.file("code");
+    let command = format!("{VIEWER} {} --terminal; echo $? > {code}", demo.address);
+    tmux(&["new-session", "-d", "-x", "100", "-y", "30", &command]);
+    let screen = || tmux(&["capture-pane", "-p"]);
+    wait_until("the numbers", || screen().contains("fps 3") || screen().contains("fps 2"));
+    let text = screen();
+    assert!(text.matches('▀').count() > 1500, "{text}");
+    for word in ["H.264 640x360", "kbit/s", "lost 0", "latency"] {
+        assert!(text.contains(word), "no `{word}` in\n{text}");
+    }
+    // Colours in 24 bits, many of them.
+    let colours = tmux(&["capture-pane", "-p", "-e"]);
+    assert!(colours.matches("[38;2;").count() + colours.matches(";48;2;").count() > 500, "{colours}");
+    tmux(&["send-keys", "?"]);
+    wait_until("the keys", || screen().contains("q      quit"));
+    tmux(&["send-keys", " "]);
+    wait_until("the picture is held", || screen().contains("HELD"));
+    tmux(&["send-keys", "q"]);
+    wait_until("the end", || Path::new(&code).exists());
+    wait_until("the exit code", || std::fs::read_to_string(&code).is_ok_and(|code| code == "0\n"));
+    tmux(&["kill-server"]);
+}
+
+/// A display without a screen.
+struct Display {
+    _server: Running,
+    name: String,
+}
+
+impl Display {
+    fn start() -> Self {
+        need("Xvfb", "xvfb");
+        need("xdotool", "xdotool");
+        need("import", "imagemagick");
+        let mut server = Command::new("Xvfb")
+            .args(["-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Xvfb starts");
+        let mut number = String::new();
+        let stdout = server.stdout.take().expect("it is piped");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut number).expect("it can be read");
+        Display { _server: Running(server), name: format!(":{}", number.trim()) }
+    }
+
+    fn xdotool(&self, arguments: &[&str]) -> String {
+        let output = Command::new("xdotool").args(arguments).env("DISPLAY", &self.name).output().expect("it runs");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// What is on the screen: pixels of three bytes, and pixels in a row.
+    fn shot(&self, file: &str) -> (Vec<u8>, u32) {
+        let png = format!("PNG24:{file}");
+        let status = Command::new("import").args(["-window", "root", &png]).env("DISPLAY", &self.name).status();
+        assert!(status.expect("it runs").success());
+        read_png(Path::new(file))
+    }
+}
+
+#[test]
+fn a_window_keeps_the_shape_of_the_picture_and_obeys_keys() {
+    let (demo, folder) = (Demo::start(), Folder::new("window"));
+    let display = Display::start();
+    let snapshot = folder.file("snapshot.png");
+    let mut viewer = Running(
+        Command::new(VIEWER)
+            .args([&demo.address, "--window", "--snapshot", &snapshot])
+            .env("DISPLAY", &display.name)
+            .env_remove("WAYLAND_DISPLAY")
+            .spawn()
+            .expect("it starts"),
+    );
+    let find = || display.xdotool(&["search", "--name", "^rtsprelay-view"]);
+    wait_until("a window", || !find().is_empty());
+    let window = find();
+    let file = folder.file("shot.png");
+    // A square window: the picture of 16:9 has black above and below.
+    display.xdotool(&["windowsize", &window, "640", "640"]);
+    display.xdotool(&["windowmove", &window, "0", "0"]);
+    display.xdotool(&["windowfocus", &window]);
+    display.xdotool(&["key", "--window", &window, "i"]);
+    // The stripes at the foot of the test pattern: light and dark in turn, 40 pixels each.
+    let stripes = |row: usize| -> Vec<u8> {
+        let (pixels, width) = display.shot(&file);
+        (0..640).map(|x| pixels[(row * width as usize + x) * 3 + 1]).collect()
+    };
+    let (foot, under) = (140 + 345, 140 + 365);
+    wait_until("the picture is in the middle of the window", || {
+        let row = stripes(foot);
+        let (light, dark) = (row.iter().filter(|&&green| green > 190), row.iter().filter(|&&green| green < 80));
+        light.count() > 200 && dark.count() > 200 && stripes(under).iter().all(|&green| green == 0)
+    });
+    display.xdotool(&["key", "--window", &window, "s"]);
+    wait_until("the snapshot", || Path::new(&snapshot).metadata().is_ok_and(|file| file.len() > 1000));
+    display.xdotool(&["key", "--window", &window, "q"]);
+    wait_until("the end", || viewer.0.try_wait().expect("it can be waited for").is_some());
+    assert_eq!(viewer.0.wait().expect("it ended").code(), Some(0));
+}
