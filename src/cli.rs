@@ -44,6 +44,12 @@ pub enum Command {
         #[command(flatten)]
         overrides: Overrides,
     },
+    /// Show the live table of a relay that runs, with its clients
+    Top {
+        /// Address of its HTTP server (`http` in its configuration)
+        #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8580", value_parser = parse_listen)]
+        http: SocketAddr,
+    },
     /// Validate a configuration file: every fault with line and cure
     Check {
         /// The configuration file
@@ -58,6 +64,9 @@ pub struct Overrides {
     /// Address to serve RTSP at; may be given several times. Port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
     pub listen: Vec<SocketAddr>,
+    /// Address to serve /metrics (Prometheus), /status (JSON) and /healthz at
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
+    pub http: Option<SocketAddr>,
     /// Threads that serve clients; 0 for one per core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=WORKERS_MAX as i64))]
     pub workers: Option<u16>,
@@ -115,6 +124,9 @@ impl Overrides {
     pub fn apply(self, config: &mut Config) {
         if !self.listen.is_empty() {
             config.listen = self.listen;
+        }
+        if self.http.is_some() {
+            config.http = self.http;
         }
         if let Some(workers) = self.workers {
             config.workers = usize::from(workers);

@@ -12,6 +12,9 @@ use cli::{Cli, Command};
 use rtsprelay::config::{Config, DEFAULT_PATH, SourceKind, parse_camera, redact};
 use rtsprelay::daemon;
 
+/// Exit code of a failure at run time.
+const EXIT_FAILURE: u8 = 1;
+
 /// Exit code of wrong arguments or a wrong configuration.
 const EXIT_WRONG: u8 = 2;
 
@@ -22,6 +25,12 @@ fn main() -> ExitCode {
     };
     let config = match cli.command {
         Command::Check { config } => return check(&config),
+        Command::Top { http } => {
+            return match daemon::top(http) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(message) => complain(&message, EXIT_FAILURE),
+            };
+        }
         Command::Demo { overrides } => {
             let mut config = Config::demo();
             overrides.apply(&mut config);
@@ -73,9 +82,13 @@ fn check(path: &Path) -> ExitCode {
 }
 
 fn wrong(message: &str) -> ExitCode {
+    complain(message, EXIT_WRONG)
+}
+
+fn complain(message: &str, code: u8) -> ExitCode {
     // Without standard error the exit code has to do.
     let _ = writeln!(std::io::stderr(), "{message}");
-    ExitCode::from(EXIT_WRONG)
+    ExitCode::from(code)
 }
 
 /// Help, version or a complaint about the arguments, without the password of a URL that may be among them.

@@ -28,6 +28,8 @@ pub use crate::source::supervisor::SourceKind;
 pub struct Config {
     /// Addresses that RTSP is served at; never empty.
     pub listen: Vec<SocketAddr>,
+    /// Address of `/metrics`, `/status` and `/healthz`; `None` for no HTTP.
+    pub http: Option<SocketAddr>,
     /// Shards; 0 for one per core.
     pub workers: usize,
     /// What drives the sockets.
@@ -120,6 +122,7 @@ impl Config {
     fn with_stream(stream: StreamConfig) -> Config {
         Config {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 8554))],
+            http: None,
             workers: 0,
             io: IoChoice::Auto,
             zero_copy: ZeroCopy::Auto,
@@ -254,9 +257,8 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     if let Some(listen) = get("listen").and_then(|field| addresses(&field, faults)) {
         config.listen = listen;
     }
-    if let Some(field) = get("http") {
-        field.fault(faults, not_built("the HTTP server is", "remove the key"));
-    }
+    config.http =
+        get("http").and_then(|field| field.parsed(faults, "an address such as \"127.0.0.1:8580\"", value::listen));
     let workers = get("workers").and_then(|field| field.integer(faults, 0..WORKERS_MAX as u64 + 1));
     config.workers = workers.unwrap_or_default() as usize;
     let kinds = [("auto", IoChoice::Auto), ("uring", IoChoice::Uring), ("epoll", IoChoice::Epoll)];

@@ -3,8 +3,11 @@
 mod acceptor;
 pub mod console;
 mod descriptors;
+mod health;
+mod http;
 mod reporter;
 mod signals;
+mod top;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -33,6 +36,7 @@ use crate::stream::StreamId;
 use console::Console;
 use reporter::{Reporter, Tap, Watched};
 use signals::Asked;
+pub use top::top;
 
 /// Exit code of a failure at run time.
 const EXIT_FAILURE: u8 = 1;
@@ -104,6 +108,7 @@ async fn control(
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
 
     let (stop, stopped) = watch::channel(false);
+    let web = config.http.map(http::bind).transpose()?;
     let (sources, watched) = start_sources(&config, &shards, &stopped);
     for address in &addresses {
         info!(%address, io = io_name(io), shards = handles.len(), streams = config.streams.len(), "listening");
@@ -116,19 +121,27 @@ async fn control(
     let play = play_commands(&config, &addresses);
     let served: Vec<String> = addresses.iter().map(|address| format!("rtsp://{address}")).collect();
     let title = format!("{}, {} shards, {}", io_name(io), handles.len(), served.join(" "));
-    let reporter = Reporter::new(&config.report, Rc::clone(&shards), watched, title, play.clone());
+    let mut reporter = Reporter::new(&config.report, Rc::clone(&shards), title, play.clone());
+    watched.into_iter().for_each(|watched| reporter.add_stream(watched));
     if !reporter.shows_commands() {
         for command in &play {
             info!("play it: {command}");
         }
     }
     let reporter = Rc::new(Mutex::new(reporter));
-    let reports = spawn_local(Reporter::run(Rc::clone(&reporter)));
+    let mut tasks = vec![spawn_local(Reporter::run(Rc::clone(&reporter)))];
+    if let Some(web) = web {
+        if let Ok(address) = web.local_addr() {
+            info!(%address, "listening for http");
+        }
+        let pages = http::Pages { reporter: Rc::clone(&reporter), shards: Rc::clone(&shards) };
+        tasks.push(spawn_local(http::serve(web, pages)));
+    }
 
     let outcome = serve(&handles, &reporter, &mut asked).await;
 
     let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
-    for task in acceptors.iter().chain([&reports]) {
+    for task in acceptors.iter().chain(&tasks) {
         task.abort();
     }
     // What the summary says of the sources is how they were, not that they have been ended.
@@ -265,7 +278,7 @@ fn start_sources(
     config: &Config,
     shards: &[ShardSender],
     stop: &watch::Receiver<bool>,
-) -> (Vec<JoinHandle<()>>, Vec<(String, Watched)>) {
+) -> (Vec<JoinHandle<()>>, Vec<Watched>) {
     (0u16..)
         .zip(&config.streams)
         .map(|(id, stream)| {
@@ -273,7 +286,7 @@ fn start_sources(
             let (tap, described) = Tap::new(Fanout::new(StreamId(id), shards));
             let spec = SourceSpec::new(stream.name.clone(), stream.source.clone());
             let task = spawn_local(supervisor::run(spec, Rc::clone(&source), tap, stop.clone()));
-            (task, (stream.name.clone(), Watched { source, described }))
+            (task, Watched { id: StreamId(id), name: stream.name.clone(), source, described })
         })
         .unzip()
 }

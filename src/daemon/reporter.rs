@@ -13,16 +13,19 @@ use crate::config::{ReportConfig, ReportFormat};
 use crate::limits::COLLECT_EVERY_MAX_MS;
 use crate::metrics::report::{Report, Scope};
 use crate::metrics::table::{Frame, table};
-use crate::metrics::{Collector, ReportRequest, ShardSnapshot, SourceGauge, lines};
+use crate::metrics::{ClientSnapshot, Collector, ReportRequest, ShardSnapshot, SourceGauge, lines, prometheus, status};
 use crate::shard::fanout::Fanout;
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::source::pipeline::{Publish, Published};
 use crate::source::supervisor::Source;
-use crate::stream::Description;
+use crate::stream::{Description, StreamId};
 use crate::sys;
 
 /// How long a shard may take to answer before its last counts stand in for it.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
+
+/// The interval of gauges where nothing is printed.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 /// Passes on what a pipeline publishes, and remembers the description, which tells which track's frames are counted as FPS.
 pub struct Tap {
@@ -49,6 +52,10 @@ impl Publish for Tap {
 
 /// A stream's source as the reporter looks at it.
 pub struct Watched {
+    /// The stream's number.
+    pub id: StreamId,
+    /// The stream's name.
+    pub name: String,
     /// The source.
     pub source: Rc<Source>,
     /// What it consists of, once that is known.
@@ -103,26 +110,52 @@ pub struct Reporter {
     shards: Rc<[ShardSender]>,
     watched: Vec<Watched>,
     collector: Collector,
+    /// The last interval's report.
+    last: Option<Report>,
 }
 
 impl Reporter {
-    /// For those shards and sources (with their streams' names); `title` and `play` stand above a table.
-    pub fn new(
-        config: &ReportConfig,
-        shards: Rc<[ShardSender]>,
-        watched: Vec<(String, Watched)>,
-        title: String,
-        play: Vec<String>,
-    ) -> Self {
-        let (names, watched): (Vec<_>, Vec<_>) = watched.into_iter().unzip();
+    /// For those shards; `title` and `play` stand above a table.
+    pub fn new(config: &ReportConfig, shards: Rc<[ShardSender]>, title: String, play: Vec<String>) -> Self {
         Reporter {
             every: config.every,
             look: Look::of(config.format, std::io::stdout().is_terminal()),
             frame: Frame { title, play, columns: 80, rows: None },
-            collector: Collector::new(Instant::now(), names, shards.len()),
+            collector: Collector::new(Instant::now(), shards.len()),
             shards,
-            watched,
+            watched: Vec::new(),
+            last: None,
         }
+    }
+
+    /// Reports on a stream from now on.
+    pub fn add_stream(&mut self, watched: Watched) {
+        self.collector.add_stream(watched.id, &watched.name);
+        self.watched.push(watched);
+    }
+
+    /// What `/metrics` answers.
+    pub async fn metrics(&mut self) -> String {
+        self.collect().await;
+        let scrape = self.collector.scrape(Instant::now(), SystemTime::now());
+        prometheus::text(&scrape, self.last.as_ref())
+    }
+
+    /// What `/status` answers: the last interval's report, and the clients as they are now.
+    pub async fn status(&mut self) -> String {
+        let clients = self.ask(true).await;
+        let report = match &self.last {
+            Some(report) => report.clone(),
+            None => self.collector.summary(Instant::now(), SystemTime::now()),
+        };
+        let name = |client: &ClientSnapshot| {
+            let watched = self.watched.iter().find(|watched| watched.id == client.stream);
+            watched.map(|watched| watched.name.clone()).unwrap_or_default()
+        };
+        let mut object = status::status(&report, &clients, name);
+        object.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        object.insert("title".into(), self.frame.title.as_str().into());
+        format!("{}\n", serde_json::Value::Object(object))
     }
 
     /// Whether the commands that play the streams are part of every report.
@@ -133,10 +166,9 @@ impl Reporter {
     /// Reports every interval, until the task is dropped.
     pub async fn run(reporter: Rc<tokio::sync::Mutex<Reporter>>) {
         let every = reporter.lock().await.every;
-        let collect_every = match every {
-            Duration::ZERO => Duration::from_millis(COLLECT_EVERY_MAX_MS),
-            every => every.min(Duration::from_millis(COLLECT_EVERY_MAX_MS)),
-        };
+        // Gauges of the last interval are wanted even where nothing is printed.
+        let interval = if every.is_zero() { GAUGES_EVERY } else { every };
+        let collect_every = interval.min(Duration::from_millis(COLLECT_EVERY_MAX_MS));
         let mut tick = tokio::time::interval(collect_every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         // The first tick is at once.
@@ -155,10 +187,13 @@ impl Reporter {
             let mut reporter = reporter.lock().await;
             reporter.collect().await;
             // A tick that comes a little early must not put the report off by a whole interval.
-            if !every.is_zero() && reported.elapsed() + collect_every / 2 >= every {
+            if reported.elapsed() + collect_every / 2 >= interval {
                 reported = Instant::now();
                 let report = reporter.collector.interval(reported, SystemTime::now());
-                reporter.tell(&report);
+                if !every.is_zero() {
+                    reporter.tell(&report);
+                }
+                reporter.last = Some(report);
             }
         }
     }
@@ -171,21 +206,33 @@ impl Reporter {
 
     /// Asks every shard and source.
     pub async fn collect(&mut self) {
+        self.ask(false).await;
+    }
+
+    /// Asks every shard and source; gives the clients if they are wanted.
+    async fn ask(&mut self, clients: bool) -> Vec<ClientSnapshot> {
         let answers: Vec<oneshot::Receiver<ShardSnapshot>> = self
             .shards
             .iter()
             .map(|shard| {
                 let (reply, answer) = oneshot::channel();
-                shard.tell(ToShard::Report(ReportRequest { reply, clients: false }));
+                shard.tell(ToShard::Report(ReportRequest { reply, clients }));
                 answer
             })
             .collect();
         let deadline = tokio::time::Instant::now() + ANSWER_MAX;
         let mut snapshots = Vec::with_capacity(answers.len());
+        let mut found = Vec::new();
         for answer in answers {
-            snapshots.push(tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok));
+            let mut snapshot = tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok);
+            if let Some(snapshot) = &mut snapshot {
+                found.append(&mut snapshot.clients);
+            }
+            snapshots.push(snapshot);
         }
-        self.collector.absorb(snapshots, self.watched.iter().map(Watched::gauge).collect());
+        let gauges = self.watched.iter().map(|watched| (watched.id, watched.gauge())).collect();
+        self.collector.absorb(snapshots, gauges);
+        found
     }
 
     fn tell(&mut self, report: &Report) {

@@ -6,9 +6,11 @@ use hdrhistogram::Histogram;
 
 use super::latency::{relay_histogram, stream_histogram};
 use super::report::{Flow, Percentiles, Report, Scope, SourceGauge, StreamReport, Totals, octaves};
+use super::scrape::{Scrape, StreamScrape};
 use super::shard::{ShardSnapshot, StreamCounts};
-use super::{DropReason, Transport};
+use super::{Counter, DropReason, Transport};
 use crate::egress::EgressStats;
+use crate::stream::StreamId;
 
 /// Latencies of a span, and of everything before it.
 #[derive(Debug)]
@@ -44,9 +46,18 @@ impl Latencies {
 /// What was known of a shard when it last answered.
 #[derive(Debug, Default)]
 struct Known {
-    streams: Vec<(StreamCounts, Duration)>,
+    streams: Vec<Seen>,
+    counters: [u64; Counter::COUNT],
     egress: EgressStats,
     connections: u64,
+}
+
+/// A stream in a shard's answer.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    counts: StreamCounts,
+    lag: Duration,
+    log_bytes: u64,
 }
 
 /// A stream's counts, summed over the shards.
@@ -54,6 +65,7 @@ struct Known {
 struct Summed {
     counts: StreamCounts,
     lag: Duration,
+    log_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -73,52 +85,75 @@ pub struct Collector {
     span_start: Instant,
     shards: Vec<Known>,
     silent: usize,
-    streams: Vec<Stream>,
+    /// By number; `None` for one that was removed.
+    streams: Vec<Option<Stream>>,
     latency: Latencies,
 }
 
 impl Collector {
-    /// For the streams of those names and so many shards.
-    pub fn new(now: Instant, names: impl IntoIterator<Item = String>, shards: usize) -> Self {
-        let stream = |name| Stream {
-            name,
-            latency: None,
-            source: SourceGauge::default(),
-            source_at_span_start: SourceGauge::default(),
-            at_span_start: Summed::default(),
-        };
+    /// For so many shards; streams are added.
+    pub fn new(now: Instant, shards: usize) -> Self {
         Collector {
             started: now,
             span_start: now,
             shards: (0..shards).map(|_| Known::default()).collect(),
             silent: 0,
-            streams: names.into_iter().map(stream).collect(),
+            streams: Vec::new(),
             latency: Latencies::new(relay_histogram),
         }
     }
 
+    /// Begins to count for the stream of that number.
+    pub fn add_stream(&mut self, id: StreamId, name: &str) {
+        let index = usize::from(id.0);
+        if self.streams.len() <= index {
+            self.streams.resize_with(index + 1, || None);
+        }
+        self.streams[index] = Some(Stream {
+            name: name.to_owned(),
+            latency: None,
+            source: SourceGauge::default(),
+            source_at_span_start: SourceGauge::default(),
+            at_span_start: Summed::default(),
+        });
+    }
+
+    /// Forgets a stream and its counts.
+    pub fn remove_stream(&mut self, id: StreamId) {
+        let index = usize::from(id.0);
+        if let Some(stream) = self.streams.get_mut(index) {
+            *stream = None;
+        }
+        for seen in self.shards.iter_mut().filter_map(|shard| shard.streams.get_mut(index)) {
+            *seen = Seen::default();
+        }
+    }
+
     /// Takes in one round of answers: a snapshot per shard (`None`: it did not answer in time), a gauge per stream.
-    pub fn absorb(&mut self, snapshots: Vec<Option<ShardSnapshot>>, sources: Vec<SourceGauge>) {
-        debug_assert_eq!((snapshots.len(), sources.len()), (self.shards.len(), self.streams.len()));
+    pub fn absorb(&mut self, snapshots: Vec<Option<ShardSnapshot>>, sources: Vec<(StreamId, SourceGauge)>) {
+        debug_assert_eq!(snapshots.len(), self.shards.len());
         self.silent = snapshots.iter().filter(|snapshot| snapshot.is_none()).count();
         for (known, snapshot) in self.shards.iter_mut().zip(snapshots) {
             let Some(snapshot) = snapshot else { continue };
             self.latency.add(&snapshot.latency);
             known.egress = snapshot.egress;
+            known.counters = snapshot.counters;
             known.connections = snapshot.connections;
             known.streams.clear();
             known.streams.resize_with(self.streams.len(), Default::default);
             for part in snapshot.streams {
                 let index = usize::from(part.stream.0);
-                let Some(stream) = self.streams.get_mut(index) else { continue };
+                let Some(Some(stream)) = self.streams.get_mut(index) else { continue };
                 if let Some(latency) = &part.latency {
                     stream.latency.get_or_insert_with(|| Latencies::new(stream_histogram)).add(latency);
                 }
-                known.streams[index] = (part.counts, part.worst_lag);
+                known.streams[index] = Seen { counts: part.counts, lag: part.worst_lag, log_bytes: part.log_bytes };
             }
         }
-        for (stream, source) in self.streams.iter_mut().zip(sources) {
-            stream.source = source;
+        for (id, source) in sources {
+            if let Some(Some(stream)) = self.streams.get_mut(usize::from(id.0)) {
+                stream.source = source;
+            }
         }
     }
 
@@ -127,7 +162,7 @@ impl Collector {
         let report = self.report(now, at, Scope::Interval);
         for index in 0..self.streams.len() {
             let summed = self.summed(index);
-            let stream = &mut self.streams[index];
+            let Some(stream) = &mut self.streams[index] else { continue };
             stream.at_span_start = summed;
             stream.source_at_span_start = stream.source.clone();
             if let Some(latency) = &mut stream.latency {
@@ -150,7 +185,7 @@ impl Collector {
             Scope::Interval => (now.saturating_duration_since(self.span_start), self.latency.span.clone()),
             Scope::Summary => (uptime, self.latency.whole()),
         };
-        let streams: Vec<_> = (0..self.streams.len()).map(|index| self.stream(index, span, scope)).collect();
+        let streams: Vec<_> = (0..self.streams.len()).filter_map(|index| self.stream(index, span, scope)).collect();
         let mut total = Totals { silent_shards: self.silent, ..Totals::default() };
         for shard in &self.shards {
             total.connections += shard.connections;
@@ -179,8 +214,8 @@ impl Collector {
         Report { scope, at, uptime, span, streams, total, histogram: octaves(&latency) }
     }
 
-    fn stream(&self, index: usize, span: Duration, scope: Scope) -> StreamReport {
-        let stream = &self.streams[index];
+    fn stream(&self, index: usize, span: Duration, scope: Scope) -> Option<StreamReport> {
+        let stream = self.streams[index].as_ref()?;
         let summed = self.summed(index);
         let zero = (Summed::default(), SourceGauge::default());
         let (before, source_before) = match scope {
@@ -196,7 +231,7 @@ impl Collector {
         let mut drops = summed.counts.drops;
         drops[DropReason::SourceTorn.index()] += stream.source.torn;
         let counts = &summed.counts;
-        StreamReport {
+        Some(StreamReport {
             name: stream.name.clone(),
             state: stream.source.state,
             fault: stream.source.fault.clone(),
@@ -217,14 +252,31 @@ impl Collector {
                 bytes_total: counts.bytes,
             },
             drops,
+        })
+    }
+
+    /// Everything since the start, for a scraper.
+    pub fn scrape(&self, now: Instant, at: SystemTime) -> Scrape {
+        let streams = (0..self.streams.len()).filter_map(|index| {
+            let stream = self.streams[index].as_ref()?;
+            let Summed { counts, log_bytes, .. } = self.summed(index);
+            let latency = stream.latency.as_ref().map(Latencies::whole);
+            Some(StreamScrape::new(latency.as_ref(), counts, stream.source.frames, stream.source.bytes, log_bytes))
+        });
+        let mut counters = [0; Counter::COUNT];
+        for shard in &self.shards {
+            add(&mut counters, &shard.counters);
         }
+        Scrape { summary: self.summary(now, at), streams: streams.collect(), counters, shards: self.shards.len() }
     }
 
     /// A stream's counts over all shards.
     fn summed(&self, index: usize) -> Summed {
         let mut sum = Summed::default();
-        for (counts, lag) in self.shards.iter().filter_map(|shard| shard.streams.get(index)) {
+        for Seen { counts, lag, log_bytes } in self.shards.iter().filter_map(|shard| shard.streams.get(index)) {
             sum.lag = sum.lag.max(*lag);
+            // Every shard's log refers to the same chunks.
+            sum.log_bytes = sum.log_bytes.max(*log_bytes);
             let into = &mut sum.counts;
             into.sends += counts.sends;
             into.bytes += counts.bytes;
@@ -248,15 +300,16 @@ fn add(into: &mut [u64], counts: &[u64]) {
 mod tests {
     use super::*;
     use crate::metrics::{LeaveReason, ShardMetrics};
-    use crate::stream::StreamId;
 
     #[test]
     fn intervals_and_the_whole_run_add_up_over_shards() {
         let start = Instant::now();
         let second = Duration::from_secs(1);
-        let mut collector = Collector::new(start, ["a".to_owned(), "b".to_owned()], 2);
+        let mut collector = Collector::new(start, 2);
         let (mut one, mut two) = (ShardMetrics::new(), ShardMetrics::new());
         let (a, b) = (StreamId(0), StreamId(1));
+        collector.add_stream(a, "a");
+        collector.add_stream(b, "b");
 
         one.client_joined(a, Transport::Tcp);
         two.client_joined(a, Transport::Udp);
@@ -267,7 +320,8 @@ mod tests {
         let source = SourceGauge { frames: 60, bytes: 250_000, lost: 2, torn: 1, ..SourceGauge::default() };
         let mut snapshot = two.snapshot();
         snapshot.stream_mut(a).worst_lag = second;
-        collector.absorb(vec![Some(one.snapshot()), Some(snapshot)], vec![source.clone(), SourceGauge::default()]);
+        collector
+            .absorb(vec![Some(one.snapshot()), Some(snapshot)], vec![(a, source.clone()), (b, SourceGauge::default())]);
         let report = collector.interval(start + 2 * second, SystemTime::UNIX_EPOCH);
         let stream = &report.streams[0];
         assert_eq!((stream.fps, stream.flow.in_bps, stream.flow.out_bps), (30.0, 1_000_000.0, 400_000.0));
@@ -284,7 +338,7 @@ mod tests {
         one.client_left(a, Transport::Tcp, LeaveReason::Disconnected);
         one.skipped(a);
         one.sent(b, Duration::from_micros(10), 500);
-        collector.absorb(vec![Some(one.snapshot()), None], vec![source, SourceGauge::default()]);
+        collector.absorb(vec![Some(one.snapshot()), None], vec![(a, source), (b, SourceGauge::default())]);
         let report = collector.interval(start + 3 * second, SystemTime::UNIX_EPOCH);
         let stream = &report.streams[0];
         assert_eq!((stream.fps, stream.flow.out_bps, stream.flow.clients()), (0.0, 0.0, 1));
@@ -296,5 +350,12 @@ mod tests {
         assert_eq!(summary.streams[0].flow.latency.count, 100);
         assert_eq!((summary.streams[0].fps, summary.span), (15.0, 4 * second));
         assert_eq!((summary.total.flow.skips, summary.total.flow.bytes_total), (1, 100_500));
+
+        // A stream that takes a removed one's number begins at nothing.
+        collector.remove_stream(a);
+        assert_eq!(collector.summary(start + 4 * second, SystemTime::UNIX_EPOCH).streams.len(), 1);
+        collector.add_stream(a, "c");
+        let summary = collector.summary(start + 4 * second, SystemTime::UNIX_EPOCH);
+        assert_eq!((summary.streams[0].name.as_str(), summary.streams[0].flow.bytes_total), ("c", 0));
     }
 }

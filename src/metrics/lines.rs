@@ -69,6 +69,11 @@ pub fn logfmt(report: &Report) -> String {
 
 /// One JSON object on one line: the fields of the logfmt lines under `streams` and `total`.
 pub fn json(report: &Report) -> String {
+    format!("{}\n", Value::Object(object(report)))
+}
+
+/// The object of [`json`].
+pub fn object(report: &Report) -> Map<String, Value> {
     let mut lines = lines(report);
     let mut total = lines.pop().expect("the last line is that of all streams");
     let mut object = Map::new();
@@ -84,7 +89,7 @@ pub fn json(report: &Report) -> String {
     let streams = streams.collect();
     object.insert("streams".into(), Value::Array(streams));
     object.insert("total".into(), Value::Object(total.into_iter().collect()));
-    format!("{}\n", Value::Object(object))
+    object
 }
 
 type Fields = Vec<(String, Value)>;

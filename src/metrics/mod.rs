@@ -8,8 +8,11 @@ mod collect;
 mod latency;
 pub mod lines;
 mod names;
+pub mod prometheus;
 pub mod report;
+mod scrape;
 mod shard;
+pub mod status;
 pub mod table;
 #[cfg(test)]
 mod testing;
@@ -18,4 +21,5 @@ pub use collect::Collector;
 pub use latency::ClientLatency;
 pub use names::{Counter, DropReason, LeaveReason, Transport};
 pub use report::SourceGauge;
+pub use scrape::{Scrape, StreamScrape};
 pub use shard::{ClientSnapshot, Reception, ReportRequest, ShardMetrics, ShardSnapshot, StreamCounts, StreamSnapshot};

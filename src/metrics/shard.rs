@@ -90,6 +90,12 @@ pub struct StreamSnapshot {
 pub struct ClientSnapshot {
     /// Its address.
     pub peer: SocketAddr,
+    /// Its session, as its player knows it.
+    pub session: String,
+    /// The player's name for itself.
+    pub user_agent: Option<String>,
+    /// Time since it began to play.
+    pub playing: Duration,
     /// What it plays.
     pub stream: StreamId,
     /// How it gets it.
@@ -179,6 +185,13 @@ impl ShardMetrics {
     /// Sets a counter that is kept elsewhere to its total since the start.
     pub fn set(&mut self, counter: Counter, total: u64) {
         self.counters[counter.index()] = total;
+    }
+
+    /// Forgets a stream that is no more.
+    pub fn remove_stream(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(usize::from(id.0)) {
+            *stream = None;
+        }
     }
 
     /// The counts since the start and the latencies since the last snapshot; the shard fills in its gauges.

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::DropReason;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport};
 use crate::shard::inbox::SourceState;
@@ -58,6 +60,52 @@ pub fn table(report: &Report, frame: &Frame) -> String {
         lines.push(format!("… and {hidden} more; a taller terminal shows them"));
     }
     lines.extend(tail);
+    let mut out = String::new();
+    for line in lines {
+        let cut: String = line.chars().take(columns).collect();
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{}", cut.trim_end());
+    }
+    out
+}
+
+/// The clients of a status in at most `rows` rows, those that lag most first; nothing when there are none.
+pub fn clients(clients: &[Value], columns: usize, rows: usize) -> String {
+    let number = |client: &Value, name: &str| client.get(name).and_then(Value::as_u64);
+    let text = |client: &Value, name: &str| -> String {
+        let text = client.get(name).and_then(Value::as_str).unwrap_or("-");
+        text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+    };
+    let mut clients: Vec<&Value> = clients.iter().collect();
+    clients.sort_by_key(|client| std::cmp::Reverse((number(client, "lag_ms"), number(client, "p99_us"))));
+    if clients.is_empty() || rows < 3 {
+        return String::new();
+    }
+    let mut lines = vec![String::new()];
+    lines.push(format!(
+        "{:<21} {:<8} {:<3} {:>8} {:>5} {:>5} {:>5} {:>5} {:>5} {}",
+        "CLIENT", "STREAM", "VIA", "FOR", "LAG", "SKIPS", "P99", "RTT", "RETR", "PLAYER"
+    ));
+    let micros = |client: &Value, name: &str| span(number(client, name).map(Duration::from_micros));
+    let shown = if clients.len() > rows - 2 { rows - 3 } else { clients.len() };
+    for client in &clients[..shown] {
+        lines.push(format!(
+            "{:<21} {:<8.8} {:<3} {:>8} {:>5} {:>5} {:>5} {:>5} {:>5} {}",
+            text(client, "address"),
+            text(client, "stream"),
+            text(client, "transport"),
+            clock(Duration::from_secs(number(client, "playing_s").unwrap_or(0))),
+            span(number(client, "lag_ms").map(Duration::from_millis)),
+            si(number(client, "skips_total").unwrap_or(0) as f64),
+            micros(client, "p99_us"),
+            micros(client, "rtt_us"),
+            number(client, "retransmits_total").map_or("-".into(), |count| si(count as f64)),
+            text(client, "user_agent"),
+        ));
+    }
+    if shown < clients.len() {
+        lines.push(format!("… and {} more, that lag less", clients.len() - shown));
+    }
     let mut out = String::new();
     for line in lines {
         let cut: String = line.chars().take(columns).collect();

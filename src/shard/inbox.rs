@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::limits::INBOX_MESSAGES_MAX;
 use crate::metrics::ReportRequest;
@@ -47,6 +47,8 @@ pub enum ToShard {
     Source(StreamId, SourceState),
     /// The reporter wants the shard's counts.
     Report(ReportRequest),
+    /// Answer, to show that the shard still turns.
+    Ping(oneshot::Sender<()>),
     /// Finish the frames in flight, close the clients, end the thread.
     Stop,
 }

@@ -231,6 +231,8 @@ impl<E: Egress> Thread<E> {
             ToShard::Described(stream, description) => self.core.described(now, stream, description),
             ToShard::Source(stream, state) => self.core.source(stream, state),
             ToShard::Report(request) => self.core.report(now, request),
+            // Whoever asked may have given up.
+            ToShard::Ping(reply) => drop(reply.send(())),
             ToShard::Stop => self.core.stop(now),
             ToShard::Connection { stream, peer, unread } => {
                 if let Err(error) = self.connection(now, stream, peer, &unread) {

@@ -166,6 +166,7 @@ impl<E: Egress> Core<E> {
                     skips: 0,
                     lagging_until: None,
                     reception: None,
+                    since: now,
                 }));
                 members.push(slot);
                 self.sessions.insert(session, slot);
@@ -399,13 +400,22 @@ impl<E: Egress> Core<E> {
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
     }
 
-    pub(super) fn client_snapshot(&self, link: &Link, playing: &Playing, lag: Duration) -> ClientSnapshot {
+    pub(super) fn client_snapshot(
+        &self,
+        now: Instant,
+        link: &Link,
+        playing: &Playing,
+        lag: Duration,
+    ) -> ClientSnapshot {
         let tcp = match &link.kind {
             Kind::Tcp { conn, .. } => conn.fd().and_then(|fd| crate::sys::tcp_info(&fd).ok()),
             Kind::Udp { .. } => None,
         };
         ClientSnapshot {
             peer: playing.peer,
+            session: playing.session.to_string(),
+            user_agent: self.server.session_info(playing.session).and_then(|info| info.user_agent),
+            playing: now.saturating_duration_since(playing.since),
             stream: playing.stream,
             transport: playing.transport,
             bytes: playing.bytes,

@@ -169,6 +169,7 @@ struct Playing {
     lagging_until: Option<Instant>,
     /// What its last receiver report says.
     reception: Option<Reception>,
+    since: Instant,
 }
 
 /// Where a track stands, for clients that have nothing to get of it yet.
@@ -438,7 +439,7 @@ impl<E: Egress> Core<E> {
                 let stream = snapshot.stream_mut(playing.stream);
                 stream.worst_lag = stream.worst_lag.max(lag);
                 if request.clients {
-                    snapshot.clients.push(self.client_snapshot(link, playing, lag));
+                    snapshot.clients.push(self.client_snapshot(now, link, playing, lag));
                 }
             }
         }

@@ -1,0 +1,121 @@
+//! `/metrics`, `/status` and `/healthz`, on the control thread.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Mutex;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+use super::health;
+use super::reporter::Reporter;
+use crate::egress::Listener;
+use crate::metrics::prometheus;
+use crate::shard::inbox::ShardSender;
+
+/// Connections at a time; more wait.
+const CONNECTIONS_MAX: usize = 32;
+
+/// How long a connection may last: whoever scrapes comes back.
+const CONNECTION_MAX: Duration = Duration::from_secs(30);
+
+/// How long a request's head may take.
+const HEAD_MAX: Duration = Duration::from_secs(5);
+
+/// How long a shard may take to answer `/healthz`.
+const HEALTHY_MAX: Duration = Duration::from_secs(1);
+
+/// The wait after connections cannot be accepted, and between looks at whether there is room for one more.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What requests are answered from.
+#[derive(Clone)]
+pub struct Pages {
+    /// Tells what was counted.
+    pub reporter: Rc<Mutex<Reporter>>,
+    /// The shards.
+    pub shards: Rc<[ShardSender]>,
+}
+
+/// Listens at `address`.
+///
+/// # Errors
+/// A sentence that names the address and the cure.
+pub fn bind(address: SocketAddr) -> Result<Listener, String> {
+    if !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            "http = \"{address}\" shows everybody who reaches it the clients' addresses; use 127.0.0.1 and a proxy that asks for a password"
+        );
+    }
+    Listener::bind(address).map_err(|error| {
+        format!(
+            "cannot serve HTTP at {address} ({error}); free the port, choose another with --http or `http`, or remove the key"
+        )
+    })
+}
+
+/// Answers until the task is dropped.
+pub async fn serve(listener: Listener, pages: Pages) {
+    let open = Rc::new(Cell::new(0));
+    loop {
+        if open.get() >= CONNECTIONS_MAX {
+            sleep(PAUSE).await;
+            continue;
+        }
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => tokio::net::TcpStream::from_std(stream),
+            Err(error) => Err(error),
+        };
+        let Ok(stream) = stream else {
+            // Out of descriptors, which the acceptor of RTSP tells of.
+            sleep(PAUSE).await;
+            continue;
+        };
+        let pages = pages.clone();
+        open.set(open.get() + 1);
+        let open = Rc::clone(&open);
+        spawn_local(async move {
+            let service = service_fn(|request| answer(request, pages.clone()));
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
+            // A connection that breaks or takes too long concerns nobody but its client.
+            let _ = timeout(CONNECTION_MAX, builder.serve_connection(TokioIo::new(stream), service)).await;
+            open.set(open.get() - 1);
+        });
+    }
+}
+
+async fn answer<B>(request: Request<B>, pages: Pages) -> Result<Response<Full<Bytes>>, Infallible> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        return Ok(page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n".into()));
+    }
+    Ok(match request.uri().path() {
+        "/metrics" => page(StatusCode::OK, prometheus::CONTENT_TYPE, pages.reporter.lock().await.metrics().await),
+        "/status" => page(StatusCode::OK, "application/json", pages.reporter.lock().await.status().await),
+        "/healthz" => match health::silent(&pages.shards, HEALTHY_MAX).await.as_slice() {
+            [] => page(StatusCode::OK, TEXT, "ok\n".into()),
+            silent => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("shards that do not answer: {silent:?}\n")),
+        },
+        "/" => page(StatusCode::OK, TEXT, "rtsprelay: /metrics /status /healthz\n".into()),
+        _ => page(StatusCode::NOT_FOUND, TEXT, "not here; there are /metrics, /status and /healthz\n".into()),
+    })
+}
+
+fn page(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,249 @@
+//! The counts in the text format of Prometheus (exposition format 0.0.4). `docs/METRICS.md` has the names, which are stable.
+
+use std::fmt::{Display, Write as _};
+
+use super::report::{Report, StreamReport};
+use super::scrape::{BUCKETS, Scrape, StreamScrape, bucket_end_us};
+use super::{Counter, DropReason, LeaveReason, Transport};
+use crate::shard::inbox::SourceState;
+
+/// The media type of [`text`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The exposition: everything since the start, and gauges of the last interval.
+pub fn text(scrape: &Scrape, last: Option<&Report>) -> String {
+    let mut out = Text::default();
+    let streams: Vec<(&StreamReport, &StreamScrape)> = scrape.summary.streams.iter().zip(&scrape.streams).collect();
+    relay(&mut out, scrape);
+    source(&mut out, &streams, last);
+    clients(&mut out, &streams);
+    latency(&mut out, &streams, last);
+    out.0
+}
+
+fn relay(out: &mut Text, scrape: &Scrape) {
+    let total = &scrape.summary.total;
+    out.family("build_info", "gauge", "The version that runs; always 1.");
+    out.value("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    out.single("uptime_seconds", "gauge", "Time since the start.", scrape.summary.uptime.as_secs_f64());
+    out.single("shards", "gauge", "Threads that serve clients.", scrape.shards);
+    out.single("silent_shards", "gauge", "Shards that did not answer in time just now.", total.silent_shards);
+    out.single("connections", "gauge", "RTSP connections open, playing or not.", total.connections);
+    out.single("send_operations_total", "counter", "Send operations.", total.operations);
+    out.single("submits_total", "counter", "System calls that handed send operations over.", total.submits);
+    out.single(
+        "zero_copy_sends_total",
+        "counter",
+        "Zero-copy sends that the kernel did without a copy.",
+        total.zero_copy,
+    );
+    out.single(
+        "zero_copy_copied_total",
+        "counter",
+        "Zero-copy sends that the kernel copied after all.",
+        total.zero_copy_copied,
+    );
+    out.single(
+        "zero_copy_refused_total",
+        "counter",
+        "Zero-copy sends refused and sent again plainly.",
+        total.zero_copy_refused,
+    );
+    for &counter in Counter::ALL {
+        out.single(&format!("{}_total", counter.name()), "counter", help(counter), scrape.counters[counter.index()]);
+    }
+}
+
+fn help(counter: Counter) -> &'static str {
+    match counter {
+        Counter::Connections => "Connections that shards were handed.",
+        Counter::ClientsRefused => "Connections refused because limits.clients was reached.",
+        Counter::HandshakeTimeouts => "Connections closed because no full request came in time.",
+        Counter::Requests => "RTSP requests read.",
+        Counter::RequestsFailed => "RTSP requests answered with an error status.",
+        Counter::Malformed => "Connections closed because they sent what is not RTSP.",
+        Counter::ReceiverReports => "RTCP receiver reports taken in.",
+        Counter::Moved => "Connections handed to the shard that owns their session.",
+        Counter::Renderings => "Chunks rendered for other channels than their own.",
+    }
+}
+
+fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Option<&Report>) {
+    out.family("source_up", "gauge", "1 while packets come from the source.");
+    for (stream, _) in streams {
+        out.value("source_up", &[("stream", &stream.name)], u8::from(stream.state == SourceState::Live));
+    }
+    out.family("source_frames_total", "counter", "Frames of the video track received.");
+    for (stream, more) in streams {
+        out.value("source_frames_total", &[("stream", &stream.name)], more.frames);
+    }
+    out.family("source_bytes_total", "counter", "Bytes of RTP received from the source.");
+    for (stream, more) in streams {
+        out.value("source_bytes_total", &[("stream", &stream.name)], more.source_bytes);
+    }
+    out.family("source_packets_lost_total", "counter", "RTP packets of the source that never came.");
+    for (stream, _) in streams {
+        out.value("source_packets_lost_total", &[("stream", &stream.name)], stream.flow.lost_total);
+    }
+    out.family("source_reconnects_total", "counter", "Sessions with the source after the first.");
+    for (stream, _) in streams {
+        out.value("source_reconnects_total", &[("stream", &stream.name)], stream.flow.reconnects_total);
+    }
+    out.family("log_bytes", "gauge", "Bytes of media kept for new and slow clients.");
+    for (stream, more) in streams {
+        out.value("log_bytes", &[("stream", &stream.name)], more.log_bytes);
+    }
+    out.family("source_fps", "gauge", "Frames a second of the video track, over the last report interval.");
+    for stream in last.iter().flat_map(|report| &report.streams) {
+        out.value("source_fps", &[("stream", &stream.name)], stream.fps);
+    }
+}
+
+fn clients(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)]) {
+    out.family("clients", "gauge", "Clients that play now.");
+    for (stream, more) in streams {
+        for &transport in Transport::ALL {
+            let labels = [("stream", stream.name.as_str()), ("transport", transport.name())];
+            out.value("clients", &labels, more.counts.clients[transport.index()]);
+        }
+    }
+    out.family("clients_joined_total", "counter", "Clients that began to play.");
+    for (stream, more) in streams {
+        for &transport in Transport::ALL {
+            let labels = [("stream", stream.name.as_str()), ("transport", transport.name())];
+            out.value("clients_joined_total", &labels, more.counts.joined[transport.index()]);
+        }
+    }
+    out.family("clients_left_total", "counter", "Clients that play no more, by reason.");
+    for (stream, more) in streams {
+        for &reason in LeaveReason::ALL {
+            let labels = [("stream", stream.name.as_str()), ("reason", reason.name())];
+            out.value("clients_left_total", &labels, more.counts.left[reason.index()]);
+        }
+    }
+    out.family("sent_chunks_total", "counter", "Chunks that clients got whole.");
+    for (stream, more) in streams {
+        out.value("sent_chunks_total", &[("stream", &stream.name)], more.counts.sends);
+    }
+    out.family("sent_bytes_total", "counter", "Bytes of media that clients got.");
+    for (stream, more) in streams {
+        out.value("sent_bytes_total", &[("stream", &stream.name)], more.counts.bytes);
+    }
+    out.family("skips_total", "counter", "Times that a lagging client was moved on to a keyframe.");
+    for (stream, more) in streams {
+        out.value("skips_total", &[("stream", &stream.name)], more.counts.skips);
+    }
+    out.family("frames_dropped_total", "counter", "Frames that a client missed, once for every client, by reason.");
+    for (stream, _) in streams {
+        for &reason in DropReason::ALL {
+            let labels = [("stream", stream.name.as_str()), ("reason", reason.name())];
+            out.value("frames_dropped_total", &labels, stream.drops[reason.index()]);
+        }
+    }
+    out.family("worst_lag_seconds", "gauge", "Lag of the worst client now.");
+    for (stream, _) in streams {
+        out.value("worst_lag_seconds", &[("stream", &stream.name)], stream.flow.lag.as_secs_f64());
+    }
+}
+
+fn latency(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Option<&Report>) {
+    const NAME: &str = "relay_latency_seconds";
+    let what = "From the reading of a chunk's last packet to its last byte in a client's socket.";
+    out.family(NAME, "histogram", what);
+    for (stream, more) in streams {
+        let mut below = 0;
+        for bucket in 0..BUCKETS {
+            below += more.buckets[bucket];
+            let end = format!("{:.3e}", bucket_end_us(bucket) / 1e6);
+            out.value(&format!("{NAME}_bucket"), &[("stream", &stream.name), ("le", &end)], below);
+        }
+        out.value(&format!("{NAME}_bucket"), &[("stream", &stream.name), ("le", "+Inf")], more.sends);
+        out.value(&format!("{NAME}_sum"), &[("stream", &stream.name)], more.sum_us / 1e6);
+        out.value(&format!("{NAME}_count"), &[("stream", &stream.name)], more.sends);
+    }
+    for (name, quantile) in [("p50", 0), ("p99", 1)] {
+        let name = format!("relay_latency_{name}_seconds");
+        out.family(&name, "gauge", "The percentile of the relay latency over the last report interval.");
+        for stream in last.iter().flat_map(|report| &report.streams) {
+            let latency = [stream.flow.latency.p50, stream.flow.latency.p99][quantile];
+            if let Some(latency) = latency {
+                out.value(&name, &[("stream", &stream.name)], latency.as_secs_f64());
+            }
+        }
+    }
+}
+
+/// Writes the format. Names go in without their prefix.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP rtsprelay_{name} {help}\n# TYPE rtsprelay_{name} {kind}");
+    }
+
+    fn value(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let _ = write!(self.0, "rtsprelay_{name}");
+        for (index, (label, text)) in labels.iter().enumerate() {
+            let before = if index == 0 { '{' } else { ',' };
+            // Values are stream names, reasons and numbers: nothing in them needs to be escaped.
+            let _ = write!(self.0, "{before}{label}=\"{text}\"");
+        }
+        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.family(name, kind, help);
+        self.value(name, &[], value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant, SystemTime};
+
+    use super::*;
+    use crate::metrics::{Collector, ShardMetrics};
+    use crate::stream::StreamId;
+
+    fn exposition() -> String {
+        let now = Instant::now();
+        let mut collector = Collector::new(now, 1);
+        collector.add_stream(StreamId(0), "front");
+        let mut metrics = ShardMetrics::new();
+        metrics.client_joined(StreamId(0), Transport::Tcp);
+        metrics.sent(StreamId(0), Duration::from_millis(20), 1_000);
+        metrics.dropped(StreamId(0), DropReason::Lagging, 3);
+        collector.absorb(vec![Some(metrics.snapshot())], Vec::new());
+        let report = collector.interval(now + Duration::from_secs(1), SystemTime::UNIX_EPOCH);
+        text(&collector.scrape(now + Duration::from_secs(1), SystemTime::UNIX_EPOCH), Some(&report))
+    }
+
+    #[test]
+    fn names_and_values() {
+        let text = exposition();
+        for line in [
+            "rtsprelay_clients{stream=\"front\",transport=\"tcp\"} 1",
+            "rtsprelay_frames_dropped_total{stream=\"front\",reason=\"lagging\"} 3",
+            "rtsprelay_sent_bytes_total{stream=\"front\"} 1000",
+            "rtsprelay_relay_latency_seconds_bucket{stream=\"front\",le=\"+Inf\"} 1",
+            "rtsprelay_relay_latency_seconds_count{stream=\"front\"} 1",
+            "# TYPE rtsprelay_relay_latency_seconds histogram",
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line} is not in\n{text}");
+        }
+        let p99 =
+            text.lines().find_map(|line| line.strip_prefix("rtsprelay_relay_latency_p99_seconds{stream=\"front\"} "));
+        assert!((0.0199..0.0203).contains(&p99.unwrap().parse::<f64>().unwrap()), "{p99:?}");
+    }
+
+    #[test]
+    fn the_documentation_names_them_all() {
+        let documented = include_str!("../../docs/METRICS.md");
+        for line in exposition().lines() {
+            let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split(' ').next()) else { continue };
+            assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/METRICS.md");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Reports as `/status` serves them, and read back from there by `rtsprelay top`.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value, json};
+
+use super::lines;
+use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
+use super::{ClientSnapshot, DropReason};
+use crate::shard::inbox::SourceState;
+
+/// The report's JSON with its histogram, and the clients. `name` gives a stream's name.
+pub fn status(
+    report: &Report,
+    clients: &[ClientSnapshot],
+    name: impl Fn(&ClientSnapshot) -> String,
+) -> Map<String, Value> {
+    let mut object = lines::object(report);
+    object.insert("histogram".into(), json!(report.histogram.as_slice()));
+    let micros = |duration: Option<Duration>| duration.map(|duration| duration.as_micros() as u64);
+    let now = report.at;
+    let clients = clients.iter().map(|client| {
+        json!({
+            "address": client.peer.to_string(),
+            "stream": name(client),
+            "session": client.session,
+            "transport": client.transport.name(),
+            "user_agent": client.user_agent,
+            "since": lines::rfc3339(now.checked_sub(client.playing).unwrap_or(now)),
+            "playing_s": client.playing.as_secs(),
+            "bytes_total": client.bytes,
+            "lag_ms": client.lag.as_millis() as u64,
+            "skips_total": client.skips,
+            "p99_us": micros(client.p99),
+            "rtt_us": micros(client.rtt),
+            "retransmits_total": client.retransmits,
+        })
+    });
+    object.insert("clients".into(), clients.collect());
+    object
+}
+
+/// The report in what [`status`] made; nothing when it is not that.
+pub fn report(status: &Value) -> Option<Report> {
+    let seconds = |name: &str| Duration::try_from_secs_f64(status.get(name)?.as_f64()?).ok();
+    let streams = status.get("streams")?.as_array()?.iter().map(stream).collect::<Option<Vec<_>>>()?;
+    let total = status.get("total")?;
+    let number = |name: &str| total.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let mut histogram = [0; HISTOGRAM_OCTAVES];
+    for (into, count) in histogram.iter_mut().zip(status.get("histogram")?.as_array()?) {
+        *into = count.as_u64()?;
+    }
+    Some(Report {
+        scope: Scope::Interval,
+        at: SystemTime::now(),
+        uptime: seconds("uptime_s")?,
+        span: seconds("span_s")?,
+        streams,
+        total: Totals {
+            flow: flow(total)?,
+            connections: number("connections"),
+            operations: number("operations_total"),
+            submits: number("submits_total"),
+            zero_copy: number("zero_copy_total"),
+            zero_copy_copied: number("zero_copy_copied_total"),
+            zero_copy_refused: number("zero_copy_refused_total"),
+            silent_shards: number("silent_shards") as usize,
+        },
+        histogram,
+    })
+}
+
+fn stream(value: &Value) -> Option<StreamReport> {
+    let name = value.get("stream")?.as_str()?;
+    let state = match value.get("state")?.as_str()? {
+        "live" => SourceState::Live,
+        "connecting" => SourceState::Connecting,
+        _ => SourceState::Down,
+    };
+    let mut drops = [0; DropReason::COUNT];
+    for reason in DropReason::ALL {
+        let count = value.get(format!("dropped_{}_total", reason.name()));
+        drops[reason.index()] = count.and_then(Value::as_u64).unwrap_or(0);
+    }
+    Some(StreamReport {
+        // Whatever answers there must not write to the terminal as it likes.
+        name: name.chars().filter(char::is_ascii_graphic).collect(),
+        state,
+        fault: value.get("fault").and_then(Value::as_str).map(|fault| fault.replace(char::is_control, " ")),
+        fps: value.get("fps")?.as_f64()?,
+        flow: flow(value)?,
+        drops,
+    })
+}
+
+fn flow(value: &Value) -> Option<Flow> {
+    let count = |name: &str| value.get(name).and_then(Value::as_u64);
+    let latency = |name: &str| count(name).map(Duration::from_micros);
+    Some(Flow {
+        in_bps: value.get("in_bps")?.as_f64()?,
+        out_bps: value.get("out_bps")?.as_f64()?,
+        clients_tcp: count("clients_tcp")?,
+        clients_udp: count("clients_udp")?,
+        joined: count("joined_total")?,
+        latency: Percentiles {
+            count: count("sends")?,
+            p50: latency("p50_us"),
+            p90: latency("p90_us"),
+            p99: latency("p99_us"),
+            p999: latency("p999_us"),
+            max: latency("max_us"),
+        },
+        lag: Duration::from_millis(count("lag_ms")?),
+        skips: count("skips")?,
+        skips_total: count("skips_total")?,
+        lost_total: count("lost_total")?,
+        reconnects_total: count("reconnects_total")?,
+        dropped_total: count("dropped_total")?,
+        bytes_total: count("bytes_total")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Transport;
+    use crate::metrics::testing;
+    use crate::stream::StreamId;
+
+    #[test]
+    fn what_is_served_is_read_back() {
+        let client = ClientSnapshot {
+            peer: "192.0.2.7:4711".parse().unwrap(),
+            session: "00000000000000ff".into(),
+            user_agent: Some("ffplay".into()),
+            playing: Duration::from_secs(90),
+            stream: StreamId(0),
+            transport: Transport::Tcp,
+            bytes: 12,
+            lag: Duration::from_millis(3),
+            skips: 1,
+            p99: Some(Duration::from_micros(400)),
+            rtt: None,
+            retransmits: None,
+            reception: None,
+        };
+        let was = testing::report();
+        let served = Value::Object(status(&was, &[client], |_| "front".into()));
+        assert_eq!(served["clients"][0]["since"], "2023-11-14T22:11:50.000Z");
+        assert_eq!(served["clients"][0]["user_agent"], "ffplay");
+        let is = report(&served).expect("a report");
+        assert_eq!((is.streams[0].flow.latency, is.histogram), (was.streams[0].flow.latency, was.histogram));
+        assert_eq!((is.streams[1].state, &is.streams[1].fault), (was.streams[1].state, &was.streams[1].fault));
+        assert_eq!(is.total, Totals { flow: Flow { in_bps: 4_012_000.0, ..was.total.flow.clone() }, ..was.total });
+        assert_eq!(report(&json!({"streams": []})), None);
+    }
+}

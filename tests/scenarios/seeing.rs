@@ -1,0 +1,121 @@
+//! What the relay tells of itself over HTTP.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+
+use crate::harness::machine::beside_others;
+use crate::harness::program::run;
+use crate::harness::relay::{BINARY, Relay, Uring, command};
+use crate::harness::rtsp::Client;
+use crate::harness::{DEADLINE, wait_until};
+
+/// Where the relay serves HTTP.
+fn http_address(relay: &Relay) -> SocketAddr {
+    let printed = relay.printed();
+    let line = printed.lines().find(|line| line.contains("listening for http")).expect("it says where");
+    line.split_once("address=").unwrap().1.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Status and body of `GET path`.
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: here\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn demo() -> Relay {
+    let arguments = ["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--report-every", "200ms"];
+    Relay::start(command(Uring::AsAsked, &arguments)).serving("/")
+}
+
+fn value(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {metrics}"));
+    line.rsplit_once(' ').unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn metrics_status_and_health_tell_of_a_client() {
+    let _turn = beside_others();
+    let relay = demo();
+    let http = http_address(&relay);
+    let mut client = Client::connect(relay.address());
+    client.play_everything(&relay.url("/"));
+    for _ in 0..5 {
+        client.frame_on(0);
+    }
+    assert_eq!(get(http, "/healthz"), (200, "ok\n".into()));
+    assert_eq!(get(http, "/nothing").0, 404);
+
+    let mut status = serde_json::Value::Null;
+    wait_until("the status knows the client's latency", DEADLINE, || {
+        client.frame_on(0);
+        status = serde_json::from_str(&get(http, "/status").1).expect("JSON");
+        status["total"]["clients"] == 1 && status["clients"][0]["p99_us"].as_u64() > Some(0)
+    });
+    let told = &status["clients"][0];
+    assert_eq!((told["stream"].as_str(), told["transport"].as_str()), (Some("test"), Some("tcp")), "{status}");
+    assert_eq!(told["address"].as_str(), Some(client.stream().local_addr().unwrap().to_string().as_str()));
+    assert!(told["rtt_us"].as_u64() > Some(0), "{status}");
+    assert!(told["bytes_total"].as_u64() > Some(0), "{status}");
+    assert_eq!(told["retransmits_total"].as_u64(), Some(0), "{status}");
+
+    let mut metrics = String::new();
+    wait_until("an interval with sends is over", DEADLINE, || {
+        client.frame_on(0);
+        metrics = get(http, "/metrics").1;
+        metrics.contains("rtsprelay_relay_latency_p99_seconds{")
+    });
+    assert_eq!(value(&metrics, "rtsprelay_clients{stream=\"test\",transport=\"tcp\"}"), 1.0);
+    assert_eq!(value(&metrics, "rtsprelay_source_up{stream=\"test\"}"), 1.0);
+    assert!(value(&metrics, "rtsprelay_relay_latency_p99_seconds{stream=\"test\"}") > 0.0);
+    assert!(value(&metrics, "rtsprelay_requests_total") >= 4.0);
+    let all = value(&metrics, "rtsprelay_relay_latency_seconds_bucket{stream=\"test\",le=\"+Inf\"}");
+    assert_eq!(all, value(&metrics, "rtsprelay_relay_latency_seconds_count"));
+}
+
+#[test]
+fn promtool_has_nothing_to_say_about_the_metrics() {
+    let _turn = beside_others();
+    let relay = demo();
+    let mut client = Client::connect(relay.address());
+    client.play_everything(&relay.url("/"));
+    client.frame_on(0);
+    let http = http_address(&relay);
+    wait_until("the first interval is over", DEADLINE, || get(http, "/metrics").1.contains("latency_p99_seconds{"));
+    let metrics = get(http, "/metrics").1;
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool, of the package prometheus");
+    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+}
+
+#[test]
+fn top_shows_the_table_of_a_running_relay() {
+    let _turn = beside_others();
+    let relay = demo();
+    let mut client = Client::connect(relay.address());
+    client.play_everything(&relay.url("/"));
+    client.frame_on(0);
+    let http = http_address(&relay).to_string();
+    wait_until("top shows the stream and its client", DEADLINE, || {
+        let shown = run(DEADLINE, BINARY, &["top", "--http", &http]);
+        assert_eq!(shown.status.code(), Some(0), "{shown:#?}");
+        assert!(shown.stdout.contains("STREAM") && shown.stdout.contains("test"), "{shown:#?}");
+        shown.stdout.contains(&client.stream().local_addr().unwrap().to_string())
+    });
+    let nobody = run(DEADLINE, BINARY, &["top", "--http", "127.0.0.1:9"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(nobody.stderr.contains("http ="), "{nobody:#?}");
+}
