@@ -84,6 +84,8 @@ counted! {
         Paused = "paused",
         /// The source's tracks or codecs changed.
         SourceChanged = "source_changed",
+        /// The stream was taken out of the configuration.
+        StreamRemoved = "stream_removed",
         /// It sent what is not RTSP, or too much of it.
         Protocol = "protocol",
         /// A send failed.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
@@ -150,6 +150,21 @@ impl Server {
     /// Makes a stream known by its name. A single stream is served at the root as well.
     pub fn set_stream(&mut self, id: StreamId, name: &str) {
         self.streams.set_name(id, name);
+    }
+
+    /// Makes a stream unknown: requests for it are answered 404, and its sessions that do not play end. Those that play are
+    /// for the shard to end first, with [`Server::end_session`].
+    pub fn remove_stream(&mut self, id: StreamId) {
+        self.set_description(id, None);
+        self.streams.remove(id);
+    }
+
+    /// Sets other timeouts and another limit of sessions. They hold for what happens from now on; a timer that runs already
+    /// is not brought forward.
+    pub fn set_limits(&mut self, session_timeout: Duration, handshake_timeout: Duration, clients_max: usize) {
+        self.config.session_timeout = session_timeout;
+        self.config.handshake_timeout = handshake_timeout;
+        self.config.clients_max = clients_max;
     }
 
     /// Sets what a stream consists of; `None` for one that has never been up, which is answered 503.

@@ -40,6 +40,13 @@ impl Streams {
         self.entry(id).name = Some(name.trim_matches('/').to_owned());
     }
 
+    /// Makes a stream unknown. Its number stays taken.
+    pub(super) fn remove(&mut self, id: StreamId) {
+        let entry = self.entry(id);
+        entry.name = None;
+        entry.description = None;
+    }
+
     pub(super) fn set_description(&mut self, id: StreamId, description: Option<Arc<Description>>) {
         self.entry(id).description = description;
     }

@@ -135,6 +135,8 @@ pub enum EndReason {
     Stalled,
     /// The source's tracks or codecs changed.
     SourceChanged,
+    /// The stream is no more: it was taken out of the configuration.
+    StreamRemoved,
     /// The relay stops.
     Stopping,
 }
@@ -149,6 +151,7 @@ impl fmt::Display for EndReason {
             EndReason::Replaced => "the client set up the same ports anew",
             EndReason::Stalled => "the client read too slowly for the stall timeout",
             EndReason::SourceChanged => "the source's tracks or codecs changed",
+            EndReason::StreamRemoved => "the stream was removed",
             EndReason::Stopping => "the relay stops",
         })
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::core::{ShardLimits, StreamSetup};
 use crate::limits::INBOX_MESSAGES_MAX;
 use crate::metrics::ReportRequest;
 use crate::stream::chunk::Chunk;
@@ -45,6 +46,12 @@ pub enum ToShard {
     Described(StreamId, Arc<Description>),
     /// The source changed its state.
     Source(StreamId, SourceState),
+    /// A stream is new (with the next number), or begins otherwise from now on. Nothing else is said of a new one before.
+    Stream(StreamSetup),
+    /// A stream is no more. Whatever is still said of it is passed over; its number is not used again.
+    RemoveStream(StreamId),
+    /// Other limits hold from now on.
+    Limits(ShardLimits),
     /// The reporter wants the shard's counts.
     Report(ReportRequest),
     /// Answer, to show that the shard still turns.

@@ -230,6 +230,9 @@ impl<E: Egress> Thread<E> {
             ToShard::Refused(stream, frames) => self.core.chunk_refused(stream, frames),
             ToShard::Described(stream, description) => self.core.described(now, stream, description),
             ToShard::Source(stream, state) => self.core.source(stream, state),
+            ToShard::Stream(setup) => self.core.set_stream(&setup),
+            ToShard::RemoveStream(stream) => self.core.remove_stream(now, stream),
+            ToShard::Limits(limits) => self.core.set_limits(limits),
             ToShard::Report(request) => self.core.report(now, request),
             // Whoever asked may have given up.
             ToShard::Ping(reply) => drop(reply.send(())),

@@ -92,6 +92,12 @@ impl Log {
         }
     }
 
+    /// Sets other bounds, for the next [`Log::trim`].
+    pub fn set_bounds(&mut self, age: Duration, bytes_max: usize) {
+        self.age = age;
+        self.bytes_max = bytes_max;
+    }
+
     /// Number of the oldest chunk it holds; [`Log::head`] if it holds none.
     pub fn first(&self) -> u64 {
         self.first

@@ -48,6 +48,23 @@ pub struct StreamSetup {
     pub start: Start,
 }
 
+/// What may be changed while a shard runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardLimits {
+    /// Lag at which a client skips to a keyframe.
+    pub age: Duration,
+    /// Bytes of each stream's log at most.
+    pub log_bytes: usize,
+    /// Time within which an operation must be complete.
+    pub stall_timeout: Duration,
+    /// Silence after which a session ends.
+    pub session_timeout: Duration,
+    /// Time in which a connection must send its first whole request.
+    pub handshake_timeout: Duration,
+    /// Sessions of the shard at most.
+    pub clients_max: usize,
+}
+
 /// What a shard's core is started with.
 #[derive(Clone, Debug)]
 pub struct CoreConfig {
@@ -180,6 +197,8 @@ struct Tail {
 }
 
 struct Stream {
+    /// It is no more; its number is not used again.
+    removed: bool,
     start: Start,
     name: String,
     description: Option<Arc<Description>>,
@@ -196,9 +215,29 @@ struct Stream {
     told_no_cached_start: bool,
 }
 
+impl Stream {
+    fn new(setup: &StreamSetup, age: Duration, log_bytes: usize) -> Stream {
+        Stream {
+            removed: false,
+            start: setup.start,
+            name: setup.name.clone(),
+            description: None,
+            state: SourceState::Connecting,
+            log: Log::new(age, log_bytes),
+            members: Vec::new(),
+            rotate: 0,
+            dirty: false,
+            tails: Vec::new(),
+            reports: Vec::new(),
+            told_no_cached_start: false,
+        }
+    }
+}
+
 /// A shard without its thread.
 pub struct Core<E: Egress> {
     age: Duration,
+    log_bytes: usize,
     stall_timeout: Duration,
     egress: E,
     server: Server,
@@ -240,22 +279,11 @@ impl<E: Egress> Core<E> {
         for setup in &config.streams {
             assert_eq!(usize::from(setup.id.0), streams.len(), "streams come in the order of their numbers");
             server.set_stream(setup.id, &setup.name);
-            streams.push(Stream {
-                start: setup.start,
-                name: setup.name.clone(),
-                description: None,
-                state: SourceState::Connecting,
-                log: Log::new(config.age, config.log_bytes),
-                members: Vec::new(),
-                rotate: 0,
-                dirty: false,
-                tails: Vec::new(),
-                reports: Vec::new(),
-                told_no_cached_start: false,
-            });
+            streams.push(Stream::new(setup, config.age, config.log_bytes));
         }
         Core {
             age: config.age,
+            log_bytes: config.log_bytes,
             stall_timeout: config.stall_timeout,
             egress,
             server,
@@ -365,8 +393,52 @@ impl<E: Egress> Core<E> {
         std::mem::take(&mut self.gone)
     }
 
+    /// A stream is new, or begins otherwise from now on.
+    ///
+    /// # Panics
+    /// If a new one has not the next number.
+    pub fn set_stream(&mut self, setup: &StreamSetup) {
+        if let Some(stream) = self.streams.get_mut(usize::from(setup.id.0)) {
+            stream.start = setup.start;
+            return;
+        }
+        assert_eq!(usize::from(setup.id.0), self.streams.len(), "streams come in the order of their numbers");
+        self.server.set_stream(setup.id, &setup.name);
+        self.streams.push(Stream::new(setup, self.age, self.log_bytes));
+    }
+
+    /// A stream is no more: its clients are ended, and whatever still comes for it is passed over.
+    pub fn remove_stream(&mut self, now: Instant, id: StreamId) {
+        let stream = &mut self.streams[usize::from(id.0)];
+        stream.removed = true;
+        for slot in stream.members.clone() {
+            self.end_client(now, slot, EndReason::StreamRemoved);
+        }
+        self.server.remove_stream(id);
+        self.streams[usize::from(id.0)].log.clear();
+        self.process_events(now);
+        self.metrics.remove_stream(id);
+    }
+
+    /// Other limits hold from now on.
+    pub fn set_limits(&mut self, limits: ShardLimits) {
+        (self.age, self.log_bytes, self.stall_timeout) = (limits.age, limits.log_bytes, limits.stall_timeout);
+        for stream in &mut self.streams {
+            stream.log.set_bounds(limits.age, limits.log_bytes);
+        }
+        self.server.set_limits(limits.session_timeout, limits.handshake_timeout, limits.clients_max);
+    }
+
+    /// Whether what comes for the stream is passed over.
+    fn is_removed(&self, id: StreamId) -> bool {
+        self.streams[usize::from(id.0)].removed
+    }
+
     /// The next chunk of a stream.
     pub fn chunk(&mut self, now: Instant, id: StreamId, chunk: Arc<Chunk>) {
+        if self.is_removed(id) {
+            return;
+        }
         let stream = &mut self.streams[usize::from(id.0)];
         let track = usize::from(chunk.track.0);
         if stream.tails.len() <= track {
@@ -393,11 +465,16 @@ impl<E: Egress> Core<E> {
 
     /// A chunk of the stream was refused by the shard's inbox.
     pub fn chunk_refused(&mut self, id: StreamId, frames: u64) {
-        self.metrics.dropped(id, DropReason::InboxFull, frames);
+        if !self.is_removed(id) {
+            self.metrics.dropped(id, DropReason::InboxFull, frames);
+        }
     }
 
     /// The stream's description, for the first time or changed.
     pub fn described(&mut self, now: Instant, id: StreamId, description: Arc<Description>) {
+        if self.is_removed(id) {
+            return;
+        }
         let stream = &mut self.streams[usize::from(id.0)];
         let continues = stream.description.as_ref().is_none_or(|old| old.continues_as(&description));
         if !continues {
@@ -443,7 +520,7 @@ impl<E: Egress> Core<E> {
                 }
             }
         }
-        for (id, stream) in (0u16..).zip(&self.streams) {
+        for (id, stream) in (0u16..).zip(&self.streams).filter(|(_, stream)| !stream.removed) {
             snapshot.stream_mut(StreamId(id)).log_bytes = stream.log.bytes() as u64;
         }
         // A reporter that has gone meanwhile needs no answer.
@@ -544,6 +621,7 @@ fn leave_reason(reason: EndReason) -> LeaveReason {
         EndReason::Closed => LeaveReason::Protocol,
         EndReason::Stalled => LeaveReason::Stalled,
         EndReason::SourceChanged => LeaveReason::SourceChanged,
+        EndReason::StreamRemoved => LeaveReason::StreamRemoved,
         EndReason::Stopping => LeaveReason::Stopping,
         EndReason::Replaced => LeaveReason::Replaced,
     }
