@@ -50,6 +50,13 @@ pub enum Command {
         #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8580", value_parser = parse_listen)]
         http: SocketAddr,
     },
+    /// Write the man pages and shell completions, for packages
+    #[command(hide = true)]
+    Generate {
+        /// Where to
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Validate a configuration file: every fault with line and cure
     Check {
         /// The configuration file
@@ -59,7 +66,7 @@ pub enum Command {
 }
 
 /// Options that go before what the file says.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Overrides {
     /// Address to serve RTSP at; may be given several times. Port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
@@ -82,6 +89,9 @@ pub struct Overrides {
     /// Time between two reports, such as 1s; 0 for none but the summary at the end
     #[arg(long, value_name = "TIME", value_parser = parse_every)]
     pub report_every: Option<Duration>,
+    /// For tests: holds chunks back between chunker and shards
+    #[arg(long, hide = true, value_name = "TIME", value_parser = parse_duration)]
+    pub test_delay: Option<Duration>,
 }
 
 /// What drives the sockets.
@@ -121,9 +131,9 @@ pub enum Format {
 
 impl Overrides {
     /// Puts the options in the place of what the configuration says.
-    pub fn apply(self, config: &mut Config) {
+    pub fn apply(&self, config: &mut Config) {
         if !self.listen.is_empty() {
-            config.listen = self.listen;
+            config.listen = self.listen.clone();
         }
         if self.http.is_some() {
             config.http = self.http;
@@ -155,6 +165,9 @@ impl Overrides {
         }
         if let Some(every) = self.report_every {
             config.report.every = every;
+        }
+        if let Some(delay) = self.test_delay {
+            config.test_delay = delay;
         }
     }
 }

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let config = match cli.command {
+    let (config, file) = match cli.command {
         Command::Check { config } => return check(&config),
         Command::Top { http } => {
             return match daemon::top(http) {
@@ -31,36 +31,60 @@ fn main() -> ExitCode {
                 Err(message) => complain(&message, EXIT_FAILURE),
             };
         }
+        Command::Generate { dir } => {
+            return match generate(&dir) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => complain(&format!("{}: {error}", dir.display()), EXIT_FAILURE),
+            };
+        }
         Command::Demo { overrides } => {
             let mut config = Config::demo();
             overrides.apply(&mut config);
-            Ok(config)
+            (Ok(config), None)
         }
-        Command::Run { source: Some(source), overrides, .. } => match source.as_str() {
-            "test" => Ok(SourceKind::Test),
-            url => parse_camera(url).map(SourceKind::Camera),
-        }
-        .map_err(|message| format!("--source: {message}"))
-        .map(|source| {
-            let mut config = Config::for_source(source);
-            overrides.apply(&mut config);
-            config
-        }),
-        Command::Run { config, overrides, .. } => {
-            let path = config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-            Config::load(path).map_err(|error| error.to_string()).map(|mut config| {
+        Command::Run { source: Some(source), overrides, .. } => {
+            let source = match source.as_str() {
+                "test" => Ok(SourceKind::Test),
+                url => parse_camera(url).map(SourceKind::Camera),
+            };
+            let config = source.map_err(|message| format!("--source: {message}")).map(|source| {
+                let mut config = Config::for_source(source);
                 overrides.apply(&mut config);
                 config
-            })
+            });
+            (config, None)
+        }
+        Command::Run { config, overrides, .. } => {
+            let path = config.unwrap_or_else(|| DEFAULT_PATH.into());
+            let load = move || {
+                Config::load(&path).map_err(|error| error.to_string()).map(|mut config| {
+                    overrides.apply(&mut config);
+                    config
+                })
+            };
+            (load(), Some(Box::new(load) as daemon::Load))
         }
     };
     match config {
         Ok(config) => {
-            daemon::console::start_log();
-            daemon::run(config)
+            daemon::console::start_log(config.report.syslog);
+            daemon::run(config, file)
         }
         Err(message) => wrong(&message),
     }
+}
+
+/// Writes man pages and shell completions.
+fn generate(dir: &Path) -> std::io::Result<()> {
+    use clap::CommandFactory;
+    std::fs::create_dir_all(dir)?;
+    // Without it the pages would describe a command of its own, `help`.
+    let mut command = Cli::command().disable_help_subcommand(true);
+    clap_mangen::generate_to(command.clone(), dir)?;
+    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Fish, clap_complete::Shell::Zsh] {
+        clap_complete::generate_to(shell, &mut command, "rtsprelay", dir)?;
+    }
+    Ok(())
 }
 
 /// Validates a file, and says so.

@@ -3,8 +3,12 @@
 
 use std::io;
 use std::mem::{size_of, size_of_val};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Descriptors that a service manager may hand over.
+const INHERITED_MAX: u32 = 64;
 
 /// What the kernel knows of a TCP connection (`struct tcp_info` of `linux/tcp.h`, the fields that reports show).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +91,26 @@ fn queue_bytes(socket: &impl AsFd, request: libc::Ioctl) -> io::Result<usize> {
         return Err(io::Error::last_os_error());
     }
     Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// The descriptors that the service manager has handed over, from 3 on (sd_listen_fds(3)); none if it has none for this
+/// process, or if they have been taken already.
+pub fn inherited_descriptors() -> Vec<OwnedFd> {
+    const FIRST: RawFd = 3;
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) || TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).min(INHERITED_MAX) as RawFd;
+    (FIRST..FIRST + count)
+        .filter_map(|fd| {
+            // SAFETY: both calls only tell whether the descriptor is open, and close it in children.
+            let open = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+            // SAFETY: the manager opened it for this process, nothing here has taken it (TAKEN), and it is open.
+            open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+        })
+        .collect()
 }
 
 /// The descriptor of a tokio-uring stream, which itself only tells its number.

@@ -44,7 +44,9 @@ pub struct Config {
     pub limits: Limits,
     /// What is told of it.
     pub report: ReportConfig,
-    /// The streams; a [`StreamId`](crate::stream::StreamId) is an index into them. Never empty, names unique.
+    /// For tests: time that chunks are held back between chunker and shards; usually none.
+    pub test_delay: Duration,
+    /// The streams. Never empty, names unique.
     pub streams: Vec<StreamConfig>,
 }
 
@@ -84,6 +86,8 @@ pub struct Limits {
 /// `[report]`: what is told on stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReportConfig {
+    /// Whether logs and reports go to the local syslog as well.
+    pub syslog: bool,
     /// Time between two reports; zero for none but the summary at the end.
     pub every: Duration,
     /// How a report looks.
@@ -137,7 +141,8 @@ impl Config {
                 handshake_timeout: Duration::from_secs(10),
                 session_timeout: Duration::from_secs(60),
             },
-            report: ReportConfig { every: Duration::from_secs(1), format: ReportFormat::Auto },
+            report: ReportConfig { syslog: false, every: Duration::from_secs(1), format: ReportFormat::Auto },
+            test_delay: Duration::ZERO,
             streams: vec![stream],
         }
     }
@@ -427,10 +432,8 @@ fn report(table: &DeTable<'_>, report: &mut ReportConfig, faults: &mut Faults<'_
     if let Some(format) = get("format").and_then(|field| field.word(faults, &formats)) {
         report.format = format;
     }
-    if let Some(field) = get("syslog")
-        && field.boolean(faults) == Some(true)
-    {
-        field.fault(faults, not_built("reports to syslog are", "write false or remove the key"));
+    if let Some(syslog) = get("syslog").and_then(|field| field.boolean(faults)) {
+        report.syslog = syslog;
     }
 }
 

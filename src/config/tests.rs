@@ -38,7 +38,10 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.limits.clients, 10_000);
     assert_eq!(config.limits.handshake_timeout, Duration::from_secs(10));
     assert_eq!(config.limits.session_timeout, Duration::from_secs(60));
-    assert_eq!(config.report, ReportConfig { every: Duration::from_secs(1), format: ReportFormat::Auto });
+    assert_eq!(
+        config.report,
+        ReportConfig { syslog: false, every: Duration::from_secs(1), format: ReportFormat::Auto }
+    );
     assert_eq!(config.streams.len(), 1);
     assert_eq!(config.streams[0].start, Start::Cached);
     let SourceKind::Camera(camera) = &config.streams[0].source else { panic!("{config:?}") };
@@ -50,6 +53,7 @@ fn the_defaults_are_those_of_the_contract() {
 fn every_key_is_taken() {
     let text = r#"
         listen = ["[::]:8554", "127.0.0.1:0"]
+        http = "127.0.0.1:8580"
         workers = 3
         dscp = 34
         io = "epoll"
@@ -66,7 +70,7 @@ fn every_key_is_taken() {
         [report]
         every = "5s"
         format = "json"
-        syslog = false
+        syslog = true
         [[stream]]
         name = "a"
         source = "test"
@@ -81,7 +85,8 @@ fn every_key_is_taken() {
     let second = Duration::from_secs(1);
     assert_eq!(config.queue, Queue { age: second / 2, log_bytes: 64 << 20, stall_timeout: 3 * second });
     assert_eq!(config.limits, Limits { clients: 5, handshake_timeout: 2 * second, session_timeout: 30 * second });
-    assert_eq!(config.report, ReportConfig { every: 5 * second, format: ReportFormat::Json });
+    assert_eq!(config.report, ReportConfig { syslog: true, every: 5 * second, format: ReportFormat::Json });
+    assert_eq!(config.http, Some("127.0.0.1:8580".parse().unwrap()));
     let names: Vec<_> = config.streams.iter().map(|stream| stream.name.as_str()).collect();
     assert_eq!(names, ["a", "front"]);
     assert_eq!((&config.streams[0].source, config.streams[0].start), (&SourceKind::Test, Start::Live));
@@ -100,9 +105,7 @@ fn an_address_may_be_alone_or_in_a_list() {
 #[test]
 fn what_is_not_built_yet_is_refused_and_says_so() {
     for text in [
-        "http = \"127.0.0.1:8580\"",
         "limits.clients_per_address = 4",
-        "report.syslog = true",
         "[[user]]\nname = \"viewer\"",
         "[[stream]]\nname = \"b\"\nsource = \"publish\"",
         "[[stream]]\nname = \"b\"\nsource = [\"rtsp://a/\", \"rtsp://b/\"]",

@@ -1,5 +1,6 @@
 //! Takes connections and hands each to the shard with the fewest.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -46,11 +47,12 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
 }
 
 /// Hands out the connections of one listener until the task is dropped.
-pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, clients_max: usize) {
+pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, clients_max: Rc<Cell<usize>>) {
     let mut told = Told::default();
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
+                let clients_max = clients_max.get();
                 let open: usize = shards.iter().map(ShardSender::connections).sum();
                 if open >= clients_max + REFUSED_WITH_ANSWER_MAX {
                     drop(stream);

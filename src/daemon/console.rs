@@ -2,13 +2,22 @@
 //! reads holds up neither the media nor the log's speakers. What does not fit into the queue is dropped and counted.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::stat::fstat;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::fold::Fold;
+use super::syslog;
 
 /// Things waiting to be written at most.
 const QUEUE_MAX: usize = 1_024;
@@ -177,8 +186,35 @@ impl<'a> MakeWriter<'a> for LogWriter {
     }
 }
 
-/// Starts the log: on standard error, at the levels that `RTSPRELAY_LOG` asks for (`info` if it asks for none).
-pub fn start_log() {
+/// Whether a descriptor is the journal's stream, as systemd says in `JOURNAL_STREAM` (systemd.exec(5)).
+fn is_journal(output: &impl AsFd) -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(output).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// Puts the priority in front of a line, as the journal reads it (sd-daemon(3)).
+struct WithPriority<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for WithPriority<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        write!(writer, "<{}>", syslog::severity(event.metadata().level()) as u8)?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// Starts the log: on standard error, and in the local syslog if that is wanted, at the levels that `RTSPRELAY_LOG` asks for
+/// (`info` if it asks for none).
+pub fn start_log(syslog: bool) {
     let filter = std::env::var("RTSPRELAY_LOG").ok().filter(|wanted| !wanted.is_empty());
     // retina tells of every malformed packet; the supervisor tells what matters of it.
     let default = "info,retina=error";
@@ -187,13 +223,30 @@ pub fn start_log() {
         Some(Err(error)) => (tracing_subscriber::EnvFilter::new(default), Some(error)),
         None => (tracing_subscriber::EnvFilter::new(default), None),
     };
+    let journal = is_journal(&io::stderr());
+    let journal_lines = journal.then(|| {
+        fmt::layer().with_ansi(false).with_writer(LogWriter).event_format(WithPriority(
+            fmt::format().without_time().with_level(false).with_target(false).with_ansi(false),
+        ))
+    });
+    let lines = (!journal)
+        .then(|| fmt::layer().with_ansi(io::stderr().is_terminal()).with_target(false).with_writer(LogWriter));
+    let syslog_started = if syslog { Some(syslog::start()) } else { None };
+    let syslog_lines = matches!(syslog_started, Some(Ok(()))).then(|| {
+        let layer = fmt::layer().with_ansi(false).without_time().with_level(false).with_target(false);
+        layer.with_writer(syslog::SyslogWriter)
+    });
     // It fails if a log has been started already, which then goes on.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .with_writer(LogWriter)
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(Fold)
+        .with(journal_lines)
+        .with(lines)
+        .with(syslog_lines)
         .try_init();
+    if let Some(Err(error)) = syslog_started {
+        tracing::warn!("nothing goes to syslog: no thread for it ({error})");
+    }
     if let Some(error) = wrong {
         tracing::warn!("RTSPRELAY_LOG is not understood ({error}); write a level, such as debug, or rtsprelay=debug");
     }

@@ -3,12 +3,17 @@
 mod acceptor;
 pub mod console;
 mod descriptors;
+mod fold;
 mod health;
 mod http;
+mod notify;
 mod reporter;
 mod signals;
+mod streams;
+mod syslog;
 mod top;
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -16,26 +21,25 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, IoChoice, SourceKind};
 use crate::egress::runtime::Runtime;
-use crate::egress::{IoKind, ZeroCopy, probe};
+use crate::egress::{IoKind, Listener, ZeroCopy, probe};
 use crate::limits::STOP_MAX_MS;
 use crate::session::{ServerConfig, SessionLimit};
-use crate::shard::core::{CoreConfig, StreamSetup};
-use crate::shard::fanout::Fanout;
+use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
 use crate::shard::inbox::{self, ShardSender, ToShard};
 use crate::shard::thread::{self, ShardConfig, ShardHandle};
-use crate::source::pipeline::Pipeline;
-use crate::source::supervisor::{self, Source, SourceSpec};
 use crate::stream::StreamId;
 use console::Console;
-use reporter::{Reporter, Tap, Watched};
+use notify::Notifier;
+use reporter::Reporter;
 use signals::Asked;
+use streams::Streams;
 pub use top::top;
 
 /// Exit code of a failure at run time.
@@ -53,20 +57,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long the console may take for the last lines.
 const FLUSH_MAX: Duration = Duration::from_millis(150);
 
-/// Serves until it is asked to stop. Exit code 0: it was; 1: something failed, and the log says what.
-pub fn run(config: Config) -> ExitCode {
-    let code = match start(config) {
+/// Reads the configuration again.
+pub type Load = Box<dyn Fn() -> Result<Config, String>>;
+
+/// Serves until it is asked to stop; `load` reads the configuration anew for a reload, where there is a file to read. Exit code 0:
+/// it was asked to stop; 1: something failed, and the log says what.
+pub fn run(config: Config, load: Option<Load>) -> ExitCode {
+    let code = match start(config, load) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             error!("{message}");
             ExitCode::from(EXIT_FAILURE)
         }
     };
+    fold::tell_all_left_out();
     Console::get().flush(FLUSH_MAX);
     code
 }
 
-fn start(config: Config) -> Result<(), String> {
+fn start(config: Config, load: Option<Load>) -> Result<(), String> {
     let asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
     if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients) {
         warn!("{warning}");
@@ -76,7 +85,7 @@ fn start(config: Config) -> Result<(), String> {
         warn!("zero_copy = \"on\" needs io_uring; sending with a copy");
     }
     let runtime = Runtime::new(io).map_err(|error| format!("the control thread's runtime cannot be made ({error})"))?;
-    runtime.block_on(control(config, io, asked))
+    runtime.block_on(control(config, load, io, asked))
 }
 
 /// What drives the sockets: what was asked for, as far as this machine lets us.
@@ -96,40 +105,44 @@ fn choose_io(choice: IoChoice) -> Result<IoKind, String> {
 
 async fn control(
     config: Config,
+    load: Option<Load>,
     io: IoKind,
     mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
 ) -> Result<(), String> {
-    let listeners = acceptor::bind(&config.listen)?;
+    let notifier = Rc::new(Notifier::from_env());
+    let listeners = listen(&config)?;
     let addresses: Vec<SocketAddr> = listeners
         .iter()
         .map(|listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})")))
         .collect::<Result<_, _>>()?;
     let handles = start_shards(&config, io)?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
-
-    let (stop, stopped) = watch::channel(false);
     let web = config.http.map(http::bind).transpose()?;
-    let (sources, watched) = start_sources(&config, &shards, &stopped);
-    for address in &addresses {
-        info!(%address, io = io_name(io), shards = handles.len(), streams = config.streams.len(), "listening");
-    }
-    let acceptors: Vec<JoinHandle<()>> = listeners
-        .into_iter()
-        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), config.limits.clients)))
-        .collect();
 
     let play = play_commands(&config, &addresses);
     let served: Vec<String> = addresses.iter().map(|address| format!("rtsp://{address}")).collect();
     let title = format!("{}, {} shards, {}", io_name(io), handles.len(), served.join(" "));
-    let mut reporter = Reporter::new(&config.report, Rc::clone(&shards), title, play.clone());
-    watched.into_iter().for_each(|watched| reporter.add_stream(watched));
-    if !reporter.shows_commands() {
+    let reporter = Reporter::new(&config.report, Rc::clone(&shards), title, play.clone());
+    let shows_commands = reporter.shows_commands();
+    let reporter = Rc::new(Mutex::new(reporter));
+    let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), config.test_delay);
+    for stream in &config.streams {
+        streams.start(stream).await;
+    }
+    for address in &addresses {
+        info!(%address, io = io_name(io), shards = handles.len(), streams = config.streams.len(), "listening");
+    }
+    if !shows_commands {
         for command in &play {
             info!("play it: {command}");
         }
     }
-    let reporter = Rc::new(Mutex::new(reporter));
-    let mut tasks = vec![spawn_local(Reporter::run(Rc::clone(&reporter)))];
+    let clients_max = Rc::new(Cell::new(config.limits.clients));
+    let mut tasks: Vec<JoinHandle<()>> = listeners
+        .into_iter()
+        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), Rc::clone(&clients_max))))
+        .collect();
+    tasks.push(spawn_local(Reporter::run(Rc::clone(&reporter))));
     if let Some(web) = web {
         if let Ok(address) = web.local_addr() {
             info!(%address, "listening for http");
@@ -137,48 +150,147 @@ async fn control(
         let pages = http::Pages { reporter: Rc::clone(&reporter), shards: Rc::clone(&shards) };
         tasks.push(spawn_local(http::serve(web, pages)));
     }
+    tasks.push(spawn_local(notify::status(Rc::clone(&notifier), Rc::clone(&reporter))));
+    if let Some(within) = notify::watchdog() {
+        tasks.push(spawn_local(notify::feed(Rc::clone(&notifier), within, Rc::clone(&shards))));
+    }
+    notifier.tell("READY=1");
 
-    let outcome = serve(&handles, &reporter, &mut asked).await;
+    let mut relay = Relay { config, load, notifier, shards, reporter, streams, clients_max };
+    let outcome = relay.serve(&handles, &mut asked).await;
 
+    relay.notifier.tell("STOPPING=1\nSTATUS=stopping");
     let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
-    for task in acceptors.iter().chain(&tasks) {
+    for task in &tasks {
         task.abort();
     }
     // What the summary says of the sources is how they were, not that they have been ended.
-    let mut reporter = reporter.lock().await;
+    let mut reporter = relay.reporter.lock().await;
     reporter.collect().await;
-    // The receivers are gone only if every source has ended already.
-    let _ = stop.send(true);
-    stop_all(sources, handles, &shards, deadline).await;
+    stop_all(relay.streams.stop(), handles, &relay.shards, deadline).await;
     reporter.tell_summary();
     outcome
 }
 
-/// Waits for the request to stop, or for a failure.
-async fn serve(
-    handles: &[ShardHandle],
-    reporter: &Mutex<Reporter>,
-    asked: &mut tokio::sync::mpsc::UnboundedReceiver<Asked>,
-) -> Result<(), String> {
-    loop {
-        tokio::select! {
-            asked = asked.recv() => match asked {
-                Some(Asked::Summary) => {
-                    let mut reporter = reporter.lock().await;
-                    reporter.collect().await;
-                    reporter.tell_summary();
-                }
-                Some(Asked::Stop) | None => {
-                    info!("stopping");
-                    return Ok(());
-                }
-            },
-            () = sleep(LOOK_EVERY) => {
-                if let Some(index) = handles.iter().position(|handle| handle.thread.is_finished()) {
-                    return Err(format!("shard {index} has ended by itself, and its clients with it; the log says why"));
+/// The sockets that the service manager has handed over, or else those of the configuration.
+fn listen(config: &Config) -> Result<Vec<Listener>, String> {
+    let inherited = notify::inherited_listeners();
+    if inherited.is_empty() {
+        return acceptor::bind(&config.listen);
+    }
+    info!("the sockets come from the service manager; `listen` is left aside");
+    let take =
+        |listener| Listener::from_std(listener).map_err(|error| format!("an inherited socket is of no use ({error})"));
+    inherited.into_iter().map(take).collect()
+}
+
+/// What runs, and may change while it does.
+struct Relay {
+    config: Config,
+    load: Option<Load>,
+    notifier: Rc<Notifier>,
+    shards: Rc<[ShardSender]>,
+    reporter: Rc<Mutex<Reporter>>,
+    streams: Streams,
+    clients_max: Rc<Cell<usize>>,
+}
+
+impl Relay {
+    /// Waits for the request to stop, or for a failure.
+    async fn serve(
+        &mut self,
+        handles: &[ShardHandle],
+        asked: &mut tokio::sync::mpsc::UnboundedReceiver<Asked>,
+    ) -> Result<(), String> {
+        loop {
+            tokio::select! {
+                asked = asked.recv() => match asked {
+                    Some(Asked::Summary) => {
+                        let mut reporter = self.reporter.lock().await;
+                        reporter.collect().await;
+                        reporter.tell_summary();
+                    }
+                    Some(Asked::Reload) => {
+                        self.notifier.reloading();
+                        self.reload().await;
+                        self.notifier.tell("READY=1");
+                    }
+                    Some(Asked::Stop) | None => {
+                        info!("stopping");
+                        return Ok(());
+                    }
+                },
+                () = sleep(LOOK_EVERY) => {
+                    if let Some(index) = handles.iter().position(|handle| handle.thread.is_finished()) {
+                        return Err(format!("shard {index} has ended by itself, and its clients with it; the log says why"));
+                    }
                 }
             }
         }
+    }
+
+    /// Reads the configuration again and does what is new in it; a file with a fault changes nothing.
+    async fn reload(&mut self) {
+        let Some(load) = &self.load else {
+            info!("there is no file to read again: the relay was started without one");
+            return;
+        };
+        let mut config = match load() {
+            Ok(config) => config,
+            Err(faults) => {
+                for fault in faults.lines() {
+                    error!("{fault}");
+                }
+                error!("the configuration is not taken over; the relay goes on as it was");
+                return;
+            }
+        };
+        let changes = match self.streams.become_those(&config.streams).await {
+            Ok(changes) => changes,
+            Err(why) => {
+                error!("the configuration is not taken over: {why}");
+                return;
+            }
+        };
+        if (config.queue, config.limits) != (self.config.queue, self.config.limits) {
+            if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients) {
+                warn!("{warning}");
+            }
+            self.clients_max.set(config.limits.clients);
+            for shard in self.shards.iter() {
+                shard.tell(ToShard::Limits(shard_limits(&config)));
+            }
+        }
+        for (key, is_other) in [
+            ("listen", config.listen != self.config.listen),
+            ("http", config.http != self.config.http),
+            ("workers", config.workers != self.config.workers),
+            ("io", config.io != self.config.io),
+            ("report", config.report != self.config.report),
+        ] {
+            if is_other {
+                warn!("{key} has changed in the configuration; that takes effect when the relay is restarted");
+            }
+        }
+        // They are compared with what runs, not with what the file said last.
+        config.listen.clone_from(&self.config.listen);
+        (config.http, config.workers) = (self.config.http, self.config.workers);
+        (config.io, config.report) = (self.config.io, self.config.report);
+        self.config = config;
+        let streams::Changes { added, removed, changed } = changes;
+        info!(added, removed, changed, streams = self.config.streams.len(), "configuration reloaded");
+    }
+}
+
+/// What shards are told of the limits.
+fn shard_limits(config: &Config) -> ShardLimits {
+    ShardLimits {
+        age: config.queue.age,
+        log_bytes: usize::try_from(config.queue.log_bytes).unwrap_or(usize::MAX),
+        stall_timeout: config.queue.stall_timeout,
+        session_timeout: config.limits.session_timeout,
+        handshake_timeout: config.limits.handshake_timeout,
+        clients_max: config.limits.clients,
     }
 }
 
@@ -216,12 +328,8 @@ async fn stop_all(sources: Vec<JoinHandle<()>>, handles: Vec<ShardHandle>, shard
 fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String> {
     let count = config.shards();
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| inbox::channel()).unzip();
-    let setup = |(id, stream): (u16, &crate::config::StreamConfig)| StreamSetup {
-        id: StreamId(id),
-        name: stream.name.clone(),
-        start: stream.start,
-    };
-    let streams: Vec<StreamSetup> = (0u16..).zip(&config.streams).map(setup).collect();
+    let streams: Vec<StreamSetup> =
+        (0u16..).zip(&config.streams).map(|(id, stream)| streams::setup(StreamId(id), stream)).collect();
     let per_shard = config.limits.clients.div_ceil(count) + acceptor::REFUSED_WITH_ANSWER_MAX;
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
@@ -271,24 +379,6 @@ fn shard_cure(error: &io::Error) -> &'static str {
 /// A number that nobody can guess.
 fn seed() -> Result<u64, String> {
     getrandom::u64().map_err(|error| format!("the system gives no random numbers ({error})"))
-}
-
-/// Starts every source's supervisor, and gives what the reporter looks at.
-fn start_sources(
-    config: &Config,
-    shards: &[ShardSender],
-    stop: &watch::Receiver<bool>,
-) -> (Vec<JoinHandle<()>>, Vec<Watched>) {
-    (0u16..)
-        .zip(&config.streams)
-        .map(|(id, stream)| {
-            let source = Source::new(Pipeline::new(fastrand::u64(..)));
-            let (tap, described) = Tap::new(Fanout::new(StreamId(id), shards));
-            let spec = SourceSpec::new(stream.name.clone(), stream.source.clone());
-            let task = spawn_local(supervisor::run(spec, Rc::clone(&source), tap, stop.clone()));
-            (task, Watched { id: StreamId(id), name: stream.name.clone(), source, described })
-        })
-        .unzip()
 }
 
 /// The address that UDP media is sent from: the one that is listened at, or a wildcard that covers all of them.

@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
 use super::console::Console;
+use super::syslog;
 use crate::config::{ReportConfig, ReportFormat};
 use crate::limits::COLLECT_EVERY_MAX_MS;
 use crate::metrics::report::{Report, Scope};
@@ -27,17 +28,35 @@ const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// The interval of gauges where nothing is printed.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
+/// What a stream consists of, once that is known.
+pub type Described = Rc<RefCell<Option<Arc<Description>>>>;
+
 /// Passes on what a pipeline publishes, and remembers the description, which tells which track's frames are counted as FPS.
 pub struct Tap {
-    fanout: Fanout,
-    described: Rc<RefCell<Option<Arc<Description>>>>,
+    way: Way,
+    described: Described,
+}
+
+enum Way {
+    Direct(Fanout),
+    /// To a thread that passes each thing on when it is due.
+    HeldBack(mpsc::Sender<(Instant, Published)>, Duration),
 }
 
 impl Tap {
-    /// In front of a stream's fanout.
-    pub fn new(fanout: Fanout) -> (Tap, Rc<RefCell<Option<Arc<Description>>>>) {
-        let described = Rc::new(RefCell::new(None));
-        (Tap { fanout, described: Rc::clone(&described) }, described)
+    /// In front of a stream's fanout, which is reached after `delay`: none, but in tests of what is measured.
+    pub fn new(mut fanout: Fanout, described: Described, delay: Duration) -> Tap {
+        if delay.is_zero() {
+            return Tap { way: Way::Direct(fanout), described };
+        }
+        let (queue, held) = mpsc::channel::<(Instant, Published)>();
+        std::thread::spawn(move || {
+            for (due, message) in held {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                fanout.publish(message);
+            }
+        });
+        Tap { way: Way::HeldBack(queue, delay), described }
     }
 }
 
@@ -46,7 +65,11 @@ impl Publish for Tap {
         if let Published::Described(description) = &message {
             *self.described.borrow_mut() = Some(Arc::clone(description));
         }
-        self.fanout.publish(message);
+        match &mut self.way {
+            Way::Direct(fanout) => fanout.publish(message),
+            // The thread ends with this tap and no sooner.
+            Way::HeldBack(queue, delay) => drop(queue.send((Instant::now() + *delay, message))),
+        }
     }
 }
 
@@ -59,7 +82,7 @@ pub struct Watched {
     /// The source.
     pub source: Rc<Source>,
     /// What it consists of, once that is known.
-    pub described: Rc<RefCell<Option<Arc<Description>>>>,
+    pub described: Described,
 }
 
 impl Watched {
@@ -132,6 +155,17 @@ impl Reporter {
     pub fn add_stream(&mut self, watched: Watched) {
         self.collector.add_stream(watched.id, &watched.name);
         self.watched.push(watched);
+    }
+
+    /// Forgets a stream.
+    pub fn remove_stream(&mut self, id: StreamId) {
+        self.collector.remove_stream(id);
+        self.watched.retain(|watched| watched.id != id);
+    }
+
+    /// The last interval's report.
+    pub fn last(&self) -> Option<&Report> {
+        self.last.as_ref()
     }
 
     /// What `/metrics` answers.
@@ -237,6 +271,7 @@ impl Reporter {
 
     fn tell(&mut self, report: &Report) {
         let console = Console::get();
+        syslog::say_with(|| lines::logfmt(report));
         match self.look {
             Look::Logfmt => console.print(lines::logfmt(report)),
             Look::Json => console.print(lines::json(report)),

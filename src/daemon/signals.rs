@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 pub enum Asked {
     /// SIGTERM or SIGINT: stop.
     Stop,
+    /// SIGHUP: read the configuration again.
+    Reload,
     /// SIGUSR1: print the summary.
     Summary,
 }
@@ -24,12 +26,13 @@ const ECHO: Duration = Duration::from_millis(100);
 /// # Errors
 /// If the handlers or the thread cannot be set up.
 pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
     let (tell, told) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut stopping: Option<Instant> = None;
         for signal in signals.forever() {
             let asked = match (signal, stopping) {
+                (SIGHUP, _) => Asked::Reload,
                 (SIGUSR1, _) => Asked::Summary,
                 (_, None) => {
                     stopping = Some(Instant::now());

@@ -164,7 +164,7 @@ impl Server {
     pub fn set_limits(&mut self, session_timeout: Duration, handshake_timeout: Duration, clients_max: usize) {
         self.config.session_timeout = session_timeout;
         self.config.handshake_timeout = handshake_timeout;
-        self.config.clients_max = clients_max;
+        self.config.limit.set_max(clients_max);
     }
 
     /// Sets what a stream consists of; `None` for one that has never been up, which is answered 503.

@@ -16,14 +16,19 @@ use crate::wire::rtsp::Fault;
 /// How many sessions there may be, counted over all shards. Touched when a session begins or ends, never by media.
 #[derive(Debug)]
 pub struct SessionLimit {
-    max: usize,
+    max: AtomicUsize,
     open: AtomicUsize,
 }
 
 impl SessionLimit {
     /// At most `max` sessions.
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(SessionLimit { max, open: AtomicUsize::new(0) })
+        Arc::new(SessionLimit { max: AtomicUsize::new(max), open: AtomicUsize::new(0) })
+    }
+
+    /// Sets how many there may be from now on; those there are stay.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// Sessions there are.
@@ -34,7 +39,7 @@ impl SessionLimit {
     /// Whether one more may begin now. Two shards that ask at the same moment may both be told yes for the last place: the
     /// bound is one session a shard soft.
     pub(super) fn is_reached(&self) -> bool {
-        self.open() >= self.max
+        self.open() >= self.max.load(Ordering::Relaxed)
     }
 
     pub(super) fn begun(&self) {

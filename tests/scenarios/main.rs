@@ -15,6 +15,7 @@ mod players;
 mod protocol;
 mod readme;
 mod reconnect;
+mod reload;
 mod seeing;
 mod slow_client;
 mod stopping;

@@ -1,0 +1,135 @@
+//! Folds log lines that repeat themselves: of warnings and errors from one place about one stream, the first few of a
+//! while are shown and the others counted.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, Instant};
+
+use tracing::callsite::Identifier;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+/// Lines of one kind that are shown within [`WHILE`].
+const SHOWN_MAX: u32 = 5;
+
+/// The while.
+const WHILE: Duration = Duration::from_secs(10);
+
+/// Kinds that are kept track of at most; beyond them nothing is folded.
+const KINDS_MAX: usize = 4_096;
+
+struct Kind {
+    since: Instant,
+    seen: u32,
+    /// The last one left out.
+    last: String,
+}
+
+static KINDS: LazyLock<Mutex<HashMap<(Identifier, String), Kind>>> = LazyLock::new(Mutex::default);
+
+/// The layer that leaves lines out.
+pub struct Fold;
+
+impl<S: Subscriber> Layer<S> for Fold {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        // Of what concerns one client there are as many lines as clients, each worth knowing.
+        if *event.metadata().level() > Level::WARN || event.metadata().target() == module_path!() {
+            return true;
+        }
+        let mut told = Told::default();
+        event.record(&mut told);
+        let Ok(mut kinds) = KINDS.lock() else { return true };
+        is_shown(&mut kinds, Instant::now(), event.metadata().callsite(), told)
+    }
+}
+
+fn is_shown(kinds: &mut HashMap<(Identifier, String), Kind>, now: Instant, callsite: Identifier, told: Told) -> bool {
+    if kinds.len() >= KINDS_MAX {
+        return true;
+    }
+    let kind = kinds.entry((callsite, told.stream)).or_insert(Kind { since: now, seen: 0, last: String::new() });
+    kind.seen += 1;
+    if kind.seen > SHOWN_MAX {
+        kind.last = told.message;
+    }
+    kind.seen <= SHOWN_MAX
+}
+
+/// Says how many lines were left out, once their while is over. To be called now and then.
+pub fn tell_left_out() {
+    for (stream, count, last) in left_out(Instant::now(), WHILE) {
+        tracing::warn!(stream, "{count} more lines like this one in the last {} s: {last}", WHILE.as_secs());
+    }
+}
+
+/// Says how many lines were left out, before the end.
+pub fn tell_all_left_out() {
+    for (stream, count, last) in left_out(Instant::now(), Duration::ZERO) {
+        tracing::warn!(stream, "{count} more lines like this one: {last}");
+    }
+}
+
+fn left_out(now: Instant, after: Duration) -> Vec<(String, u32, String)> {
+    let mut found = Vec::new();
+    if let Ok(mut kinds) = KINDS.lock() {
+        kinds.retain(|(_, stream), kind| {
+            let over = now.saturating_duration_since(kind.since) >= after;
+            if over && kind.seen > SHOWN_MAX {
+                found.push((stream.clone(), kind.seen - SHOWN_MAX, std::mem::take(&mut kind.last)));
+            }
+            !over
+        });
+    }
+    found
+}
+
+/// What an event says.
+#[derive(Default)]
+struct Told {
+    stream: String,
+    message: String,
+}
+
+impl Visit for Told {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let into = match field.name() {
+            "stream" => &mut self.stream,
+            "message" => &mut self.message,
+            _ => return,
+        };
+        // Writing to a string cannot fail.
+        let _ = write!(into, "{value:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_repeats_itself_is_counted_from_the_sixth_on() {
+        let said = std::sync::Arc::new(Mutex::new(0));
+        struct Count(std::sync::Arc<Mutex<u32>>);
+        impl<S: Subscriber> Layer<S> for Count {
+            fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+                *self.0.lock().unwrap() += 1;
+            }
+        }
+        use tracing_subscriber::layer::SubscriberExt;
+        let subscriber = tracing_subscriber::registry().with(Fold).with(Count(said.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            for number in 0..20 {
+                for stream in ["a", "b"] {
+                    tracing::warn!(stream, "trouble {number}");
+                }
+                tracing::info!("a client");
+            }
+            assert_eq!(*said.lock().unwrap(), 5 + 5 + 20);
+            tell_all_left_out();
+            assert!(*said.lock().unwrap() >= 5 + 5 + 20 + 2);
+        });
+    }
+}

@@ -1,0 +1,138 @@
+//! SIGHUP: what is new in the configuration holds, what is the same goes on untouched, what is wrong changes nothing.
+
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::machine::beside_others;
+use crate::harness::relay::{Relay, Uring, command};
+use crate::harness::rtsp::Client;
+use crate::harness::{DEADLINE, scratch_file, wait_until};
+
+struct Configured {
+    relay: Relay,
+    path: PathBuf,
+}
+
+const HEAD: &str = "listen = [\"127.0.0.1:0\"]\n\n";
+
+fn stream(name: &str) -> String {
+    format!("[[stream]]\nname = \"{name}\"\nsource = \"test\"\n\n")
+}
+
+impl Configured {
+    fn start(streams: &str) -> Configured {
+        let path = scratch_file("reload.toml");
+        std::fs::write(&path, format!("{HEAD}{streams}")).unwrap();
+        let relay = Relay::start(command(Uring::AsAsked, &["run", "--config", path.to_str().unwrap()]));
+        Configured { relay, path }
+    }
+
+    /// Writes the file anew, asks for a reload, and waits until the log says `said` once more than before.
+    fn reload(&self, text: &str, said: &str) {
+        let before = self.relay.printed().matches(said).count();
+        std::fs::write(&self.path, format!("{HEAD}{text}")).unwrap();
+        self.relay.signal(Signal::SIGHUP);
+        wait_until(&format!("the relay says {said:?}"), DEADLINE, || {
+            self.relay.printed().matches(said).count() > before
+        });
+    }
+
+    fn describe(&self, path: &str) -> u16 {
+        Client::connect(self.relay.address()).describe(&self.relay.url(path)).status
+    }
+
+    fn wait_serving(&self, path: &str) {
+        wait_until(&format!("{path} is served"), DEADLINE, || self.describe(path) == 200);
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // A scratch file; the build directory's cleaning takes what stays.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Reads `frames` frames, and fails if a packet is missing between them.
+fn unbroken(client: &mut Client, last: &mut Option<u16>, frames: usize) {
+    for _ in 0..frames {
+        for packet in client.frame_on(0) {
+            if let Some(last) = *last {
+                assert_eq!(packet.seq(), last.wrapping_add(1), "a packet is missing");
+            }
+            *last = Some(packet.seq());
+        }
+    }
+}
+
+#[test]
+fn streams_come_and_go_and_others_notice_nothing() {
+    let _turn = beside_others();
+    let relay = Configured::start(&stream("one"));
+    relay.wait_serving("/one");
+    let mut watching = Client::connect(relay.relay.address());
+    watching.play_everything(&relay.relay.url("/one"));
+    let mut last = None;
+    unbroken(&mut watching, &mut last, 10);
+
+    relay.reload(&(stream("one") + &stream("two")), "configuration reloaded");
+    relay.wait_serving("/two");
+    unbroken(&mut watching, &mut last, 10);
+    let mut other = Client::connect(relay.relay.address());
+    other.play_everything(&relay.relay.url("/two"));
+    other.frame_on(0);
+
+    // The second goes, a third comes; the second's client is ended, the first's is not.
+    relay.reload(&(stream("three") + &stream("one")), "configuration reloaded");
+    assert!(other.is_closed());
+    assert_eq!(relay.describe("/two"), 404);
+    relay.wait_serving("/three");
+    unbroken(&mut watching, &mut last, 10);
+
+    // It may come back, as a new one.
+    relay.reload(&(stream("one") + &stream("two")), "configuration reloaded");
+    relay.wait_serving("/two");
+    unbroken(&mut watching, &mut last, 10);
+    assert!(!relay.relay.printed().contains("panicked"), "{}", relay.relay.printed());
+}
+
+#[test]
+fn a_bad_file_is_refused_as_a_whole() {
+    let _turn = beside_others();
+    let relay = Configured::start(&stream("one"));
+    relay.wait_serving("/one");
+    let bad = stream("one") + &stream("two") + "[[stream]]\nname = \"x\"\nsorce = \"test\"\n";
+    relay.reload(&bad, "not taken over");
+    let printed = relay.relay.printed();
+    assert!(printed.contains("sorce") && printed.contains("did you mean stream.source"), "{printed}");
+    assert_eq!((relay.describe("/two"), relay.describe("/one")), (404, 200));
+}
+
+#[test]
+fn a_change_of_the_start_or_of_the_limits_leaves_clients_alone() {
+    let _turn = beside_others();
+    let relay = Configured::start(&stream("one"));
+    relay.wait_serving("/one");
+    let mut watching = Client::connect(relay.relay.address());
+    watching.play_everything(&relay.relay.url("/one"));
+    let mut last = None;
+    unbroken(&mut watching, &mut last, 5);
+    let limits = "[queue]\nage = \"3s\"\n\n[limits]\nclients = 100\nsession_timeout = \"7s\"\n\n";
+    relay.reload(
+        &format!("{limits}[[stream]]\nname = \"one\"\nsource = \"test\"\nstart = \"live\"\n"),
+        "configuration reloaded added=0 removed=0 changed=1",
+    );
+    unbroken(&mut watching, &mut last, 5);
+    // The new session timeout is what new sessions are told.
+    let mut next = Client::connect(relay.relay.address());
+    let (_, answer) = next.play_everything(&relay.relay.url("/one"));
+    assert!(answer.header("Session").is_some_and(|session| session.contains("timeout=7")), "{answer:?}");
+}
+
+#[test]
+fn what_cannot_change_is_told() {
+    let _turn = beside_others();
+    let relay = Configured::start(&stream("one"));
+    relay.reload(&format!("workers = 7\n{}", stream("one")), "workers has changed");
+}
