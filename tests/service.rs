@@ -1,0 +1,75 @@
+//! The Debian package under a real systemd: install, start, play, reload, watchdog, syslog, stop, sockets, sandbox, purge.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `cargo deb`, as tests/run installs it or as it is in the PATH.
+fn cargo_deb() -> PathBuf {
+    let own = root().join("target/tools/bin/cargo-deb");
+    if own.exists() { own } else { "cargo-deb".into() }
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap_or_else(|error| {
+        panic!("cannot start {command:?}: {error}; tests/run installs what is needed");
+    });
+    let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    println!("{said}");
+    assert!(status.success(), "{command:?}: {status}");
+    said
+}
+
+#[test]
+fn the_package_runs_as_a_service() {
+    let is_root = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0;
+    if !is_root {
+        assert!(std::env::var_os("CI").is_none(), "booting a systemd needs root");
+        eprintln!("SKIPPED: booting a systemd needs root");
+        return;
+    }
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let deb = scratch.join("rtsprelay.deb");
+    // The very binary that the other tests try; a release build would be the same code, an hour of processor time later.
+    let directory = Path::new(env!("CARGO_BIN_EXE_rtsprelay")).parent().unwrap();
+    let profile = if directory.ends_with("release") { "release" } else { "dev" };
+    succeeds(
+        Command::new(cargo_deb())
+            .args(["-p", "rtsprelay", "--no-build", "--profile", profile, "--output"])
+            .arg(&deb)
+            .current_dir(root()),
+    );
+    let rootfs = scratch.join("systemd-root");
+    let said = succeeds(
+        Command::new(root().join("tests/systemd/boot.sh"))
+            .arg(&rootfs)
+            .arg(root().join("tests/systemd/service.sh"))
+            .arg(&deb)
+            .current_dir(root()),
+    );
+    assert!(said.contains("nothing is left behind"));
+}
+
+/// What the package holds of man pages and completions is what the command line is now.
+#[test]
+fn man_pages_and_completions_are_those_of_this_version() {
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
+    // It is made anew each time.
+    let _ = std::fs::remove_dir_all(&scratch);
+    succeeds(Command::new(env!("CARGO_BIN_EXE_rtsprelay")).args(["generate", "--dir"]).arg(&scratch));
+    let files = |directory: &Path| {
+        let mut files: Vec<_> = std::fs::read_dir(directory)
+            .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
+            .map(|entry| entry.unwrap().path())
+            .map(|path| (path.file_name().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let (made, kept) = (files(&scratch), files(&root().join("packaging/generated")));
+    assert!(made == kept, "run `cargo run -- generate --dir packaging/generated` and commit what changed");
+}

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Boots a real systemd as PID 1 in private namespaces, runs one command on the host with its pid in $INIT, and ends it all.
+#
+#   boot.sh ROOTFS COMMAND [ARG...]
+#
+# Needs root, debootstrap, iproute2, and a kernel with cgroup v2. The root file system is made once, with debootstrap from the
+# apt source that this machine uses itself, and kept; what the guest writes goes to memory and is gone with it. Every mount,
+# process and address lives in the new namespaces: the machine is not changed.
+set -euo pipefail
+ROOTFS=$(realpath -m "$1")
+shift
+export ROOTFS
+
+suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+apt_source() {
+    awk -v s="$suite" '
+        /^URIs:/ { u = $2 }
+        /^Suites:/ { for (i = 2; i <= NF; i++) if ($i == s && u) { print u; exit } }
+        $1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /^https?:/ && $(i + 1) == s) { print $i; exit } }
+    ' /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list /etc/apt/sources.list 2>/dev/null | head -n 1
+}
+if [ ! -e "$ROOTFS/.complete" ]; then
+    rm -rf "$ROOTFS"
+    mkdir -p "$(dirname "$ROOTFS")"
+    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps \
+        "$suite" "$ROOTFS" "$(apt_source)" >"$ROOTFS.log" 2>&1 || { tail -n 20 "$ROOTFS.log" >&2; exit 1; }
+    ln -sf /dev/null "$ROOTFS/etc/systemd/system/console-getty.service"
+    touch "$ROOTFS/.complete"
+fi
+
+setup='
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay -o "lowerdir=$ROOTFS,upperdir=/mnt/upper,workdir=/mnt/work" overlay /mnt/root
+root=/mnt/root
+mount -t tmpfs tmpfs "$root/run"
+mount -t proc proc "$root/proc"
+mount -t sysfs -o ro sysfs "$root/sys"
+mount -t tmpfs -o mode=755 cgroup "$root/sys/fs/cgroup"
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+mount -t tmpfs -o mode=755 dev "$root/dev"
+for d in null zero full random urandom tty; do touch "$root/dev/$d"; mount --bind "/dev/$d" "$root/dev/$d"; done
+mkdir -p "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$root/dev/pts"
+ln -sf pts/ptmx "$root/dev/ptmx"
+ln -sf /proc/self/fd "$root/dev/fd"
+ln -sf /dev/null "$root/dev/console"
+ip link set lo up
+cd "$root"
+pivot_root . mnt
+umount -l /mnt
+export container=other
+exec /sbin/init --log-target=journal systemd.unified_cgroup_hierarchy=1
+'
+boot_log=$(mktemp)
+unshare --pid --mount --net --uts --ipc --cgroup --fork --kill-child bash -c "$setup" </dev/null >"$boot_log" 2>&1 &
+outer=$!
+# --kill-child takes init with it.
+trap 'kill -KILL $outer 2>/dev/null || true; wait $outer 2>/dev/null || true; rm -f "$boot_log"' EXIT
+
+INIT=
+for _ in $(seq 150); do
+    INIT=$(pgrep -P "$outer" | head -n 1 || true)
+    if [ -n "$INIT" ] && nsenter -t "$INIT" -a systemctl is-system-running 2>/dev/null | grep -qE 'running|degraded'; then
+        break
+    fi
+    kill -0 "$outer" 2>/dev/null || break
+    sleep 0.2
+done
+if [ -z "$INIT" ] || ! kill -0 "$outer" 2>/dev/null; then
+    cat "$boot_log" >&2
+    exit 1
+fi
+export INIT
+"$@"

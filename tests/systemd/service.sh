@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# The package under a real systemd: service.sh PACKAGE.deb, run by boot.sh, which says in $INIT whose namespaces to work in.
+set -euo pipefail
+here=$(dirname "$0")
+deb=$1
+
+guest() { nsenter -t "$INIT" -a --wd=/ "$@"; }
+near() { nsenter -t "$INIT" -n "$@"; } # the guest's network, this machine's programs
+show() { guest systemctl show -P "$1" rtsprelay.service; }
+journal() { guest journalctl -u rtsprelay.service --no-pager -o cat "$@"; }
+step() { echo "--- $*"; }
+fail() {
+    echo "FAILED: $*" >&2
+    guest systemctl status --no-pager -l rtsprelay.service >&2 || true
+    guest journalctl -n 25 --no-pager >&2 || true
+    exit 1
+}
+# within SECONDS COMMAND...: until it succeeds.
+within() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $end ] || fail "not in time: $*"
+        sleep 0.1
+    done
+}
+plays() { near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://127.0.0.1:${2:-8554}/$1" 2>/dev/null | grep -q h264; }
+says() { journal | grep -qF -- "$1"; }
+says_again() { [ "$(journal | grep -cF -- "$2")" -gt "$1" ]; }
+configure() { # TEXT OF STREAMS... [head in $head]
+    {
+        printf 'listen = ["127.0.0.1:8554"]\nhttp = "127.0.0.1:8580"\n%b' "${head:-}"
+        for name in "$@"; do printf '[[stream]]\nname = "%s"\nsource = "test"\n' "$name"; done
+    } >"/proc/$INIT/root/etc/rtsprelay/rtsprelay.toml"
+}
+
+step "install"
+cp "$deb" "/proc/$INIT/root/root/rtsprelay.deb"
+guest dpkg -i /root/rtsprelay.deb >/dev/null
+for file in /usr/bin/rtsprelay /usr/share/man/man1/rtsprelay.1.gz /usr/share/bash-completion/completions/rtsprelay; do
+    [ -e "/proc/$INIT/root$file" ] || fail "$file is not in the package"
+done
+guest rtsprelay check
+guest systemd-analyze verify --man=no /lib/systemd/system/rtsprelay.service /lib/systemd/system/rtsprelay.socket || fail "the units have faults"
+
+step "start"
+configure one
+guest systemctl start rtsprelay || fail "it does not start"
+[ "$(show ActiveState)" = active ] || fail "not active after READY"
+plays one || fail "the stream does not play"
+within 10 bash -c "nsenter -t $INIT -a systemctl show -P StatusText rtsprelay | grep -q '1 of 1 streams live'"
+echo "status: $(show StatusText)"
+echo "user: $(guest ps -o user= -p "$(show MainPID)"), $(journal | grep -oE 'io="[a-z_]+"' | tail -n 1)"
+if [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 0 ]; then
+    says 'io="io_uring"' || fail "the unit's sandbox keeps io_uring from it"
+fi
+
+step "reload with a second stream, under a player of the first"
+frames=$(mktemp)
+near timeout 60 ffmpeg -v error -rtsp_transport tcp -i rtsp://127.0.0.1:8554/one -map 0:v -c copy -t 4 -f framecrc - >"$frames" &
+player=$!
+within 20 test -s "$frames"
+configure one two
+guest systemctl reload rtsprelay
+within 10 plays two
+wait $player || fail "the player of the first stream was cut off"
+awk -F, '!/^#/ { if (n++ && $2 - last != (step = step ? step : $2 - last)) { print "gap at", $2, "after", last; bad = 1 }; last = $2 }
+    END { print n, "frames, every one"; exit bad || n < 60 }' "$frames" || fail "the player of the first stream lost frames"
+rm -f "$frames"
+
+step "a bad file is refused"
+configure one
+printf '[[stream]]\nname = "x"\nsorce = "test"\n' >>"/proc/$INIT/root/etc/rtsprelay/rtsprelay.toml"
+guest systemctl reload rtsprelay || true
+within 10 says "not taken over"
+journal -p err | grep -q 'did you mean stream.source' || fail "the fault is not in the journal as an error"
+plays two || fail "the old configuration does not stay"
+
+step "what the journal tells"
+report=$(journal | grep 'stream=one' | grep 'p99_us=' | tail -n 1)
+for key in p50_us p99_us fps; do
+    grep -oE "\b$key=[0-9.]+" <<<"$report" || fail "no $key in the journal: $report"
+done
+
+step "the watchdog"
+mkdir -p "/proc/$INIT/root/run/systemd/system/rtsprelay.service.d"
+printf '[Service]\nWatchdogSec=2s\n' >"/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
+guest systemctl daemon-reload
+configure one
+guest systemctl restart rtsprelay
+inner=$(show MainPID)
+pid=$(grep -lE "^NSpid:.*[[:space:]]$inner\$" /proc/[0-9]*/status 2>/dev/null | cut -d/ -f3 | while read -r pid; do
+    [ "$(cat "/proc/$pid/comm")" = rtsprelay ] && echo "$pid"
+done | head -n 1)
+[ -n "$pid" ] || fail "the relay's process is not found"
+hung_at=$SECONDS
+/usr/bin/python3 "$here/stop_thread.py" "$pid" shard-0 &
+within 30 bash -c "[ \"\$(nsenter -t $INIT -a systemctl show -P NRestarts rtsprelay)\" -ge 1 ]"
+within 20 plays one
+says "shards do not turn" || fail "the hanging shard is not told of"
+guest journalctl --no-pager -o cat -u rtsprelay | grep -i 'watchdog timeout' | tail -n 1
+echo "restarted and playing $((SECONDS - hung_at)) s after shard 0 hung"
+
+step "syslog, and its restart"
+head='[report]\nsyslog = true\n' configure one
+guest systemctl restart rtsprelay
+# What came by way of /dev/log, with the reports among it.
+by_syslog() { guest journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep -c 'p99_us=\|listening' || true; }
+within 10 bash -c "nsenter -t $INIT -a journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep -q 'report=interval'"
+guest systemctl restart systemd-journald
+before=$(by_syslog)
+within 20 plays one
+more() { [ "$(by_syslog)" -gt "$before" ]; }
+plays one
+within 15 more
+[ "$(show ActiveState)" = active ] || fail "it did not survive"
+
+step "stop"
+began=$(date +%s%N)
+guest systemctl stop rtsprelay
+took=$((($(date +%s%N) - began) / 1000000))
+echo "stopped in $took ms: $(show Result)"
+[ $took -lt 2000 ] || fail "the stop took $took ms"
+[ "$(show Result)" = success ] || fail "the stop was not clean"
+
+step "socket activation, on a port below 1024"
+mkdir -p "/proc/$INIT/root/run/systemd/system/rtsprelay.socket.d"
+printf '[Socket]\nListenStream=\nListenStream=0.0.0.0:554\n' >"/proc/$INIT/root/run/systemd/system/rtsprelay.socket.d/test.conf"
+guest systemctl daemon-reload
+guest systemctl start rtsprelay.socket
+within 20 plays one 554
+[ "$(show ActiveState)" = active ] || fail "the connection did not start it"
+refused=0
+guest systemctl restart --no-block rtsprelay
+for _ in $(seq 100); do
+    near bash -c 'exec 3<>/dev/tcp/127.0.0.1/554' 2>/dev/null || refused=$((refused + 1))
+    sleep 0.01
+done
+echo "$refused of 100 connections refused during a restart"
+[ $refused = 0 ] || fail "connections were refused during a restart"
+within 20 plays one 554
+
+step "the sandbox"
+guest systemd-analyze security --no-pager rtsprelay.service | tail -n 1
+guest systemd-analyze security --no-pager --threshold=15 rtsprelay.service >/dev/null || fail "the exposure is over 1.5"
+
+step "purge"
+guest systemctl enable --quiet rtsprelay.service rtsprelay.socket
+guest dpkg --purge rtsprelay >/dev/null 2>&1
+rm -rf "/proc/$INIT/root/run/systemd/system/rtsprelay."*
+left=$(guest find / -xdev -name '*rtsprelay*' ! -name rtsprelay.deb -not -path '/proc/*' -not -path '/run/*' 2>/dev/null || true)
+[ -z "$left" ] || fail "left behind: $left"
+guest getent group rtsprelay-config && fail "the group stays" || true
+guest systemctl is-active rtsprelay.service rtsprelay.socket && fail "still active" || true
+echo "nothing is left behind"
