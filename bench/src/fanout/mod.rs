@@ -443,11 +443,12 @@ fn machine() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let command: Vec<String> = std::env::args().skip(1).collect();
     format!(
-        "- {}, Linux {}, {} × {}\n- `rtsprelay-bench {}`",
+        "- {}, Linux {}, {} × {}, TCP congestion control {}\n- `rtsprelay-bench {}`",
         date(seconds / 86_400),
         read("/proc/sys/kernel/osrelease").trim(),
         models.len(),
         models.first().copied().unwrap_or("unknown CPU"),
+        read("/proc/sys/net/ipv4/tcp_congestion_control").trim(),
         command.join(" ")
     )
 }

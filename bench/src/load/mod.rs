@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, recv};
+use rtsprelay::sys::unread_bytes;
 
 use crate::client::Transport;
 use crate::os;
@@ -29,6 +30,9 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 
 /// Time that is waited for every player's first keyframe at most.
 const FIRST_PICTURE_MAX: Duration = Duration::from_secs(12);
+
+/// What epoll tells when a connection ends.
+const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 
 /// Time between reads of slow players.
 const SLOW_TICK: Duration = Duration::from_millis(20);
@@ -124,10 +128,10 @@ pub fn measure(args: &Args, stop: &Arc<AtomicBool>) -> Result<Report, String> {
     load.join(stop)?;
     load.first_pictures(stop)?;
     load.until(Instant::now() + args.warmup, stop, "warming up")?;
-    let start = Mark::take(args.pid)?;
+    let start = Mark::take(args.pid, load.unread())?;
     load.begin_measurement();
     load.until(start.at + args.seconds, stop, "measuring")?;
-    let end = Mark::take(args.pid)?;
+    let end = Mark::take(args.pid, load.unread())?;
     let memory_after = args.pid.map(resident_bytes).transpose()?;
     load.progress_end();
     let report = report::make(args, &load, &start, &end, memory_before.zip(memory_after));
@@ -140,12 +144,14 @@ pub(crate) struct Mark {
     at: Instant,
     own: CpuSample,
     server: Option<CpuSample>,
+    /// Bytes that have arrived and not been read, mean of the normal players over TCP.
+    unread: f64,
 }
 
 impl Mark {
-    fn take(pid: Option<i32>) -> Result<Mark, String> {
+    fn take(pid: Option<i32>, unread: f64) -> Result<Mark, String> {
         let own = CpuSample::of(std::process::id() as i32)?;
-        Ok(Mark { server: pid.map(CpuSample::of).transpose()?, own, at: Instant::now() })
+        Ok(Mark { server: pid.map(CpuSample::of).transpose()?, own, unread, at: Instant::now() })
     }
 }
 
@@ -321,6 +327,14 @@ impl<'a> Load<'a> {
         self.next_churn = Instant::now();
     }
 
+    /// Bytes that have arrived for a normal player over TCP and not been read, on average.
+    fn unread(&self) -> f64 {
+        let normal = |p: &&Player| p.role == Role::Normal && p.phase == Phase::Playing && !p.is_udp();
+        let sizes = self.players.iter().flatten().filter(normal).filter_map(|p| unread_bytes(&p.stream).ok());
+        let (count, sum) = sizes.fold((0u64, 0u64), |(count, sum), size| (count + 1, sum + size as u64));
+        if count == 0 { 0.0 } else { sum as f64 / count as f64 }
+    }
+
     /// Waits for events until `end` or the next timer, and handles them.
     fn step(&mut self, end: Instant) -> Result<(), String> {
         let now = Instant::now();
@@ -362,11 +376,9 @@ impl<'a> Load<'a> {
             }
             (Phase::Asking, 0) => self.ask(place),
             (Phase::Playing, 0) => match player.role {
-                Role::Normal => self.read(place, usize::MAX),
+                Role::Normal => self.read_all(place, flags.intersects(ENDS)),
                 // They are watched for the end of the connection alone.
-                _ if flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) => {
-                    Err("the server closed the connection".into())
-                }
+                _ if flags.intersects(ENDS) => Err("the server closed the connection".into()),
                 _ => Ok(()),
             },
             (Phase::Over(_), _) => Ok(()),
@@ -393,11 +405,11 @@ impl<'a> Load<'a> {
             }
             Progress::Plays(media) => {
                 self.joined += 1;
-                if player.role != Role::Normal {
-                    let data = event_data(place, self.generations[place], 0);
-                    let mut watch = EpollEvent::new(EpollFlags::EPOLLRDHUP, data);
-                    self.epoll.modify(&player.stream, &mut watch).map_err(fail)?;
-                }
+                // By edge, so that one wait and one read a frame are enough; the change tells of what is there already.
+                let normal = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+                let flags = if player.role == Role::Normal { normal } else { EpollFlags::EPOLLRDHUP };
+                let mut watch = EpollEvent::new(flags, event_data(place, self.generations[place], 0));
+                self.epoll.modify(&player.stream, &mut watch).map_err(fail)?;
                 self.take(place, &media)?;
             }
         }
@@ -412,18 +424,30 @@ impl<'a> Load<'a> {
         player.receiver.interleaved(bytes, &mut env)
     }
 
-    /// One read of at most `max` bytes from a player's connection. What is left makes the next wait return at once.
-    fn read(&mut self, place: usize, max: usize) -> Result<(), String> {
-        let Some(player) = &mut self.players[place] else { return Ok(()) };
+    /// Everything that waits in a player's connection. A read that does not fill the buffer has taken it all, but for the end
+    /// of the connection, which is read too if it has come.
+    fn read_all(&mut self, place: usize, ends: bool) -> Result<(), String> {
+        loop {
+            let count = self.read(place, usize::MAX)?;
+            if count == 0 || (count < self.buffer.len() && !ends) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One read of at most `max` bytes from a player's connection; returns how many there were, 0 for none.
+    fn read(&mut self, place: usize, max: usize) -> Result<usize, String> {
+        let Some(player) = &mut self.players[place] else { return Ok(0) };
         let max = max.min(self.buffer.len());
         match recv(player.stream.as_raw_fd(), &mut self.buffer[..max], MsgFlags::empty()) {
             Ok(0) => Err("the server closed the connection".into()),
             Ok(count) => {
                 let totals = &mut self.totals[player.role as usize];
                 let mut env = Env { totals, verify: self.verify.as_mut(), now_ns: os::wall_ns() };
-                player.receiver.interleaved(&self.buffer[..count], &mut env)
+                player.receiver.interleaved(&self.buffer[..count], &mut env)?;
+                Ok(count)
             }
-            Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(()),
+            Err(nix::Error::EAGAIN) => Ok(0),
             Err(error) => Err(format!("the connection broke: {error}")),
         }
     }

@@ -12,6 +12,9 @@ use super::player::{Phase, Role};
 use super::receive::Totals;
 use super::{Args, Load, Mark};
 
+/// Frames by which the unread bytes of a player may grow before the generator counts as too slow.
+const BACKLOG_FRAMES_MAX: f64 = 3.0;
+
 /// Quantiles of a time, in µs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Times {
@@ -103,6 +106,10 @@ pub struct Generator {
     pub cpu_wait_percent: f64,
     /// Reads in which more than one frame ended, percent of all reads.
     pub reads_behind_percent: f64,
+    /// Bytes that had arrived for a player over TCP and were not read, on average, when the measurement began.
+    pub unread_before: f64,
+    /// The same when it ended.
+    pub unread_after: f64,
     /// Why it was itself the bottleneck, if it was.
     pub bottleneck: Option<String>,
 }
@@ -212,6 +219,8 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
         Some(format!("it used {cpu_percent:.0} % of its core; take fewer players or several generators"))
     } else if cpu_percent + cpu_wait_percent > 90.0 {
         Some(format!("it waited {cpu_wait_percent:.0} % of the time for a CPU; give it one of its own (--cpu)"))
+    } else if end.unread - start.unread > BACKLOG_FRAMES_MAX * bytes as f64 / frames.max(1) as f64 {
+        Some(format!("what it had not read grew to {:.0} KB a player; take fewer players", end.unread / 1e3))
     } else {
         None
     };
@@ -243,6 +252,8 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
             cpu_percent,
             cpu_wait_percent,
             reads_behind_percent: load.totals[0].reads_behind as f64 / reads.max(1) as f64 * 100.0,
+            unread_before: start.unread,
+            unread_after: end.unread,
             bottleneck,
         },
         server,
