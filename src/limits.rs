@@ -72,6 +72,9 @@ pub const ANSWER_BYTES_MAX: usize = 256 * 1024;
 /// Streams at most.
 pub const STREAMS_MAX: usize = 4_096;
 
+/// Bytes of an interface's name at most (`IFNAMSIZ` without its end).
+pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
+
 /// Bytes of a stream's name at most.
 pub const STREAM_NAME_BYTES_MAX: usize = 64;
 

@@ -17,8 +17,8 @@ pub use value::{duration as parse_duration, listen as parse_listen};
 
 pub use crate::egress::ZeroCopy;
 use crate::limits::{
-    CLIENTS_MAX, DSCP_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS,
-    STREAMS_MAX, WORKERS_MAX,
+    CLIENTS_MAX, DSCP_MAX, INTERFACE_NAME_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS,
+    REPORT_EVERY_MIN_MS, STREAMS_MAX, WORKERS_MAX,
 };
 pub use crate::shard::core::Start;
 pub use crate::source::supervisor::SourceKind;
@@ -116,6 +116,19 @@ pub struct StreamConfig {
     pub source: SourceKind,
     /// Where a new client starts.
     pub start: Start,
+    /// The multicast group that it is offered to as well.
+    pub multicast: Option<Multicast>,
+}
+
+/// A stream's multicast group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Multicast {
+    /// The group, with the even port of the first track's RTP; each track takes two.
+    pub group: SocketAddr,
+    /// Routers that a packet may pass, at least 1: the local network.
+    pub ttl: u8,
+    /// The interface that it is sent by; `None` for what the routes say.
+    pub interface: Option<String>,
 }
 
 /// Where `run` and `check` look for the configuration if they are not told.
@@ -149,12 +162,13 @@ impl Config {
 
     /// One source, no file: the defaults with the stream `live`.
     pub fn for_source(source: SourceKind) -> Config {
-        Config::with_stream(StreamConfig { name: "live".into(), source, start: Start::Cached })
+        Config::with_stream(StreamConfig { name: "live".into(), source, start: Start::Cached, multicast: None })
     }
 
     /// The built-in test pattern on loopback, as the stream `test`.
     pub fn demo() -> Config {
-        let stream = StreamConfig { name: "test".into(), source: SourceKind::Test, start: Start::Cached };
+        let stream =
+            StreamConfig { name: "test".into(), source: SourceKind::Test, start: Start::Cached, multicast: None };
         Config { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8554))], ..Config::with_stream(stream) }
     }
 
@@ -244,8 +258,10 @@ const LIMITS: Section =
     Section { name: "limits", keys: &["clients", "clients_per_address", "handshake_timeout", "session_timeout"] };
 const REPORT: Section = Section { name: "report", keys: &["every", "format", "syslog"] };
 const USER: Section = Section { name: "user", keys: &["name", "password", "password_file", "streams", "from", "may"] };
-const STREAM: Section =
-    Section { name: "stream", keys: &["name", "source", "transport", "on_demand", "start", "multicast"] };
+const STREAM: Section = Section {
+    name: "stream",
+    keys: &["name", "source", "transport", "on_demand", "start", "multicast", "multicast_ttl", "multicast_interface"],
+};
 const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, USER, STREAM];
 
 /// What a feature that is still to come is refused with.
@@ -470,17 +486,45 @@ fn streams(field: &Field<'_, '_>, streams: &mut Vec<StreamConfig>, faults: &mut 
         {
             field.fault(faults, not_built("pulling a camera on demand is", "write false or remove the key"));
         }
-        if let Some(field) = get("multicast")
-            && !matches!(field.value.get_ref(), toml::de::DeValue::Boolean(false))
-        {
-            field.fault(faults, not_built("multicast is", "remove the key"));
-        }
+        let multicast = multicast(table, faults);
         let starts = [("cached", Start::Cached), ("live", Start::Live)];
         let start = get("start").and_then(|field| field.word(faults, &starts)).unwrap_or(Start::Cached);
         // A stream with a fault stands for its name, so that the next one of that name is found.
         let (name, source) = (name.unwrap_or_default(), source.unwrap_or(SourceKind::Test));
-        streams.push(StreamConfig { name, source, start });
+        streams.push(StreamConfig { name, source, start, multicast });
     }
+}
+
+fn multicast(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Option<Multicast> {
+    let get = |key| Field::of(&STREAM, table, key);
+    let ttl = get("multicast_ttl").and_then(|field| field.integer(faults, 1..256));
+    let interface = get("multicast_interface").and_then(|field| {
+        let name = field.string(faults, "the name of an interface in quotes, such as \"eth0\"")?;
+        if name.is_empty() || name.len() > INTERFACE_NAME_BYTES_MAX {
+            field.fault(faults, format!("is no interface's name; write 1 to {INTERFACE_NAME_BYTES_MAX} characters"));
+        }
+        Some(name.to_owned())
+    });
+    let Some(field) = get("multicast") else {
+        for key in ["multicast_ttl", "multicast_interface"] {
+            if let Some(field) = get(key) {
+                field.fault(faults, "says nothing without stream.multicast; add the group, or remove the key");
+            }
+        }
+        return None;
+    };
+    let wanted = "a group and an even port in quotes, such as \"239.1.2.3:5000\"";
+    let group = field.parsed(faults, wanted, |text| text.parse::<SocketAddr>().map_err(|error| error.to_string()))?;
+    if !group.ip().is_multicast() {
+        field.fault(
+            faults,
+            format!("{} is no multicast address; write one from 239.0.0.0 to 239.255.255.255", group.ip()),
+        );
+    }
+    if group.port() == 0 || group.port() % 2 != 0 {
+        field.fault(faults, format!("RTP needs an even port, and {} is none; write {wanted}", group.port()));
+    }
+    Some(Multicast { group, ttl: ttl.unwrap_or(1) as u8, interface })
 }
 
 fn source(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<SourceKind> {

@@ -112,7 +112,6 @@ fn what_is_not_built_yet_is_refused_and_says_so() {
         "[[stream]]\nname = \"b\"\nsource = \"rtsps://a/\"",
         "[[stream]]\nname = \"b\"\nsource = \"test\"\ntransport = \"udp\"",
         "[[stream]]\nname = \"b\"\nsource = \"test\"\non_demand = true",
-        "[[stream]]\nname = \"b\"\nsource = \"test\"\nmulticast = \"239.0.0.1\"",
     ] {
         let found = faults(text);
         assert_eq!(found.len(), 1, "{text}: {found:?}");
@@ -265,4 +264,19 @@ fn the_sample_is_valid_and_says_the_defaults() {
 fn a_code_point_has_six_bits() {
     assert_eq!(config("dscp = 63").dscp, 63);
     refused("dscp = 64", 1, &["dscp", "from 0 to 63"]);
+}
+
+#[test]
+fn a_multicast_group_has_a_group_address_and_an_even_port() {
+    let stream = |keys: &str| format!("[[stream]]\nname = \"b\"\nsource = \"test\"\n{keys}");
+    let given = config(&stream("multicast = \"239.1.2.3:5000\"\nmulticast_ttl = 8\nmulticast_interface = \"eth0\""));
+    let group = "239.1.2.3:5000".parse().unwrap();
+    assert_eq!(given.streams[0].multicast, Some(Multicast { group, ttl: 8, interface: Some("eth0".into()) }));
+    let given = config(&stream("multicast = \"[ff15::1]:5000\"")).streams[0].multicast.clone().unwrap();
+    assert_eq!((given.ttl, given.interface), (1, None));
+    refused(&stream("multicast = \"192.0.2.1:5000\""), 4, &["no multicast address", "239.0.0.0"]);
+    refused(&stream("multicast = \"239.1.2.3:5001\""), 4, &["even port"]);
+    refused(&stream("multicast = \"239.1.2.3\""), 4, &["multicast"]);
+    refused(&stream("multicast_ttl = 4"), 4, &["without stream.multicast"]);
+    refused(&stream("multicast = \"239.1.2.3:5000\"\nmulticast_ttl = 0"), 5, &["from 1 to 255"]);
 }

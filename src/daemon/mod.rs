@@ -33,7 +33,7 @@ use crate::limits::STOP_MAX_MS;
 use crate::session::{ServerConfig, SessionLimit};
 use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
 use crate::shard::inbox::{self, ShardSender, ToShard};
-use crate::shard::thread::{self, ShardConfig, ShardHandle};
+use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
 use crate::stream::StreamId;
 use console::Console;
 use notify::Notifier;
@@ -266,6 +266,8 @@ impl Relay {
             ("http", config.http != self.config.http),
             ("workers", config.workers != self.config.workers),
             ("io", config.io != self.config.io),
+            ("zero_copy", config.zero_copy != self.config.zero_copy),
+            ("dscp", config.dscp != self.config.dscp),
             ("report", config.report != self.config.report),
         ] {
             if is_other {
@@ -276,6 +278,7 @@ impl Relay {
         config.listen.clone_from(&self.config.listen);
         (config.http, config.workers) = (self.config.http, self.config.workers);
         (config.io, config.report) = (self.config.io, self.config.report);
+        (config.zero_copy, config.dscp) = (self.config.zero_copy, self.config.dscp);
         self.config = config;
         let streams::Changes { added, removed, changed } = changes;
         info!(added, removed, changed, streams = self.config.streams.len(), "configuration reloaded");
@@ -330,6 +333,20 @@ fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String>
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| inbox::channel()).unzip();
     let streams: Vec<StreamSetup> =
         (0u16..).zip(&config.streams).map(|(id, stream)| streams::setup(StreamId(id), stream)).collect();
+    let multicast: Vec<MulticastSetup> = (0u16..)
+        .zip(&config.streams)
+        .filter_map(|(id, stream)| {
+            let multicast = stream.multicast.as_ref()?;
+            Some(MulticastSetup {
+                stream: StreamId(id),
+                address: multicast.group,
+                ttl: multicast.ttl,
+                interface: multicast.interface.clone(),
+                sender: id % count as u16,
+                receivers: Arc::default(),
+            })
+        })
+        .collect();
     let per_shard = config.limits.clients.div_ceil(count) + acceptor::REFUSED_WITH_ANSWER_MAX;
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
@@ -358,6 +375,7 @@ fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String>
             udp: Some(udp_address(&config.listen)),
             dscp: config.dscp,
             zero_copy: config.zero_copy,
+            multicast: multicast.clone(),
             cpu: None,
         };
         let handle = thread::spawn(config, sender.clone(), inbox, senders.clone())
@@ -371,6 +389,7 @@ fn shard_cure(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOMEM) => "raise `ulimit -l` (LimitMEMLOCK= in a unit), or set a lower workers or io = \"epoll\"",
         Some(libc::EMFILE) => "raise `ulimit -n` (LimitNOFILE= in a unit)",
+        Some(libc::ENODEV) => "stream.multicast_interface names no interface of this machine (`ip link` lists them)",
         Some(libc::EAGAIN) => "raise the limit of threads (`ulimit -u`, TasksMax= in a unit), or lower workers",
         _ => "try io = \"epoll\"",
     }

@@ -238,6 +238,23 @@ impl Datagram {
         }
     }
 
+    /// A socket that sends to a multicast group of that family, and no further than `ttl` routers, by way of the named
+    /// interface or the one that the routes say. Receivers on this machine get it too.
+    ///
+    /// # Errors
+    /// The error of `socket` or `setsockopt` (`ENODEV` for an interface that is not there).
+    pub fn multicast(group: IpAddr, ttl: u8, interface: Option<&str>, io: IoKind) -> io::Result<Datagram> {
+        let domain = if group.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        if group.is_ipv4() {
+            socket.set_multicast_ttl_v4(u32::from(ttl))?;
+        } else {
+            socket.set_multicast_hops_v6(u32::from(ttl))?;
+        }
+        socket.bind_device(interface.map(str::as_bytes))?;
+        Datagram::from_std(socket.into(), io)
+    }
+
     /// Bytes sent that no device has taken yet, with the kernel's overhead (`SIOCOUTQ`, udp(7)).
     ///
     /// # Errors

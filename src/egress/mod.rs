@@ -15,6 +15,8 @@ mod uring;
 mod uring_hold;
 mod uring_id;
 mod uring_slot;
+#[cfg(test)]
+mod zero_copy_tests;
 
 use std::io;
 use std::net::SocketAddr;

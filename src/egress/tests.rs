@@ -29,13 +29,13 @@ pub(super) fn kinds() -> Vec<IoKind> {
 }
 
 /// An egress and the connections it sends on.
-struct Rig {
-    kind: IoKind,
-    egress: Box<dyn Egress>,
-    done: HashMap<u32, Completion>,
+pub(super) struct Rig {
+    pub(super) kind: IoKind,
+    pub(super) egress: Box<dyn Egress>,
+    pub(super) done: HashMap<u32, Completion>,
 }
 
-const ENTRIES: u32 = 256;
+pub(super) const ENTRIES: u32 = 256;
 
 fn on_both(test: impl AsyncFn(&mut Rig)) {
     for kind in kinds() {
@@ -60,7 +60,7 @@ fn on_both(test: impl AsyncFn(&mut Rig)) {
 
 impl Rig {
     /// A connection as a shard has it, and the client's end.
-    fn connect(&self) -> (Conn, TcpStream) {
+    pub(super) fn connect(&self) -> (Conn, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (near, _) = listener.accept().unwrap();
@@ -69,7 +69,7 @@ impl Rig {
         (conn, far)
     }
 
-    fn send(&mut self, slot: u32, conn: &Conn, parts: &[&[u8]]) {
+    pub(super) fn send(&mut self, slot: u32, conn: &Conn, parts: &[&[u8]]) {
         let mut pieces: Vec<Piece> = parts
             .iter()
             .enumerate()
@@ -83,7 +83,7 @@ impl Rig {
     }
 
     /// Moves what has completed to `done`.
-    fn reap(&mut self) -> usize {
+    pub(super) fn reap(&mut self) -> usize {
         let mut out = Vec::new();
         self.egress.reap(usize::MAX, &mut out);
         let count = out.len();
@@ -95,7 +95,7 @@ impl Rig {
     }
 
     /// Waits for the completion of the slot's operation.
-    async fn wait(&mut self, slot: u32) -> Completion {
+    pub(super) async fn wait(&mut self, slot: u32) -> Completion {
         self.egress.flush();
         let all = async {
             loop {
@@ -109,7 +109,7 @@ impl Rig {
         tokio::time::timeout(Duration::from_secs(20), all).await.expect("the operation completes")
     }
 
-    async fn wait_ok(&mut self, slot: u32, bytes: usize) {
+    pub(super) async fn wait_ok(&mut self, slot: u32, bytes: usize) {
         let completion = self.wait(slot).await;
         assert_eq!((completion.bytes, completion.error.map(|e| e.to_string())), (bytes, None));
     }
@@ -132,12 +132,12 @@ impl Rig {
     }
 }
 
-fn token(slot: u32) -> Token {
+pub(super) fn token(slot: u32) -> Token {
     Token { slot, generation: 7 }
 }
 
 /// Reads on another thread until `len` bytes have come.
-fn read_on_thread(mut far: TcpStream, len: usize) -> std::thread::JoinHandle<(TcpStream, Vec<u8>)> {
+pub(super) fn read_on_thread(mut far: TcpStream, len: usize) -> std::thread::JoinHandle<(TcpStream, Vec<u8>)> {
     std::thread::spawn(move || {
         let mut bytes = vec![0; len];
         far.read_exact(&mut bytes).unwrap();
@@ -145,7 +145,7 @@ fn read_on_thread(mut far: TcpStream, len: usize) -> std::thread::JoinHandle<(Tc
     })
 }
 
-fn pattern(len: usize, seed: usize) -> Vec<u8> {
+pub(super) fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|index| ((index + seed * 7919) % 251) as u8).collect()
 }
 
@@ -340,80 +340,6 @@ fn two_thousand_operations_go_in_one_flush() {
             // Twice as many completions, where sends are zero-copy, take more calls to fetch.
             let calls = if stats.zero_copy_copied > 0 { 2 } else { 1 } * 2000 / u64::from(ENTRIES) + 4;
             assert!(stats.submits <= calls, "{} submissions", stats.submits);
-        }
-    });
-}
-
-/// A ring that lends as `mode` says; none on a machine without io_uring or without zero-copy sends.
-fn lending(mode: ZeroCopy) -> Option<UringEgress> {
-    probe().ok()?;
-    let mut egress = UringEgress::new(ENTRIES).unwrap();
-    egress.set_zero_copy(mode).then_some(egress)
-}
-
-#[test]
-fn what_was_lent_is_kept_until_the_kernel_lets_go_of_it() {
-    if probe().is_err() {
-        return;
-    }
-    Runtime::new(IoKind::Uring).unwrap().block_on(async {
-        let Some(egress) = lending(ZeroCopy::On) else { return };
-        let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
-        let (conn, far) = rig.connect();
-        let bytes = Rc::new(Bytes::from(pattern(40_000, 3)));
-        // The client reads nothing: what the kernel has taken waits in the socket's queue, in the pages that it was lent.
-        let mut sent = 0;
-        while rig.egress.in_flight() == 0 {
-            rig.egress.send(token(0), &conn, &mut vec![Piece::Shared(bytes.clone())]);
-            rig.egress.flush();
-            rig.reap();
-            sent += usize::from(rig.done.remove(&0).is_some());
-        }
-        assert!(sent > 0);
-        rig.egress.cancel(token(0));
-        rig.wait(0).await;
-        assert_eq!(rig.egress.in_flight(), 0);
-        assert!(rig.egress.holds(token(0)));
-        assert!(!rig.egress.holds(Token { slot: 0, generation: 8 }), "another client's");
-        assert!(Rc::strong_count(&bytes) > 1, "the kernel still reads them");
-        // A reset gives them back.
-        conn.reset_on_close().unwrap();
-        conn.shutdown();
-        drop(conn);
-        while rig.egress.holds(token(0)) {
-            poll_fn(|cx| rig.egress.poll_ready(cx)).await;
-            rig.reap();
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(Rc::strong_count(&bytes), 1);
-        drop(far);
-    });
-}
-
-#[test]
-fn auto_lends_nothing_to_a_client_of_this_machine() {
-    if probe().is_err() {
-        return;
-    }
-    Runtime::new(IoKind::Uring).unwrap().block_on(async {
-        for (mode, copied) in [(ZeroCopy::Auto, 0), (ZeroCopy::On, 2)] {
-            let Some(egress) = lending(mode) else { return };
-            let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
-            let (conn, far) = rig.connect();
-            let part = pattern(30_000, 1);
-            for parts in [&[part.as_slice()][..], &[&part, &part]] {
-                let len = parts.iter().map(|part| part.len()).sum();
-                let reader = read_on_thread(far.try_clone().unwrap(), len);
-                rig.send(0, &conn, parts);
-                rig.wait_ok(0, len).await;
-                assert!(reader.join().unwrap().1 == parts.concat());
-            }
-            while rig.egress.holds(token(0)) {
-                poll_fn(|cx| rig.egress.poll_ready(cx)).await;
-                rig.reap();
-            }
-            let stats = rig.egress.stats();
-            assert_eq!((stats.zero_copy, stats.zero_copy_copied, stats.zero_copy_refused), (0, copied, 0));
         }
     });
 }

@@ -201,6 +201,7 @@ impl Collector {
             sum.out_bps += flow.out_bps;
             sum.clients_tcp += flow.clients_tcp;
             sum.clients_udp += flow.clients_udp;
+            sum.clients_multicast += flow.clients_multicast;
             sum.joined += flow.joined;
             sum.lag = sum.lag.max(flow.lag);
             sum.skips += flow.skips;
@@ -241,6 +242,7 @@ impl Collector {
                 out_bps: 8.0 * rate(counts.bytes, before.counts.bytes),
                 clients_tcp: counts.clients[Transport::Tcp.index()],
                 clients_udp: counts.clients[Transport::Udp.index()],
+                clients_multicast: counts.clients[Transport::Multicast.index()],
                 joined: counts.joined.iter().sum(),
                 latency: latency.unwrap_or_default(),
                 lag: summed.lag,

@@ -150,6 +150,7 @@ fn flow(fields: &mut Fields, flow: &Flow) {
     put(fields, "clients", flow.clients());
     put(fields, "clients_tcp", flow.clients_tcp);
     put(fields, "clients_udp", flow.clients_udp);
+    put(fields, "clients_multicast", flow.clients_multicast);
     put(fields, "joined_total", flow.joined);
     let Percentiles { count, p50, p90, p99, p999, max } = flow.latency;
     put(fields, "sends", count);
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("ts=2023-11-14T22:13:20.000Z report=interval uptime_s=83.5 span_s=1"), "{text}");
         for field in [
-            " stream=front state=live fps=30.0 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2",
+            " stream=front state=live fps=30.0 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2 clients_multicast=0",
             " sends=360 p50_us=130 p90_us=400 p99_us=950 p999_us=2400 max_us=31000 lag_ms=45 skips=1 skips_total=3",
             " dropped_total=30",
             " dropped_lagging_total=30",

@@ -44,6 +44,8 @@ counted! {
         Tcp = "tcp",
         /// As UDP datagrams.
         Udp = "udp",
+        /// From a multicast group; what is sent to it is counted for nobody.
+        Multicast = "multicast",
     }
 }
 

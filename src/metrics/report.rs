@@ -159,6 +159,8 @@ pub struct Flow {
     pub clients_tcp: u64,
     /// Clients that play over UDP now.
     pub clients_udp: u64,
+    /// Clients now that receive a multicast group.
+    pub clients_multicast: u64,
     /// Clients that ever began to play.
     pub joined: u64,
     /// The relay latency.
@@ -182,6 +184,6 @@ pub struct Flow {
 impl Flow {
     /// Clients that play now.
     pub fn clients(&self) -> u64 {
-        self.clients_tcp + self.clients_udp
+        self.clients_tcp + self.clients_udp + self.clients_multicast
     }
 }

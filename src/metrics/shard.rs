@@ -274,7 +274,7 @@ mod tests {
         let counts = &second.streams[0].counts;
         assert_eq!((counts.sends, counts.bytes, counts.skips), (3, 151, 1));
         assert_eq!(counts.drops[DropReason::Lagging.index()], 30);
-        assert_eq!(counts.clients, [0, 0]);
+        assert_eq!(counts.clients, [0; Transport::COUNT]);
         assert_eq!(counts.left[LeaveReason::Teardown.index()], 1);
     }
 

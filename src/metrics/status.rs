@@ -101,6 +101,7 @@ fn flow(value: &Value) -> Option<Flow> {
         out_bps: value.get("out_bps")?.as_f64()?,
         clients_tcp: count("clients_tcp")?,
         clients_udp: count("clients_udp")?,
+        clients_multicast: count("clients_multicast")?,
         joined: count("joined_total")?,
         latency: Percentiles {
             count: count("sends")?,

@@ -16,6 +16,7 @@ pub(super) fn report() -> Report {
         out_bps: 48_000_000.0,
         clients_tcp: 10,
         clients_udp: 2,
+        clients_multicast: 0,
         joined: 17,
         latency,
         lag: Duration::from_millis(45),

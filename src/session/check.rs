@@ -47,6 +47,7 @@ impl Server {
                         channels.extend([rtp_channel, rtcp_channel]);
                         rendered += usize::from((rtp_channel, rtcp_channel) != streams::own(set_up.track));
                     }
+                    Delivery::Multicast { rtp } => assert!(rtp.ip().is_multicast()),
                     Delivery::Udp { rtp, rtcp } => {
                         assert_eq!((rtp.ip(), rtcp.ip()), (session.peer.ip(), session.peer.ip()));
                         assert!(self.by_rtcp.contains_key(&canonical(rtcp)));

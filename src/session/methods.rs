@@ -199,7 +199,8 @@ impl Server {
         }
         let offered = asked.request.list("Transport").ok_or(Status::BAD_REQUEST)?;
         let specs = transport::parse(&offered);
-        let spec = specs.iter().find(|spec| self.acceptable(spec, session)).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
+        let spec =
+            specs.iter().find(|spec| self.acceptable(spec, session, stream)).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let lower = spec.lower.unwrap_or(Lower::Tcp);
         if session.is_none() {
             if lower == Lower::Tcp && carried.is_some() {
@@ -214,6 +215,7 @@ impl Server {
         let ssrc = description.tracks[usize::from(track.0)].ssrc;
         let (delivery, told) = match lower {
             Lower::Tcp => self.interleave(session, stream, track, spec, ssrc)?,
+            Lower::Udp if spec.multicast => self.group(session, stream, track, spec, ssrc)?,
             Lower::Udp => self.datagrams(session, track, peer, spec, ssrc)?,
         };
         let key = match session {
@@ -248,15 +250,37 @@ impl Server {
         self.sessions.get(&key).is_some_and(|session| session.lower == Lower::Udp || session.conn == Some(conn))
     }
 
-    fn acceptable(&self, spec: &Spec, session: Option<SessionKey>) -> bool {
+    fn acceptable(&self, spec: &Spec, session: Option<SessionKey>, stream: StreamId) -> bool {
         let possible = match spec.lower {
+            Some(Lower::Udp) if spec.multicast => self.streams.multicast(stream).is_some(),
             Some(Lower::Tcp) => true,
             Some(Lower::Udp) => self.config.udp_ports.is_some() && spec.client_port.is_some(),
             None => false,
         };
         // A session has one kind of transport for all of its tracks.
-        let same = session.and_then(|key| self.sessions.get(&key)).is_none_or(|have| Some(have.lower) == spec.lower);
-        possible && same && spec.plays() && !spec.multicast
+        let same = session.and_then(|key| self.sessions.get(&key)).is_none_or(|have| {
+            let multicast = have.tracks.iter().any(|is| matches!(is.delivery, Delivery::Multicast { .. }));
+            Some(have.lower) == spec.lower && (have.tracks.is_empty() || multicast == spec.multicast)
+        });
+        possible && same && spec.plays() && (spec.lower == Some(Lower::Udp) || !spec.multicast)
+    }
+
+    /// Multicast: the stream's own group and ports, whatever was asked for.
+    fn group(
+        &mut self,
+        session: Option<SessionKey>,
+        stream: StreamId,
+        track: TrackId,
+        spec: &Spec,
+        ssrc: u32,
+    ) -> Result<(Delivery, String), Refusal> {
+        let multicast = self.streams.multicast(stream).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
+        let rtp = multicast.of(track).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
+        if let Some(key) = session {
+            self.drop_track(key, track);
+        }
+        let told = transport::Answer::Multicast { protocol: &spec.protocol, rtp, ttl: multicast.ttl, ssrc };
+        Ok((Delivery::Multicast { rtp }, told.to_string()))
     }
 
     fn interleave(

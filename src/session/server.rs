@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use smallvec::SmallVec;
 
-use super::streams::Streams;
+use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
@@ -145,6 +145,11 @@ impl Server {
             counters: Counters::default(),
             keys_drawn: 0,
         }
+    }
+
+    /// Offers a stream to a multicast group as well: `group` has the port of the first track's RTP, each track takes two.
+    pub fn set_multicast(&mut self, id: StreamId, group: SocketAddr, ttl: u8) {
+        self.streams.set_multicast(id, Multicast { group, ttl });
     }
 
     /// Makes a stream known by its name. A single stream is served at the root as well.
@@ -455,6 +460,7 @@ impl Server {
             Delivery::Interleaved { rtp_channel, rtcp_channel } => {
                 self.streams.release_channels(stream, set_up.track, (rtp_channel, rtcp_channel));
             }
+            Delivery::Multicast { .. } => {}
             Delivery::Udp { rtcp, .. } => {
                 if self.by_rtcp.get(&canonical(rtcp)) == Some(&key) {
                     self.by_rtcp.remove(&canonical(rtcp));

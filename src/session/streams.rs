@@ -1,5 +1,6 @@
 //! The streams that a server knows, and which channels their tracks are rendered for.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::limits::RENDERINGS_MAX;
@@ -8,10 +9,28 @@ use crate::stream::{Description, StreamId, TrackId};
 /// Channels of RTP and RTCP.
 pub(super) type Channels = (u8, u8);
 
+/// Where a stream's multicast goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Multicast {
+    /// The group, with the port of the first track's RTP.
+    pub(super) group: SocketAddr,
+    /// Routers that a packet may pass.
+    pub(super) ttl: u8,
+}
+
+impl Multicast {
+    /// The group with the port of a track's RTP: two ports a track.
+    pub(super) fn of(self, track: TrackId) -> Option<SocketAddr> {
+        let port = self.group.port().checked_add(2 * u16::from(track.0)).filter(|port| *port < u16::MAX)?;
+        Some(SocketAddr::new(self.group.ip(), port))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Stream {
     name: Option<String>,
     description: Option<Arc<Description>>,
+    multicast: Option<Multicast>,
     /// By track: the channels other than its own that sessions use, and how many do.
     renderings: Vec<Vec<(Channels, usize)>>,
 }
@@ -49,6 +68,14 @@ impl Streams {
 
     pub(super) fn set_description(&mut self, id: StreamId, description: Option<Arc<Description>>) {
         self.entry(id).description = description;
+    }
+
+    pub(super) fn set_multicast(&mut self, id: StreamId, multicast: Multicast) {
+        self.entry(id).multicast = Some(multicast);
+    }
+
+    pub(super) fn multicast(&self, id: StreamId) -> Option<Multicast> {
+        self.streams.get(usize::from(id.0))?.multicast
     }
 
     pub(super) fn name(&self, id: StreamId) -> &str {

@@ -101,6 +101,11 @@ pub enum Delivery {
         /// Where RTCP goes, and comes from.
         rtcp: SocketAddr,
     },
+    /// As datagrams to a group that all multicast sessions of the stream share.
+    Multicast {
+        /// The group with the track's port; RTCP goes to the next one.
+        rtp: SocketAddr,
+    },
 }
 
 /// A track that a session plays.

@@ -4,6 +4,8 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,11 +13,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
-use super::core::{Core, CoreConfig, UdpSockets};
+use super::core::{Core, CoreConfig, Group, UdpSockets};
 use super::inbox::{ShardReceiver, ShardSender, ToShard};
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, ZeroCopy};
 use crate::limits::{READ_BYTES_MAX, USER_TIMEOUT_AFTER_STALL_S};
+use crate::stream::StreamId;
 
 /// What a shard's thread is started with.
 #[derive(Clone, Debug)]
@@ -32,8 +35,43 @@ pub struct ShardConfig {
     pub dscp: u8,
     /// Which of its sends lend their pages to the kernel.
     pub zero_copy: ZeroCopy,
+    /// The streams' multicast groups.
+    pub multicast: Vec<MulticastSetup>,
     /// The processor that the thread is pinned to.
     pub cpu: Option<usize>,
+}
+
+/// A stream's multicast group, as a shard is told of it.
+#[derive(Clone, Debug)]
+pub struct MulticastSetup {
+    /// The stream.
+    pub stream: StreamId,
+    /// The group, with the port of the first track's RTP.
+    pub address: SocketAddr,
+    /// Routers that a packet may pass.
+    pub ttl: u8,
+    /// The interface that it is sent by; `None` for what the routes say.
+    pub interface: Option<String>,
+    /// The shard that sends.
+    pub sender: u16,
+    /// Sessions of all shards that receive it.
+    pub receivers: Arc<AtomicUsize>,
+}
+
+fn open_groups(config: &ShardConfig) -> io::Result<Vec<(StreamId, Group)>> {
+    let open = |setup: &MulticastSetup| {
+        let socket = (setup.sender == config.core.server.shard)
+            .then(|| {
+                let interface = setup.interface.as_deref();
+                let socket = Datagram::multicast(setup.address.ip(), setup.ttl, interface, config.io)?;
+                socket.set_dscp(config.dscp)?;
+                Ok::<_, io::Error>(socket)
+            })
+            .transpose()?;
+        let receivers = Arc::clone(&setup.receivers);
+        Ok((setup.stream, Group { address: setup.address, ttl: setup.ttl, receivers, socket }))
+    };
+    config.multicast.iter().map(open).collect()
 }
 
 /// A running shard.
@@ -107,6 +145,7 @@ fn serve(
             }
             None => None,
         };
+        let groups = open_groups(&config)?;
         match config.io {
             IoKind::Uring => {
                 let mut egress = UringEgress::new(config.ring_entries)?;
@@ -115,11 +154,11 @@ fn serve(
                         "zero_copy = \"on\", but this kernel has no zero-copy sends (Linux 6.1); sending with a copy"
                     );
                 }
-                Thread::new(&config, egress, udp, inbox, shards).run(ready).await;
+                Thread::new(&config, egress, udp, groups, inbox, shards).run(ready).await;
             }
             IoKind::Epoll => {
                 let egress = EpollEgress::new();
-                Thread::new(&config, egress, udp, inbox, shards).run(ready).await;
+                Thread::new(&config, egress, udp, groups, inbox, shards).run(ready).await;
             }
         }
         Ok(())
@@ -144,6 +183,7 @@ impl<E: Egress> Thread<E> {
         config: &ShardConfig,
         egress: E,
         udp: Option<UdpSockets>,
+        groups: Vec<(StreamId, Group)>,
         inbox: ShardReceiver,
         shards: Vec<ShardSender>,
     ) -> Self {
@@ -155,8 +195,12 @@ impl<E: Egress> Thread<E> {
             }
         }
         let now = Instant::now();
+        let mut core = Core::new(now, config.core.clone(), egress, udp);
+        for (stream, group) in groups {
+            core.set_group(stream, group);
+        }
         Thread {
-            core: Core::new(now, config.core.clone(), egress, udp),
+            core,
             io: config.io,
             dscp: config.dscp,
             user_timeout: config.core.stall_timeout + Duration::from_secs(USER_TIMEOUT_AFTER_STALL_S),

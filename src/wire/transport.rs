@@ -1,6 +1,7 @@
 //! The `Transport` header (RFC 2326 section 12.39).
 
 use std::fmt;
+use std::net::SocketAddr;
 
 /// What carries the packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +133,17 @@ pub enum Answer<'a> {
         /// The track's.
         ssrc: u32,
     },
+    /// As datagrams to a group.
+    Multicast {
+        /// As the client spelled it.
+        protocol: &'a str,
+        /// The group with the port for RTP; RTCP has the next one.
+        rtp: SocketAddr,
+        /// Routers that a packet may pass.
+        ttl: u8,
+        /// The track's.
+        ssrc: u32,
+    },
 }
 
 impl fmt::Display for Answer<'_> {
@@ -142,6 +154,11 @@ impl fmt::Display for Answer<'_> {
             }
             Answer::Udp { protocol, client_port: (a, b), server_port: (c, d), ssrc } => {
                 write!(f, "{protocol};unicast;client_port={a}-{b};server_port={c}-{d};ssrc={ssrc:08X}")
+            }
+            Answer::Multicast { protocol, rtp, ttl, ssrc } => {
+                let (group, a) = (rtp.ip(), rtp.port());
+                let b = a + 1;
+                write!(f, "{protocol};multicast;destination={group};port={a}-{b};ttl={ttl};ssrc={ssrc:08X}")
             }
         }
     }

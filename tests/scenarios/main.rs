@@ -10,6 +10,7 @@ mod controls;
 mod delivery;
 mod first_keyframe;
 mod io_blocked;
+mod links;
 mod mid_frame;
 mod players;
 mod protocol;

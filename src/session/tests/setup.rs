@@ -178,3 +178,22 @@ fn who_plays_is_told() {
     assert_eq!((info.peer, info.conn, info.stream, info.playing), (peer(0), Some(ConnId(0)), StreamId(0), false));
     assert_eq!(rig.server.session_info(SessionKey(1)), None);
 }
+
+#[test]
+fn multicast_is_the_streams_own_group_for_all() {
+    let mut rig = rig();
+    rig.server.set_multicast(StreamId(0), "239.1.2.3:5000".parse().unwrap(), 4);
+    let reply = setup(&mut rig, 0, 0, "RTP/AVP;multicast;destination=224.9.9.9;port=7000-7001", None);
+    assert_eq!(reply.header("Transport"), "RTP/AVP;multicast;destination=239.1.2.3;port=5000-5001;ttl=4;ssrc=0000000A");
+    let key = reply.session();
+    // One kind for all tracks of a session.
+    assert_eq!(setup(&mut rig, 0, 1, "RTP/AVP;unicast;client_port=8000-8001", Some(key)).status, 461);
+    let reply = setup(&mut rig, 0, 1, "RTP/AVP;multicast", Some(key));
+    assert_eq!(reply.header("Transport"), "RTP/AVP;multicast;destination=239.1.2.3;port=5002-5003;ttl=4;ssrc=0000000B");
+    rig.play(0, key);
+    let Event::Play { tracks, .. } = &rig.plays[0] else { panic!() };
+    let rtp = "239.1.2.3:5002".parse().unwrap();
+    assert_eq!(tracks[1], PlayTrack { track: TrackId(1), delivery: Delivery::Multicast { rtp } });
+    rig.connect(1);
+    assert_eq!(setup(&mut rig, 1, 0, "RTP/AVP/TCP;multicast", None).status, 461);
+}

@@ -106,6 +106,9 @@ impl<E: Egress> Core<E> {
                 self.resume(now, slot, resumed);
                 slot
             }
+            None if tracks.iter().any(|track| matches!(track.delivery, Delivery::Multicast { .. })) => {
+                self.receiver_plays(session, id, tracks)
+            }
             None => {
                 let stream = &self.streams[usize::from(id.0)];
                 let description = stream.description.as_ref().ok_or(SERVICE_UNAVAILABLE)?;
@@ -115,7 +118,7 @@ impl<E: Egress> Core<E> {
                         Delivery::Interleaved { rtp_channel, rtcp_channel } => {
                             (track.track, (rtp_channel, rtcp_channel))
                         }
-                        Delivery::Udp { .. } => (track.track, (track.track.rtp_channel(), track.track.rtcp_channel())),
+                        _ => (track.track, (track.track.rtp_channel(), track.track.rtcp_channel())),
                     })
                     .collect();
                 let mut player = Player::new(description, &channels, &stream.log, now);
@@ -126,7 +129,7 @@ impl<E: Egress> Core<E> {
                     .iter()
                     .filter_map(|track| match track.delivery {
                         Delivery::Udp { rtp, rtcp } => Some((track.track, rtp, rtcp)),
-                        Delivery::Interleaved { .. } => None,
+                        _ => None,
                     })
                     .collect();
                 let Some(Kind::Tcp { peer, .. }) = self.links.get(conn.0 as usize).map(|link| &link.kind) else {
@@ -197,11 +200,16 @@ impl<E: Egress> Core<E> {
 
     /// The first packet of each track, by the log where it has it, else by the numbers that come next.
     fn first_packets(&self, now: Instant, slot: u32) -> Vec<FirstPacket> {
-        let Some(playing) = &self.links[slot as usize].playing else { return Vec::new() };
-        let stream = &self.streams[usize::from(playing.stream.0)];
+        let link = &self.links[slot as usize];
+        let (id, player, tracks): (_, _, SmallVec<[TrackId; 4]>) = match (&link.kind, &link.playing) {
+            (Kind::Receiver { stream, tracks }, _) => (*stream, None, tracks.iter().copied().collect()),
+            (_, Some(playing)) => (playing.stream, Some(&playing.player), playing.player.tracks().collect()),
+            _ => return Vec::new(),
+        };
+        let stream = &self.streams[usize::from(id.0)];
         let Some(description) = &stream.description else { return Vec::new() };
         let first = |track: TrackId| {
-            if let Some(chunk) = playing.player.first_chunk(&stream.log, track) {
+            if let Some(chunk) = player.and_then(|player| player.first_chunk(&stream.log, track)) {
                 return FirstPacket { track, seq: chunk.first_seq, rtp_time: chunk.rtp_time };
             }
             let described = &description.tracks[usize::from(track.0)];
@@ -216,7 +224,7 @@ impl<E: Egress> Core<E> {
                 },
             }
         };
-        playing.player.tracks().map(first).collect()
+        tracks.into_iter().map(first).collect()
     }
 
     /// Gives a client that begins to play the last sender report of each of its tracks, right behind the answer.
@@ -239,6 +247,7 @@ impl<E: Egress> Core<E> {
                         own.push_back((*rtcp, Rc::new(Datagrams::of(report))));
                     }
                 }
+                Kind::Receiver { .. } => {}
             }
         }
         self.ready.push_back(slot);
@@ -273,8 +282,14 @@ impl<E: Egress> Core<E> {
     fn session_ended(&mut self, session: SessionKey, reason: EndReason) {
         let Some(slot) = self.sessions.get(&session).copied() else { return };
         self.remove_player(slot, reason);
-        if let Kind::Udp { .. } = self.links[slot as usize].kind {
-            self.close(slot, Closing::Join);
+        match &self.links[slot as usize].kind {
+            Kind::Tcp { .. } => {}
+            Kind::Udp { .. } => self.close(slot, Closing::Join),
+            Kind::Receiver { stream, .. } => {
+                self.sessions.remove(&session);
+                self.metrics.client_left(*stream, Transport::Multicast, leave_reason(reason));
+                self.remove(slot);
+            }
         }
     }
 
@@ -295,6 +310,10 @@ impl<E: Egress> Core<E> {
                 moved.member = playing.member;
             }
             playing.member = usize::MAX;
+            if playing.transport == Transport::Multicast {
+                // The group itself, which is no client.
+                return;
+            }
             self.metrics.client_left(playing.stream, playing.transport, leave_reason(reason));
             tracing::info!(
                 stream = %stream.name,
@@ -332,6 +351,7 @@ impl<E: Egress> Core<E> {
                             own.push_back((*rtcp, Rc::new(single_datagram(bye))));
                         }
                     }
+                    Kind::Receiver { .. } => {}
                 }
             }
             link.farewell = (!farewell.is_empty()).then(|| Bytes::from(farewell));
@@ -394,8 +414,10 @@ impl<E: Egress> Core<E> {
 
     fn forget(&mut self, slot: u32) {
         let link = self.links.remove(slot as usize);
-        if let Kind::Udp { own_sockets: Some(_), .. } = link.kind {
-            self.own_paths -= 1;
+        match link.kind {
+            Kind::Udp { own_sockets: Some(own), .. } if own.rtcp.is_none() => self.own_paths -= 1,
+            Kind::Receiver { stream, .. } => self.receiver_gone(stream),
+            _ => {}
         }
         self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
     }
@@ -409,7 +431,7 @@ impl<E: Egress> Core<E> {
     ) -> ClientSnapshot {
         let tcp = match &link.kind {
             Kind::Tcp { conn, .. } => conn.fd().and_then(|fd| crate::sys::tcp_info(&fd).ok()),
-            Kind::Udp { .. } => None,
+            _ => None,
         };
         ClientSnapshot {
             peer: playing.peer,

@@ -63,6 +63,7 @@ impl<E: Egress> Core<E> {
 
     /// Offers the head of the log to every client of the stream that is idle.
     fn walk(&mut self, now: Instant, index: usize) {
+        self.wake_group(now, index);
         let count = self.streams[index].members.len();
         if count == 0 {
             return;
@@ -145,6 +146,11 @@ impl<E: Egress> Core<E> {
                 }
             }
             Kind::Udp { .. } => self.serve_udp(now, slot, token),
+            Kind::Receiver { .. } => {
+                if link.closing == Closing::Flush {
+                    self.remove(slot);
+                }
+            }
         }
     }
 
@@ -158,7 +164,8 @@ impl<E: Egress> Core<E> {
             link.op_bytes = datagrams.bytes.len();
             link.op_track = None;
             link.busy = Some(now);
-            self.egress.send_datagrams(token, &sockets.rtcp, to, &datagrams, false);
+            let rtcp = own_sockets.as_ref().and_then(|own| own.rtcp.as_ref()).unwrap_or(&sockets.rtcp);
+            self.egress.send_datagrams(token, rtcp, to, &datagrams, false);
             return;
         }
         if now.saturating_duration_since(*burst_from) >= BURST_EVERY {
@@ -193,7 +200,10 @@ impl<E: Egress> Core<E> {
                         let own = own_sockets.as_ref().and_then(|own| own.of(taken.track));
                         (own.unwrap_or(&sockets.rtp), *rtp)
                     }
-                    ChunkKind::Report => (&sockets.rtcp, *rtcp),
+                    ChunkKind::Report => {
+                        let own = own_sockets.as_ref().and_then(|own| own.rtcp.as_ref());
+                        (own.unwrap_or(&sockets.rtcp), *rtcp)
+                    }
                 };
                 self.egress.send_datagrams(token, socket, to, &chunk, *plain);
                 return;
@@ -234,7 +244,7 @@ impl<E: Egress> Core<E> {
             return;
         }
         match (&mut link.kind, completion.error) {
-            (_, None) => {}
+            (_, None) | (Kind::Receiver { .. }, _) => {}
             (Kind::Tcp { .. }, Some(error)) => {
                 self.send_failed(now, slot, &error);
                 return;
@@ -262,6 +272,7 @@ impl<E: Egress> Core<E> {
         let waiting = match &link.kind {
             Kind::Tcp { answers, .. } => !answers.is_empty(),
             Kind::Udp { own, .. } => !own.is_empty(),
+            Kind::Receiver { .. } => false,
         };
         let behind = link.playing.as_ref().is_some_and(|playing| {
             !playing.paused && playing.player.is_behind(&self.streams[usize::from(playing.stream.0)].log)

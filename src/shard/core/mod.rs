@@ -6,11 +6,13 @@
 
 mod clients;
 mod drive;
+mod group;
 mod paths;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -89,6 +91,19 @@ pub struct UdpSockets {
     pub rtcp: Datagram,
 }
 
+/// A stream's multicast group, as one of the shards knows it. One shard sends, all count who receives.
+#[derive(Clone)]
+pub struct Group {
+    /// The group, with the port of the first track's RTP; each track takes two.
+    pub address: SocketAddr,
+    /// Routers that a packet may pass.
+    pub ttl: u8,
+    /// Sessions of all shards that receive it.
+    pub receivers: Arc<AtomicUsize>,
+    /// The socket, in the shard that sends.
+    pub socket: Option<Datagram>,
+}
+
 /// A connection that belongs to another shard's session.
 pub struct Handover {
     /// Its place here, which is free from now on.
@@ -129,11 +144,15 @@ enum Kind {
         /// It is in [`Core::paced`].
         paced: bool,
     },
+    /// A client that receives the stream's multicast group: nothing is sent to it alone.
+    Receiver { stream: StreamId, tracks: Vec<TrackId> },
 }
 
 /// A UDP client's own sockets for RTP; its few RTCP packets stay on the shared one, where the client's are read too.
 struct OwnSockets {
     rtp: SmallVec<[(TrackId, Datagram); 2]>,
+    /// For RTCP, of a multicast group alone.
+    rtcp: Option<Datagram>,
     /// When one of them was last seen backed up, at first when they were made.
     backed_up: Instant,
 }
@@ -213,6 +232,9 @@ struct Stream {
     /// The last sender report of each track.
     reports: Vec<Option<Arc<Chunk>>>,
     told_no_cached_start: bool,
+    group: Option<Group>,
+    /// The link that sends to the group.
+    group_link: Option<u32>,
 }
 
 impl Stream {
@@ -230,6 +252,8 @@ impl Stream {
             tails: Vec::new(),
             reports: Vec::new(),
             told_no_cached_start: false,
+            group: None,
+            group_link: None,
         }
     }
 }
@@ -305,6 +329,12 @@ impl<E: Egress> Core<E> {
             pieces: Vec::new(),
             completions: Vec::new(),
         }
+    }
+
+    /// Offers a stream to a multicast group as well.
+    pub fn set_group(&mut self, id: StreamId, group: Group) {
+        self.server.set_multicast(id, group.address, group.ttl);
+        self.streams[usize::from(id.0)].group = Some(group);
     }
 
     /// The egress, for the thread to wait on and for the tests to script.
@@ -485,10 +515,12 @@ impl<E: Egress> Core<E> {
             for slot in members {
                 self.end_client(now, slot, EndReason::SourceChanged);
             }
+            self.end_receivers(now, id);
             let stream = &mut self.streams[usize::from(id.0)];
             stream.log.clear();
         }
         self.streams[usize::from(id.0)].description = Some(Arc::clone(&description));
+        self.open_group(now, id);
         self.server.set_description(id, Some(description));
         self.process_events(now);
     }

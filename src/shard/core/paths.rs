@@ -36,6 +36,7 @@ impl<E: Egress> Core<E> {
         for (_, link) in &mut self.links {
             let Kind::Udp { targets, own_sockets, .. } = &mut link.kind else { continue };
             match own_sockets {
+                Some(own) if own.rtcp.is_some() => {}
                 Some(own) if own.is_backed_up() => own.backed_up = now,
                 Some(own) => {
                     let calm = now.saturating_duration_since(own.backed_up) >= Duration::from_secs(DATAGRAM_OWN_S);
@@ -70,5 +71,5 @@ fn own(
 ) -> std::io::Result<OwnSockets> {
     let rtp = targets.iter().map(|(track, rtp, _)| Ok((*track, sockets.rtp.beside(*rtp)?)));
     let rtp = rtp.collect::<std::io::Result<SmallVec<_>>>()?;
-    Ok(OwnSockets { rtp, backed_up: now })
+    Ok(OwnSockets { rtp, rtcp: None, backed_up: now })
 }

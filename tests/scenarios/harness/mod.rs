@@ -4,6 +4,7 @@
 pub mod camera;
 pub mod h264;
 pub mod machine;
+pub mod net;
 pub mod program;
 pub mod relay;
 pub mod rtsp;

@@ -1,0 +1,173 @@
+//! Clients at the ends of real links: a multicast group, and one link that is too narrow beside free ones.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use crate::harness::camera::Camera;
+use crate::harness::machine::{beside_others, cannot_run, is_root};
+use crate::harness::net::{BRIDGE, Net, SERVER};
+use crate::harness::relay::Relay;
+use crate::harness::rtsp::{Client, tracks};
+use crate::harness::{DEADLINE, wait_until};
+
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 77, 0, 1);
+
+/// A relay in the network's server, which the calling thread moves to.
+fn serve(net: &Net, stream: &str) -> (Camera, Relay, SocketAddr) {
+    net.enter_server();
+    let camera = Camera::start();
+    let relay = Relay::configured(&format!(
+        "listen = [\"0.0.0.0:0\"]\nworkers = 2\n\n[report]\nevery = \"200ms\"\nformat = \"logfmt\"\n\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n{stream}\n",
+        camera.url()
+    ));
+    camera.wait_playing();
+    camera.keyframe(2_000);
+    let address = SocketAddr::from((SERVER, relay.address().port()));
+    (camera, relay.serving("/cam"), address)
+}
+
+/// Sets up the video as `transport` says, and plays. Gives the answer's `Transport`.
+fn play(client: &mut Client, address: SocketAddr, transport: &str) -> String {
+    let described = client.describe(&format!("rtsp://{address}/cam")).expect(200);
+    let video = tracks(&described).into_iter().find(|track| track.media == "video").expect("a video track");
+    let answer = client.request("SETUP", &video.url, &[("Transport", transport)]).expect(200);
+    client.session = answer.session().map(str::to_owned);
+    client.play(described.header("Content-Base").unwrap()).expect(200);
+    answer.header("Transport").unwrap().to_owned()
+}
+
+/// Sequence numbers of the packets that come, until `count` are there.
+fn sequence(socket: &UdpSocket, count: usize) -> Vec<u16> {
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut buffer = [0; 2048];
+    let mut found = Vec::new();
+    while found.len() < count {
+        let bytes = socket.recv(&mut buffer).expect("a packet");
+        assert!(bytes > 12);
+        found.push(u16::from_be_bytes([buffer[2], buffer[3]]));
+    }
+    found
+}
+
+fn assert_unbroken(sequence: &[u16]) {
+    for pair in sequence.windows(2) {
+        assert_eq!(pair[1], pair[0].wrapping_add(1));
+    }
+}
+
+/// Datagrams that were sent in the calling thread's namespace (`OutDatagrams`, RFC 4113).
+fn sent_datagrams() -> u64 {
+    let table = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("/proc/thread-self/net/snmp");
+    let mut udp = table.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (udp.next().unwrap(), udp.next().unwrap());
+    let at = names.split(' ').position(|name| name == "OutDatagrams").unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_multicast_group_is_sent_once_for_all_who_joined() {
+    if !is_root() {
+        return cannot_run("network namespaces need root");
+    }
+    let _turn = beside_others();
+    let net = Net::new(3);
+    let multicast = format!("multicast = \"{GROUP}:5000\"\nmulticast_ttl = 4\nmulticast_interface = \"{BRIDGE}\"");
+    let (camera, relay, address) = serve(&net, &multicast);
+    let mut witness = Client::connect(address);
+    witness.play_everything(&format!("rtsp://{address}/cam"));
+    witness.frame_on(0);
+    camera.delta_frame(100);
+    witness.frame_on(0);
+    assert_eq!(sent_datagrams(), 0, "nobody has joined");
+
+    let mut joined: Vec<(Client, UdpSocket)> = (0..3)
+        .map(|number| {
+            net.at_client(number, || {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5000)).unwrap();
+                socket.join_multicast_v4(&GROUP, &Net::address(number)).unwrap();
+                let mut client = Client::connect(address);
+                let transport = play(&mut client, address, "RTP/AVP;multicast");
+                for part in ["multicast", "destination=239.77.0.1", "port=5000-5001", "ttl=4"] {
+                    assert!(transport.split(';').any(|is| is == part), "{transport}");
+                }
+                (client, socket)
+            })
+        })
+        .collect();
+    let before = sent_datagrams();
+    camera.keyframe(20_000);
+    for _ in 0..20 {
+        camera.delta_frame(5_000);
+    }
+    // The camera's keyframe has 15 fragments and three small packets, at least; the others four each.
+    let received: Vec<Vec<u16>> = joined.iter().map(|(_, socket)| sequence(socket, 15 + 20 * 4)).collect();
+    for (number, sequence) in received.iter().enumerate() {
+        assert_unbroken(sequence);
+        // Whoever joined first may have been sent what came before the others.
+        assert_eq!(sequence.len(), 95, "receiver {number}");
+    }
+    let sent = sent_datagrams() - before;
+    assert!(sent <= 110, "{sent} datagrams for three receivers of some 98");
+
+    // The last to leave ends it.
+    for (client, _) in &mut joined {
+        client.request("TEARDOWN", &format!("rtsp://{address}/cam"), &[]).expect(200);
+    }
+    wait_until("the group falls silent", DEADLINE, || {
+        let before = sent_datagrams();
+        camera.delta_frame(100);
+        witness.frame_on(0);
+        sent_datagrams() == before
+    });
+    drop(relay);
+}
+
+/// Reads whatever comes to the socket until the sequence number `last`; gives all of them.
+fn read_on(socket: UdpSocket, packets: usize) -> std::thread::JoinHandle<Vec<u16>> {
+    std::thread::spawn(move || sequence(&socket, packets))
+}
+
+#[test]
+fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
+    if !is_root() {
+        return cannot_run("network namespaces need root");
+    }
+    let _turn = beside_others();
+    let net = Net::new(3);
+    net.narrow(0, "2mbit", "32mb");
+    let (camera, relay, address) = serve(&net, "");
+    let mut ends: Vec<(Client, UdpSocket)> = (0..3)
+        .map(|number| {
+            net.at_client(number, || {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6000)).unwrap();
+                let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20));
+                let mut client = Client::connect(address);
+                play(&mut client, address, "RTP/AVP;unicast;client_port=6000-6001");
+                (client, socket)
+            })
+        })
+        .collect();
+    // What each has been sent before is at most the first keyframe.
+    const FRAMES: usize = 1_000;
+    const PACKETS: usize = 12;
+    let readers: Vec<_> =
+        ends.iter().skip(1).map(|(_, socket)| read_on(socket.try_clone().unwrap(), FRAMES * PACKETS)).collect();
+    camera.keyframe(2_000);
+    // 17 MB in some seconds: twice what the shared socket could hold for the narrow link.
+    for frame in 0..FRAMES {
+        camera.delta_frame(PACKETS * 1_400 - 100);
+        if frame % 4 == 3 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    for reader in readers {
+        assert_unbroken(&reader.join().unwrap());
+    }
+    // The narrow one's frames were dropped, whole ones, and counted.
+    wait_until("dropped frames are counted", DEADLINE, || {
+        relay.printed().lines().any(|line| line.contains("stream=cam") && line.contains("dropped_udp_send_total="))
+    });
+    let first = sequence(&ends[0].1, 50);
+    assert!(!first.is_empty());
+    ends.clear();
+}
