@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::decode::{Decoder, Outcome};
+use crate::decode::Decoder;
 use crate::frame::{Codec, Frame};
 use crate::picture::Picture;
 use crate::stats::Stats;
@@ -282,11 +282,6 @@ impl Player {
             screen.number += 1;
             new = true;
         });
-        if let Outcome::Failed(reason) = &outcome
-            && std::env::var_os("RTSPRELAY_VIEW_TRACE").is_some()
-        {
-            eprintln!("frame at {}: {reason}", frame.timestamp);
-        }
         self.stats().outcome(&outcome, begun.elapsed());
         if new {
             self.wake();

@@ -145,6 +145,8 @@ pub struct Stats {
     history: VecDeque<Second>,
     jitter: Jitter,
     pace: Pace,
+    /// What the decoder said last of a frame that it refused.
+    last_error: Option<String>,
 }
 
 impl Stats {
@@ -161,6 +163,7 @@ impl Stats {
             history: VecDeque::new(),
             jitter: Jitter::default(),
             pace: Pace::default(),
+            last_error: None,
         }
     }
 
@@ -214,7 +217,10 @@ impl Stats {
             }
             Outcome::Damaged => self.totals.dropped_damaged += 1,
             Outcome::WaitsForKeyframe => self.totals.dropped_waiting += 1,
-            Outcome::Failed(_) => self.totals.errors += 1,
+            Outcome::Failed(reason) => {
+                self.totals.errors += 1;
+                self.last_error = Some(reason.clone());
+            }
         }
     }
 
@@ -325,6 +331,7 @@ impl Stats {
             "dropped_waiting": totals.dropped_waiting,
             "dropped_late": totals.dropped_late,
             "errors": totals.errors,
+            "last_error": self.last_error,
             "malformed": totals.malformed,
             "packets": totals.packets,
             "bytes": totals.bytes,
