@@ -55,6 +55,16 @@ impl CpuSample {
     }
 }
 
+/// CPU time that the whole machine has used, in ns; 10 ms steps. Zero where /proc/stat cannot be read.
+pub fn machine_busy_ns() -> u64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let numbers = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<u64> = numbers.filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user already (proc_stat(5)).
+    let busy: u64 = ticks.iter().take(8).enumerate().filter(|(i, _)| *i != 3 && *i != 4).map(|(_, t)| t).sum();
+    busy * (1_000_000_000 / TICKS)
+}
+
 /// Resident memory of a process in bytes.
 pub fn resident_bytes(pid: i32) -> Result<u64, String> {
     let path = format!("/proc/{pid}/smaps_rollup");

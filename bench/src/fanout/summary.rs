@@ -9,6 +9,9 @@ use super::Measurement;
 /// Rounds from which on a ratio is told.
 pub const RATIO_ROUNDS_MIN: usize = 5;
 
+/// Percent of a core that other processes (the camera among them) may use before a round counts as disturbed.
+const OTHERS_PERCENT_MAX: f64 = 15.0;
+
 /// The middle of some values, with the smallest and the largest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
@@ -67,6 +70,8 @@ pub struct Summary {
     pub frames_lost: u64,
     /// Memory per client in KB (1,000 bytes).
     pub kb_per_client: Spread,
+    /// Rounds in which other processes used much of a CPU, so that times mean little.
+    pub disturbed: usize,
     /// Rounds in which the generator was the bottleneck.
     pub generator_limited: usize,
 }
@@ -123,6 +128,7 @@ fn summary(all: &[Measurement], kind: &str, clients: usize, server: &str) -> Sum
         fps_worst: spread(&|r| r.normal.fps_worst),
         frames_lost: reports.iter().map(|r| r.normal.frames_missing + r.normal.frames_damaged).sum(),
         kb_per_client: spread(&|r| r.server.as_ref().map_or(0.0, |s| s.rss_per_client / 1e3)),
+        disturbed: reports.iter().filter(|r| r.generator.others_percent > OTHERS_PERCENT_MAX).count(),
         generator_limited: reports.iter().filter(|r| r.generator.bottleneck.is_some()).count(),
     }
 }
@@ -147,6 +153,9 @@ pub fn markdown(summaries: &[Summary]) -> String {
         }
         if s.generator_limited > 0 {
             remarks.push(format!("generator at its limit in {} of {} rounds", s.generator_limited, s.rounds));
+        }
+        if s.disturbed > 0 {
+            remarks.push(format!("other work on the machine in {} of {} rounds", s.disturbed, s.rounds));
         }
         let _ = writeln!(
             out,

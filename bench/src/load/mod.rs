@@ -19,7 +19,7 @@ use rtsprelay::sys::unread_bytes;
 
 use crate::client::Transport;
 use crate::os;
-use crate::proc::{CpuSample, resident_bytes};
+use crate::proc::{CpuSample, machine_busy_ns, resident_bytes};
 use crate::rtsp::Url;
 use player::{Phase, Player, Progress, Role};
 use receive::{Env, Totals, Verify};
@@ -144,6 +144,8 @@ pub(crate) struct Mark {
     at: Instant,
     own: CpuSample,
     server: Option<CpuSample>,
+    /// CPU time used by everything.
+    machine_ns: u64,
     /// Bytes that have arrived and not been read, mean of the normal players over TCP.
     unread: f64,
 }
@@ -151,7 +153,13 @@ pub(crate) struct Mark {
 impl Mark {
     fn take(pid: Option<i32>, unread: f64) -> Result<Mark, String> {
         let own = CpuSample::of(std::process::id() as i32)?;
-        Ok(Mark { server: pid.map(CpuSample::of).transpose()?, own, unread, at: Instant::now() })
+        Ok(Mark {
+            server: pid.map(CpuSample::of).transpose()?,
+            own,
+            unread,
+            machine_ns: machine_busy_ns(),
+            at: Instant::now(),
+        })
     }
 }
 

@@ -110,6 +110,8 @@ pub struct Generator {
     pub unread_before: f64,
     /// The same when it ended.
     pub unread_after: f64,
+    /// CPU time that all other processes but the server of `--pid` used, the camera among them, percent of one core.
+    pub others_percent: f64,
     /// Why it was itself the bottleneck, if it was.
     pub bottleneck: Option<String>,
 }
@@ -236,6 +238,7 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
             rss_per_client: rss_after.saturating_sub(rss_before) as f64 / args.clients as f64,
         }
     });
+    let known = cpu_percent + server.as_ref().map_or(0.0, |s| s.cpu_percent);
     let [normal, slow, stalled] = groups;
     Report {
         url: load.urls[0].0.bare.clone(),
@@ -252,6 +255,7 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
             cpu_percent,
             cpu_wait_percent,
             reads_behind_percent: load.totals[0].reads_behind as f64 / reads.max(1) as f64 * 100.0,
+            others_percent: (percent(end.machine_ns.saturating_sub(start.machine_ns)) - known).max(0.0),
             unread_before: start.unread,
             unread_after: end.unread,
             bottleneck,
@@ -336,6 +340,7 @@ impl Report {
                 g.cpu_percent, g.cpu_wait_percent, g.reads_behind_percent
             ),
         );
+        row("all other processes", format!("{:.1} % of a core", g.others_percent));
         if let Some(reason) = &g.bottleneck {
             row("THE BOTTLENECK", format!("was this generator: {reason}"));
         }
