@@ -70,7 +70,7 @@ _rtsprelay() {
             return 0
             ;;
         rtsprelay__subcmd__demo)
-            opts="-h --listen --http --workers --io --report-format --report-every --test-delay --help"
+            opts="-h --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -90,6 +90,10 @@ _rtsprelay() {
                     ;;
                 --io)
                     COMPREPLY=($(compgen -W "auto uring epoll" -- "${cur}"))
+                    return 0
+                    ;;
+                --zero-copy)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
                     return 0
                     ;;
                 --report-format)
@@ -130,7 +134,7 @@ _rtsprelay() {
             return 0
             ;;
         rtsprelay__subcmd__run)
-            opts="-h --config --source --listen --http --workers --io --report-format --report-every --test-delay --help"
+            opts="-h --config --source --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -158,6 +162,10 @@ _rtsprelay() {
                     ;;
                 --io)
                     COMPREPLY=($(compgen -W "auto uring epoll" -- "${cur}"))
+                    return 0
+                    ;;
+                --zero-copy)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
                     return 0
                     ;;
                 --report-format)

