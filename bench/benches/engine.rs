@@ -3,7 +3,8 @@
 //! that runs in the same process.
 
 use std::hint::black_box;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use rtsprelay::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
+use rtsprelay::metrics::{ClientLatency, ShardMetrics};
 use rtsprelay::session::{ServerConfig, SessionLimit};
 use rtsprelay::shard::core::{Core, CoreConfig, Start, StreamSetup};
 use rtsprelay::source::packetizer::Packetizer;
@@ -312,6 +314,34 @@ fn sharding(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What counting a send costs, beside the send itself: the bare `write` of a frame to a loopback connection.
+fn counting(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("metrics");
+    let mut metrics = ShardMetrics::new();
+    let mut clients: Vec<ClientLatency> = vec![ClientLatency::default(); CLIENTS];
+    let mut turn = 0;
+    group.bench_function("count a send", |b| {
+        b.iter(|| {
+            turn = (turn + 1) % CLIENTS;
+            // From 50 µs to 20 ms, so that the histograms' memory is walked as it is at work.
+            let latency = black_box(Duration::from_micros(50 + (turn * turn) as u64 / 50));
+            clients[turn].record(latency);
+            metrics.sent(StreamId(0), latency, FRAME_BYTES as u64);
+        });
+    });
+    group.bench_function("write a frame", |b| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
+        let mut near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect");
+        let (mut far, _) = listener.accept().expect("accept");
+        let reader = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+        let frame = vec![0x55u8; FRAME_BYTES];
+        b.iter(|| near.write_all(black_box(&frame)).expect("the reader reads"));
+        drop(near);
+        reader.join().expect("the reader").expect("reads to the end");
+    });
+    group.finish();
+}
+
 /// The mean time of one benchmark, in ns, from what criterion has stored.
 fn stored_ns(group: &str, name: &str) -> Option<f64> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
@@ -329,10 +359,11 @@ fn ratios() {
         ("frame", "pipeline", "memcpy", "memcpy of the frame"),
         ("frame", "keyframe", "memcpy", "memcpy of the frame"),
         ("request", "parser", "scan", "finding the request's end"),
+        ("metrics", "count a send", "write a frame", "the bare write of a frame over loopback"),
         ("shard", "chunk to each client", "memcpy for each client", "memcpy of the frame for each client"),
     ] {
         if let (Some(value), Some(base)) = (stored_ns(group, name), stored_ns(group, baseline)) {
-            println!("  {group}/{name}: {:.2} × {what}", value / base);
+            println!("  {group}/{name}: {:.3} × {what}", value / base);
         }
     }
     if let Some(value) = stored_ns("shard", "chunk to each client") {
@@ -345,6 +376,7 @@ fn main() {
     chunking(&mut criterion);
     parsing(&mut criterion);
     sharding(&mut criterion);
+    counting(&mut criterion);
     criterion.final_summary();
     // Listed or tried as a test, it has measured nothing.
     if std::env::args().any(|argument| argument == "--bench") {
