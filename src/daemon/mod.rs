@@ -266,9 +266,10 @@ impl Relay {
             ("http", config.http != self.config.http),
             ("workers", config.workers != self.config.workers),
             ("io", config.io != self.config.io),
-            ("zero_copy", config.zero_copy != self.config.zero_copy),
-            ("dscp", config.dscp != self.config.dscp),
             ("report", config.report != self.config.report),
+            ("dscp", config.dscp != self.config.dscp),
+            ("zero_copy", config.zero_copy != self.config.zero_copy),
+            ("stream.multicast", is_other_multicast(&config, &self.config)),
         ] {
             if is_other {
                 warn!("{key} has changed in the configuration; that takes effect when the relay is restarted");
@@ -278,11 +279,23 @@ impl Relay {
         config.listen.clone_from(&self.config.listen);
         (config.http, config.workers) = (self.config.http, self.config.workers);
         (config.io, config.report) = (self.config.io, self.config.report);
-        (config.zero_copy, config.dscp) = (self.config.zero_copy, self.config.dscp);
+        (config.dscp, config.zero_copy) = (self.config.dscp, self.config.zero_copy);
+        for stream in &mut config.streams {
+            let running = self.config.streams.iter().find(|running| running.name == stream.name);
+            stream.multicast = running.and_then(|running| running.multicast.clone());
+        }
         self.config = config;
         let streams::Changes { added, removed, changed } = changes;
         info!(added, removed, changed, streams = self.config.streams.len(), "configuration reloaded");
     }
+}
+
+/// Whether a stream is to have another group than it has.
+fn is_other_multicast(wanted: &Config, running: &Config) -> bool {
+    wanted.streams.iter().any(|stream| {
+        let running = running.streams.iter().find(|running| running.name == stream.name);
+        running.and_then(|running| running.multicast.as_ref()) != stream.multicast.as_ref()
+    })
 }
 
 /// What shards are told of the limits.

@@ -70,9 +70,9 @@ impl<E: Egress> Core<E> {
             latency: ClientLatency::default(),
             bytes: 0,
             skips: 0,
-            since: now,
             lagging_until: None,
             reception: None,
+            since: now,
         }));
         stream.members.push(slot);
         stream.group_link = Some(slot);
@@ -113,8 +113,9 @@ impl<E: Egress> Core<E> {
         }
     }
 
-    /// The source has changed: whoever receives the group has to ask anew, and the group's link has been closed.
-    pub(super) fn end_receivers(&mut self, now: Instant, id: StreamId) {
+    /// The source has changed or the stream is no more: whoever receives the group has to ask anew, and the group's link has
+    /// been closed.
+    pub(super) fn end_receivers(&mut self, now: Instant, id: StreamId, reason: EndReason) {
         self.streams[usize::from(id.0)].group_link = None;
         let of_stream = |slot: &u32| {
             let kind = self.links.get(*slot as usize).map(|link| &link.kind);
@@ -124,8 +125,8 @@ impl<E: Egress> Core<E> {
             self.sessions.iter().filter(|(_, slot)| of_stream(slot)).map(|(key, slot)| (*key, *slot)).collect();
         for (session, slot) in ended {
             self.sessions.remove(&session);
-            self.metrics.client_left(id, Transport::Multicast, super::leave_reason(EndReason::SourceChanged));
-            self.server.end_session(now, session, EndReason::SourceChanged);
+            self.metrics.client_left(id, Transport::Multicast, super::leave_reason(reason));
+            self.server.end_session(now, session, reason);
             self.remove(slot);
         }
     }

@@ -444,6 +444,7 @@ impl<E: Egress> Core<E> {
         for slot in stream.members.clone() {
             self.end_client(now, slot, EndReason::StreamRemoved);
         }
+        self.end_receivers(now, id, EndReason::StreamRemoved);
         self.server.remove_stream(id);
         self.streams[usize::from(id.0)].log.clear();
         self.process_events(now);
@@ -515,7 +516,7 @@ impl<E: Egress> Core<E> {
             for slot in members {
                 self.end_client(now, slot, EndReason::SourceChanged);
             }
-            self.end_receivers(now, id);
+            self.end_receivers(now, id, EndReason::SourceChanged);
             let stream = &mut self.streams[usize::from(id.0)];
             stream.log.clear();
         }
