@@ -446,7 +446,9 @@ impl<E: Egress> Core<E> {
         }
         self.end_receivers(now, id, EndReason::StreamRemoved);
         self.server.remove_stream(id);
-        self.streams[usize::from(id.0)].log.clear();
+        let stream = &mut self.streams[usize::from(id.0)];
+        stream.group = None;
+        stream.log.clear();
         self.process_events(now);
         self.metrics.remove_stream(id);
     }
