@@ -1,6 +1,6 @@
 //! Signals, on a thread of their own so that a second SIGTERM ends even a relay that hangs.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -30,9 +30,11 @@ pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
     let (tell, told) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut stopping: Option<Instant> = None;
+        let on_terminal = io::stdout().is_terminal();
         for signal in signals.forever() {
             let asked = match (signal, stopping) {
-                (SIGHUP, _) => Asked::Reload,
+                // The same signal says that the terminal has been closed; it is one no longer then.
+                (SIGHUP, _) if !on_terminal || io::stdout().is_terminal() => Asked::Reload,
                 (SIGUSR1, _) => Asked::Summary,
                 (_, None) => {
                     stopping = Some(Instant::now());
