@@ -12,18 +12,48 @@ shift
 export ROOTFS
 
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+# An HTTP source of the suite's component main, the distribution's own file first; nothing if there is none.
 apt_source() {
-    awk -v s="$suite" '
-        /^URIs:/ { u = $2 }
-        /^Suites:/ { for (i = 2; i <= NF; i++) if ($i == s && u) { print u; exit } }
-        $1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /^https?:/ && $(i + 1) == s) { print $i; exit } }
-    ' /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list /etc/apt/sources.list 2>/dev/null | head -n 1
+    local file
+    for file in /etc/apt/sources.list.d/{debian,ubuntu}.sources /etc/apt/sources.list \
+        /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list; do
+        if [ -f "$file" ]; then
+            cat "$file"
+            echo
+        fi
+    done | awk -v s="$suite" '
+        function has(list, word, words, n, i) {
+            n = split(list, words)
+            for (i = 1; i <= n; i++) if (words[i] == word) return 1
+            return 0
+        }
+        function stanza(uris, n, i) {
+            n = split(u, uris)
+            for (i = 1; i <= n && !found; i++)
+                if (uris[i] ~ /^https?:/ && has(suites, s) && has(components, "main") && has(types, "deb")) found = uris[i]
+            u = suites = components = types = ""
+        }
+        /^#/ { next }
+        /^[[:space:]]*$/ { stanza(); next }
+        $1 == "Types:" { types = $0 }
+        $1 == "URIs:" { u = $0 }
+        $1 == "Suites:" { suites = $0 }
+        $1 == "Components:" { components = $0 }
+        $1 == "deb" && !found {
+            for (i = 2; i < NF; i++)
+                if ($i ~ /^https?:/ && $(i + 1) == s) for (j = i + 2; j <= NF; j++) if ($j == "main") found = $i
+        }
+        END { stanza(); if (found) print found }
+    '
 }
 if [ ! -e "$ROOTFS/.complete" ]; then
-    rm -rf "$ROOTFS"
+    rm -rf --one-file-system "$ROOTFS"
     mkdir -p "$(dirname "$ROOTFS")"
-    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps \
-        "$suite" "$ROOTFS" "$(apt_source)" >"$ROOTFS.log" 2>&1 || { tail -n 20 "$ROOTFS.log" >&2; exit 1; }
+    source=$(apt_source)
+    # In a mount namespace of its own: what debootstrap mounts is gone with it, even if it is killed.
+    unshare --mount --propagation private \
+        debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps \
+        "$suite" "$ROOTFS" ${source:+"$source"} >"$ROOTFS.log" 2>&1 || { tail -n 20 "$ROOTFS.log" >&2; exit 1; }
     ln -sf /dev/null "$ROOTFS/etc/systemd/system/console-getty.service"
     touch "$ROOTFS/.complete"
 fi
