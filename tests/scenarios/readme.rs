@@ -13,6 +13,16 @@ use crate::harness::relay::BINARY;
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, test_file, wait_until};
 
+/// The test of the service, which does in a system of its own what needs one.
+const SERVICE: &str = "systemd/service.sh";
+
+/// Panics unless the test in `file` has `text`: it tries `line`, which cannot be tried here.
+#[track_caller]
+fn in_test(line: &str, file: &str, text: &str) {
+    let test = std::fs::read_to_string(test_file(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    assert!(test.contains(text), "{line}: no {text:?} in {file}");
+}
+
 /// The lines of the README's shell blocks.
 fn commands() -> Vec<String> {
     let readme = std::fs::read_to_string(test_file("../README.md")).expect("README.md");
@@ -92,16 +102,15 @@ fn every_command_works() {
                 seen.push("play");
             }
             // The test of the service does these in a system of its own.
-            ["cargo", "deb"]
-            | ["sudo", "dpkg", "-i", _]
-            | ["sudo", "editor", _]
-            | ["sudo", "systemctl", "enable", ..] => {
-                assert!(test_file("systemd/service.sh").exists(), "{line}");
+            ["cargo", "deb"] => in_test(line, "service.rs", "cargo_deb()"),
+            ["sudo", "dpkg", "-i", _] => in_test(line, SERVICE, "guest dpkg -i "),
+            // What an editor would write.
+            ["sudo", "editor", file] => in_test(line, SERVICE, &format!("root{file}\"")),
+            ["sudo", "systemctl", "enable", "--now", unit] => {
+                in_test(line, SERVICE, "guest systemctl enable ");
+                in_test(line, SERVICE, &format!("guest systemctl start {unit}"));
             }
-            ["sudo", "systemctl", verb, "rtsprelay"] => {
-                let script = std::fs::read_to_string(test_file("systemd/service.sh")).expect("the test of the service");
-                assert!(script.contains(&format!("systemctl {verb} rtsprelay")), "{line} is in no test");
-            }
+            ["sudo", "systemctl", verb, unit] => in_test(line, SERVICE, &format!("guest systemctl {verb} {unit}")),
             ["tests/run"] => assert!(test_file("run").exists(), "{line}"),
             _ => panic!("this scenario does not know how to try {line:?}"),
         }
