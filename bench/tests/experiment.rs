@@ -4,10 +4,17 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// Held while a test runs: they measure, and would disturb each other.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A directory of this test's own.
 fn directory(name: &str) -> PathBuf {
@@ -35,7 +42,7 @@ fn children_of(pid: u32) -> Vec<String> {
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{what} did not come");
+        assert!(begun.elapsed() < Duration::from_secs(120), "{what} did not come");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -51,6 +58,7 @@ fn quick(out: &Path) -> Command {
 
 #[test]
 fn a_quick_experiment_gives_table_and_chart_and_leaves_no_process() {
+    let _turn = turn();
     let out = directory("quick");
     let child = quick(&out).stdout(Stdio::null()).spawn().expect("it starts");
     let pid = child.id();
@@ -66,6 +74,7 @@ fn a_quick_experiment_gives_table_and_chart_and_leaves_no_process() {
 
 #[test]
 fn ctrl_c_ends_the_experiment_and_everything_it_started() {
+    let _turn = turn();
     let out = directory("interrupted");
     let mut child = quick(&out).stdout(Stdio::piped()).spawn().expect("it starts");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -84,6 +93,7 @@ fn ctrl_c_ends_the_experiment_and_everything_it_started() {
 
 #[test]
 fn children_end_with_an_experiment_that_is_killed() {
+    let _turn = turn();
     let out = directory("killed");
     let mut child = quick(&out).stdout(Stdio::null()).spawn().expect("it starts");
     let pid = child.id();

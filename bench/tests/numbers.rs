@@ -2,10 +2,17 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+
+/// Held while a test runs: they measure, and would disturb each other.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The program under test.
 fn bench() -> Command {
@@ -78,6 +85,7 @@ fn tally(camera: Serving) -> Value {
 
 #[test]
 fn a_stall_is_reported_to_the_frame() {
+    let _turn = turn();
     // From 3 s after the first PLAY: the measurement has begun by then, and ends later.
     let camera = Serving::start(&["camera", "--audio", "--json", "--fault", "stall=1s@3s"]);
     let floor = Serving::start(&["floor", "--source", &camera.url]);
@@ -97,6 +105,7 @@ fn a_stall_is_reported_to_the_frame() {
 
 #[test]
 fn lost_packets_are_reported_to_the_packet() {
+    let _turn = turn();
     for transport in ["tcp", "udp"] {
         let camera = Serving::start(&["camera", "--json", "--fault", "loss=2%@3s-5s"]);
         let floor = Serving::start(&["floor", "--source", &camera.url]);
@@ -115,9 +124,10 @@ fn lost_packets_are_reported_to_the_packet() {
 }
 
 /// A delay moves the whole distribution by itself. The lower bound is exact; the upper is the undelayed run's own p90 on
-/// top, plus 5 ms for a machine that is busy with other things.
+/// top, and less than the delay once more, so that a busy machine passes and a delay that counts twice does not.
 #[test]
 fn a_delay_of_20_ms_reads_as_20_ms() {
+    let _turn = turn();
     let p50 = |fault: &[&str]| {
         let camera = Serving::start(&[&["camera"], fault].concat());
         let report = load(&camera.url, &["--clients", "2", "--warmup", "200ms", "--seconds", "3"]);
@@ -126,11 +136,12 @@ fn a_delay_of_20_ms_reads_as_20_ms() {
     let (_, without) = p50(&[]);
     let (with, _) = p50(&["--fault", "delay=20ms"]);
     assert!(with >= 20_000.0, "{with}");
-    assert!(with <= 20_000.0 + without + 5_000.0, "{with}, and {without} without the delay");
+    assert!(with < 2.0 * 20_000.0 + without, "{with}, and {without} without the delay");
 }
 
 #[test]
 fn corruption_is_no_loss() {
+    let _turn = turn();
     let camera = Serving::start(&["camera", "--json", "--fault", "corrupt=5%@2s-4s"]);
     let report = load(&camera.url, &["--clients", "2", "--warmup", "200ms", "--seconds", "4", "--verify"]);
     let truth = tally(camera);
@@ -142,8 +153,9 @@ fn corruption_is_no_loss() {
 
 #[test]
 fn a_camera_that_dies_ends_its_players_and_comes_back() {
+    let _turn = turn();
     let camera = Serving::start(&["camera", "--fault", "die=300ms@1s"]);
-    let report = load(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "2"]);
+    let report = load(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "4"]);
     assert_eq!(number(&report, "/normal/closed"), 2.0, "{report}");
     assert_eq!(report["failures"][0][0], "the server closed the connection", "{report}");
     let report = load(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "1"]);
@@ -152,6 +164,7 @@ fn a_camera_that_dies_ends_its_players_and_comes_back() {
 
 #[test]
 fn slow_stalled_and_restless_players_are_kept_apart() {
+    let _turn = turn();
     let camera = Serving::start(&["camera"]);
     let floor = Serving::start(&["floor", "--source", &camera.url]);
     let pid = floor.pid().to_string();
@@ -163,7 +176,8 @@ fn slow_stalled_and_restless_players_are_kept_apart() {
     let slow_rate = number(&report, "/slow/bytes") / number(&report, "/seconds");
     assert!(slow_rate > 0.0 && slow_rate <= 2.0 * 50_000.0 * 1.1, "{slow_rate}");
     let left = number(&report, "/left");
-    assert!((8.0..=11.0).contains(&left), "{report}");
+    // Five a second at most; fewer on a machine that cannot keep up.
+    assert!(left >= 1.0 && left <= 5.0 * number(&report, "/seconds") + 1.0, "{report}");
     assert!(number(&report, "/joined") > 20.0, "{report}");
     assert!(number(&report, "/server/cpu_us_per_client_frame") > 0.0, "{report}");
     assert!(number(&report, "/server/rss_after") > 100_000.0, "{report}");
@@ -171,6 +185,7 @@ fn slow_stalled_and_restless_players_are_kept_apart() {
 
 #[test]
 fn the_csv_file_gets_one_header_and_a_line_a_run() {
+    let _turn = turn();
     let camera = Serving::start(&["camera"]);
     let path = std::env::temp_dir().join(format!("rtsprelay-bench-{}.csv", std::process::id()));
     let name = path.display().to_string();
@@ -187,6 +202,7 @@ fn the_csv_file_gets_one_header_and_a_line_a_run() {
 
 #[test]
 fn wrong_arguments_are_2_and_failures_are_1() {
+    let _turn = turn();
     let code = |arguments: &[&str]| bench().args(arguments).output().expect("it runs").status.code();
     assert_eq!(code(&["load"]), Some(2));
     assert_eq!(code(&["camera", "--fault", "explode"]), Some(2));

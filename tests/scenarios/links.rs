@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::harness::camera::Camera;
-use crate::harness::machine::{beside_others, cannot_run, is_root};
+use crate::harness::machine::{alone, beside_others, cannot_run, is_root};
 use crate::harness::net::{BRIDGE, Net, SERVER};
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, tracks};
@@ -107,7 +107,8 @@ fn a_multicast_group_is_sent_once_for_all_who_joined() {
         assert_eq!(sequence.len(), 95, "receiver {number}");
     }
     let sent = sent_datagrams() - before;
-    assert!(sent <= 110, "{sent} datagrams for three receivers of some 98");
+    // With a few reports; one to each would be three times as many.
+    assert!(sent < 2 * 95, "{sent} datagrams for three receivers of some 98");
 
     // The last to leave ends it.
     for (client, _) in &mut joined {
@@ -132,7 +133,7 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
     if !is_root() {
         return cannot_run("network namespaces need root");
     }
-    let _turn = beside_others();
+    let _turn = alone();
     let net = Net::new(3);
     net.narrow(0, "2mbit", "32mb");
     let (camera, relay, address) = serve(&net, "");

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
-use common::{Demo, Folder, ffmpeg, play, psnr, read_png, summary};
+use common::{Demo, Folder, ffmpeg, play, psnr, read_png, summary, turn};
 use rtsprelay_view::decode::{Decoder, Outcome};
 use rtsprelay_view::frame::{Codec, Frame};
 
@@ -16,6 +16,7 @@ const CLIP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/pattern.h264"
 
 #[test]
 fn three_hundred_frames_of_the_demo_decode_without_an_error() {
+    let _turn = turn();
     let demo = Demo::start();
     for transport in ["tcp", "udp"] {
         let (lines, code) = play(&[&demo.address, "--transport", transport, "--headless", "--frames", "300"]);
@@ -26,7 +27,8 @@ fn three_hundred_frames_of_the_demo_decode_without_an_error() {
             assert_eq!(sum[fault], 0, "{fault} in {sum}");
         }
         let fps = sum["fps"].as_f64().expect("a number");
-        assert!((29.0..31.0).contains(&fps), "{fps} frames a second");
+        // Half or twice of it would be a fault; the rest is how busy the machine is.
+        assert!((24.0..36.0).contains(&fps), "{fps} frames a second");
         assert_eq!(sum["latency_clock"], "stamp");
         assert!(sum["latency_ms"]["p50"].as_f64() >= sum["receive_latency_ms"]["p50"].as_f64(), "{sum}");
         assert!(sum["audio_packets"].as_u64() > Some(400), "{sum}");
@@ -36,6 +38,7 @@ fn three_hundred_frames_of_the_demo_decode_without_an_error() {
 
 #[test]
 fn a_snapshot_has_the_colours_that_ffmpeg_decodes() {
+    let _turn = turn();
     let (demo, folder) = (Demo::start(), Folder::new("colours"));
     let file = folder.file("snapshot.png");
     let (lines, code) = play(&[&demo.address, "--frames", "40", "--snapshot", &file]);
@@ -111,6 +114,7 @@ fn access_units(codec: Codec, stream: &[u8]) -> Vec<Vec<u8>> {
 
 #[test]
 fn h264_high_profile_with_b_pictures_is_decoded_as_ffmpeg_does() {
+    let _turn = turn();
     let options = "aud=1:keyint=30:bframes=3:b-adapt=0";
     same_as_ffmpeg(
         "h264-b",
@@ -121,6 +125,7 @@ fn h264_high_profile_with_b_pictures_is_decoded_as_ffmpeg_does() {
 
 #[test]
 fn h264_for_low_latency_is_decoded_as_ffmpeg_does() {
+    let _turn = turn();
     let encode =
         ["-pix_fmt", "yuv420p", "-c:v", "libx264", "-tune", "zerolatency", "-x264-params", "aud=1", "-f", "h264"];
     same_as_ffmpeg("h264-zero", Codec::H264, &encode);
@@ -128,6 +133,7 @@ fn h264_for_low_latency_is_decoded_as_ffmpeg_does() {
 
 #[test]
 fn h265_with_b_pictures_is_decoded_as_ffmpeg_does() {
+    let _turn = turn();
     let options = "aud=1:keyint=30:bframes=3:log-level=none";
     let encode = ["-pix_fmt", "yuv420p", "-c:v", "libx265", "-x265-params", options, "-f", "hevc"];
     same_as_ffmpeg("h265-b", Codec::H265, &encode);
@@ -135,6 +141,7 @@ fn h265_with_b_pictures_is_decoded_as_ffmpeg_does() {
 
 #[test]
 fn h265_of_ten_bits_is_decoded_as_ffmpeg_does() {
+    let _turn = turn();
     let options = "aud=1:keyint=30:bframes=0:log-level=none";
     let encode = ["-pix_fmt", "yuv420p10le", "-c:v", "libx265", "-x265-params", options, "-f", "hevc"];
     same_as_ffmpeg("h265-10", Codec::H265, &encode);

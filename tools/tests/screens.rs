@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Demo, Folder, Running, need, read_png, wait_until};
+use common::{Demo, Folder, Running, need, read_png, turn, wait_until};
 
 const VIEWER: &str = env!("CARGO_BIN_EXE_rtsprelay-view");
 
@@ -17,6 +17,7 @@ fn output(program: &str, arguments: &[&str]) -> String {
 
 #[test]
 fn in_tmux_the_picture_is_of_half_blocks_with_the_numbers_under_it() {
+    let _turn = turn();
     need("tmux", "tmux");
     let (demo, folder) = (Demo::start(), Folder::new("tmux"));
     let socket = folder.file("tmux");
@@ -26,15 +27,16 @@ fn in_tmux_the_picture_is_of_half_blocks_with_the_numbers_under_it() {
     let command = format!("{VIEWER} {} --terminal; echo $? > {code}", demo.address);
     tmux(&["new-session", "-d", "-x", "100", "-y", "30", &command]);
     let screen = || tmux(&["capture-pane", "-p"]);
-    wait_until("the numbers", || screen().contains("fps 3") || screen().contains("fps 2"));
-    let text = screen();
-    assert!(text.matches('▀').count() > 1500, "{text}");
-    for word in ["H.264 640x360", "kbit/s", "lost 0", "latency"] {
-        assert!(text.contains(word), "no `{word}` in\n{text}");
-    }
-    // Colours in 24 bits, many of them.
-    let colours = tmux(&["capture-pane", "-p", "-e"]);
-    assert!(colours.matches("[38;2;").count() + colours.matches(";48;2;").count() > 500, "{colours}");
+    wait_until("the numbers", || {
+        let text = screen();
+        (text.contains("fps 3") || text.contains("fps 2"))
+            && ["H.264 640x360", "kbit/s", "lost 0", "latency"].iter().all(|word| text.contains(word))
+    });
+    wait_until("the picture", || screen().matches('▀').count() > 1500);
+    wait_until("many colours in 24 bits", || {
+        let colours = tmux(&["capture-pane", "-p", "-e"]);
+        colours.matches("[38;2;").count() + colours.matches(";48;2;").count() > 500
+    });
     tmux(&["send-keys", "?"]);
     wait_until("the keys", || screen().contains("q      quit"));
     tmux(&["send-keys", " "]);
@@ -84,6 +86,7 @@ impl Display {
 
 #[test]
 fn a_window_keeps_the_shape_of_the_picture_and_obeys_keys() {
+    let _turn = turn();
     let (demo, folder) = (Demo::start(), Folder::new("window"));
     let display = Display::start();
     let snapshot = folder.file("snapshot.png");

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::time::Instant;
 
-use common::{Demo, Folder, GstServer, Running, play, summary, viewer};
+use common::{Demo, Folder, GstServer, Running, play, summary, turn, viewer};
 use serde_json::Value;
 
 /// Live 1080p30 that moves, cheaply encoded.
@@ -15,6 +15,7 @@ const SOURCE: &str =
 
 #[test]
 fn another_server_with_login_plays_in_1080p() {
+    let _turn = turn();
     let h264 = format!(
         "{SOURCE} ! x264enc tune=zerolatency speed-preset=ultrafast bitrate=4000 key-int-max=30 ! rtph264pay name=pay0 pt=96 \
          audiotestsrc is-live=true ! alawenc ! rtppcmapay name=pay1 pt=8"
@@ -49,6 +50,7 @@ fn another_server_with_login_plays_in_1080p() {
 
 #[test]
 fn motion_jpeg_plays() {
+    let _turn = turn();
     let launch = "videotestsrc is-live=true ! video/x-raw,format=I420,width=640,height=368,framerate=30/1 ! jpegenc quality=80 \
                   ! rtpjpegpay name=pay0 pt=26";
     let server = GstServer::start(None, &[("jpeg", launch)]);
@@ -60,6 +62,7 @@ fn motion_jpeg_plays() {
 
 #[test]
 fn a_codec_that_is_not_known_is_named() {
+    let _turn = turn();
     let launch = "videotestsrc is-live=true ! video/x-raw,format=I420,width=160,height=120,framerate=10/1 ! vp8enc deadline=1 \
                   ! rtpvp8pay name=pay0 pt=96";
     let server = GstServer::start(None, &[("vp8", launch)]);
@@ -72,6 +75,7 @@ fn a_codec_that_is_not_known_is_named() {
 
 #[test]
 fn a_relay_that_restarts_is_found_again() {
+    let _turn = turn();
     let demo = Demo::start();
     let address = demo.address.clone();
     let mut process = viewer(&[&address, "--json", "--patience", "60"]);
@@ -97,14 +101,15 @@ fn a_relay_that_restarts_is_found_again() {
 
 #[test]
 fn scripts_learn_from_the_exit_code() {
+    let _turn = turn();
     let demo = Demo::start();
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
     let nobody = format!("127.0.0.1:{port}");
     let nothing = format!("{}/nothing", demo.address);
     let cases: [(&[&str], i32); 8] = [
-        (&[&demo.address, "--headless", "--seconds", "1.5"], 0),
-        (&[&demo.address, "--headless", "--frames", "100000", "--seconds", "1.5"], 5),
-        (&[&nobody, "--headless", "--patience", "0.5"], 3),
+        (&[&demo.address, "--headless", "--seconds", "5"], 0),
+        (&[&demo.address, "--headless", "--frames", "100000", "--seconds", "5"], 5),
+        (&[&nobody, "--headless", "--patience", "1"], 3),
         (&[&nothing, "--headless"], 3),
         (&["http://127.0.0.1/", "--headless"], 2),
         (&[&demo.address, "--headless", "--frames", "0"], 2),

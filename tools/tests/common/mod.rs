@@ -5,13 +5,19 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Once;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 /// The longest wait for something that will happen.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Held while a test runs: they play in real time, and would disturb each other.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A program that ends with the test.
 pub struct Running(pub Child);
@@ -39,16 +45,18 @@ pub fn need(program: &str, package: &str) {
     assert!(found, "`{program}` is needed for this test; install the package {package}");
 }
 
-/// The relay's binary, beside the viewer's.
+/// The relay's binary, beside the viewer's, as the sources are now.
 fn relay_binary() -> PathBuf {
     static BUILD: Once = Once::new();
     let binary = Path::new(env!("CARGO_BIN_EXE_rtsprelay-view")).with_file_name("rtsprelay");
     BUILD.call_once(|| {
-        if !binary.exists() {
-            let build = ["build", "--package", "rtsprelay", "--bin", "rtsprelay"];
-            let status = Command::new(env!("CARGO")).args(build).status().expect("cargo runs");
-            assert!(status.success(), "the relay does not build");
-        }
+        let folder = binary.parent().and_then(Path::file_name).expect("the profile's folder").to_string_lossy();
+        // The folder of the profiles `dev` and `test` is named otherwise than they are.
+        let profile = if folder == "debug" { "dev" } else { &*folder };
+        let build =
+            ["build", "--quiet", "--locked", "--package", "rtsprelay", "--bin", "rtsprelay", "--profile", profile];
+        let status = Command::new(env!("CARGO")).args(build).status().expect("cargo runs");
+        assert!(status.success(), "the relay does not build");
     });
     binary
 }
