@@ -280,6 +280,14 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     }
     config.http =
         get("http").and_then(|field| field.parsed(faults, "an address such as \"127.0.0.1:8580\"", value::listen));
+    if let (Some(http), Some(field)) = (config.http, get("http"))
+        && let Some(listen) = config.listen.iter().find(|listen| value::clash(**listen, http))
+    {
+        field.fault(
+            faults,
+            format!("players connect to {listen}, so {http} cannot be had beside it; write another port"),
+        );
+    }
     let workers = get("workers").and_then(|field| field.integer(faults, 0..WORKERS_MAX as u64 + 1));
     config.workers = workers.unwrap_or_default() as usize;
     let kinds = [("auto", IoChoice::Auto), ("uring", IoChoice::Uring), ("epoll", IoChoice::Epoll)];

@@ -141,6 +141,21 @@ fn a_key_in_the_wrong_table_is_answered_with_the_right_table() {
 }
 
 #[test]
+fn players_and_http_need_addresses_of_their_own() {
+    for (listen, http) in
+        [("127.0.0.1:8554", "127.0.0.1:8554"), ("0.0.0.0:8554", "127.0.0.1:8554"), ("[::]:8554", "127.0.0.1:8554")]
+    {
+        refused(&format!("listen = \"{listen}\"\nhttp = \"{http}\""), 2, &[listen, "another port"]);
+    }
+    let stream = "[[stream]]\nname = \"a\"\nsource = \"test\"";
+    for (listen, http) in
+        [("127.0.0.1:8554", "127.0.0.1:8580"), ("127.0.0.2:8554", "127.0.0.1:8554"), ("127.0.0.1:0", "127.0.0.1:0")]
+    {
+        Config::from_toml(&format!("listen = \"{listen}\"\nhttp = \"{http}\"\n{stream}")).expect("two addresses");
+    }
+}
+
+#[test]
 fn streams_are_checked_one_by_one() {
     refused("[[stream]]\nname = \"b\"\nsource = \"test\"\nstrat = \"live\"", 4, &["did you mean stream.start?"]);
     refused("[[stream]]\nname = \"b\"\nsource = \"test\"\nstart = \"alive\"", 4, &["\"cached\" or \"live\""]);

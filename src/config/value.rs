@@ -56,6 +56,13 @@ pub fn size(text: &str) -> Result<u64, String> {
     scale(number, bytes).ok_or_else(cure)
 }
 
+/// Whether the system refuses one of these addresses because of the other: they are the same, or one holds all of the other's
+/// kind.
+pub(super) fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let holds = |all: SocketAddr, it: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || it.is_ipv4());
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || holds(one, other) || holds(other, one))
+}
+
 /// Reads an address to listen on, `IP:PORT`; port 0 takes any free one.
 ///
 /// # Errors
