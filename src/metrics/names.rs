@@ -120,7 +120,5 @@ counted! {
         ReceiverReports = "receiver_reports",
         /// Connections handed to the shard that owns their session.
         Moved = "moved",
-        /// Renderings of chunks for other channels than their own.
-        Renderings = "renderings",
     }
 }

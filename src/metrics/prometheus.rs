@@ -64,7 +64,6 @@ fn help(counter: Counter) -> &'static str {
         Counter::Malformed => "Connections closed because they sent what is not RTSP.",
         Counter::ReceiverReports => "RTCP receiver reports taken in.",
         Counter::Moved => "Connections handed to the shard that owns their session.",
-        Counter::Renderings => "Chunks rendered for other channels than their own.",
     }
 }
 
