@@ -37,7 +37,7 @@ configure() { # TEXT OF STREAMS... [head in $head]
 step "install"
 cp "$deb" "/proc/$INIT/root/root/rtsprelay.deb"
 guest dpkg -i /root/rtsprelay.deb >/dev/null
-for file in /usr/bin/rtsprelay /usr/bin/rtsprelay-view /usr/share/man/man1/rtsprelay.1.gz /usr/share/bash-completion/completions/rtsprelay; do
+for file in /usr/bin/rtsprelay /usr/bin/rtsprelay-view /usr/share/man/man1/rtsprelay.1.gz /usr/share/bash-completion/completions/rtsprelay /usr/share/doc/rtsprelay/LICENSE-MIT; do
     [ -e "/proc/$INIT/root$file" ] || fail "$file is not in the package"
 done
 guest rtsprelay check
@@ -54,6 +54,12 @@ echo "user: $(guest ps -o user= -p "$(show MainPID)"), $(journal | grep -oE 'io=
 if [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 0 ]; then
     says 'io="io_uring"' || fail "the unit's sandbox keeps io_uring from it"
 fi
+
+step "upgrade"
+before=$(show MainPID)
+guest dpkg -i /root/rtsprelay.deb >/dev/null
+[ "$(show MainPID)" != "$before" ] || fail "the version before still runs"
+within 10 plays one
 
 step "reload with a second stream, under a player of the first"
 frames=$(mktemp)
@@ -121,7 +127,8 @@ began=$(date +%s%N)
 guest systemctl stop rtsprelay
 took=$((($(date +%s%N) - began) / 1000000))
 echo "stopped in $took ms: $(show Result)"
-[ $took -lt 2000 ] || fail "the stop took $took ms"
+# The relay has 2 s; the rest is for systemd and a busy machine.
+[ $took -lt 5000 ] || fail "the stop took $took ms"
 [ "$(show Result)" = success ] || fail "the stop was not clean"
 
 step "socket activation, on a port below 1024"
