@@ -16,10 +16,9 @@ use crate::wire::transport::{self, Lower, Spec};
 
 /// What `Public` lists (RFC 2326 section 12.28.1).
 const PUBLIC: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
-/// What is possible in a session that has not played yet, that is paused, and that plays.
+/// What is possible in a session that has not played yet, and in one that has.
 const ALLOW_SET_UP: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
-const ALLOW_PAUSED: &str = PUBLIC;
-const ALLOW_PLAYING: &str = "OPTIONS, DESCRIBE, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
+const ALLOW_PLAYED: &str = "OPTIONS, DESCRIBE, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
 
 /// Seconds after which a client may ask again for a source that has never been up.
 const RETRY_AFTER_S: &str = "5";
@@ -205,7 +204,7 @@ impl Server {
         if session.is_none() {
             if lower == Lower::Tcp && carried.is_some() {
                 // One connection carries one session.
-                return Err(refusal(Status::METHOD_NOT_VALID, "Allow", ALLOW_PLAYING));
+                return Err(refusal(Status::METHOD_NOT_VALID, "Allow", ALLOW_PLAYED));
             }
             if self.config.limit.is_reached() {
                 return Err(Status::NOT_ENOUGH_BANDWIDTH.into());
@@ -239,7 +238,8 @@ impl Server {
         if session.stream != stream {
             return Err(Status::AGGREGATE_NOT_ALLOWED.into());
         }
-        if session.state != State::Ready || !self.carries(key, asked.conn) {
+        // What has played goes on with the tracks that it has.
+        if session.state != State::Ready || session.played || !self.carries(key, asked.conn) {
             return Err(self.wrong_state(key));
         }
         Ok(())
@@ -412,7 +412,7 @@ impl Server {
         let session = self.sessions.get(&key).ok_or(Status::SESSION_NOT_FOUND)?;
         if let Some(track) = track.filter(|_| session.tracks.len() > 1) {
             // One of several tracks can go before they play together.
-            if session.state != State::Ready {
+            if session.state != State::Ready || session.played {
                 return Err(Status::ONLY_AGGREGATE.into());
             }
             self.drop_track(key, track);
@@ -450,8 +450,8 @@ impl Server {
 
     fn wrong_state(&self, key: SessionKey) -> Refusal {
         let allow = match self.sessions.get(&key) {
-            Some(session) if session.state != State::Ready => ALLOW_PLAYING,
-            Some(session) if session.played => ALLOW_PAUSED,
+            Some(session) if session.state != State::Ready => ALLOW_PLAYED,
+            Some(session) if session.played => ALLOW_PLAYED,
             _ => ALLOW_SET_UP,
         };
         refusal(Status::METHOD_NOT_VALID, "Allow", allow)

@@ -119,10 +119,10 @@ impl Player {
         }
     }
 
-    /// Forgets what it was in the middle of and goes to the head, waiting for a keyframe; for a client whose stream has been
-    /// cut off.
+    /// Forgets what it was in the middle of and begins with the oldest chunk there is, waiting for a keyframe; for a client
+    /// whose stream has been cut off.
     pub fn restart(&mut self, log: &Log, now: Instant) {
-        self.cursor = log.head();
+        self.cursor = log.first();
         self.started = now;
         self.rest.clear();
         for wanted in self.tracks.iter_mut().flatten() {
@@ -287,10 +287,12 @@ impl Player {
         None
     }
 
-    /// Drops the rest of the frame that `track` is in the middle of: a UDP client whose socket refused a part of it. Returns
-    /// whether there was one.
-    pub fn abandon_frame(&mut self, track: TrackId) -> bool {
-        self.tracks[usize::from(track.0)].as_mut().is_some_and(|wanted| wanted.open.take().is_some())
+    /// Drops the rest of the frame that `track` is in the middle of: a UDP client whose socket refused a part of it.
+    pub fn abandon_frame(&mut self, track: TrackId) {
+        self.rest.retain(|rest| rest.chunk.track != track);
+        if let Some(wanted) = &mut self.tracks[usize::from(track.0)] {
+            wanted.open = None;
+        }
     }
 
     /// Takes hold of a chunk that the log lets go of, if it continues a frame that this client has begun: a frame begun is

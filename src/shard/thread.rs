@@ -83,18 +83,22 @@ pub struct ShardHandle {
     pub thread: JoinHandle<()>,
 }
 
-/// Messages that one pass takes in at most, of each kind.
-const ABSORB_MAX: usize = 256;
+/// Messages that one pass takes in at most, of each kind. The runtime lets a task take 128 things in a turn: an inbox that is
+/// full must leave some of them to the reads and to the egress.
+const ABSORB_MAX: usize = 40;
+
+/// Datagrams read and not taken in yet at most.
+const DATAGRAMS_WAITING_MAX: usize = 256;
 
 /// Bytes of the largest RTCP datagram that is taken in.
 const RTCP_BYTES_MAX: usize = 2048;
 
-/// Something that was read.
-enum Read {
-    /// From a connection; nothing more is read from it until this has been taken in.
-    Conn { token: Token, conn: Conn, result: io::Result<usize>, buffer: Vec<u8> },
-    /// From the RTCP socket.
-    Rtcp { from: SocketAddr, bytes: Vec<u8> },
+/// What was read from a connection; nothing more is read from it until this has been taken in.
+struct Read {
+    token: Token,
+    conn: Conn,
+    result: io::Result<usize>,
+    buffer: Vec<u8>,
 }
 
 /// Starts a shard's thread and waits until it is ready to serve.
@@ -173,6 +177,8 @@ struct Thread<E: Egress> {
     inbox: ShardReceiver,
     shards: Vec<ShardSender>,
     reads: mpsc::UnboundedReceiver<Read>,
+    /// Bounded: what comes faster than it is taken in waits, and is lost, in the sockets' own buffers.
+    datagrams: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
     read: mpsc::UnboundedSender<Read>,
     timer: Pin<Box<Sleep>>,
     timer_at: Instant,
@@ -188,10 +194,11 @@ impl<E: Egress> Thread<E> {
         shards: Vec<ShardSender>,
     ) -> Self {
         let (read, reads) = mpsc::unbounded_channel();
+        let (arrived, datagrams) = mpsc::channel(DATAGRAMS_WAITING_MAX);
         if let Some(udp) = &udp {
             // Media never comes back, but players open their paths with datagrams to the RTP port as well.
             for socket in [&udp.rtcp, &udp.rtp] {
-                tokio::task::spawn_local(read_datagrams(socket.clone(), read.clone()));
+                tokio::task::spawn_local(read_datagrams(socket.clone(), arrived.clone()));
             }
         }
         let now = Instant::now();
@@ -207,6 +214,7 @@ impl<E: Egress> Thread<E> {
             inbox,
             shards,
             reads,
+            datagrams,
             read,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             timer_at: now,
@@ -252,6 +260,11 @@ impl<E: Egress> Thread<E> {
             self.taken_in(now, read);
             any = true;
         }
+        for _ in 0..ABSORB_MAX / 4 {
+            let Poll::Ready(Some((from, bytes))) = self.datagrams.poll_recv(cx) else { break };
+            self.core.rtcp(now, from, &bytes);
+            any = true;
+        }
         any |= self.core.egress_mut().poll_ready(cx).is_ready();
         let due = self.core.next_timeout(now);
         if due <= now {
@@ -276,7 +289,10 @@ impl<E: Egress> Thread<E> {
             ToShard::Source(stream, state) => self.core.source(stream, state),
             ToShard::Stream(setup) => self.core.set_stream(&setup),
             ToShard::RemoveStream(stream) => self.core.remove_stream(now, stream),
-            ToShard::Limits(limits) => self.core.set_limits(limits),
+            ToShard::Limits(limits) => {
+                self.user_timeout = limits.stall_timeout + Duration::from_secs(USER_TIMEOUT_AFTER_STALL_S);
+                self.core.set_limits(limits);
+            }
             ToShard::Report(request) => self.core.report(now, request),
             // Whoever asked may have given up.
             ToShard::Ping(reply) => drop(reply.send(())),
@@ -309,20 +325,16 @@ impl<E: Egress> Thread<E> {
     }
 
     fn taken_in(&mut self, now: Instant, read: Read) {
-        match read {
-            Read::Rtcp { from, bytes } => self.core.rtcp(now, from, &bytes),
-            Read::Conn { token, conn, result, mut buffer } => {
-                match result {
-                    Ok(0) => self.core.disconnected(now, token),
-                    Ok(count) => self.core.input(now, token, &buffer[..count]),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => self.core.disconnected(now, token),
-                }
-                if self.core.is_open(token) {
-                    buffer.clear();
-                    self.read_on(token, conn, buffer);
-                }
-            }
+        let Read { token, conn, result, mut buffer } = read;
+        match result {
+            Ok(0) => self.core.disconnected(now, token),
+            Ok(count) => self.core.input(now, token, &buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => self.core.disconnected(now, token),
+        }
+        if self.core.is_open(token) {
+            buffer.clear();
+            self.read_on(token, conn, buffer);
         }
     }
 
@@ -333,7 +345,7 @@ impl<E: Egress> Thread<E> {
         tokio::task::spawn_local(async move {
             let (result, buffer) = conn.read(buffer).await;
             // The shard has ended: nobody is left to read for.
-            let _ = read.send(Read::Conn { token, conn, result, buffer });
+            let _ = read.send(Read { token, conn, result, buffer });
         });
     }
 
@@ -353,7 +365,7 @@ impl<E: Egress> Thread<E> {
     }
 }
 
-async fn read_datagrams(socket: Datagram, read: mpsc::UnboundedSender<Read>) {
+async fn read_datagrams(socket: Datagram, read: mpsc::Sender<(SocketAddr, Vec<u8>)>) {
     let mut buffer = Vec::with_capacity(RTCP_BYTES_MAX);
     loop {
         let (result, returned) = socket.recv_from(buffer).await;
@@ -361,7 +373,7 @@ async fn read_datagrams(socket: Datagram, read: mpsc::UnboundedSender<Read>) {
         match result {
             Ok((count, from)) => {
                 let bytes = buffer[..count].to_vec();
-                if read.send(Read::Rtcp { from, bytes }).is_err() {
+                if read.send((from, bytes)).await.is_err() {
                     return;
                 }
             }

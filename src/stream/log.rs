@@ -147,6 +147,11 @@ impl Log {
         self.keyframes = [None; TRACKS_MAX];
     }
 
+    /// Nobody starts at what it holds now, and it need not be kept for that.
+    pub fn forget_keyframes(&mut self) {
+        self.keyframes = [None; TRACKS_MAX];
+    }
+
     /// Puts the next chunk at the head.
     pub fn append(&mut self, chunk: Arc<Chunk>) -> Appended {
         let mut appended = Appended::Next;

@@ -38,6 +38,7 @@ impl<E: Egress> Core<E> {
             media_bytes: 0,
             op_bytes: 0,
             op_track: None,
+            queued: false,
             stalled: false,
         });
         Token { slot: slot as u32, generation }
@@ -86,7 +87,7 @@ impl<E: Egress> Core<E> {
             self.close(slot, Closing::Join);
             return;
         }
-        self.ready.push_back(slot);
+        self.wake(slot);
     }
 
     /// Makes the session's client play. Returns its slot and its first packets, or the status to refuse it with.
@@ -184,7 +185,7 @@ impl<E: Egress> Core<E> {
                 slot
             }
         };
-        self.ready.push_back(slot);
+        self.wake(slot);
         Ok((slot, self.first_packets(now, slot)))
     }
 
@@ -250,7 +251,7 @@ impl<E: Egress> Core<E> {
                 Kind::Receiver { .. } => {}
             }
         }
-        self.ready.push_back(slot);
+        self.wake(slot);
     }
 
     /// Notes what a client says of its reception.
@@ -280,13 +281,15 @@ impl<E: Egress> Core<E> {
     }
 
     fn session_ended(&mut self, session: SessionKey, reason: EndReason) {
-        let Some(slot) = self.sessions.get(&session).copied() else { return };
+        let Some(slot) = self.sessions.remove(&session) else { return };
+        if !self.links.contains(slot as usize) {
+            return;
+        }
         self.remove_player(slot, reason);
         match &self.links[slot as usize].kind {
             Kind::Tcp { .. } => {}
             Kind::Udp { .. } => self.close(slot, Closing::Join),
             Kind::Receiver { stream, .. } => {
-                self.sessions.remove(&session);
                 self.metrics.client_left(*stream, Transport::Multicast, leave_reason(reason));
                 self.remove(slot);
             }
@@ -391,7 +394,7 @@ impl<E: Egress> Core<E> {
                 self.egress.cancel(Token { slot, generation });
             }
             (Closing::Join, None) => self.remove(slot),
-            _ => self.ready.push_back(slot),
+            _ => self.wake(slot),
         }
     }
 

@@ -40,6 +40,9 @@ impl<E: Egress> Core<E> {
         }
         for _ in 0..self.ready.len().min(READY_MAX) {
             let Some(slot) = self.ready.pop_front() else { break };
+            if let Some(link) = self.links.get_mut(slot as usize) {
+                link.queued = false;
+            }
             self.serve(now, slot);
         }
         self.egress.flush();
@@ -130,12 +133,14 @@ impl<E: Egress> Core<E> {
                     bytes += link.media_bytes;
                     let skipped = playing.count_notes(&mut self.metrics);
                     playing.narrow(now, conn, skipped);
-                    if !playing.player.is_rest_left()
-                        && let Some(farewell) = link.farewell.take()
-                    {
-                        bytes += farewell.len();
-                        pieces.push(Piece::Own(farewell));
-                    }
+                }
+                let rest_left = link.playing.as_ref().is_some_and(|p| !p.paused && p.player.is_rest_left());
+                if answered
+                    && !rest_left
+                    && let Some(farewell) = link.farewell.take()
+                {
+                    bytes += farewell.len();
+                    pieces.push(Piece::Own(farewell));
                 }
                 if !pieces.is_empty() {
                     link.op_bytes = bytes;
@@ -160,7 +165,10 @@ impl<E: Egress> Core<E> {
         let Kind::Udp { targets, own, own_sockets, plain, burst_bytes, burst_from, paced } = &mut link.kind else {
             return;
         };
-        if let Some((to, datagrams)) = own.pop_front() {
+        // A BYE comes after the rest of the frame begun; a first report before anything.
+        let rest_first = link.closing == Closing::Flush
+            && link.playing.as_ref().is_some_and(|playing| !playing.paused && playing.player.is_rest_left());
+        if !rest_first && let Some((to, datagrams)) = own.pop_front() {
             link.op_bytes = datagrams.bytes.len();
             link.op_track = None;
             link.busy = Some(now);
@@ -190,7 +198,7 @@ impl<E: Egress> Core<E> {
                 let target = targets.iter().find(|(track, ..)| *track == taken.track);
                 let (_, rtp, rtcp) = target.expect("a player is made of the tracks that have targets");
                 link.op_bytes = chunk.bytes.len();
-                link.op_track = Some(taken.track);
+                link.op_track = (taken.kind == ChunkKind::Media).then_some(taken.track);
                 link.busy = Some(now);
                 let (socket, to) = match taken.kind {
                     ChunkKind::Media => {
@@ -254,7 +262,9 @@ impl<E: Egress> Core<E> {
                     *plain = true;
                     DropReason::UdpMessageSize
                 } else {
-                    self.path_refused |= own_sockets.is_none();
+                    // Of other errors, such as a route that is gone, a socket of its own would cure nothing.
+                    let full = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM));
+                    self.path_refused |= full && own_sockets.is_none();
                     DropReason::UdpSend
                 };
                 if let (Some(playing), Some(track)) = (&mut link.playing, link.op_track) {
@@ -264,6 +274,15 @@ impl<E: Egress> Core<E> {
             }
         }
         self.ready_again(slot);
+    }
+
+    /// Has the link served in the next pass.
+    pub(super) fn wake(&mut self, slot: u32) {
+        if let Some(link) = self.links.get_mut(slot as usize)
+            && !std::mem::replace(&mut link.queued, true)
+        {
+            self.ready.push_back(slot);
+        }
     }
 
     /// Serves the link again in the next pass if it has something to send or to finish.
@@ -278,7 +297,7 @@ impl<E: Egress> Core<E> {
             !playing.paused && playing.player.is_behind(&self.streams[usize::from(playing.stream.0)].log)
         });
         if waiting || behind || link.farewell.is_some() || link.closing == Closing::Flush {
-            self.ready.push_back(slot);
+            self.wake(slot);
         }
     }
 

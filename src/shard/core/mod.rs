@@ -184,6 +184,8 @@ struct Link {
     op_bytes: usize,
     /// UDP: the track whose frame the operation under way carries.
     op_track: Option<TrackId>,
+    /// It is in [`Core::ready`].
+    queued: bool,
     /// A cancel has been asked for because the operation took too long.
     stalled: bool,
 }
@@ -532,6 +534,8 @@ impl<E: Egress> Core<E> {
     pub fn source(&mut self, id: StreamId, state: SourceState) {
         self.streams[usize::from(id.0)].state = state;
         if state != SourceState::Live {
+            // Who comes now is not shown the last picture of a camera that has gone as if it were of now.
+            self.streams[usize::from(id.0)].log.forget_keyframes();
             // A report of the session that is gone says nothing about the next one.
             self.streams[usize::from(id.0)].reports.fill(None);
         }
@@ -547,7 +551,9 @@ impl<E: Egress> Core<E> {
                 snapshot.connections += 1;
             }
             if let Some(playing) = &link.playing {
-                let lag = playing.player.lag(&self.streams[usize::from(playing.stream.0)].log, now);
+                let log = &self.streams[usize::from(playing.stream.0)].log;
+                // Who has paused, or a group that nobody has joined, is not behind.
+                let lag = if playing.paused { Duration::ZERO } else { playing.player.lag(log, now) };
                 let stream = snapshot.stream_mut(playing.stream);
                 stream.worst_lag = stream.worst_lag.max(lag);
                 if request.clients {
@@ -582,6 +588,9 @@ impl<E: Egress> Core<E> {
     /// Finishes what is in flight and closes every client.
     pub fn stop(&mut self, now: Instant) {
         self.stopping = Some(now);
+        for index in 0..self.streams.len() {
+            self.end_receivers(now, StreamId(index as u16), EndReason::Stopping);
+        }
         let slots: Vec<u32> = self.links.iter().map(|(slot, _)| slot as u32).collect();
         for slot in slots {
             if self.links.get(slot as usize).is_some_and(|link| link.playing.is_some()) {
@@ -599,7 +608,12 @@ impl<E: Egress> Core<E> {
             self.process_events(now);
         }
         if self.paced_until <= now {
-            self.ready.extend(self.paced.drain(..));
+            for slot in std::mem::take(&mut self.paced) {
+                if let Some(Kind::Udp { paced, .. }) = self.links.get_mut(slot as usize).map(|link| &mut link.kind) {
+                    *paced = false;
+                }
+                self.wake(slot);
+            }
         }
         if self.next_check.is_none_or(|at| at <= now) {
             self.next_check = Some(now + CHECK_EVERY);
@@ -640,6 +654,10 @@ impl<E: Egress> Core<E> {
                     );
                 }
                 self.end_client(now, slot, EndReason::Stalled);
+            }
+            // The connection may have had answers under way alone, and its slot is about to be somebody else's.
+            if let Some(Kind::Tcp { .. }) = self.links.get(slot as usize).map(|link| &link.kind) {
+                self.server.disconnected(now, ConnId(slot));
             }
             self.close(slot, Closing::Join);
         }

@@ -53,8 +53,7 @@ impl<E: Egress> Core<E> {
                             self.own_paths += 1;
                         }
                         Err(error) => {
-                            tracing::warn!(%error, "a UDP client gets no socket of its own; raise `ulimit -n`");
-                            moves = 0;
+                            tracing::warn!(%error, to = ?targets.first().map(|(_, rtp, _)| *rtp), "a UDP client gets no socket of its own");
                         }
                     }
                 }
