@@ -1,0 +1,6 @@
+//! The search for keyframes, in any payload.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    rtsprelay::stream::keyframe::fuzz(data);
+});
