@@ -99,6 +99,7 @@ impl Watched {
             lost: stats.lost,
             reconnects: status.reconnects,
             torn: stats.torn,
+            unreferenced: stats.unreferenced,
         }
     }
 }

@@ -231,6 +231,7 @@ impl Collector {
         });
         let mut drops = summed.counts.drops;
         drops[DropReason::SourceTorn.index()] += stream.source.torn;
+        drops[DropReason::WaitingKeyframe.index()] += stream.source.unreferenced;
         let counts = &summed.counts;
         Some(StreamReport {
             name: stream.name.clone(),

@@ -24,6 +24,8 @@ pub struct SourceGauge {
     pub reconnects: u64,
     /// Frames discarded because the source broke off in the middle of them.
     pub torn: u64,
+    /// Frames kept back after a break because what they refer to is gone.
+    pub unreferenced: u64,
 }
 
 impl Default for SourceGauge {
@@ -36,6 +38,7 @@ impl Default for SourceGauge {
             lost: 0,
             reconnects: 0,
             torn: 0,
+            unreferenced: 0,
         }
     }
 }

@@ -106,6 +106,12 @@ pub(super) struct Input {
     sight: Sight,
     /// Set when the frame began without hope for a keyframe: how long there had been none.
     given_up: Option<Duration>,
+    /// After a break nothing can be decoded before the next keyframe, so that nothing is sent.
+    gated: bool,
+    /// The frame under way is one that the gate keeps back.
+    held_back: bool,
+    /// The track had no keyframes when it was last looked at for long: it is not kept back over them.
+    without_keyframes: bool,
     /// The frame has the timestamp of one that a marker ended.
     continued: bool,
     marker_strikes: u8,
@@ -140,6 +146,9 @@ impl Input {
             arrival: None,
             sight: Sight::default(),
             given_up: None,
+            gated: false,
+            held_back: false,
+            without_keyframes: false,
             continued: false,
             marker_strikes: 0,
             keyframe_wait: KeyframeWait::default(),
@@ -164,6 +173,13 @@ impl Input {
         self.marker_strikes = 0;
         self.keyframe_wait.new_session();
         self.start_owed = false;
+        self.gate();
+    }
+
+    /// Whoever plays has got what came before a break: what refers to pictures that are gone is kept from them.
+    pub(super) fn gate(&mut self) {
+        let begun = self.next_seq != self.first_seq;
+        self.gated = self.video && begun && !self.without_keyframes;
     }
 
     /// The format parameters to serve.
@@ -185,7 +201,7 @@ impl Input {
         // The packets of a chunk follow one another; the player is to see the gap.
         chunker.cut(self.id, &mut chunks(out));
         // Before the first packet there is nothing to be missed; the description has promised where numbers begin.
-        if self.next_seq != self.first_seq {
+        if self.next_seq != self.first_seq && !self.gated {
             self.next_seq = self.next_seq.wrapping_add(count);
         }
     }
@@ -211,6 +227,7 @@ impl Input {
             self.in_frame = true;
             self.rtp_time = rtp_time;
             self.sight = Sight::default();
+            self.held_back = false;
             self.given_up = if self.video { self.keyframe_wait.given_up(received) } else { None };
         }
         self.arrival = Some(received);
@@ -230,7 +247,9 @@ impl Input {
         if !before && self.sight.picture {
             self.first_picture(received, tally, chunker, out, describe);
         }
-        if self.codec.has_nal_units() {
+        if self.held_back {
+            // Counted as received, and that is all.
+        } else if self.codec.has_nal_units() {
             self.cut(&payload, received, tally, chunker, out);
         } else {
             self.pass(rtp, false, received, chunker, out);
@@ -253,6 +272,17 @@ impl Input {
             self.marker_strikes = self.marker_strikes.saturating_add(1);
             if self.marker_strikes >= MARKER_STRIKES && !std::mem::replace(&mut self.told.marker, true) {
                 tally.notices.push_back(Notice::MarkerWrong { track: self.id });
+            }
+        }
+        if self.gated {
+            self.gated = !self.sight.starts() && self.given_up.is_none();
+            if self.gated {
+                self.held_back = true;
+                tally.stats.unreferenced += 1;
+                if let Some(first_seq) = chunker.abandon_frame(self.id, &mut chunks(out)) {
+                    self.next_seq = first_seq;
+                }
+                return;
             }
         }
         if self.sets.take_changed() {
@@ -367,10 +397,12 @@ impl Input {
         let key = chunker.end_frame(self.id, &mut chunks(out));
         if picture {
             if key && self.sight.starts() {
+                self.without_keyframes = false;
                 self.keyframe_wait.keyframe(self.arrival.expect("a frame has packets"));
             } else if let Some(waited) = self.given_up
                 && !std::mem::replace(&mut self.told.no_keyframes, true)
             {
+                self.without_keyframes = true;
                 tally.notices.push_back(Notice::NoKeyframes { track: self.id, waited });
             }
         }

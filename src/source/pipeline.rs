@@ -78,6 +78,8 @@ pub struct SourceStats {
     pub inserted: u64,
     /// Frames discarded because the source went away in the middle of them.
     pub torn: u64,
+    /// Frames kept back after a break because what they refer to is gone: all up to the next keyframe.
+    pub unreferenced: u64,
     /// Times that sequence numbers began again in mid-session.
     pub restarts: u64,
     /// Times that timestamps jumped in mid-session.
@@ -284,6 +286,9 @@ impl Pipeline {
         }
         if place == Place::Restart || !input.goes_on(header.timestamp) {
             input.end_frame(tally, chunker, out);
+        }
+        if place == Place::Restart {
+            input.gate();
         }
         if let Place::After(lost @ 1..) = place {
             tally.stats.lost += u64::from(lost);

@@ -272,14 +272,15 @@ fn duplicates_are_dropped_and_a_sequence_may_begin_again() {
     rig.seq[0] = rig.seq[0].wrapping_sub(1);
     rig.frame(&[P]);
     assert_eq!((rig.chunks().len(), rig.pipeline.stats().late), (1, 1));
+    // Behind it comes a keyframe first.
     rig.seq[0] = 20_000;
-    rig.frame(&[P]);
+    rig.frame(&[IDR]);
     assert_eq!(rig.chunks()[1].first_seq, rig.chunks()[0].first_seq.wrapping_add(1));
     assert_eq!((rig.pipeline.stats().restarts, rig.pipeline.stats().lost), (1, 0));
     // A new beginning close behind is told from duplicates by going on.
     rig.seq[0] = 19_990;
     for _ in 0..8 {
-        rig.frame(&[P]);
+        rig.frame(&[IDR]);
     }
     assert_eq!(rig.chunks().len(), 2 + 4);
     assert_eq!((rig.pipeline.stats().restarts, rig.pipeline.stats().late), (2, 5));
@@ -416,6 +417,31 @@ fn a_reconnect_goes_on_where_the_wall_clock_is_with_one_gap_for_all() {
     // 40 ms after the picture.
     let gap = |index: usize| after[index].0.wrapping_sub(before[index].0);
     assert_eq!((gap(0), gap(1)), (7 * 90_000, 7_040 * 8));
+}
+
+#[test]
+fn after_a_break_comes_the_next_keyframe_first_and_no_number_is_missing() {
+    let mut rig = Rig::h264(Some(SPROP));
+    rig.frame(&[IDR]);
+    rig.frame(&[P]);
+    let next = |chunk: &Chunk| chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
+    let before = next(rig.chunks().last().unwrap());
+    let seen = rig.chunks().len();
+    rig.pipeline.disconnected(rig.now, &mut rig.out);
+    rig.wait(3_000);
+    rig.connect(vec![track("video", "H264", Some(SPROP))]);
+    for _ in 0..5 {
+        rig.frame(&[AUD, SEI, P, P]);
+    }
+    assert_eq!(rig.chunks().len(), seen, "what refers to pictures that are gone is kept back");
+    rig.frame(&[AUD, IDR]);
+    rig.frame(&[P]);
+    let chunks = rig.chunks();
+    assert!(chunks[seen].starts_keyframe() && chunks[seen].first_seq == before);
+    assert_eq!(chunks[seen + 1].first_seq, next(chunks[seen]));
+    assert_eq!(rig.pipeline.stats().unreferenced, 5);
+    // Frames are counted as received.
+    assert_eq!(rig.pipeline.stats().tracks[0].frames, 9);
 }
 
 #[test]
