@@ -407,7 +407,7 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
     };
     write("summary.json", &serde_json::to_string_pretty(&summaries).map_err(|e| e.to_string())?)?;
     let setting = format!(
-        "{} bit/s, {} frames/s, {} rounds of {:.0} s; servers on CPU {}, players and camera on CPU {}",
+        "camera with {} bit/s and {} frames/s, {} rounds of {:.0} s; servers on CPU {}, players and camera on CPU {}",
         args.bitrate,
         args.fps,
         args.rounds,
