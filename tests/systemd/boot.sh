@@ -93,7 +93,7 @@ trap 'kill -KILL $outer 2>/dev/null || true; wait $outer 2>/dev/null || true; rm
 INIT=
 for _ in $(seq 150); do
     INIT=$(pgrep -P "$outer" | head -n 1 || true)
-    if [ -n "$INIT" ] && nsenter -t "$INIT" -a systemctl is-system-running 2>/dev/null | grep -qE 'running|degraded'; then
+    if [ -n "$INIT" ] && nsenter -t "$INIT" -a systemctl is-system-running 2>/dev/null | grep -E 'running|degraded' >/dev/null; then
         break
     fi
     kill -0 "$outer" 2>/dev/null || break

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The package under a real systemd: service.sh PACKAGE.deb, run by boot.sh, which says in $INIT whose namespaces to work in.
 set -euo pipefail
+# No `grep -q` behind a pipe here: it leaves at the first match, and its writer then dies of SIGPIPE.
 here=$(dirname "$0")
 deb=$1
 
@@ -24,8 +25,8 @@ within() {
         sleep 0.1
     done
 }
-plays() { near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://127.0.0.1:${2:-8554}/$1" 2>/dev/null | grep -q h264; }
-says() { journal | grep -qF -- "$1"; }
+plays() { near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://127.0.0.1:${2:-8554}/$1" 2>/dev/null | grep h264 >/dev/null; }
+says() { journal | grep -F -- "$1" >/dev/null; }
 says_again() { [ "$(journal | grep -cF -- "$2")" -gt "$1" ]; }
 configure() { # TEXT OF STREAMS... [head in $head]
     {
@@ -48,7 +49,7 @@ configure one
 guest systemctl start rtsprelay || fail "it does not start"
 [ "$(show ActiveState)" = active ] || fail "not active after READY"
 plays one || fail "the stream does not play"
-within 10 bash -c "nsenter -t $INIT -a systemctl show -P StatusText rtsprelay | grep -q '1 of 1 streams live'"
+within 10 bash -c "nsenter -t $INIT -a systemctl show -P StatusText rtsprelay | grep '1 of 1 streams live' >/dev/null"
 echo "status: $(show StatusText)"
 echo "user: $(guest ps -o user= -p "$(show MainPID)"), $(journal | grep -oE 'io="[a-z_]+"' | tail -n 1)"
 if [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 0 ]; then
@@ -80,7 +81,7 @@ configure one
 printf '[[stream]]\nname = "x"\nsorce = "test"\n' >>"/proc/$INIT/root/etc/rtsprelay/rtsprelay.toml"
 guest systemctl reload rtsprelay || true
 within 10 says "not taken over"
-journal -p err | grep -q 'did you mean stream.source' || fail "the fault is not in the journal as an error"
+journal -p err | grep 'did you mean stream.source' >/dev/null || fail "the fault is not in the journal as an error"
 plays two || fail "the old configuration does not stay"
 
 step "what the journal tells"
@@ -98,7 +99,7 @@ guest systemctl restart rtsprelay
 inner=$(show MainPID)
 pid=$(grep -lE "^NSpid:.*[[:space:]]$inner\$" /proc/[0-9]*/status 2>/dev/null | cut -d/ -f3 | while read -r pid; do
     [ "$(cat "/proc/$pid/comm")" = rtsprelay ] && echo "$pid"
-done | head -n 1)
+done | sed -n 1p)
 [ -n "$pid" ] || fail "the relay's process is not found"
 hung_at=$SECONDS
 /usr/bin/python3 "$here/stop_thread.py" "$pid" shard-0 &
@@ -113,7 +114,7 @@ head='[report]\nsyslog = true\n' configure one
 guest systemctl restart rtsprelay
 # What came by way of /dev/log, with the reports among it.
 by_syslog() { guest journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep -c 'p99_us=\|listening' || true; }
-within 10 bash -c "nsenter -t $INIT -a journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep -q 'report=interval'"
+within 10 bash -c "nsenter -t $INIT -a journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep 'report=interval' >/dev/null"
 guest systemctl restart systemd-journald
 before=$(by_syslog)
 within 20 plays one
