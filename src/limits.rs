@@ -75,6 +75,18 @@ pub const STREAMS_MAX: usize = 4_096;
 /// Bytes of an interface's name at most (`IFNAMSIZ` without its end).
 pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
+/// Packets of a track that wait for one before them at most.
+pub const REORDER_PACKETS_MAX: usize = 64;
+
+/// Bytes that one read from a publisher's connection takes at most.
+pub const PUBLISHER_READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of receive buffer that a UDP socket is given: publishers' keyframes come in bursts.
+pub const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Sources of one stream at most, to fail over to.
+pub const SOURCES_MAX: usize = 8;
+
 /// Bytes of a stream's name at most.
 pub const STREAM_NAME_BYTES_MAX: usize = 64;
 

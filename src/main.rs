@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Command::Run { source: Some(source), overrides, .. } => {
             let source = match source.as_str() {
                 "test" => Ok(SourceKind::Test),
-                url => parse_camera(url).map(SourceKind::Camera),
+                url => parse_camera(url).map(|camera| SourceKind::Cameras(vec![camera])),
             };
             let config = source.map_err(|message| format!("--source: {message}")).map(|source| {
                 let mut config = Config::for_source(source);

@@ -317,7 +317,7 @@ impl Simulation {
             age: AGE,
             log_bytes,
             stall_timeout: STALL,
-            streams: vec![StreamSetup { id: STREAM, name: "cam".into(), start }],
+            streams: vec![StreamSetup { id: STREAM, name: "cam".into(), start, published: false, on_demand: None }],
             server: ServerConfig {
                 shard: 0,
                 shards: 1,

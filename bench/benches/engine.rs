@@ -225,7 +225,13 @@ impl Shard {
             age: Duration::from_secs(1),
             log_bytes: 32 << 20,
             stall_timeout: Duration::from_secs(10),
-            streams: vec![StreamSetup { id: StreamId(0), name: "cam".into(), start: Start::Cached }],
+            streams: vec![StreamSetup {
+                id: StreamId(0),
+                name: "cam".into(),
+                start: Start::Cached,
+                published: false,
+                on_demand: None,
+            }],
             server: ServerConfig {
                 shard: 0,
                 shards: 1,

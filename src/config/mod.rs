@@ -1,6 +1,7 @@
 //! The configuration: TOML, validated once into types that can only hold what is valid.
 
 mod read;
+mod stream;
 mod url;
 mod value;
 
@@ -12,13 +13,14 @@ use toml::de::DeTable;
 
 pub use read::Fault;
 use read::{Faults, Field, Section};
+pub use stream::{Multicast, OnDemandConfig, StreamConfig};
 pub use url::{camera as parse_camera, redact};
 pub use value::{duration as parse_duration, listen as parse_listen};
 
 pub use crate::egress::ZeroCopy;
 use crate::limits::{
-    CLIENTS_MAX, DSCP_MAX, INTERFACE_NAME_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS,
-    REPORT_EVERY_MIN_MS, STREAMS_MAX, WORKERS_MAX,
+    CLIENTS_MAX, DSCP_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS,
+    WORKERS_MAX,
 };
 pub use crate::shard::core::Start;
 pub use crate::source::supervisor::SourceKind;
@@ -107,30 +109,6 @@ pub enum ReportFormat {
     Json,
 }
 
-/// `[[stream]]`: a named source.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StreamConfig {
-    /// The name, the last part of its URL.
-    pub name: String,
-    /// Where it comes from.
-    pub source: SourceKind,
-    /// Where a new client starts.
-    pub start: Start,
-    /// The multicast group that it is offered to as well.
-    pub multicast: Option<Multicast>,
-}
-
-/// A stream's multicast group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Multicast {
-    /// The group, with the even port of the first track's RTP; each track takes two.
-    pub group: SocketAddr,
-    /// Routers that a packet may pass, at least 1: the local network.
-    pub ttl: u8,
-    /// The interface that it is sent by; `None` for what the routes say.
-    pub interface: Option<String>,
-}
-
 /// Where `run` and `check` look for the configuration if they are not told.
 pub const DEFAULT_PATH: &str = "/etc/rtsprelay/rtsprelay.toml";
 
@@ -162,13 +140,12 @@ impl Config {
 
     /// One source, no file: the defaults with the stream `live`.
     pub fn for_source(source: SourceKind) -> Config {
-        Config::with_stream(StreamConfig { name: "live".into(), source, start: Start::Cached, multicast: None })
+        Config::with_stream(StreamConfig::new("live", source))
     }
 
     /// The built-in test pattern on loopback, as the stream `test`.
     pub fn demo() -> Config {
-        let stream =
-            StreamConfig { name: "test".into(), source: SourceKind::Test, start: Start::Cached, multicast: None };
+        let stream = StreamConfig::new("test", SourceKind::Test);
         Config { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8554))], ..Config::with_stream(stream) }
     }
 
@@ -258,11 +235,7 @@ const LIMITS: Section =
     Section { name: "limits", keys: &["clients", "clients_per_address", "handshake_timeout", "session_timeout"] };
 const REPORT: Section = Section { name: "report", keys: &["every", "format", "syslog"] };
 const USER: Section = Section { name: "user", keys: &["name", "password", "password_file", "streams", "from", "may"] };
-const STREAM: Section = Section {
-    name: "stream",
-    keys: &["name", "source", "transport", "on_demand", "start", "multicast", "multicast_ttl", "multicast_interface"],
-};
-const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, USER, STREAM];
+const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, USER, stream::STREAM];
 
 /// What a feature that is still to come is refused with.
 fn not_built(what: &str, cure: &str) -> String {
@@ -317,7 +290,7 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     }
     config.streams.clear();
     match get("stream") {
-        Some(field) => streams(&field, &mut config.streams, faults),
+        Some(field) => stream::streams(&field, &mut config.streams, faults),
         None => {
             faults.whole("there is no stream; add [[stream]] with name = \"front\" and source = \"rtsp://HOST/PATH\"")
         }
@@ -458,102 +431,6 @@ fn report(table: &DeTable<'_>, report: &mut ReportConfig, faults: &mut Faults<'_
     }
     if let Some(syslog) = get("syslog").and_then(|field| field.boolean(faults)) {
         report.syslog = syslog;
-    }
-}
-
-fn streams(field: &Field<'_, '_>, streams: &mut Vec<StreamConfig>, faults: &mut Faults<'_>) {
-    let tables = field.tables(faults);
-    if tables.len() > STREAMS_MAX {
-        field.fault(faults, format!("there are {} streams; keep to {STREAMS_MAX}", tables.len()));
-    }
-    for (span, table) in tables {
-        STREAM.refuse_unknown(table, SECTIONS, faults);
-        let get = |key| Field::of(&STREAM, table, key);
-        if get("name").is_none() {
-            faults.at(span.clone(), "stream.name is missing; name the stream, it is the last part of its URL");
-        }
-        let named = "a name in quotes";
-        let name = get("name").and_then(|field| {
-            let name = field.parsed(faults, named, |text| value::stream_name(text).map(str::to_owned))?;
-            if streams.iter().any(|stream| stream.name == name) {
-                field.fault(faults, format!("{name:?} is the name of another stream; choose a different one"));
-            }
-            Some(name)
-        });
-        if get("source").is_none() {
-            faults.at(span, "stream.source is missing; write \"rtsp://HOST/PATH\", or \"test\" for the test pattern");
-        }
-        let source = get("source").and_then(|field| source(&field, faults));
-        if let Some(field) = get("transport")
-            && field.word(faults, &[("tcp", false), ("udp", true), ("auto", true)]) == Some(true)
-        {
-            field.fault(faults, not_built("pulling a camera over UDP is", "write \"tcp\" or remove the key"));
-        }
-        if let Some(field) = get("on_demand")
-            && field.boolean(faults) == Some(true)
-        {
-            field.fault(faults, not_built("pulling a camera on demand is", "write false or remove the key"));
-        }
-        let multicast = multicast(table, faults);
-        let starts = [("cached", Start::Cached), ("live", Start::Live)];
-        let start = get("start").and_then(|field| field.word(faults, &starts)).unwrap_or(Start::Cached);
-        // A stream with a fault stands for its name, so that the next one of that name is found.
-        let (name, source) = (name.unwrap_or_default(), source.unwrap_or(SourceKind::Test));
-        streams.push(StreamConfig { name, source, start, multicast });
-    }
-}
-
-fn multicast(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Option<Multicast> {
-    let get = |key| Field::of(&STREAM, table, key);
-    let ttl = get("multicast_ttl").and_then(|field| field.integer(faults, 1..256));
-    let interface = get("multicast_interface").and_then(|field| {
-        let name = field.string(faults, "the name of an interface in quotes, such as \"eth0\"")?;
-        if name.is_empty() || name.len() > INTERFACE_NAME_BYTES_MAX {
-            field.fault(faults, format!("is no interface's name; write 1 to {INTERFACE_NAME_BYTES_MAX} characters"));
-        }
-        Some(name.to_owned())
-    });
-    let Some(field) = get("multicast") else {
-        for key in ["multicast_ttl", "multicast_interface"] {
-            if let Some(field) = get(key) {
-                field.fault(faults, "says nothing without stream.multicast; add the group, or remove the key");
-            }
-        }
-        return None;
-    };
-    let wanted = "a group and an even port in quotes, such as \"239.1.2.3:5000\"";
-    let group = field.parsed(faults, wanted, |text| text.parse::<SocketAddr>().map_err(|error| error.to_string()))?;
-    if !group.ip().is_multicast() {
-        field.fault(
-            faults,
-            format!("{} is no multicast address; write one from 239.0.0.0 to 239.255.255.255", group.ip()),
-        );
-    }
-    if group.port() == 0 || group.port() % 2 != 0 {
-        field.fault(faults, format!("RTP needs an even port, and {} is none; write {wanted}", group.port()));
-    }
-    Some(Multicast { group, ttl: ttl.unwrap_or(1) as u8, interface })
-}
-
-fn source(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<SourceKind> {
-    if matches!(field.value.get_ref(), toml::de::DeValue::Array(_)) {
-        field.fault(faults, not_built("a list of sources to fail over to is", "write one source, without brackets"));
-        return None;
-    }
-    let text = field.string(faults, "a URL in quotes, \"rtsp://HOST/PATH\", or \"test\" for the test pattern")?;
-    match text {
-        "test" => Some(SourceKind::Test),
-        "publish" => {
-            field.fault(faults, not_built("publishing to the relay is", "write the camera's URL, or \"test\""));
-            None
-        }
-        _ => match url::camera(text) {
-            Ok(url) => Some(SourceKind::Camera(url)),
-            Err(message) => {
-                field.fault(faults, message);
-                None
-            }
-        },
     }
 }
 

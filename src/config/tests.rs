@@ -44,7 +44,8 @@ fn the_defaults_are_those_of_the_contract() {
     );
     assert_eq!(config.streams.len(), 1);
     assert_eq!(config.streams[0].start, Start::Cached);
-    let SourceKind::Camera(camera) = &config.streams[0].source else { panic!("{config:?}") };
+    let SourceKind::Cameras(cameras) = &config.streams[0].source else { panic!("{config:?}") };
+    let [camera] = &cameras[..] else { panic!("{config:?}") };
     assert_eq!(camera.to_string(), "rtsp://192.0.2.10/stream1");
     assert!(config.shards() >= 1);
 }
@@ -104,20 +105,39 @@ fn an_address_may_be_alone_or_in_a_list() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_and_says_so() {
-    for text in [
-        "limits.clients_per_address = 4",
-        "[[user]]\nname = \"viewer\"",
-        "[[stream]]\nname = \"b\"\nsource = \"publish\"",
-        "[[stream]]\nname = \"b\"\nsource = [\"rtsp://a/\", \"rtsp://b/\"]",
-        "[[stream]]\nname = \"b\"\nsource = \"rtsps://a/\"",
-        "[[stream]]\nname = \"b\"\nsource = \"test\"\ntransport = \"udp\"",
-        "[[stream]]\nname = \"b\"\nsource = \"test\"\non_demand = true",
-    ] {
+    for text in ["limits.clients_per_address = 4", "[[user]]\nname = \"viewer\""] {
         let found = faults(text);
         assert_eq!(found.len(), 1, "{text}: {found:?}");
         assert!(found[0].contains("not built yet; "), "{text}: {found:?}");
     }
     assert!(faults("zero_copy = \"auto\"\nreport.syslog = false").is_empty());
+}
+
+#[test]
+fn sources_are_one_or_a_list_and_may_be_pulled_on_demand() {
+    let stream = |keys: &str| {
+        let mut config = Config::from_toml(&format!("[[stream]]\nname = \"a\"\n{keys}")).unwrap();
+        config.streams.remove(0)
+    };
+    let list = stream("source = [\"rtsp://main/\", \"rtsp://backup/\"]\nsource_timeout = \"3s\"");
+    let SourceKind::Cameras(cameras) = &list.source else { panic!("{list:?}") };
+    assert_eq!((cameras.len(), list.source_timeout, list.on_demand), (2, Duration::from_secs(3), None));
+    let lazy = stream("source = \"test\"\non_demand = true\non_demand_stop = \"0s\"").on_demand.unwrap();
+    assert_eq!((lazy.start, lazy.stop), (Duration::from_secs(10), Duration::ZERO));
+    let secure = stream(&format!("source = \"rtsps://a/\"\ntls_fingerprint = \"{}\"", "ab".repeat(32))).tls;
+    assert_eq!(secure.fingerprint, Some([0xab; 32]));
+    let published = stream("source = \"publish\"\ntakeover = true").source;
+    assert_eq!(published, SourceKind::Publisher { takeover: true });
+    let all = "[[stream]]\nname = \"a\"\n";
+    refused(&format!("{all}source = \"rtsps://a/\"\ntls_fingerprint = \"ab\""), 4, &["openssl"]);
+    refused(&format!("{all}source = \"rtsp://a/\"\ntls_ca = \"/x\""), 4, &["rtsps://"]);
+    refused(&format!("{all}source = \"rtsps://a/\"\ntransport = \"udp\""), 4, &["TLS connection"]);
+    refused(&format!("{all}source = \"test\"\ntakeover = true"), 4, &["publish"]);
+    refused(&format!("{all}source = \"publish\"\non_demand = true"), 4, &["pulled"]);
+    refused(&format!("{all}source = []"), 3, &["from 1 to 8"]);
+    refused(&format!("{all}source = [\"rtsp://a/\", \"test\"]"), 3, &["cameras alone"]);
+    refused(&format!("{all}source = \"test\"\non_demand_start = \"1s\""), 4, &["on_demand = true"]);
+    refused(&format!("{all}source = \"test\"\nsource_timeout = \"1ms\""), 4, &["500ms"]);
 }
 
 #[test]
@@ -237,7 +257,7 @@ fn no_fault_shows_a_password() {
         "[[stream]]\nname = \"b\"\nsource = \"rtsp://a:hunter2@b/",
         "[[stream]]\nname = \"b\"\nsource = 'rtsp://a:hunter2@b:x/'",
         "[[stream]]\nname = \"b\"\nsource = rtsp://a:hunter2@b/",
-        "[[stream]]\nname = \"b\"\nsource = [\"rtsp://a:hunter2@b/\"]",
+        "[[stream]]\nname = \"b\"\nsource = [\"rtsp://a:hunter2@b:x/\"]",
         "[[stream]]\nname = \"b\"\nsource = \"test\"\n\"rtsp://a:hunter2@b/\" = 1",
         "[[user]]\nname = \"x\"\npassword = \"hunter2\"",
         "[[user]]\nname = \"x\"\npassword = \"hunter2",

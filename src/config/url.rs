@@ -27,9 +27,8 @@ pub fn camera(text: &str) -> Result<CameraAddress, String> {
         ));
     };
     match scheme.to_ascii_lowercase().as_str() {
-        "rtsp" => {}
-        "rtsps" => return Err("RTSPS sources (rtsps://) are not built yet; use an rtsp:// URL".into()),
-        _ => return Err(format!("{:?} is not an RTSP source; its URL must begin with rtsp://", shown())),
+        "rtsp" | "rtsps" => {}
+        _ => return Err(format!("{:?} is not an RTSP source; its URL must begin with rtsp:// or rtsps://", shown())),
     }
     let url = Url::parse(text).map_err(|error| format!("{:?} is not a valid URL: {error}; {ENCODE}", shown()))?;
     if url.host_str().is_none_or(str::is_empty) {
@@ -154,7 +153,6 @@ mod tests {
         for (text, part) in [
             ("192.0.2.10/stream1", "rtsp://HOST/PATH"),
             ("rtsp:///stream1", "host"),
-            ("rtsps://h/", "not built yet"),
             ("http://h/", "begin with rtsp://"),
             ("rtsp://h/a#b", "%23"),
             ("rtsp://h:0/a", "554"),

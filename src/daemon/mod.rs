@@ -3,6 +3,7 @@
 mod acceptor;
 pub mod console;
 mod descriptors;
+mod dispatch;
 mod fold;
 mod health;
 mod http;
@@ -21,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout_at};
 use tracing::{error, info, warn};
@@ -32,10 +33,11 @@ use crate::egress::{IoKind, Listener, ZeroCopy, probe};
 use crate::limits::STOP_MAX_MS;
 use crate::session::{ServerConfig, SessionLimit};
 use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
-use crate::shard::inbox::{self, ShardSender, ToShard};
+use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
 use crate::stream::StreamId;
 use console::Console;
+use dispatch::Outlets;
 use notify::Notifier;
 use reporter::Reporter;
 use signals::Asked;
@@ -115,7 +117,8 @@ async fn control(
         .iter()
         .map(|listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})")))
         .collect::<Result<_, _>>()?;
-    let handles = start_shards(&config, io)?;
+    let (control, messages) = mpsc::unbounded_channel();
+    let handles = start_shards(&config, io, &control)?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
     let web = config.http.map(http::bind).transpose()?;
 
@@ -125,7 +128,8 @@ async fn control(
     let reporter = Reporter::new(&config.report, Rc::clone(&shards), title, play.clone());
     let shows_commands = reporter.shows_commands();
     let reporter = Rc::new(Mutex::new(reporter));
-    let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), config.test_delay);
+    let outlets = Outlets::default();
+    let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), Rc::clone(&outlets), config.test_delay);
     for stream in &config.streams {
         streams.start(stream).await;
     }
@@ -143,6 +147,7 @@ async fn control(
         .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), Rc::clone(&clients_max))))
         .collect();
     tasks.push(spawn_local(Reporter::run(Rc::clone(&reporter))));
+    tasks.push(spawn_local(dispatch::dispatch(messages, outlets)));
     if let Some(web) = web {
         if let Ok(address) = web.local_addr() {
             info!(%address, "listening for http");
@@ -341,7 +346,11 @@ async fn stop_all(sources: Vec<JoinHandle<()>>, handles: Vec<ShardHandle>, shard
     }
 }
 
-fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String> {
+fn start_shards(
+    config: &Config,
+    io: IoKind,
+    control: &mpsc::UnboundedSender<(u16, ToControl)>,
+) -> Result<Vec<ShardHandle>, String> {
     let count = config.shards();
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| inbox::channel()).unzip();
     let streams: Vec<StreamSetup> =
@@ -391,8 +400,9 @@ fn start_shards(config: &Config, io: IoKind) -> Result<Vec<ShardHandle>, String>
             multicast: multicast.clone(),
             cpu: None,
         };
-        let handle = thread::spawn(config, sender.clone(), inbox, senders.clone())
-            .map_err(|error| format!("shard {shard} cannot start ({error}); {}", shard_cure(&error)))?;
+        let handle =
+            thread::spawn(config, sender.clone(), inbox, senders.clone(), ControlSender::new(shard, control.clone()))
+                .map_err(|error| format!("shard {shard} cannot start ({error}); {}", shard_cure(&error)))?;
         handles.push(handle);
     }
     Ok(handles)
@@ -436,7 +446,7 @@ fn play_commands(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
         SourceKind::Test => {
             vec![format!("ffplay -rtsp_transport tcp {url}"), format!("gst-play-1.0 {url}")]
         }
-        SourceKind::Camera(_) => vec![format!("ffplay -rtsp_transport tcp {url}")],
+        SourceKind::Cameras(_) | SourceKind::Publisher { .. } => vec![format!("ffplay -rtsp_transport tcp {url}")],
     }
 }
 

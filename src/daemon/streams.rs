@@ -1,18 +1,23 @@
 //! The streams that run: started, and changed by a reload.
 
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_local};
 use tracing::info;
 
+use super::dispatch::{Outlet, Outlets};
 use super::reporter::{Described, Reporter, Tap, Watched};
-use crate::config::StreamConfig;
+use crate::config::{SourceKind, StreamConfig};
 use crate::shard::core::StreamSetup;
 use crate::shard::fanout::Fanout;
 use crate::shard::inbox::{ShardSender, ToShard};
+use crate::source::camera::Timeouts;
+use crate::source::on_demand::{Demand, OnDemand};
 use crate::source::pipeline::Pipeline;
+use crate::source::publisher::{self, PublisherSpec};
 use crate::source::supervisor::{self, Source, SourceSpec};
 use crate::stream::StreamId;
 
@@ -35,8 +40,13 @@ pub struct Streams {
     next: Option<u16>,
     shards: Rc<[ShardSender]>,
     reporter: Rc<Mutex<Reporter>>,
+    /// Where the shards' messages to the sources go.
+    outlets: Outlets,
     delay: Duration,
 }
+
+/// Time between the first connections to two cameras, so that hundreds of them are not asked in the same instant.
+const START_SPACING: Duration = Duration::from_millis(10);
 
 /// What a reload did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,13 +61,62 @@ pub struct Changes {
 
 /// A stream as the shards are told of it.
 pub fn setup(id: StreamId, stream: &StreamConfig) -> StreamSetup {
-    StreamSetup { id, name: stream.name.clone(), start: stream.start }
+    StreamSetup {
+        id,
+        name: stream.name.clone(),
+        start: stream.start,
+        published: matches!(stream.source, SourceKind::Publisher { .. }),
+        on_demand: stream.on_demand.map(|on_demand| on_demand.start),
+    }
 }
 
 impl Streams {
     /// None yet; chunks are held back by `delay` on their way to the shards.
-    pub fn new(shards: Rc<[ShardSender]>, reporter: Rc<Mutex<Reporter>>, delay: Duration) -> Self {
-        Streams { running: Vec::new(), leaving: Vec::new(), next: Some(0), shards, reporter, delay }
+    pub fn new(shards: Rc<[ShardSender]>, reporter: Rc<Mutex<Reporter>>, outlets: Outlets, delay: Duration) -> Self {
+        Streams { running: Vec::new(), leaving: Vec::new(), next: Some(0), shards, reporter, outlets, delay }
+    }
+
+    /// What keeps a stream's source going. Where the shards' messages to it go is set at once.
+    fn source(
+        &self,
+        id: StreamId,
+        config: &StreamConfig,
+        source: Rc<Source>,
+        described: Described,
+        start_after: Duration,
+        stop: watch::Receiver<bool>,
+    ) -> Pin<Box<dyn Future<Output = ()>>> {
+        let tap = Tap::new(Fanout::new(id, &self.shards), described, self.delay);
+        let mut spec = SourceSpec::new(config.name.clone(), config.source.clone());
+        spec.timeouts.silence = config.source_timeout;
+        spec.transport = config.transport;
+        spec.tls = config.tls.clone();
+        if let SourceKind::Cameras(_) = config.source {
+            spec.start_after = start_after;
+        }
+        let mut outlet = Outlet::default();
+        if let Some(on_demand) = config.on_demand {
+            let (wanted, demand) = watch::channel(Demand::default());
+            outlet.demand = Some(wanted);
+            spec.start_after = Duration::ZERO;
+            spec.on_demand = Some(OnDemand { stop: on_demand.stop, demand });
+        }
+        let task: Pin<Box<dyn Future<Output = ()>>> = if let SourceKind::Publisher { takeover } = config.source {
+            let (publishing, messages) = mpsc::unbounded_channel();
+            outlet.publishing = Some(publishing);
+            let Timeouts { quiet, silence, .. } = spec.timeouts;
+            let spec = PublisherSpec { name: spec.name, takeover, quiet, silence };
+            Box::pin(publisher::run(spec, source, tap, messages, self.shards.to_vec(), stop))
+        } else {
+            Box::pin(supervisor::run(spec, source, tap, stop))
+        };
+        let mut outlets = self.outlets.borrow_mut();
+        let index = usize::from(id.0);
+        if outlets.len() <= index {
+            outlets.resize_with(index + 1, Outlet::default);
+        }
+        outlets[index].replace(outlet);
+        task
     }
 
     /// Starts a stream. The shards have been told of it as the one with the next number.
@@ -70,9 +129,9 @@ impl Streams {
         let watched =
             Watched { id, name: config.name.clone(), source: Rc::clone(&source), described: Rc::clone(&described) };
         self.reporter.lock().await.add_stream(watched);
-        let tap = Tap::new(Fanout::new(id, &self.shards), Rc::clone(&described), self.delay);
-        let spec = SourceSpec::new(config.name.clone(), config.source.clone());
-        let task = spawn_local(supervisor::run(spec, Rc::clone(&source), tap, stopped));
+        let start_after = START_SPACING * u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        let task = self.source(id, config, Rc::clone(&source), Rc::clone(&described), start_after, stopped);
+        let task = spawn_local(task);
         self.running.push(Running { id, config: config.clone(), source, described, stop, task });
     }
 
@@ -129,21 +188,17 @@ impl Streams {
     /// Gives a stream another source, or another start. Its clients stay, as they do when a camera reboots, unless the new
     /// source's tracks or codecs are others.
     fn change(&self, running: &mut Running, to: &StreamConfig) {
-        if running.config.start != to.start {
-            for shard in self.shards.iter() {
-                shard.tell(ToShard::Stream(setup(running.id, to)));
-            }
+        for shard in self.shards.iter() {
+            shard.tell(ToShard::Stream(setup(running.id, to)));
         }
-        if running.config.source != to.source {
+        if running.config != (StreamConfig { start: running.config.start, ..to.clone() }) {
             info!(stream = to.name, "has another source");
             // The receiver is gone only if the source has ended already.
             let _ = running.stop.send(true);
             let (stop, stopped) = watch::channel(false);
             running.stop = stop;
-            let spec = SourceSpec::new(to.name.clone(), to.source.clone());
-            let tap = Tap::new(Fanout::new(running.id, &self.shards), Rc::clone(&running.described), self.delay);
-            let source = Rc::clone(&running.source);
-            let next = async move { supervisor::run(spec, source, tap, stopped).await };
+            let (source, described) = (Rc::clone(&running.source), Rc::clone(&running.described));
+            let next = self.source(running.id, to, source, described, Duration::ZERO, stopped);
             let before = std::mem::replace(&mut running.task, spawn_local(async {}));
             running.task = spawn_local(async move {
                 // One that panicked has told so.

@@ -13,8 +13,8 @@ use tokio::net::TcpListener;
 use super::runtime::IoKind;
 use super::{Conn, Datagram};
 use crate::limits::{
-    DATAGRAM_OWN_SEND_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES, KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S,
-    KEEPALIVE_PROBES, LISTEN_BACKLOG_MAX, NOTSENT_LOWAT_BYTES, READ_BYTES_MAX,
+    DATAGRAM_OWN_SEND_BUFFER_BYTES, DATAGRAM_RECEIVE_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES, KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES, LISTEN_BACKLOG_MAX, NOTSENT_LOWAT_BYTES, READ_BYTES_MAX,
 };
 
 impl Conn {
@@ -410,6 +410,14 @@ fn bind_std_pair(address: IpAddr, ports: Option<(u16, u16)>) -> io::Result<(std:
     Err(last)
 }
 
+/// Publishers' keyframes come in bursts.
+fn grow_receive_buffer(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &DATAGRAM_RECEIVE_BUFFER_BYTES).is_err() {
+        // The kernel takes the part of it that it allows; there is no error to tell.
+        let _ = socket.set_recv_buffer_size(DATAGRAM_RECEIVE_BUFFER_BYTES);
+    }
+}
+
 fn bind_udp(address: IpAddr, port: u16) -> io::Result<std::net::UdpSocket> {
     let address = SocketAddr::new(address, port);
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
@@ -418,5 +426,6 @@ fn bind_udp(address: IpAddr, port: u16) -> io::Result<std::net::UdpSocket> {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.bind(&address.into())?;
+    grow_receive_buffer(&socket);
     Ok(socket.into())
 }

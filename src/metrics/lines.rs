@@ -39,7 +39,9 @@ pub fn state_name(state: SourceState) -> &'static str {
     match state {
         SourceState::Connecting => "connecting",
         SourceState::Live => "live",
+        SourceState::Silent => "silent",
         SourceState::Down => "down",
+        SourceState::Idle => "idle",
     }
 }
 

@@ -119,7 +119,9 @@ fn rows(stream: &StreamReport, name_width: usize) -> Vec<String> {
     let state = match stream.state {
         SourceState::Connecting => "conn",
         SourceState::Live => "live",
+        SourceState::Silent => "mute",
         SourceState::Down => "down",
+        SourceState::Idle => "idle",
     };
     let name: String = if stream.name.len() > name_width {
         // Names are ASCII.

@@ -40,6 +40,11 @@ impl Server {
                 let conn = session.conn.expect("interleaved media have a connection");
                 assert_eq!(self.conns[&conn].interleaved, Some(*key));
             }
+            if session.publishes {
+                let conn = session.conn.expect("a publisher goes with its connection");
+                assert_eq!(self.conns[&conn].interleaved, Some(*key));
+                continue;
+            }
             let mut channels = Vec::new();
             for set_up in &session.tracks {
                 match set_up.delivery {
@@ -64,6 +69,7 @@ impl Server {
         assert_eq!(sessions, rendered);
         assert!(most <= RENDERINGS_MAX);
         assert!(self.sessions.len() <= self.config.limit.open() && self.released.is_empty());
+        assert!(self.by_publisher.values().all(|(key, ..)| self.sessions.get(key).is_some_and(|have| have.publishes)));
         for key in self.by_rtcp.values().chain(self.by_address.values().flatten()) {
             assert!(self.sessions.contains_key(key));
         }

@@ -229,6 +229,7 @@ impl Driver {
                     assert!(self.known.remove(&session).is_some(), "an end of what was not known");
                     assert!(self.gone.insert(session));
                 }
+                Event::Demand { .. } | Event::Record { .. } | Event::Published { .. } => {}
                 Event::ReceiverReport { session, .. } => assert!(!self.gone.contains(&session)),
                 Event::Move { conn, .. } | Event::Close { conn, .. } => {
                     assert!(self.conns.remove(&conn.0).is_some(), "a connection closed twice");
@@ -245,6 +246,9 @@ fn kind(event: &Event) -> &'static str {
         Event::Play { resumed: true, .. } => "resume",
         Event::Pause { .. } => "pause",
         Event::End { .. } => "end",
+        Event::Demand { .. } => "demand",
+        Event::Record { .. } => "record",
+        Event::Published { .. } => "published",
         Event::ReceiverReport { .. } => "report",
         Event::Move { .. } => "move",
         Event::Close { .. } => "close",

@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::resource::{self, Resource};
-use super::server::{NewSession, Server, SetUp, State, Waiting, canonical};
+use super::server::{Held, NewSession, Server, SetUp, State, Waiting, canonical};
 use super::types::{ConnId, Delivery, EndReason, Event, SessionKey};
 use crate::stream::{Description, StreamId, TrackId};
 use crate::wire::rtsp::{Request, Response, Status};
@@ -15,7 +15,10 @@ use crate::wire::sdp;
 use crate::wire::transport::{self, Lower, Spec};
 
 /// What `Public` lists (RFC 2326 section 12.28.1).
-const PUBLIC: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
+pub(super) const PUBLIC: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
+/// The same for a relay that takes publishers.
+const PUBLIC_WITH_PUBLISHING: &str =
+    "OPTIONS, DESCRIBE, ANNOUNCE, SETUP, PLAY, RECORD, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
 /// What is possible in a session that has not played yet, and in one that has.
 const ALLOW_SET_UP: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
 const ALLOW_PLAYED: &str = "OPTIONS, DESCRIBE, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
@@ -27,33 +30,35 @@ const RETRY_AFTER_S: &str = "5";
 const USER_AGENT_CHARS_MAX: usize = 128;
 
 /// A request that has passed the checks common to all.
-struct Asked<'a> {
-    now: Instant,
-    conn: ConnId,
-    request: &'a Request,
-    cseq: &'a str,
+pub(super) struct Asked<'a> {
+    pub(super) now: Instant,
+    pub(super) conn: ConnId,
+    pub(super) request: &'a Request,
+    pub(super) cseq: &'a str,
     /// The session that it names, which exists and is its client's.
-    session: Option<SessionKey>,
+    pub(super) session: Option<SessionKey>,
 }
 
 /// An error on its way to an answer.
-struct Refusal {
+pub(super) struct Refusal {
     status: Status,
     header: Option<(&'static str, String)>,
+    /// No error yet: the stream that sleeps is waited for, so long at most.
+    wait_for: Option<(StreamId, Duration)>,
 }
 
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
-        Refusal { status, header: None }
+        Refusal { status, header: None, wait_for: None }
     }
 }
 
-fn refusal(status: Status, name: &'static str, value: impl Into<String>) -> Refusal {
-    Refusal { status, header: Some((name, value.into())) }
+pub(super) fn refusal(status: Status, name: &'static str, value: impl Into<String>) -> Refusal {
+    Refusal { status, header: Some((name, value.into())), wait_for: None }
 }
 
 /// What a method comes to: an answer, or none yet.
-type Outcome = Result<Option<Response>, Refusal>;
+pub(super) type Outcome = Result<Option<Response>, Refusal>;
 
 impl Server {
     /// Answers a request, or puts it to the shard.
@@ -64,7 +69,7 @@ impl Server {
         let Some(cseq) = request.cseq() else {
             return self.refusal(conn, &request, None, Status::BAD_REQUEST.into());
         };
-        if let Err(refusal) = method_known(&request.method).and_then(|()| nothing_required(&request)) {
+        if let Err(refusal) = method_known(&request.method, self.public()).and_then(|()| nothing_required(&request)) {
             return self.refusal(conn, &request, None, refusal);
         }
         let session = match self.session_of(conn, &request) {
@@ -79,7 +84,9 @@ impl Server {
         }
         let asked = Asked { now, conn, request: &request, cseq, session };
         let outcome = match request.method.as_str() {
-            "OPTIONS" => Ok(Some(self.good(&asked).header("Public", PUBLIC))),
+            "OPTIONS" => Ok(Some(self.good(&asked).header("Public", self.public()))),
+            "ANNOUNCE" => self.announce(&asked),
+            "RECORD" => self.record(&asked),
             "DESCRIBE" => self.describe(&asked),
             "SETUP" => self.setup(&asked),
             "PLAY" => self.play(&asked),
@@ -90,8 +97,22 @@ impl Server {
         match outcome {
             Ok(Some(answer)) => self.answer(conn, answer),
             Ok(None) => {}
+            Err(Refusal { wait_for: Some((stream, wait)), .. }) => {
+                self.hold(conn, Held { request, stream, until: now + wait });
+                self.arm_conn(conn);
+            }
             Err(refusal) => self.refusal(conn, &request, session, refusal),
         }
+    }
+
+    fn public(&self) -> &'static str {
+        if self.published.is_empty() { PUBLIC } else { PUBLIC_WITH_PUBLISHING }
+    }
+
+    /// Nobody can wait any longer for the stream that a request was held for.
+    pub(super) fn give_up(&mut self, conn: ConnId, held: &Held) {
+        let refused = refusal(Status::UNAVAILABLE, "Retry-After", RETRY_AFTER_S);
+        self.refusal(conn, &held.request, None, refused);
     }
 
     fn refusal(&mut self, conn: ConnId, request: &Request, session: Option<SessionKey>, refusal: Refusal) {
@@ -106,7 +127,7 @@ impl Server {
     }
 
     /// The beginning of a good answer.
-    fn good(&self, asked: &Asked<'_>) -> Response {
+    pub(super) fn good(&self, asked: &Asked<'_>) -> Response {
         let answer = with_timestamp(Response::new(Status::OK, Some(asked.cseq)), asked.request);
         match asked.session {
             Some(key) => self.with_session(answer, key),
@@ -140,7 +161,7 @@ impl Server {
     }
 
     /// The stream and the track that a URL names.
-    fn resource(&self, asked: &Asked<'_>) -> Result<Found, Refusal> {
+    pub(super) fn resource(&self, asked: &Asked<'_>) -> Result<Found, Refusal> {
         let local = self.conns.get(&asked.conn).map(|connection| connection.local);
         let Some(local) = local else { return Err(Status::NOT_FOUND.into()) };
         match resource::parse(&asked.request.url, local) {
@@ -154,6 +175,9 @@ impl Server {
     }
 
     fn described(&self, stream: StreamId) -> Result<Arc<Description>, Refusal> {
+        if let Some(wait) = self.streams.wait_for(stream) {
+            return Err(Refusal { status: Status::UNAVAILABLE, header: None, wait_for: Some((stream, wait)) });
+        }
         let description = self.streams.description(stream).filter(|description| !description.tracks.is_empty());
         description.cloned().ok_or_else(|| refusal(Status::UNAVAILABLE, "Retry-After", RETRY_AFTER_S))
     }
@@ -178,6 +202,9 @@ impl Server {
     }
 
     fn setup(&mut self, asked: &Asked<'_>) -> Outcome {
+        if let Some(announced) = self.conns.get(&asked.conn).and_then(|connection| connection.announced.clone()) {
+            return self.setup_publisher(asked, &announced);
+        }
         let Found::Stream { stream, track, .. } = self.resource(asked)? else {
             return Err(Status::AGGREGATE_NOT_ALLOWED.into());
         };
@@ -351,6 +378,9 @@ impl Server {
     fn play(&mut self, asked: &Asked<'_>) -> Outcome {
         let key = asked.session.ok_or(Status::SESSION_NOT_FOUND)?;
         self.track_in(key, asked)?;
+        if self.sessions[&key].publishes {
+            return Err(self.wrong_state(key));
+        }
         let current = self.described(self.sessions[&key].stream)?;
         if !self.carries(key, asked.conn) {
             return Err(self.wrong_state(key));
@@ -395,7 +425,7 @@ impl Server {
             return Err(Status::ONLY_AGGREGATE.into());
         }
         match session.state {
-            State::Playing => {
+            State::Playing if !session.publishes => {
                 session.state = State::Ready;
                 self.arm_session(key);
                 self.push(Event::Pause { session: key });
@@ -448,7 +478,7 @@ impl Server {
         }
     }
 
-    fn wrong_state(&self, key: SessionKey) -> Refusal {
+    pub(super) fn wrong_state(&self, key: SessionKey) -> Refusal {
         let allow = match self.sessions.get(&key) {
             Some(session) if session.state != State::Ready => ALLOW_PLAYED,
             Some(session) if session.played => ALLOW_PLAYED,
@@ -457,7 +487,7 @@ impl Server {
         refusal(Status::METHOD_NOT_VALID, "Allow", allow)
     }
 
-    fn note_user_agent(&mut self, key: SessionKey, request: &Request) {
+    pub(super) fn note_user_agent(&mut self, key: SessionKey, request: &Request) {
         if let (Some(session), Some(agent)) = (self.sessions.get_mut(&key), request.header("User-Agent")) {
             let agent = agent.chars().filter(|c| !c.is_control()).take(USER_AGENT_CHARS_MAX);
             session.user_agent = Some(agent.collect());
@@ -478,16 +508,17 @@ enum Named {
 }
 
 /// What a URL comes to.
-enum Found {
+pub(super) enum Found {
     Server,
     Stream { stream: StreamId, track: Option<usize>, base: String },
 }
 
-fn method_known(method: &str) -> Result<(), Refusal> {
+fn method_known(method: &str, public: &'static str) -> Result<(), Refusal> {
     match method {
+        "ANNOUNCE" | "RECORD" if public != PUBLIC => Ok(()),
         "OPTIONS" | "DESCRIBE" | "SETUP" | "PLAY" | "PAUSE" | "TEARDOWN" | "GET_PARAMETER" | "SET_PARAMETER" => Ok(()),
-        "ANNOUNCE" | "RECORD" | "REDIRECT" => Err(refusal(Status::METHOD_NOT_ALLOWED, "Allow", PUBLIC)),
-        _ => Err(refusal(Status::NOT_IMPLEMENTED, "Public", PUBLIC)),
+        "ANNOUNCE" | "RECORD" | "REDIRECT" => Err(refusal(Status::METHOD_NOT_ALLOWED, "Allow", public)),
+        _ => Err(refusal(Status::NOT_IMPLEMENTED, "Public", public)),
     }
 }
 
@@ -511,7 +542,7 @@ fn with_timestamp(answer: Response, request: &Request) -> Response {
 }
 
 /// A URL as it may be sent back.
-fn without_credentials(url: &str) -> String {
+pub(super) fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

@@ -9,6 +9,7 @@ mod check;
 #[doc(hidden)]
 pub mod fuzz;
 mod methods;
+mod publish;
 mod resource;
 mod server;
 mod streams;

@@ -1,15 +1,16 @@
 //! The server: its connections and sessions, their bytes, and their ends.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use super::publish::Announced;
 use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
@@ -35,6 +36,15 @@ pub(super) struct Waiting {
     pub(super) cseq: String,
 }
 
+/// A request that waits for an on-demand stream to come up.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) request: Request,
+    pub(super) stream: StreamId,
+    /// When it is answered 503.
+    pub(super) until: Instant,
+}
+
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
@@ -47,7 +57,10 @@ pub(super) struct Connection {
     /// When the first piece of the message that is not whole yet came.
     pub(super) partial_since: Option<Instant>,
     pub(super) waiting: Option<Waiting>,
-    /// The session whose media it carries.
+    pub(super) held: Option<Held>,
+    /// What a publisher on it has announced.
+    pub(super) announced: Option<Box<Announced>>,
+    /// The session whose media it carries; of a publisher, in any case its session.
     pub(super) interleaved: Option<SessionKey>,
     /// All sessions that were last heard on it.
     pub(super) sessions: SmallVec<[SessionKey; 1]>,
@@ -82,6 +95,8 @@ pub(super) struct Session {
     pub(super) state: State,
     /// Whether it has played before.
     pub(super) played: bool,
+    /// Whether it is a publisher's.
+    pub(super) publishes: bool,
     /// Whether the shard has heard of it.
     pub(super) announced: bool,
     /// In the order of their numbers.
@@ -109,6 +124,10 @@ pub struct Server {
     pub(super) sessions: HashMap<SessionKey, Session>,
     /// Who sends RTCP from where. Addresses are in their canonical form.
     pub(super) by_rtcp: HashMap<SocketAddr, SessionKey>,
+    /// The streams that are published to the relay.
+    pub(super) published: HashSet<StreamId>,
+    /// Publishers' sessions by the addresses that their datagrams come from, with the track's place, and whether it is RTCP.
+    pub(super) by_publisher: HashMap<SocketAddr, (SessionKey, usize, bool)>,
     /// The UDP sessions of an address, for those whose RTCP comes through a translated port.
     pub(super) by_address: HashMap<IpAddr, SmallVec<[SessionKey; 1]>>,
     /// Moments at which something may have timed out. They are only brought forward at once; one that turns out too
@@ -138,6 +157,8 @@ impl Server {
             conns: HashMap::new(),
             sessions: HashMap::new(),
             by_rtcp: HashMap::new(),
+            published: HashSet::new(),
+            by_publisher: HashMap::new(),
             by_address: HashMap::new(),
             timers: BTreeSet::new(),
             released: Vec::new(),
@@ -182,7 +203,7 @@ impl Server {
             .iter()
             .filter(|(_, session)| {
                 let goes_on = description.as_ref().is_some_and(|new| session.description.continues_as(new));
-                session.stream == id && session.state == State::Ready && !goes_on
+                session.stream == id && session.state == State::Ready && !session.publishes && !goes_on
             })
             .map(|(key, _)| *key)
             .collect();
@@ -199,6 +220,33 @@ impl Server {
         }
     }
 
+    /// Makes a stream one that is pulled on demand, or with `None` one that is not: requests for it wait so long while it
+    /// sleeps, which it does until [`Server::set_asleep`] says otherwise.
+    pub fn set_on_demand(&mut self, id: StreamId, wait: Option<Duration>) {
+        if self.streams.set_on_demand(id, wait) {
+            self.push(Event::Demand { stream: id, wanted: true });
+        }
+    }
+
+    /// An on-demand stream has come up, or is pulled no more. In the first case the requests that wait for it are answered.
+    pub fn set_asleep(&mut self, now: Instant, id: StreamId, asleep: bool) {
+        self.streams.set_asleep(id, asleep);
+        if asleep {
+            return;
+        }
+        let waits = |connection: &Connection| connection.held.as_ref().is_some_and(|held| held.stream == id);
+        let mut awake: Vec<_> =
+            self.conns.iter().filter(|(_, connection)| waits(connection)).map(|(conn, _)| *conn).collect();
+        // The same order for the same seed.
+        awake.sort();
+        for conn in awake {
+            let Some(held) = self.take_held(conn) else { continue };
+            self.request(now, conn, held.request);
+            self.process(now, conn);
+        }
+        self.process_released(now);
+    }
+
     /// A connection was accepted, or handed over by another shard.
     pub fn connected(&mut self, now: Instant, conn: ConnId, peer: SocketAddr, local: SocketAddr) {
         self.disconnected(now, conn);
@@ -210,6 +258,8 @@ impl Server {
             heard: None,
             partial_since: None,
             waiting: None,
+            held: None,
+            announced: None,
             interleaved: None,
             sessions: SmallVec::new(),
             timer: None,
@@ -222,7 +272,8 @@ impl Server {
     pub fn input(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         connection.decoder.feed(bytes);
-        if connection.waiting.is_some() && connection.decoder.pending() > WAITING_BYTES_MAX {
+        let waits = connection.waiting.is_some() || connection.held.is_some();
+        if waits && connection.decoder.pending() > WAITING_BYTES_MAX {
             self.close(conn, CloseReason::Flood);
         }
         self.process(now, conn);
@@ -238,6 +289,9 @@ impl Server {
     /// A datagram came to the shard's RTCP socket.
     pub fn rtcp(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
         let from = canonical(from);
+        if let Some((key, index, rtcp)) = self.publisher_at(from) {
+            return self.publisher_packet(now, key, index, rtcp, Bytes::copy_from_slice(bytes));
+        }
         let key = self.by_rtcp.get(&from).copied().or_else(|| match self.by_address.get(&from.ip())?.as_slice() {
             [only] => Some(*only),
             _ => None,
@@ -355,6 +409,28 @@ impl Server {
         }
     }
 
+    /// Puts a request off until its on-demand stream has come up, and the connection's further ones with it.
+    pub(super) fn hold(&mut self, conn: ConnId, held: Held) {
+        let stream = held.stream;
+        let Some(connection) = self.conns.get_mut(&conn) else { return };
+        debug_assert!(connection.held.is_none(), "a request was looked at before the one before it was answered");
+        connection.held = Some(held);
+        self.want(stream, true);
+    }
+
+    /// Takes the request that a connection waits for out of it.
+    pub(super) fn take_held(&mut self, conn: ConnId) -> Option<Held> {
+        let held = self.conns.get_mut(&conn)?.held.take()?;
+        self.want(held.stream, false);
+        Some(held)
+    }
+
+    fn want(&mut self, stream: StreamId, wanted: bool) {
+        if let Some(wanted) = self.streams.want(stream, wanted) {
+            self.push(Event::Demand { stream, wanted });
+        }
+    }
+
     /// A session id that nobody has, of this shard.
     ///
     /// SipHash under a secret seed: who knows some ids still cannot tell another.
@@ -381,6 +457,7 @@ impl Server {
             lower,
             state: State::Ready,
             played: false,
+            publishes: false,
             announced: false,
             tracks: Vec::new(),
             conn: None,
@@ -395,6 +472,7 @@ impl Server {
         self.sessions.insert(key, session);
         self.config.limit.begun();
         self.counters.sessions += 1;
+        self.want(stream, true);
         self.bind(key, conn);
         if let (Lower::Tcp, Some(connection)) = (lower, self.conns.get_mut(&conn)) {
             connection.interleaved = Some(key);
@@ -438,13 +516,19 @@ impl Server {
 
     /// Adds a track to a session that does not have it.
     pub(super) fn add_track(&mut self, key: SessionKey, set_up: SetUp) {
-        if let Delivery::Udp { rtcp, .. } = set_up.delivery {
-            self.by_rtcp.insert(canonical(rtcp), key);
-        }
         let session = self.sessions.get_mut(&key).expect("a session that is being set up");
         let at = session.tracks.partition_point(|have| have.track < set_up.track);
         debug_assert!(session.tracks.get(at).is_none_or(|have| have.track != set_up.track));
         session.tracks.insert(at, set_up);
+        for (place, have) in session.tracks.iter().enumerate() {
+            let Delivery::Udp { rtp, rtcp } = have.delivery else { continue };
+            if session.publishes {
+                self.by_publisher.insert(canonical(rtp), (key, place, false));
+                self.by_publisher.insert(canonical(rtcp), (key, place, true));
+            } else {
+                self.by_rtcp.insert(canonical(rtcp), key);
+            }
+        }
     }
 
     /// Takes a track out of a session, if it is there.
@@ -478,11 +562,16 @@ impl Server {
         let Some(session) = self.sessions.remove(&key) else { return };
         self.config.limit.ended();
         *self.counters.ended.entry(reason).or_default() += 1;
+        self.want(session.stream, false);
         if let Some(due) = session.timer {
             self.timers.remove(&(due, Timer::Session(key)));
         }
-        for set_up in &session.tracks {
-            self.release(key, session.stream, set_up);
+        if session.publishes {
+            self.by_publisher.retain(|_, (owner, ..)| *owner != key);
+        } else {
+            for set_up in &session.tracks {
+                self.release(key, session.stream, set_up);
+            }
         }
         if session.lower == Lower::Udp {
             let address = canonical(session.peer).ip();
@@ -531,6 +620,7 @@ impl Server {
     }
 
     fn forget(&mut self, conn: ConnId, reason: EndReason) -> Option<Connection> {
+        self.take_held(conn);
         let connection = self.conns.remove(&conn)?;
         if let Some(due) = connection.timer {
             self.timers.remove(&(due, Timer::Conn(conn)));
@@ -546,7 +636,7 @@ impl Server {
     }
 
     /// Takes the PLAY of a session that waits for the shard, so that its connection goes on.
-    fn take_waiting(&mut self, key: SessionKey) -> Option<(ConnId, Waiting)> {
+    pub(super) fn take_waiting(&mut self, key: SessionKey) -> Option<(ConnId, Waiting)> {
         // The session is bound to the connection that asked, unless another one has named it since.
         let bound = self.sessions.get(&key).and_then(|session| session.conn);
         let waits = |connection: &Connection| connection.waiting.as_ref().is_some_and(|w| w.session == key);
@@ -567,7 +657,7 @@ impl Server {
     /// Looks at the messages of a connection until they are used up, or one has to wait.
     fn process(&mut self, now: Instant, conn: ConnId) {
         while let Some(connection) = self.conns.get_mut(&conn) {
-            if connection.waiting.is_some() {
+            if connection.waiting.is_some() || connection.held.is_some() {
                 break;
             }
             let before = connection.decoder.consumed();
@@ -583,7 +673,7 @@ impl Server {
                     self.counters.requests += 1;
                     self.request(now, conn, request);
                 }
-                Ok(Some(Message::Frame { channel, packet })) => self.frame(now, conn, channel, &packet),
+                Ok(Some(Message::Frame { channel, packet })) => self.frame(now, conn, channel, packet),
                 Ok(Some(Message::Response)) => {}
                 Ok(None) => break,
                 Err(invalid) => self.invalid(conn, invalid),
@@ -608,8 +698,11 @@ impl Server {
     }
 
     /// An interleaved packet from a client.
-    fn frame(&mut self, now: Instant, conn: ConnId, channel: u8, packet: &[u8]) {
+    fn frame(&mut self, now: Instant, conn: ConnId, channel: u8, packet: Bytes) {
         let key = self.conns.get(&conn).and_then(|connection| connection.interleaved);
+        if let Some((key, (index, rtcp))) = key.and_then(|key| Some((key, self.published_channel(key, channel)?))) {
+            return self.publisher_packet(now, key, index, rtcp, packet);
+        }
         let track = key.and_then(|key| self.sessions.get(&key)).and_then(|session| {
             session.tracks.iter().find_map(|set_up| match set_up.delivery {
                 Delivery::Interleaved { rtcp_channel, .. } if rtcp_channel == channel => Some(set_up.track),
@@ -617,7 +710,7 @@ impl Server {
             })
         });
         match (key, track) {
-            (Some(key), Some(track)) => self.report(now, key, Some(track), packet),
+            (Some(key), Some(track)) => self.report(now, key, Some(track), &packet),
             _ => self.counters.frames_unasked += 1,
         }
     }

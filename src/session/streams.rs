@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::limits::RENDERINGS_MAX;
 use crate::stream::{Description, StreamId, TrackId};
@@ -31,6 +32,12 @@ struct Stream {
     name: Option<String>,
     description: Option<Arc<Description>>,
     multicast: Option<Multicast>,
+    /// For an on-demand stream: how long requests wait for it.
+    on_demand: Option<Duration>,
+    /// An on-demand stream that is not pulled, or has not come up since it is.
+    asleep: bool,
+    /// Sessions of it, and requests that wait for it.
+    wanted: usize,
     /// By track: the channels other than its own that sessions use, and how many do.
     renderings: Vec<Vec<(Channels, usize)>>,
 }
@@ -76,6 +83,35 @@ impl Streams {
 
     pub(super) fn multicast(&self, id: StreamId) -> Option<Multicast> {
         self.streams.get(usize::from(id.0))?.multicast
+    }
+
+    /// Whether the stream begins to be one that is pulled on demand while somebody wants it.
+    pub(super) fn set_on_demand(&mut self, id: StreamId, wait: Option<Duration>) -> bool {
+        let stream = self.entry(id);
+        let begins = wait.is_some() && stream.on_demand.is_none();
+        stream.asleep |= begins;
+        stream.on_demand = wait;
+        begins && stream.wanted > 0
+    }
+
+    pub(super) fn set_asleep(&mut self, id: StreamId, asleep: bool) {
+        let stream = self.entry(id);
+        stream.asleep = asleep && stream.on_demand.is_some();
+    }
+
+    /// How long a request is to wait for this stream, if it is one that sleeps.
+    pub(super) fn wait_for(&self, id: StreamId) -> Option<Duration> {
+        let stream = self.streams.get(usize::from(id.0))?;
+        stream.on_demand.filter(|_| stream.asleep)
+    }
+
+    /// Somebody wants the stream, or does no more. What the shard is to be told of it, if anything.
+    pub(super) fn want(&mut self, id: StreamId, wanted: bool) -> Option<bool> {
+        let stream = self.entry(id);
+        let before = stream.wanted > 0;
+        stream.wanted = if wanted { stream.wanted + 1 } else { stream.wanted - 1 };
+        let after = stream.wanted > 0;
+        (stream.on_demand.is_some() && before != after).then_some(after)
     }
 
     pub(super) fn name(&self, id: StreamId) -> &str {

@@ -38,6 +38,9 @@ impl Server {
         if connection.waiting.is_some() {
             return None;
         }
+        if let Some(held) = &connection.held {
+            return Some((held.until, CloseReason::Idle));
+        }
         let Some(heard) = connection.heard else {
             return Some((connection.since + self.config.handshake_timeout, CloseReason::Handshake));
         };
@@ -95,6 +98,13 @@ impl Server {
     fn conn_due(&mut self, now: Instant, conn: ConnId) {
         let deadline = self.conns.get(&conn).and_then(|connection| self.conn_deadline(connection));
         match deadline {
+            Some((due, _)) if due <= now && self.conns.get(&conn).is_some_and(|have| have.held.is_some()) => {
+                self.set_conn_timer(conn, None);
+                if let Some(held) = self.take_held(conn) {
+                    self.give_up(conn, &held);
+                }
+                self.released.push(conn);
+            }
             Some((due, reason)) if due <= now => self.close(conn, reason),
             Some((due, _)) => self.set_conn_timer(conn, Some(due)),
             None => self.set_conn_timer(conn, None),

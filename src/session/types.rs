@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::source::pipeline::SourceTrack;
 use crate::stream::{StreamId, TrackId};
 use crate::wire::rtcp::ReportBlock;
 use crate::wire::rtsp::Fault;
@@ -147,6 +148,10 @@ pub enum EndReason {
     SourceChanged,
     /// The stream is no more: it was taken out of the configuration.
     StreamRemoved,
+    /// Another publisher took the stream over.
+    TakenOver,
+    /// A publisher sent nothing for the source timeout.
+    Silent,
     /// The relay stops.
     Stopping,
 }
@@ -162,6 +167,8 @@ impl fmt::Display for EndReason {
             EndReason::Stalled => "the client read too slowly for the stall timeout",
             EndReason::SourceChanged => "the source's tracks or codecs changed",
             EndReason::StreamRemoved => "the stream was removed",
+            EndReason::TakenOver => "another publisher took the stream over",
+            EndReason::Silent => "the publisher sent nothing for the source timeout",
             EndReason::Stopping => "the relay stops",
         })
     }
@@ -223,18 +230,53 @@ pub enum Event {
         /// Whether it has played before (PLAY after PAUSE).
         resumed: bool,
     },
+    /// A publisher wants to send. [`Server::recording`](super::Server::recording) or
+    /// [`Server::refuse`](super::Server::refuse) answers it; until then no further request of its connection is looked at.
+    Record {
+        /// The session.
+        session: SessionKey,
+        /// Its connection.
+        conn: ConnId,
+        /// What is published.
+        stream: StreamId,
+        /// The publisher.
+        peer: SocketAddr,
+        /// The tracks that are set up, in the order of their numbers.
+        tracks: Vec<SourceTrack>,
+    },
+    /// Something that a publisher sent, after it was allowed to.
+    Published {
+        /// The session.
+        session: SessionKey,
+        /// What is published.
+        stream: StreamId,
+        /// The track's place among those of the [`Event::Record`].
+        track: TrackId,
+        /// Whether it is RTCP.
+        rtcp: bool,
+        /// The packet.
+        packet: Bytes,
+    },
     /// No media until the next [`Event::Play`] of this session.
     Pause {
         /// The session.
         session: SessionKey,
     },
-    /// The session is gone. Comes once for every session that an [`Event::Play`] came for, unless
+    /// The session is gone. Comes once for every session that an [`Event::Play`] or [`Event::Record`] came for, unless
     /// [`Server::end_session`](super::Server::end_session) ended it.
     End {
         /// The session.
         session: SessionKey,
         /// Why.
         reason: EndReason,
+    },
+    /// The first client wants an on-demand stream (a session of it, or a request that waits for it), or the last one
+    /// does no more.
+    Demand {
+        /// The stream.
+        stream: StreamId,
+        /// Whether it is wanted.
+        wanted: bool,
     },
     /// A client's report on a track that it receives.
     ReceiverReport {

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -11,8 +12,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::core::{ShardLimits, StreamSetup};
 use crate::limits::INBOX_MESSAGES_MAX;
 use crate::metrics::ReportRequest;
+use crate::session::{EndReason, SessionKey};
+use crate::source::pipeline::SourceTrack;
 use crate::stream::chunk::Chunk;
-use crate::stream::{Description, StreamId};
+use crate::stream::{Description, StreamId, TrackId};
 
 /// How a source is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +24,12 @@ pub enum SourceState {
     Connecting,
     /// Packets come.
     Live,
+    /// The connection stands, but packets have ceased to come.
+    Silent,
     /// No connection; the supervisor waits before the next try.
     Down,
+    /// An on-demand source that nobody asks for.
+    Idle,
 }
 
 /// A message to a shard.
@@ -52,12 +59,91 @@ pub enum ToShard {
     RemoveStream(StreamId),
     /// Other limits hold from now on.
     Limits(ShardLimits),
+    /// What the control thread says to a publisher of the shard.
+    Publisher(SessionKey, Verdict),
     /// The reporter wants the shard's counts.
     Report(ReportRequest),
     /// Answer, to show that the shard still turns.
     Ping(oneshot::Sender<()>),
     /// Finish the frames in flight, close the clients, end the thread.
     Stop,
+}
+
+/// What becomes of a publisher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may send.
+    Go,
+    /// It may not, by this status.
+    Refuse(u16),
+    /// It is ended.
+    End(EndReason),
+}
+
+/// What a publisher does.
+#[derive(Debug)]
+pub enum Publishing {
+    /// It wants to send these tracks. A [`Verdict`] answers it.
+    Record {
+        /// Where it is.
+        peer: SocketAddr,
+        /// What it is going to send.
+        tracks: Vec<SourceTrack>,
+    },
+    /// It has sent a packet.
+    Packet {
+        /// Of this track.
+        track: TrackId,
+        /// Whether it is RTCP.
+        rtcp: bool,
+        /// When it was read.
+        received: Instant,
+        /// The packet.
+        packet: Bytes,
+    },
+    /// It is gone.
+    Ended(EndReason),
+}
+
+/// What a shard tells the control thread.
+#[derive(Debug)]
+pub enum ToControl {
+    /// The shard has the first client that wants an on-demand stream, or has none any more.
+    Demand {
+        /// The stream.
+        stream: StreamId,
+        /// Whether it is wanted.
+        wanted: bool,
+    },
+    /// A publisher does something.
+    Publishing {
+        /// The stream.
+        stream: StreamId,
+        /// The publisher's session.
+        session: SessionKey,
+        /// What it does.
+        what: Publishing,
+    },
+}
+
+/// A shard's end of the queue to the control thread.
+#[derive(Clone, Debug)]
+pub struct ControlSender {
+    shard: u16,
+    queue: mpsc::UnboundedSender<(u16, ToControl)>,
+}
+
+impl ControlSender {
+    /// For the shard of that number; what it says arrives with the number.
+    pub fn new(shard: u16, queue: mpsc::UnboundedSender<(u16, ToControl)>) -> Self {
+        ControlSender { shard, queue }
+    }
+
+    /// Tells the control thread something that must not be lost.
+    pub fn tell(&self, message: ToControl) {
+        // It ends after the shards, but for a failure.
+        let _ = self.queue.send((self.shard, message));
+    }
 }
 
 #[derive(Debug, Default)]

@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::core::{Core, CoreConfig, Group, UdpSockets};
-use super::inbox::{ShardReceiver, ShardSender, ToShard};
+use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToShard};
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, ZeroCopy};
-use crate::limits::{READ_BYTES_MAX, USER_TIMEOUT_AFTER_STALL_S};
+use crate::limits::{PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, USER_TIMEOUT_AFTER_STALL_S};
 use crate::stream::StreamId;
 
 /// What a shard's thread is started with.
@@ -90,8 +90,8 @@ const ABSORB_MAX: usize = 40;
 /// Datagrams read and not taken in yet at most.
 const DATAGRAMS_WAITING_MAX: usize = 256;
 
-/// Bytes of the largest RTCP datagram that is taken in.
-const RTCP_BYTES_MAX: usize = 2048;
+/// Bytes of the largest datagram that is taken in.
+const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
 
 /// What was read from a connection; nothing more is read from it until this has been taken in.
 struct Read {
@@ -110,11 +110,12 @@ pub fn spawn(
     sender: ShardSender,
     inbox: ShardReceiver,
     shards: Vec<ShardSender>,
+    control: ControlSender,
 ) -> io::Result<ShardHandle> {
     let (ready, is_ready) = std::sync::mpsc::channel();
     let name = format!("shard-{}", config.core.server.shard);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
-        if let Err(error) = serve(config, inbox, shards, &ready) {
+        if let Err(error) = serve(config, inbox, shards, control, &ready) {
             // If nobody waits any more, the thread was ready once and the error is logged already.
             let _ = ready.send(Err(error));
         }
@@ -130,6 +131,7 @@ fn serve(
     mut config: ShardConfig,
     inbox: ShardReceiver,
     shards: Vec<ShardSender>,
+    control: ControlSender,
     ready: &std::sync::mpsc::Sender<io::Result<()>>,
 ) -> io::Result<()> {
     if let Some(cpu) = config.cpu {
@@ -158,11 +160,11 @@ fn serve(
                         "zero_copy = \"on\", but this kernel has no zero-copy sends (Linux 6.1); sending with a copy"
                     );
                 }
-                Thread::new(&config, egress, udp, groups, inbox, shards).run(ready).await;
+                Thread::new(&config, egress, udp, groups, inbox, shards, control).run(ready).await;
             }
             IoKind::Epoll => {
                 let egress = EpollEgress::new();
-                Thread::new(&config, egress, udp, groups, inbox, shards).run(ready).await;
+                Thread::new(&config, egress, udp, groups, inbox, shards, control).run(ready).await;
             }
         }
         Ok(())
@@ -176,6 +178,7 @@ struct Thread<E: Egress> {
     user_timeout: Duration,
     inbox: ShardReceiver,
     shards: Vec<ShardSender>,
+    control: ControlSender,
     reads: mpsc::UnboundedReceiver<Read>,
     /// Bounded: what comes faster than it is taken in waits, and is lost, in the sockets' own buffers.
     datagrams: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
@@ -192,11 +195,12 @@ impl<E: Egress> Thread<E> {
         groups: Vec<(StreamId, Group)>,
         inbox: ShardReceiver,
         shards: Vec<ShardSender>,
+        control: ControlSender,
     ) -> Self {
         let (read, reads) = mpsc::unbounded_channel();
         let (arrived, datagrams) = mpsc::channel(DATAGRAMS_WAITING_MAX);
         if let Some(udp) = &udp {
-            // Media never comes back, but players open their paths with datagrams to the RTP port as well.
+            // Publishers send here, and players open their paths with datagrams to the RTP port as well.
             for socket in [&udp.rtcp, &udp.rtp] {
                 tokio::task::spawn_local(read_datagrams(socket.clone(), arrived.clone()));
             }
@@ -213,6 +217,7 @@ impl<E: Egress> Thread<E> {
             user_timeout: config.core.stall_timeout + Duration::from_secs(USER_TIMEOUT_AFTER_STALL_S),
             inbox,
             shards,
+            control,
             reads,
             datagrams,
             read,
@@ -240,6 +245,9 @@ impl<E: Egress> Thread<E> {
                 self.inbox.connection_gone();
             }
             self.hand_over();
+            for message in self.core.take_outbox() {
+                self.control.tell(message);
+            }
         }
     }
 
@@ -286,8 +294,9 @@ impl<E: Egress> Thread<E> {
             ToShard::Chunk(stream, chunk) => self.core.chunk(now, stream, chunk),
             ToShard::Refused(stream, frames) => self.core.chunk_refused(stream, frames),
             ToShard::Described(stream, description) => self.core.described(now, stream, description),
-            ToShard::Source(stream, state) => self.core.source(stream, state),
-            ToShard::Stream(setup) => self.core.set_stream(&setup),
+            ToShard::Source(stream, state) => self.core.source(now, stream, state),
+            ToShard::Publisher(session, verdict) => self.core.publisher(now, session, verdict),
+            ToShard::Stream(setup) => self.core.set_stream(now, &setup),
             ToShard::RemoveStream(stream) => self.core.remove_stream(now, stream),
             ToShard::Limits(limits) => {
                 self.user_timeout = limits.stall_timeout + Duration::from_secs(USER_TIMEOUT_AFTER_STALL_S);
@@ -334,6 +343,9 @@ impl<E: Egress> Thread<E> {
         }
         if self.core.is_open(token) {
             buffer.clear();
+            if buffer.capacity() < PUBLISHER_READ_BYTES_MAX && self.core.publishes(token) {
+                buffer.reserve_exact(PUBLISHER_READ_BYTES_MAX);
+            }
             self.read_on(token, conn, buffer);
         }
     }
@@ -366,7 +378,7 @@ impl<E: Egress> Thread<E> {
 }
 
 async fn read_datagrams(socket: Datagram, read: mpsc::Sender<(SocketAddr, Vec<u8>)>) {
-    let mut buffer = Vec::with_capacity(RTCP_BYTES_MAX);
+    let mut buffer = Vec::with_capacity(DATAGRAM_BYTES_MAX);
     loop {
         let (result, returned) = socket.recv_from(buffer).await;
         buffer = returned;

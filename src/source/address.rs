@@ -11,8 +11,8 @@ pub enum AddressError {
     /// Not a URL at all.
     #[error("not a URL ({0}); write rtsp://HOST[:PORT]/PATH, with % codes for special characters in a password")]
     Malformed(url::ParseError),
-    /// Another scheme than `rtsp`.
-    #[error("the scheme `{0}` is not supported; use rtsp://")]
+    /// Another scheme than `rtsp` and `rtsps`.
+    #[error("the scheme `{0}` is not supported; use rtsp:// or rtsps://")]
     Scheme(String),
     /// No host.
     #[error("no host; write rtsp://HOST[:PORT]/PATH")]
@@ -36,7 +36,7 @@ impl CameraAddress {
     /// Takes a URL apart: `rtsp://[USER[:PASSWORD]@]HOST[:PORT][/PATH]`, port 554 if none is given.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
         let mut url = Url::parse(text.trim()).map_err(AddressError::Malformed)?;
-        if url.scheme() != "rtsp" {
+        if !matches!(url.scheme(), "rtsp" | "rtsps") {
             return Err(AddressError::Scheme(url.scheme().to_owned()));
         }
         if url.host_str().is_none_or(str::is_empty) {
@@ -59,6 +59,19 @@ impl CameraAddress {
     /// The URL without credentials, to be sent to the camera, not to be printed.
     pub(super) fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// Whether the camera is spoken to by TLS.
+    pub fn is_secure(&self) -> bool {
+        self.url.scheme() == "rtsps"
+    }
+
+    /// The URL without credentials, with a port of this machine's loopback in the place of the camera, in plain RTSP.
+    pub(super) fn at_loopback(&self, port: u16) -> Url {
+        let mut url = self.url.clone();
+        // None of them fails for a URL that has a host.
+        let _ = (url.set_scheme("rtsp"), url.set_host(Some("127.0.0.1")), url.set_port(Some(port)));
+        url
     }
 
     /// The credentials, not to be printed.

@@ -1,4 +1,4 @@
-//! One session with a camera: retina at packet level over TCP, so that any codec passes.
+//! One session with a camera: retina at packet level, over TCP or UDP, so that any codec passes.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -10,15 +10,16 @@ use futures::Stream as _;
 use retina::client::{
     Described, InitialSequenceNumberPolicy, InitialTimestampPolicy, PacketItem, PlayOptions, Playing, Session,
     SessionGroup, SessionIdPolicy, SessionOptions, SetupOptions, TcpTransportOptions, TeardownPolicy, Transport,
-    UnassignedChannelDataPolicy, UnknownRtcpSsrcPolicy,
+    UdpTransportOptions, UnassignedChannelDataPolicy, UnknownRtcpSsrcPolicy,
 };
 use retina::rtcp::ReceivedCompoundPacket;
 use tokio::time::{sleep_until, timeout};
 
 use super::address::CameraAddress;
 use super::fault::{Fault, Step};
+use super::feed::Feed;
 use super::pipeline::{Publish, SourceTrack};
-use super::supervisor::Feed;
+use super::tunnel::{self, TlsOptions};
 use crate::limits::TRACKS_MAX;
 use crate::stream::TrackId;
 use crate::wire::sdp::{self, Direction, MediaAttrs};
@@ -32,8 +33,13 @@ pub struct Timeouts {
     pub setup: Duration,
     /// PLAY.
     pub play: Duration,
-    /// The longest time between two packets.
+    /// Time without a packet after which a source that is connected is told of as silent.
+    pub quiet: Duration,
+    /// The longest time between two packets; after it the session is given up.
     pub silence: Duration,
+    /// How often a camera that comes first in the list is asked whether it is back, at least; less often if it answered and
+    /// then did not play.
+    pub look_back: Duration,
     /// TEARDOWN when the relay stops; it must fit into [`STOP_MAX_MS`](crate::limits::STOP_MAX_MS).
     pub teardown: Duration,
 }
@@ -41,14 +47,38 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         let step = Duration::from_secs(10);
-        Timeouts { describe: step, setup: step, play: step, silence: step, teardown: Duration::from_secs(1) }
+        Timeouts {
+            describe: step,
+            setup: step,
+            play: step,
+            quiet: Duration::from_secs(2),
+            silence: step,
+            look_back: Duration::from_secs(5),
+            teardown: Duration::from_secs(1),
+        }
     }
+}
+
+/// How a camera's media come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PullTransport {
+    /// In the RTSP connection.
+    #[default]
+    Tcp,
+    /// As datagrams.
+    Udp,
+    /// In the RTSP connection, or as datagrams from a camera that refuses that (461).
+    Auto,
 }
 
 /// What a session is held with, in one place for all of its steps.
 pub(super) struct Camera<'a> {
     pub(super) address: &'a CameraAddress,
     pub(super) timeouts: Timeouts,
+    /// How its certificate is judged, if it has one.
+    pub(super) tls: &'a TlsOptions,
+    /// Whether media come as datagrams.
+    pub(super) udp: bool,
     /// Tracks the session after it has been dropped, until its TEARDOWN is done.
     pub(super) group: Arc<SessionGroup>,
 }
@@ -70,20 +100,17 @@ impl Camera<'_> {
         }
     }
 
+    /// Whether the camera can be reached and describes its stream.
+    pub(super) async fn answers(&self) -> bool {
+        self.describe().await.is_ok()
+    }
+
     /// Everything up to the answer to PLAY.
     async fn begin<P: Publish>(
         &self,
         feed: &mut Feed<'_, P>,
     ) -> Result<(Session<Playing>, TrackMap, Vec<SourceTrack>), Fault> {
-        let options = SessionOptions::default()
-            .creds(self.address.credentials().cloned())
-            .user_agent(concat!("rtsprelay/", env!("CARGO_PKG_VERSION")).to_owned())
-            .session_group(self.group.clone())
-            .session_id(SessionIdPolicy::UseFirst)
-            .unassigned_channel_data(UnassignedChannelDataPolicy::Ignore)
-            .teardown(TeardownPolicy::Always);
-        let describe = Session::describe(self.address.url().clone(), options);
-        let mut session = self.step(Step::Describe, self.timeouts.describe, describe).await?;
+        let mut session = self.describe().await?;
         let (map, tracks) = self.set_up(&mut session, feed).await?;
         let options = PlayOptions::default()
             .initial_timestamp(InitialTimestampPolicy::Permissive)
@@ -93,6 +120,26 @@ impl Camera<'_> {
             .unknown_rtcp_ssrc(UnknownRtcpSsrcPolicy::ProcessPackets);
         let session = self.step(Step::Play, self.timeouts.play, session.play(options)).await?;
         Ok((session, map, tracks))
+    }
+
+    async fn describe(&self) -> Result<Session<Described>, Fault> {
+        let options = SessionOptions::default()
+            .creds(self.address.credentials().cloned())
+            .user_agent(concat!("rtsprelay/", env!("CARGO_PKG_VERSION")).to_owned())
+            .session_group(self.group.clone())
+            .session_id(SessionIdPolicy::UseFirst)
+            .unassigned_channel_data(UnassignedChannelDataPolicy::Ignore)
+            .teardown(TeardownPolicy::Always);
+        let limit = self.timeouts.describe;
+        let url = if self.address.is_secure() {
+            match timeout(limit, tunnel::open(self.address, self.tls)).await {
+                Ok(url) => url?,
+                Err(_) => return Err(Fault::TimedOut(Step::Describe, limit)),
+            }
+        } else {
+            self.address.url().clone()
+        };
+        self.step(Step::Describe, limit, Session::describe(url, options)).await
     }
 
     /// Sets up every track that can be; one that the camera refuses is left out if another is not.
@@ -124,7 +171,11 @@ impl Camera<'_> {
             let video = offer.track.media == "video";
             let has_video = tracks.iter().any(|track: &SourceTrack| track.media == "video");
             let dispensable = !tracks.is_empty() && (has_video || !video);
-            let options = SetupOptions::default().transport(Transport::Tcp(TcpTransportOptions::default()));
+            let options = SetupOptions::default().transport(if self.udp {
+                Transport::Udp(UdpTransportOptions::default())
+            } else {
+                Transport::Tcp(TcpTransportOptions::default())
+            });
             let limit = self.timeouts.setup;
             match timeout(limit, session.setup(index, options)).await {
                 Ok(Ok(())) => {
@@ -132,7 +183,10 @@ impl Camera<'_> {
                     tracks.push(offer.track);
                 }
                 Ok(Err(error)) => {
-                    let fault = Fault::from_retina(&error, Step::Setup, self.address);
+                    let fault = match error.status_code() {
+                        Some(461) => Fault::NoTransport { udp: self.udp },
+                        _ => Fault::from_retina(&error, Step::Setup, self.address),
+                    };
                     // With no answer, or one that does not parse, the connection is of no use for the other tracks either.
                     if error.status_code().is_none() {
                         feed.suspects.extend(dispensable.then_some(index));
@@ -162,8 +216,9 @@ impl Camera<'_> {
         feed: &mut Feed<'_, P>,
     ) -> Fault {
         let silence = self.timeouts.silence;
+        let quiet = self.timeouts.quiet.min(silence / 2);
         let mut heard = Instant::now();
-        let mut timer = pin!(sleep_until((heard + silence).into()));
+        let mut timer = pin!(sleep_until((heard + quiet).into()));
         let mut fresh = false;
         loop {
             let item = poll_fn(|cx| {
@@ -175,7 +230,7 @@ impl Camera<'_> {
                     fresh = false;
                     feed.drained(Instant::now());
                 }
-                let silent = heard + silence;
+                let silent = heard + if feed.is_silent() { silence } else { quiet };
                 let deadline = feed.deadline().map_or(silent, |deadline| deadline.min(silent)).into();
                 if timer.deadline() != deadline {
                     timer.as_mut().reset(deadline);
@@ -207,6 +262,9 @@ impl Camera<'_> {
                     let now = Instant::now();
                     if now >= heard + silence {
                         return Fault::Silent(silence);
+                    }
+                    if now >= heard + quiet && !feed.is_silent() {
+                        feed.silent(now, quiet);
                     }
                     feed.tick(now, SystemTime::now());
                 }

@@ -1,7 +1,7 @@
 //! A camera for tests: a few lines of RTSP on a thread, with the faults that a test asks for.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -18,6 +18,10 @@ pub(super) enum Play {
     Stream,
     /// Sends nothing at all.
     Stall,
+    /// Sends nothing more after so many packets a track.
+    StallAfter(u32),
+    /// Sends nothing for a second after so many packets a track.
+    PauseAfter(u32),
     /// Closes the connection after so many packets a track.
     CloseAfter(u32),
     /// Changes its SSRC after so many packets a track.
@@ -38,6 +42,8 @@ pub(super) struct Script {
     pub(super) medias: Vec<&'static str>,
     /// The status of the answer to each SETUP, by track; 200 beyond its end.
     pub(super) setups: Vec<u16>,
+    /// Media go out as datagrams, and SETUP for TCP is answered 461.
+    pub(super) udp_only: bool,
     /// The connection is closed instead of an answer to this track's SETUP.
     pub(super) hang_up_on: Option<usize>,
     /// A method that is never answered.
@@ -53,6 +59,7 @@ impl Default for Script {
             plays: vec![Play::Stream],
             medias: vec![VIDEO],
             setups: Vec::new(),
+            udp_only: false,
             hang_up_on: None,
             mute: None,
             greeting: None,
@@ -77,7 +84,11 @@ pub(super) struct FakeCamera {
 
 impl FakeCamera {
     pub(super) fn start(script: Script) -> FakeCamera {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        FakeCamera::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), script)
+    }
+
+    pub(super) fn start_at(address: SocketAddr, script: Script) -> FakeCamera {
+        let listener = TcpListener::bind(address).expect("a port");
         let address = listener.local_addr().expect("bound");
         let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -123,6 +134,7 @@ struct Request {
     url: String,
     cseq: String,
     authorization: Option<String>,
+    transport: String,
 }
 
 fn read_request(reader: &mut impl BufRead) -> std::io::Result<Request> {
@@ -151,6 +163,7 @@ fn read_request(reader: &mut impl BufRead) -> std::io::Result<Request> {
         url: word(),
         cseq: header("CSeq").unwrap_or_default(),
         authorization: header("Authorization"),
+        transport: header("Transport").unwrap_or_default(),
     })
 }
 
@@ -167,6 +180,8 @@ fn serve(
     if let Some(greeting) = script.greeting {
         return writer.write_all(greeting);
     }
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let mut ports: Vec<(usize, u16)> = Vec::new();
     loop {
         let request = read_request(&mut reader)?;
         log.lock().expect("not poisoned").push(format!("{} {}", request.method, path(&request.url)));
@@ -198,9 +213,24 @@ fn serve(
                 if script.hang_up_on == Some(track) {
                     return Ok(());
                 }
-                let status = script.setups.get(track).copied().unwrap_or(200);
+                let mut status = script.setups.get(track).copied().unwrap_or(200);
                 let (channel, next) = (track * 2, track * 2 + 1);
-                let transport = format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n");
+                let mut transport = format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n");
+                if script.udp_only {
+                    let port = request.transport.split("client_port=").nth(1).and_then(|it| it.split('-').next());
+                    match port.and_then(|port| port.parse().ok()) {
+                        Some(port) => {
+                            let server = socket.local_addr()?.port();
+                            transport = format!(
+                                "Transport: RTP/AVP;unicast;client_port={port}-{};server_port={server}-{}\r\n",
+                                port + 1,
+                                server + 1
+                            );
+                            ports.push((track, port));
+                        }
+                        None => status = 461,
+                    }
+                }
                 let headers = if status == 200 { format!("{session}{transport}") } else { String::new() };
                 writer.write_all(reply(&format!("{status} Whatever"), &headers, "").as_bytes())?;
             }
@@ -211,7 +241,8 @@ fn serve(
                 writer.write_all(reply("200 OK", &headers, "").as_bytes())?;
                 let play = script.plays[(*sessions).min(script.plays.len() - 1)];
                 *sessions += 1;
-                if !play_tracks(play, script.medias.len(), &mut writer, &mut reader, log, stop)? {
+                let udp = script.udp_only.then_some((&socket, &ports[..]));
+                if !play_tracks(play, script.medias.len(), udp, &mut writer, &mut reader, log, stop)? {
                     return Ok(());
                 }
             }
@@ -224,6 +255,7 @@ fn serve(
 fn play_tracks(
     play: Play,
     tracks: usize,
+    udp: Option<(&UdpSocket, &[(usize, u16)])>,
     writer: &mut TcpStream,
     reader: &mut BufReader<Patient<'_>>,
     log: &Mutex<Vec<String>>,
@@ -240,13 +272,21 @@ fn play_tracks(
                 packetizers = numbered(0x100, 700);
             }
             Play::RenumberAfter(packets) if count == packets => packetizers = numbered(0, 7),
+            Play::PauseAfter(packets) if count == packets => std::thread::sleep(Duration::from_secs(1)),
             Play::GarbleAfter(packets) if count == packets => writer.write_all(b"$\x00\x00\x04junk")?,
             _ => {}
         }
-        for (track, packetizer) in packetizers.iter_mut().enumerate().filter(|_| play != Play::Stall) {
+        let stalled = play == Play::Stall || matches!(play, Play::StallAfter(packets) if count >= packets);
+        for (track, packetizer) in packetizers.iter_mut().enumerate().filter(|_| !stalled) {
             let audio = track > 0;
             let mut packet = packetizer.packet(&[0x65, 0x88, 1, 2, 3], count * 3000, true).to_vec();
             packet[1] = if audio { 0 } else { packet[1] };
+            if let Some((socket, ports)) = udp {
+                for (_, port) in ports.iter().filter(|(of, _)| *of == track) {
+                    socket.send_to(&packet, ("127.0.0.1", *port))?;
+                }
+                continue;
+            }
             writer.write_all(&[b'$', track as u8 * 2, 0, packet.len() as u8])?;
             writer.write_all(&packet)?;
         }

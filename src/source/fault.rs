@@ -36,6 +36,8 @@ pub enum Fault {
     Refused,
     /// The TCP connection failed in another way; the system's words.
     Unreachable(String),
+    /// No TLS with the camera, or no trust in it.
+    Tls(String),
     /// The camera did not answer.
     TimedOut(Step, Duration),
     /// The session played, but no packet came.
@@ -44,6 +46,11 @@ pub enum Fault {
     Unauthorized(bool),
     /// Another status than 200.
     Status(u16, Step),
+    /// 461 to SETUP.
+    NoTransport {
+        /// Whether datagrams were asked for.
+        udp: bool,
+    },
     /// What came is not RTSP.
     NotRtsp(String),
     /// Packets carry another SSRC than before, or than SETUP announced.
@@ -56,6 +63,8 @@ pub enum Fault {
     Disordered,
     /// The camera closed the connection.
     Closed(Step),
+    /// The publisher went; why.
+    PublisherGone(String),
     /// The description has no track that could be set up.
     NoTracks,
     /// Anything else; the RTSP library's words.
@@ -109,6 +118,11 @@ impl Fault {
         Fault::Other(step, line)
     }
 
+    /// Whether the camera is not there, as while it restarts; as opposed to one that refuses.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Fault::Refused | Fault::Unreachable(_) | Fault::Closed(_))
+    }
+
     /// Whether a new session is likely to cure it at once: the library ends the session over something that the camera does
     /// once, as when it restarts its encoder.
     pub fn cured_by_reconnect(&self) -> bool {
@@ -124,6 +138,11 @@ impl fmt::Display for Fault {
                 "connection refused: nothing listens there; check host and port, and that RTSP is switched on in the camera"
             ),
             Fault::Unreachable(reason) => write!(f, "cannot connect: {reason}; check host, network and firewall"),
+            Fault::Tls(reason) => write!(
+                f,
+                "no TLS connection: {reason}; name the authority that signed the camera's certificate (tls_ca), or the \
+                 certificate itself (tls_fingerprint)"
+            ),
             Fault::TimedOut(Step::Describe, limit) => write!(
                 f,
                 "no answer to connecting and DESCRIBE within {} s; check that the camera is up, and the firewall",
@@ -150,7 +169,14 @@ impl fmt::Display for Fault {
             Fault::Status(status @ (453 | 503), step) => {
                 write!(f, "{status} to {step}: the camera is busy; it may serve no further client, or not be ready yet")
             }
-            Fault::Status(461, step) => write!(f, "461 to {step}: the camera does not offer RTP over TCP"),
+            Fault::NoTransport { udp: false } => write!(
+                f,
+                "461 to SETUP: the camera does not offer RTP over TCP; write transport = \"udp\", or \"auto\" for both"
+            ),
+            Fault::NoTransport { udp: true } => write!(
+                f,
+                "461 to SETUP: the camera does not offer RTP over UDP; write transport = \"tcp\", or \"auto\" for both"
+            ),
             Fault::Status(status, step) => write!(f, "the camera answers {status} to {step}"),
             Fault::NotRtsp(reason) => write!(f, "what the camera sends is not RTSP ({reason}); check the port"),
             Fault::WrongSsrc => write!(
@@ -164,6 +190,7 @@ impl fmt::Display for Fault {
             }
             Fault::Closed(Step::Playing) => write!(f, "the camera closed the connection"),
             Fault::Closed(step) => write!(f, "the camera closed the connection instead of answering {step}"),
+            Fault::PublisherGone(why) => write!(f, "the publisher is gone: {why}; waiting for the next one"),
             Fault::NoTracks => write!(f, "the camera's description has no track that can be played"),
             Fault::Other(step, reason) => write!(f, "{step} failed: {reason}"),
         }

@@ -9,18 +9,23 @@ pub mod backoff;
 pub mod camera;
 pub mod clip;
 pub mod fault;
+mod feed;
 mod fragment;
 #[doc(hidden)]
 pub mod fuzz;
 mod input;
+pub mod on_demand;
 pub mod packetizer;
 mod parameter_sets;
 pub mod pattern;
 pub mod pipeline;
+pub mod publisher;
+mod reorder;
 pub mod stamp;
 pub mod supervisor;
 pub mod timeline;
 pub mod tone;
+pub mod tunnel;
 
 #[cfg(test)]
 mod fake_camera;

@@ -12,13 +12,15 @@ use tracing::{debug, info, warn};
 
 use super::address::{AddressError, CameraAddress};
 use super::backoff::Backoff;
-use super::camera::{Camera, Report, Timeouts};
+use super::camera::{Camera, PullTransport, Report, Timeouts};
 use super::fault::Fault;
+use super::feed::Feed;
+use super::on_demand::{OnDemand, keep_on_demand};
 use super::packetizer::TrackReport;
 use super::pattern::{Emitted, Pattern};
-use super::pipeline::{Pipeline, Publish, Published, SourceTrack};
+use super::pipeline::{Pipeline, Publish};
+use super::tunnel::TlsOptions;
 use crate::shard::inbox::SourceState;
-use crate::stream::TrackId;
 
 /// How long a reconnect waits for the TEARDOWN of the session before. A camera with room for one session refuses the next
 /// until then; one that is dead must not hold the next try up for long.
@@ -27,11 +29,22 @@ const TEARDOWN_BEFORE_RETRY: Duration = Duration::from_millis(500);
 /// A session that played so long has earned another reconnect without a wait.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// How long connecting and DESCRIBE may take if there is another camera to try.
+const DESCRIBE_WITH_OTHERS_MAX: Duration = Duration::from_secs(4);
+
+/// The longest time between two looks whether a camera that comes first in the list is back.
+const LOOK_BACK_MAX: Duration = Duration::from_secs(300);
+
 /// Where a stream comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceKind {
-    /// A camera, pulled over RTSP.
-    Camera(CameraAddress),
+    /// Cameras, pulled over RTSP: the first that works, in this order. Never empty.
+    Cameras(Vec<CameraAddress>),
+    /// A publisher, which connects to the relay ([`publisher`](super::publisher)).
+    Publisher {
+        /// Whether a second one takes over from the first; else it is refused.
+        takeover: bool,
+    },
     /// The built-in test pattern.
     Test,
 }
@@ -39,7 +52,10 @@ pub enum SourceKind {
 impl SourceKind {
     /// The source that a configuration means: `test`, or the URL of a camera.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
-        if text.trim() == "test" { Ok(SourceKind::Test) } else { CameraAddress::parse(text).map(SourceKind::Camera) }
+        if text.trim() == "test" {
+            return Ok(SourceKind::Test);
+        }
+        CameraAddress::parse(text).map(|address| SourceKind::Cameras(vec![address]))
     }
 }
 
@@ -52,12 +68,22 @@ pub struct SourceSpec {
     pub kind: SourceKind,
     /// The limits of a camera session's steps.
     pub timeouts: Timeouts,
+    /// How cameras' media come.
+    pub transport: PullTransport,
+    /// How the certificates of `rtsps://` cameras are judged.
+    pub tls: TlsOptions,
+    /// How long the first connection waits, so that many sources do not connect in the same instant.
+    pub start_after: Duration,
+    /// For a source that is pulled only while somebody asks for it.
+    pub on_demand: Option<OnDemand>,
 }
 
 impl SourceSpec {
     /// A source with the usual limits.
     pub fn new(name: impl Into<String>, kind: SourceKind) -> Self {
-        SourceSpec { name: name.into(), kind, timeouts: Timeouts::default() }
+        let (timeouts, start_after) = (Timeouts::default(), Duration::ZERO);
+        let (transport, tls) = (PullTransport::default(), TlsOptions::default());
+        SourceSpec { name: name.into(), kind, timeouts, transport, tls, start_after, on_demand: None }
     }
 }
 
@@ -106,59 +132,90 @@ pub async fn run_with<P: Publish>(
     source: Rc<Source>,
     publisher: P,
     mut stop: watch::Receiver<bool>,
-    random: impl FnMut() -> f64,
+    mut random: impl FnMut() -> f64,
 ) {
-    let mut feed = Feed {
-        name: &spec.name,
-        source: &source,
-        publisher,
-        live: None,
-        sessions: 0,
-        tell_live: true,
-        suspects: Vec::new(),
-        had_video: false,
-        left_out: Vec::new(),
-    };
-    match &spec.kind {
-        SourceKind::Camera(address) => supervise(address, spec.timeouts, &mut feed, &mut stop, random).await,
-        SourceKind::Test => {
-            tokio::select! {
-                biased;
-                () = stopped(&mut stop) => {}
-                () = play_pattern(&mut feed) => {}
-            }
-        }
+    let mut feed = Feed::new(&spec.name, &source, publisher);
+    tokio::select! {
+        biased;
+        () = stopped(&mut stop) => {}
+        () = sleep(spec.start_after) => {}
+    }
+    match spec.on_demand.clone() {
+        Some(on_demand) => keep_on_demand(on_demand, &spec, &mut feed, &stop, &mut random).await,
+        None => keep(&spec, &mut feed, &mut stop, &mut random).await,
     }
     feed.disconnected();
     feed.state(SourceState::Down);
 }
 
+/// Keeps the source going until the stop.
+pub(super) async fn keep<P: Publish>(
+    spec: &SourceSpec,
+    feed: &mut Feed<'_, P>,
+    stop: &mut watch::Receiver<bool>,
+    random: &mut impl FnMut() -> f64,
+) {
+    match &spec.kind {
+        SourceKind::Cameras(addresses) => supervise(addresses, spec, feed, stop, random).await,
+        // It comes by itself, if it comes.
+        SourceKind::Publisher { .. } => stopped(stop).await,
+        SourceKind::Test => {
+            tokio::select! {
+                biased;
+                () = stopped(stop) => {}
+                () = play_pattern(feed) => {}
+            }
+        }
+    }
+}
+
 /// Resolves when the source is to stop.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone can't ask for anything any more: that is a stop too.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Session after session with a camera, until the stop.
+/// How a session with a camera came to its end.
+enum End {
+    /// The relay wants no more of it.
+    Stop,
+    /// It failed.
+    Fault(Fault),
+    /// A camera that comes before it in the list answers again.
+    Back(usize),
+}
+
+/// Session after session with the cameras, until the stop.
 async fn supervise<P: Publish>(
-    address: &CameraAddress,
-    timeouts: Timeouts,
+    addresses: &[CameraAddress],
+    spec: &SourceSpec,
     feed: &mut Feed<'_, P>,
     stop: &mut watch::Receiver<bool>,
-    mut random: impl FnMut() -> f64,
+    random: &mut impl FnMut() -> f64,
 ) {
+    let mut timeouts = spec.timeouts;
+    let mut udp = vec![spec.transport == PullTransport::Udp; addresses.len()];
+    // The other transport is tried at once, but once only until one has worked.
+    let mut switched = vec![false; addresses.len()];
+    if addresses.len() > 1 {
+        timeouts.describe = timeouts.describe.min(DESCRIBE_WITH_OTHERS_MAX);
+    }
     let mut backoff = Backoff::default();
-    let mut log = FaultLog::default();
+    let mut logs: Vec<FaultLog> = addresses.iter().map(|_| FaultLog::default()).collect();
     let mut at_once = true;
-    info!(stream = feed.name, camera = %address, "connecting");
+    let mut at = 0;
+    let mut look_back = timeouts.look_back;
+    info!(stream = feed.name, camera = %addresses[0], "connecting");
     loop {
+        let address = &addresses[at];
         feed.state(SourceState::Connecting);
         let group = Arc::new(SessionGroup::default());
-        let camera = Camera { address, timeouts, group: group.clone() };
-        let fault = tokio::select! {
+        let camera = Camera { address, timeouts, tls: &spec.tls, udp: udp[at], group: group.clone() };
+        let end = tokio::select! {
             biased;
-            () = stopped(stop) => None,
-            fault = camera.session(feed) => Some(fault),
+            () = stopped(stop) => End::Stop,
+            fault = camera.session(feed) => End::Fault(fault),
+            back = one_is_back(&addresses[..at], timeouts, &spec.tls, look_back) => End::Back(back),
         };
         // The session is dropped by now, and its TEARDOWN on its way.
         let live = feed.disconnected();
@@ -168,26 +225,65 @@ async fn supervise<P: Publish>(
                 debug!(stream = name, camera = %address, "the camera did not answer TEARDOWN");
             }
         };
-        let Some(fault) = fault else { return torn_down.await };
+        let fault = match end {
+            End::Stop => return torn_down.await,
+            End::Back(back) => {
+                info!(stream = name, camera = %addresses[back], "answers again: going back to it from {address}");
+                // One that answers and does not play is not gone back to all the time.
+                look_back = (look_back * 2).min(LOOK_BACK_MAX);
+                at = back;
+                feed.tell_live = true;
+                continue;
+            }
+            End::Fault(fault) => fault,
+        };
+        // Datagrams that never come are as good as refused: something between drops them.
+        let other = spec.transport == PullTransport::Auto
+            && !address.is_secure()
+            && match fault {
+                Fault::NoTransport { .. } => true,
+                Fault::Silent(_) => udp[at] && live.is_none(),
+                _ => false,
+            };
+        if other {
+            udp[at] = !udp[at];
+            if !std::mem::replace(&mut switched[at], true) {
+                let transport = if udp[at] { "udp" } else { "tcp" };
+                info!(stream = name, camera = %address, transport, "{fault}; trying the other transport");
+                continue;
+            }
+        }
         if let Some(since) = live {
+            switched[at] = false;
             backoff.reset();
             // A camera that comes and goes all the time is told of once, too.
             if since.elapsed() >= STEADY {
-                log.clear();
+                logs[at].clear();
                 at_once = true;
+                look_back = timeouts.look_back;
             }
         }
+        // One that has just played is tried again first; then comes the next in the list, and a wait after each round.
+        let next = if live.is_some() { at } else { (at + 1) % addresses.len() };
         let wait = if fault.cured_by_reconnect() && at_once {
             at_once = false;
             Duration::ZERO
+        } else if next > at {
+            Duration::ZERO
         } else {
-            backoff.wait(random())
+            backoff.wait(random(), fault.is_absence())
         };
         feed.failed(&fault);
-        if log.is_new(&fault) {
+        if logs[at].is_new(&fault) {
             feed.tell_live = true;
-            warn!(stream = feed.name, camera = %address, retry_in_ms = wait.as_millis() as u64, "{fault}");
+            let retry_in_ms = wait.as_millis() as u64;
+            if next == at {
+                warn!(stream = feed.name, camera = %address, retry_in_ms, "{fault}");
+            } else {
+                warn!(stream = feed.name, camera = %address, next = %addresses[next], retry_in_ms, "{fault}");
+            }
         }
+        at = next;
         let pause = async {
             let _ = tokio::join!(timeout(TEARDOWN_BEFORE_RETRY, group.await_teardown()), sleep(wait));
         };
@@ -195,6 +291,21 @@ async fn supervise<P: Publish>(
             biased;
             () = stopped(stop) => return torn_down.await,
             () = pause => {}
+        }
+    }
+}
+
+/// Asks the cameras that come before the one that plays, every now and then, until one of them answers: its number. Never
+/// resolves for none.
+async fn one_is_back(before: &[CameraAddress], timeouts: Timeouts, tls: &TlsOptions, every: Duration) -> usize {
+    loop {
+        sleep(every).await;
+        for (index, address) in before.iter().enumerate() {
+            let group = Arc::new(SessionGroup::default());
+            let camera = Camera { address, timeouts, tls, udp: false, group };
+            if camera.answers().await {
+                return index;
+            }
         }
     }
 }
@@ -245,132 +356,5 @@ impl FaultLog {
 
     fn clear(&mut self) {
         self.told = None;
-    }
-}
-
-/// A source's end of its pipeline: adds what the supervisor has to tell.
-pub(super) struct Feed<'a, P> {
-    name: &'a str,
-    source: &'a Source,
-    publisher: P,
-    /// When the present session's first packet came.
-    live: Option<Instant>,
-    /// Sessions that brought packets.
-    sessions: u64,
-    /// Whether the log is to say when the first packet comes.
-    tell_live: bool,
-    /// Tracks, by their place in the description, whose SETUP ended a session although another track's had not, since the
-    /// last session that went live. Twice is enough to do without a track.
-    pub(super) suspects: Vec<usize>,
-    /// Whether the last session that played had a picture.
-    pub(super) had_video: bool,
-    /// Tracks whose leaving out has been told.
-    left_out: Vec<(String, String)>,
-}
-
-impl<P: Publish> Feed<'_, P> {
-    /// Tells everybody of a new state.
-    fn state(&mut self, state: SourceState) {
-        let mut status = self.source.status.borrow_mut();
-        if status.state != state || status.since.is_none() {
-            status.state = state;
-            status.since = Some(Instant::now());
-            drop(status);
-            self.publisher.publish(Published::State(state));
-        }
-    }
-
-    /// The source plays these tracks.
-    pub(super) fn connected(&mut self, tracks: Vec<SourceTrack>) {
-        for (index, track) in tracks.iter().enumerate() {
-            debug!(stream = self.name, track = index, media = track.media, encoding = track.encoding, "track");
-        }
-        self.had_video = tracks.iter().any(|track| track.media == "video");
-        let (now, wall) = (Instant::now(), SystemTime::now());
-        self.source.pipeline.borrow_mut().connected(now, wall, tracks, &mut self.publisher);
-        self.tell_notices();
-    }
-
-    /// An RTP packet.
-    pub(super) fn packet(&mut self, track: TrackId, received: Instant, rtp: &[u8]) {
-        if self.live.is_none() {
-            self.went_live(received);
-        }
-        self.source.pipeline.borrow_mut().packet(track, received, rtp, &mut self.publisher);
-        self.tell_notices();
-    }
-
-    /// A sender report that was read just now.
-    pub(super) fn sender_report(&mut self, track: TrackId, received: Instant, report: Report) {
-        let Report { ntp, rtp_time, packets, octets } = report;
-        let mut pipeline = self.source.pipeline.borrow_mut();
-        let wall = SystemTime::now();
-        pipeline.sender_report(track, received, wall, ntp, rtp_time, packets, octets, &mut self.publisher);
-        drop(pipeline);
-        self.tell_notices();
-    }
-
-    /// Nothing more to read.
-    pub(super) fn drained(&mut self, now: Instant) {
-        self.source.pipeline.borrow_mut().drained(now, &mut self.publisher);
-    }
-
-    /// When [`Feed::tick`] is due.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.source.pipeline.borrow().deadline()
-    }
-
-    /// Time has passed.
-    pub(super) fn tick(&mut self, now: Instant, wall: SystemTime) {
-        self.source.pipeline.borrow_mut().tick(now, wall, &mut self.publisher);
-        self.tell_notices();
-    }
-
-    /// The source is gone. When the session's first packet had come, if one had.
-    fn disconnected(&mut self) -> Option<Instant> {
-        self.source.pipeline.borrow_mut().disconnected(Instant::now(), &mut self.publisher);
-        self.live.take()
-    }
-
-    /// A track of the camera is not set up; told once.
-    pub(super) fn track_left_out(&mut self, track: &str, reason: &str) {
-        let told = (track.to_owned(), reason.to_owned());
-        if !self.left_out.contains(&told) {
-            warn!(stream = self.name, track, "track left out: {reason}");
-            // A camera that names its tracks anew each time must not make this grow.
-            self.left_out.truncate(31);
-            self.left_out.insert(0, told);
-        }
-    }
-
-    /// The session failed.
-    fn failed(&mut self, fault: &Fault) {
-        let mut status = self.source.status.borrow_mut();
-        status.failures += 1;
-        status.fault = Some(fault.to_string());
-        drop(status);
-        self.state(SourceState::Down);
-    }
-
-    fn went_live(&mut self, now: Instant) {
-        self.live = Some(now);
-        self.suspects.clear();
-        self.sessions += 1;
-        let mut status = self.source.status.borrow_mut();
-        let failures = status.failures;
-        status.fault = None;
-        status.reconnects = self.sessions - 1;
-        drop(status);
-        if std::mem::take(&mut self.tell_live) {
-            info!(stream = self.name, sessions = self.sessions, failures, "live");
-        }
-        self.state(SourceState::Live);
-    }
-
-    fn tell_notices(&mut self) {
-        let mut pipeline = self.source.pipeline.borrow_mut();
-        while let Some(notice) = pipeline.poll_notice() {
-            warn!(stream = self.name, "{notice}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! The supervisor against cameras that misbehave.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::camera::PullTransport;
 use super::fake_camera::{AUDIO, BACK_CHANNEL, FakeCamera, Play, Script, VIDEO};
+use super::on_demand::{Demand, OnDemand};
 use super::pattern;
 use super::pipeline::{Pipeline, Publish, Published};
 use super::stamp;
@@ -21,7 +23,7 @@ use crate::stream::chunk::{Chunk, ChunkKind};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Default)]
-struct Collector(Rc<RefCell<Vec<Published>>>);
+pub(super) struct Collector(Rc<RefCell<Vec<Published>>>);
 
 impl Publish for Collector {
     fn publish(&mut self, msg: Published) {
@@ -43,12 +45,12 @@ impl Collector {
     }
 }
 
-fn spec(url: &str) -> SourceSpec {
+pub(super) fn spec(url: &str) -> SourceSpec {
     SourceSpec::new("front", SourceKind::parse(url).expect("a sound URL"))
 }
 
 /// Runs a supervisor until `done`, then stops it and waits for its end.
-fn supervise(spec: SourceSpec, done: impl Fn(&Source, &Collector) -> bool) -> (Rc<Source>, Collector) {
+pub(super) fn supervise(spec: SourceSpec, done: impl Fn(&Source, &Collector) -> bool) -> (Rc<Source>, Collector) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(supervise_here(spec, done))
 }
@@ -70,11 +72,11 @@ async fn supervise_here(spec: SourceSpec, done: impl Fn(&Source, &Collector) -> 
     (source, collector)
 }
 
-fn fault_is(part: &'static str) -> impl Fn(&Source, &Collector) -> bool {
+pub(super) fn fault_is(part: &'static str) -> impl Fn(&Source, &Collector) -> bool {
     move |source, _| source.status.borrow().fault.as_ref().is_some_and(|fault| fault.contains(part))
 }
 
-fn live_times(times: usize) -> impl Fn(&Source, &Collector) -> bool {
+pub(super) fn live_times(times: usize) -> impl Fn(&Source, &Collector) -> bool {
     move |_, collector| collector.states().iter().filter(|state| **state == SourceState::Live).count() >= times
 }
 
@@ -266,4 +268,95 @@ fn a_camera_is_pulled_on_io_urings_runtime_too() {
     let (_, collector) = runtime.block_on(supervise_here(spec(&url), live_times(1)));
     assert_eq!(collector.states().last(), Some(&SourceState::Down));
     assert_eq!(camera.count("TEARDOWN"), 1);
+}
+
+#[test]
+fn a_camera_that_falls_silent_is_told_of_before_it_is_left() {
+    let camera = FakeCamera::start(Script { plays: vec![Play::StallAfter(5), Play::Stream], ..Script::default() });
+    let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+    spec.timeouts.silence = Duration::from_millis(300);
+    let (_, collector) = supervise(spec, live_times(2));
+    use SourceState::{Connecting, Down, Live, Silent};
+    assert_eq!(collector.states()[..6], [Connecting, Live, Silent, Down, Connecting, Live]);
+}
+
+#[test]
+fn a_pause_shorter_than_the_timeout_is_silence_and_no_end() {
+    let camera = FakeCamera::start(Script { plays: vec![Play::PauseAfter(5)], ..Script::default() });
+    let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+    // Told of at 50 ms; the camera pauses until that has happened.
+    spec.timeouts.silence = Duration::from_secs(20);
+    spec.timeouts.quiet = Duration::from_millis(50);
+    let (source, collector) = supervise(spec, live_times(2));
+    use SourceState::{Connecting, Down, Live, Silent};
+    assert_eq!(collector.states(), [Connecting, Live, Silent, Live, Down]);
+    assert_eq!(source.status.borrow().failures, 0);
+}
+
+#[test]
+fn the_next_camera_of_a_list_is_taken_and_the_first_gone_back_to() {
+    // Bound and dropped: a port that nobody listens on, until the first camera is switched on there.
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+    let backup = FakeCamera::start(Script::default());
+    let first = RefCell::new(None);
+    let urls = [format!("rtsp://{address}/cam"), format!("rtsp://{}/cam", backup.address)];
+    let addresses = urls.iter().map(|url| super::address::CameraAddress::parse(url).expect("a sound URL"));
+    let mut spec = spec("test");
+    spec.kind = SourceKind::Cameras(addresses.collect());
+    spec.timeouts.look_back = Duration::from_millis(20);
+    let (source, collector) = supervise(spec, |_, collector| {
+        let lives = collector.states().iter().filter(|state| **state == SourceState::Live).count();
+        if lives == 1 && first.borrow().is_none() {
+            *first.borrow_mut() = Some(FakeCamera::start_at(address, Script::default()));
+        }
+        lives >= 2
+    });
+    assert_eq!(source.status.borrow().failures, 1, "the first was down once; leaving the second was no failure");
+    let first = first.borrow_mut().take().expect("it was switched on");
+    assert_eq!((backup.count("PLAY"), first.count("PLAY")), (1, 1));
+    let chunks = collector.chunks(TrackId(0));
+    let next = |chunk: &Chunk| chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
+    assert!(chunks.windows(2).all(|pair| next(&pair[0]) == pair[1].first_seq), "numbers go on from one to the other");
+}
+
+#[test]
+fn an_on_demand_source_is_pulled_while_somebody_asks_for_it() {
+    let camera = FakeCamera::start(Script::default());
+    let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+    let (wanted, demand) = watch::channel(Demand::default());
+    spec.on_demand = Some(OnDemand { stop: Duration::from_millis(50), demand });
+    let steps = Cell::new(0);
+    let (_, collector) = supervise(spec, |_, collector| {
+        use SourceState::{Idle, Live};
+        match (steps.get(), collector.states().last()) {
+            (0, Some(Idle)) => wanted.send_modify(|demand| (demand.shards, demand.asked) = (1, 1)),
+            (1, Some(Live)) => wanted.send_modify(|demand| demand.shards = 0),
+            // Somebody who asks and goes at once is served as well.
+            (2, Some(Idle)) => wanted.send_modify(|demand| demand.asked = 2),
+            (3, Some(Live)) => {}
+            (4, Some(Idle)) => return true,
+            _ => return false,
+        }
+        steps.set(steps.get() + 1);
+        false
+    });
+    use SourceState::{Connecting, Down, Idle, Live};
+    assert_eq!(collector.states(), [Idle, Connecting, Live, Idle, Connecting, Live, Idle, Down]);
+    assert_eq!((camera.count("PLAY"), camera.count("TEARDOWN")), (2, 2));
+}
+
+#[test]
+fn auto_takes_the_other_transport_after_a_461_and_says_so_without_it() {
+    let camera = FakeCamera::start(Script { medias: vec![VIDEO, AUDIO], udp_only: true, ..Script::default() });
+    let url = format!("rtsp://{}/cam", camera.address);
+    supervise(spec(&url), fault_is("transport = \"udp\""));
+    for transport in [PullTransport::Auto, PullTransport::Udp] {
+        let spec = SourceSpec { transport, ..spec(&url) };
+        let both = |_: &Source, collector: &Collector| {
+            [TrackId(0), TrackId(1)].iter().all(|track| collector.chunks(*track).len() >= 3)
+        };
+        let (source, collector) = supervise(spec, both);
+        assert_eq!(source.status.borrow().failures, 0);
+        assert!(collector.states().ends_with(&[SourceState::Live, SourceState::Down]));
+    }
 }

@@ -9,8 +9,9 @@ fn cameras() -> Vec<(String, Vec<u8>)> {
     let mut found: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()))
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path))
+        .filter(|(name, _)| name.ends_with("_sdp.txt") || name.contains("describe"))
+        .map(|(name, path)| (name, std::fs::read(path).unwrap()))
         .collect();
     found.sort();
     assert!(found.len() >= 19, "only {} transcripts", found.len());

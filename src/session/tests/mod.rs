@@ -1,5 +1,7 @@
 mod life;
 mod methods;
+mod on_demand;
+mod publish;
 mod random;
 mod setup;
 

@@ -12,6 +12,7 @@ use crate::egress::{Datagrams, Egress, Token};
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Reception, Transport};
 use crate::session::{ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
+use crate::shard::inbox::{Publishing, ToControl, Verdict};
 use crate::shard::player::Player;
 use crate::stream::chunk::{Run, Span};
 use crate::stream::{StreamId, TrackId};
@@ -65,8 +66,21 @@ impl<E: Egress> Core<E> {
                     }
                 }
                 Event::Pause { session } => self.pause(session),
-                Event::End { session, reason } => self.session_ended(session, reason),
+                Event::End { session, reason } => {
+                    match self.publishers.remove(&session) {
+                        Some(stream) => self.publishing(stream, session, Publishing::Ended(reason)),
+                        None => self.session_ended(session, reason),
+                    };
+                }
+                Event::Record { session, stream, peer, tracks, .. } => {
+                    self.publishers.insert(session, stream);
+                    self.publishing(stream, session, Publishing::Record { peer, tracks });
+                }
+                Event::Published { session, stream, track, rtcp, packet } => {
+                    self.publishing(stream, session, Publishing::Packet { track, rtcp, received: now, packet });
+                }
                 Event::ReceiverReport { session, track, report } => self.received(session, track, &report),
+                Event::Demand { stream, wanted } => self.outbox.push(ToControl::Demand { stream, wanted }),
                 Event::Move { conn, shard, unread } => self.hand_over(conn.0, shard, unread),
                 Event::Close { conn, .. } => self.close(conn.0, Closing::Flush),
             }
@@ -74,6 +88,26 @@ impl<E: Egress> Core<E> {
         for slot in reports {
             self.queue_reports(slot);
         }
+    }
+
+    fn publishing(&mut self, stream: StreamId, session: SessionKey, what: Publishing) {
+        self.outbox.push(ToControl::Publishing { stream, session, what });
+    }
+
+    /// What the control thread says to a publisher.
+    pub fn publisher(&mut self, now: Instant, session: SessionKey, verdict: Verdict) {
+        match verdict {
+            Verdict::Go => self.server.recording(now, session),
+            Verdict::Refuse(status) => {
+                self.publishers.remove(&session);
+                self.server.refuse(now, session, status);
+            }
+            Verdict::End(reason) => {
+                self.publishers.remove(&session);
+                self.server.end_publisher(now, session, reason);
+            }
+        }
+        self.process_events(now);
     }
 
     fn answer(&mut self, now: Instant, slot: u32, bytes: Bytes) {

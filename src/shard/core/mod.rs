@@ -19,7 +19,7 @@ use bytes::Bytes;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::inbox::SourceState;
+use super::inbox::{SourceState, ToControl};
 use super::player::Player;
 use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token};
 use crate::metrics::{
@@ -48,6 +48,10 @@ pub struct StreamSetup {
     pub name: String,
     /// Where new clients begin.
     pub start: Start,
+    /// Whether it is published to the relay.
+    pub published: bool,
+    /// For a stream that is pulled on demand: how long clients wait for it to come up.
+    pub on_demand: Option<Duration>,
 }
 
 /// What may be changed while a shard runs.
@@ -282,6 +286,10 @@ pub struct Core<E: Egress> {
     /// The shared UDP socket has refused a datagram since the last check.
     path_refused: bool,
     handovers: Vec<Handover>,
+    /// What the control thread is to be told.
+    outbox: Vec<ToControl>,
+    /// Publishers' sessions that the control thread knows of.
+    publishers: HashMap<SessionKey, StreamId>,
     /// Connections removed since the thread last asked.
     gone: usize,
     metrics: ShardMetrics,
@@ -305,6 +313,8 @@ impl<E: Egress> Core<E> {
         for setup in &config.streams {
             assert_eq!(usize::from(setup.id.0), streams.len(), "streams come in the order of their numbers");
             server.set_stream(setup.id, &setup.name);
+            server.set_published(setup.id, setup.published);
+            server.set_on_demand(setup.id, setup.on_demand);
             streams.push(Stream::new(setup, config.age, config.log_bytes));
         }
         Core {
@@ -324,6 +334,8 @@ impl<E: Egress> Core<E> {
             own_paths: 0,
             path_refused: false,
             handovers: Vec::new(),
+            outbox: Vec::new(),
+            publishers: HashMap::new(),
             gone: 0,
             metrics: ShardMetrics::new(),
             stopping: None,
@@ -404,6 +416,11 @@ impl<E: Egress> Core<E> {
         self.link(token).is_some_and(|link| link.closing == Closing::No)
     }
 
+    /// Whether the connection is a publisher's, which is worth large reads.
+    pub fn publishes(&self, token: Token) -> bool {
+        self.server.publishes(ConnId(token.slot))
+    }
+
     /// Whether the link is still there, open or on its way to being closed.
     pub fn is_there(&self, token: Token) -> bool {
         self.link(token).is_some()
@@ -420,6 +437,11 @@ impl<E: Egress> Core<E> {
         std::mem::take(&mut self.handovers)
     }
 
+    /// What the control thread is to be told, in order.
+    pub fn take_outbox(&mut self) -> Vec<ToControl> {
+        std::mem::take(&mut self.outbox)
+    }
+
     /// Connections closed since the last call, the ones handed over not among them.
     pub fn take_gone(&mut self) -> usize {
         std::mem::take(&mut self.gone)
@@ -429,14 +451,20 @@ impl<E: Egress> Core<E> {
     ///
     /// # Panics
     /// If a new one has not the next number.
-    pub fn set_stream(&mut self, setup: &StreamSetup) {
+    pub fn set_stream(&mut self, now: Instant, setup: &StreamSetup) {
         if let Some(stream) = self.streams.get_mut(usize::from(setup.id.0)) {
             stream.start = setup.start;
-            return;
+        } else {
+            assert_eq!(usize::from(setup.id.0), self.streams.len(), "streams come in the order of their numbers");
+            self.server.set_stream(setup.id, &setup.name);
+            self.streams.push(Stream::new(setup, self.age, self.log_bytes));
         }
-        assert_eq!(usize::from(setup.id.0), self.streams.len(), "streams come in the order of their numbers");
-        self.server.set_stream(setup.id, &setup.name);
-        self.streams.push(Stream::new(setup, self.age, self.log_bytes));
+        self.server.set_published(setup.id, setup.published);
+        self.server.set_on_demand(setup.id, setup.on_demand);
+        if setup.on_demand.is_none() {
+            self.server.set_asleep(now, setup.id, false);
+        }
+        self.process_events(now);
     }
 
     /// A stream is no more: its clients are ended, and whatever still comes for it is passed over.
@@ -531,14 +559,27 @@ impl<E: Egress> Core<E> {
     }
 
     /// The stream's source changed its state.
-    pub fn source(&mut self, id: StreamId, state: SourceState) {
+    pub fn source(&mut self, now: Instant, id: StreamId, state: SourceState) {
         self.streams[usize::from(id.0)].state = state;
-        if state != SourceState::Live {
+        if !matches!(state, SourceState::Live | SourceState::Silent) {
             // Who comes now is not shown the last picture of a camera that has gone as if it were of now.
             self.streams[usize::from(id.0)].log.forget_keyframes();
             // A report of the session that is gone says nothing about the next one.
             self.streams[usize::from(id.0)].reports.fill(None);
         }
+        match state {
+            SourceState::Live => self.server.set_asleep(now, id, false),
+            SourceState::Idle => {
+                self.server.set_asleep(now, id, true);
+                let stream = &mut self.streams[usize::from(id.0)];
+                if stream.members.is_empty() {
+                    // Who comes next is not to begin with a picture of long ago.
+                    stream.log.clear();
+                }
+            }
+            _ => {}
+        }
+        self.process_events(now);
     }
 
     /// Answers the reporter.
@@ -671,7 +712,7 @@ fn leave_reason(reason: EndReason) -> LeaveReason {
         EndReason::Teardown => LeaveReason::Teardown,
         EndReason::Timeout => LeaveReason::SessionTimeout,
         EndReason::Disconnected => LeaveReason::Disconnected,
-        EndReason::Closed => LeaveReason::Protocol,
+        EndReason::Closed | EndReason::TakenOver | EndReason::Silent => LeaveReason::Protocol,
         EndReason::Stalled => LeaveReason::Stalled,
         EndReason::SourceChanged => LeaveReason::SourceChanged,
         EndReason::StreamRemoved => LeaveReason::StreamRemoved,

@@ -71,6 +71,10 @@ impl Status {
     pub const OK: Status = Status(200);
     /// The request cannot be understood.
     pub const BAD_REQUEST: Status = Status(400);
+    /// Not for this client.
+    pub const FORBIDDEN: Status = Status(403);
+    /// A body that is no SDP.
+    pub const UNSUPPORTED_MEDIA_TYPE: Status = Status(415);
     /// No such stream or track.
     pub const NOT_FOUND: Status = Status(404);
     /// Not for this resource; `Allow` tells what is.

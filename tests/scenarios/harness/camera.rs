@@ -10,11 +10,13 @@ use super::{DEADLINE, wait_until};
 /// Parameter sets of a 640x480 stream, as `sprop-parameter-sets` carries them.
 const SPROP: &str = "Z0LAHtkDxWhAAAADAEAAAAwDxYuS,aMuMsg==";
 
-const SPS: &[u8] = &[
+/// The sequence parameter set of it.
+pub const SPS: &[u8] = &[
     0x67, 0x42, 0xc0, 0x1e, 0xd9, 0x03, 0xc5, 0x68, 0x40, 0x00, 0x00, 0x03, 0x00, 0x40, 0x00, 0x00, 0x0c, 0x03, 0xc5,
     0x8b, 0x92,
 ];
-const PPS: &[u8] = &[0x68, 0xcb, 0x8c, 0xb2];
+/// The picture parameter set of it.
+pub const PPS: &[u8] = &[0x68, 0xcb, 0x8c, 0xb2];
 
 /// RTP ticks from one video frame to the next (30 fps).
 const FRAME_TICKS: u32 = 3_000;

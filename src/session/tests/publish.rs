@@ -1,0 +1,130 @@
+use super::*;
+
+const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
+                   m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n\
+                   m=audio 0 RTP/AVP 97\r\na=rtpmap:97 MPEG4-GENERIC/44100/2\r\na=control:streamid=1\r\n";
+const BACK: StreamId = StreamId(1);
+
+/// `back` is published; connection 1 is on this machine.
+fn publishing() -> Rig {
+    let mut rig = rig();
+    rig.server.set_published(BACK, true);
+    rig.connect_from(1, "127.0.0.1:5000".parse().unwrap());
+    rig
+}
+
+impl Rig {
+    fn announce(&mut self, conn: u32, url: &str) -> u16 {
+        self.cseq += 1;
+        let (cseq, length) = (self.cseq, SDP.len());
+        let head = format!("ANNOUNCE {url} RTSP/1.0\r\nCSeq: {cseq}\r\nContent-Type: application/sdp\r\n");
+        let replies = self.send(conn, format!("{head}Content-Length: {length}\r\n\r\n{SDP}").as_bytes());
+        assert_eq!(replies.len(), 1);
+        replies[0].status
+    }
+
+    /// Announces and sets up both tracks.
+    fn set_up_publisher(&mut self, conn: u32, transports: [&str; 2]) -> SessionKey {
+        assert_eq!(self.announce(conn, "rtsp://h/back"), 200);
+        let mut key: Option<SessionKey> = None;
+        for (index, transport) in transports.iter().enumerate() {
+            let transport = format!("Transport: {transport};mode=record");
+            let session = key.map(|key| format!("Session: {key}"));
+            let headers: Vec<&str> = [transport.as_str()].into_iter().chain(session.as_deref()).collect();
+            let reply = self.ask(conn, &format!("SETUP rtsp://h/back/streamid={index}"), &headers);
+            assert_eq!(reply.status, 200, "{reply:?}");
+            assert!(reply.header("Transport").ends_with("mode=record"), "{reply:?}");
+            key = Some(reply.session());
+        }
+        key.unwrap()
+    }
+
+    /// RECORD, which the shard is asked about; gives the tracks.
+    fn record(&mut self, conn: u32, key: SessionKey) -> Vec<String> {
+        self.cseq += 1;
+        let text = format!("RECORD rtsp://h/back RTSP/1.0\r\nCSeq: {}\r\nSession: {key}\r\n\r\n", self.cseq);
+        assert!(self.send(conn, text.as_bytes()).is_empty());
+        match &self.take_events()[..] {
+            [Event::Record { session, stream: BACK, tracks, .. }] if *session == key => {
+                tracks.iter().map(|track| track.encoding.clone()).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn packets(&mut self) -> Vec<(u8, bool, Vec<u8>)> {
+        let packet = |event| match event {
+            Event::Published { track, rtcp, packet, .. } => (track.0, rtcp, packet.to_vec()),
+            other => panic!("{other:?}"),
+        };
+        self.take_events().into_iter().map(packet).collect()
+    }
+}
+
+const TCP: [&str; 2] = ["RTP/AVP/TCP;unicast;interleaved=0-1", "RTP/AVP/TCP;unicast;interleaved=2-3"];
+
+#[test]
+fn a_publisher_over_tcp_records_once_it_is_let() {
+    let mut rig = publishing();
+    assert!(rig.ask(1, "OPTIONS *", &[]).header("Public").contains("ANNOUNCE, SETUP, PLAY, RECORD"));
+    let key = rig.set_up_publisher(1, TCP);
+    assert_eq!(rig.record(1, key), ["H264", "MPEG4-GENERIC"]);
+    // Nothing is taken before the answer.
+    rig.send(1, b"$\x00\x00\x03abc");
+    assert!(rig.take_events().is_empty());
+    rig.server.recording(rig.now, key);
+    assert_eq!(rig.drain(1)[0].status, 200);
+    rig.send(1, b"$\x02\x00\x03def$\x01\x00\x01r");
+    assert_eq!(rig.packets(), [(0, false, b"abc".to_vec()), (1, false, b"def".to_vec()), (0, true, b"r".to_vec())]);
+    assert_eq!(rig.status(1, "PLAY rtsp://h/back", &[&format!("Session: {key}")]), 455);
+    rig.server.disconnected(rig.now, ConnId(1));
+    rig.drain(1);
+    assert_eq!(rig.take_events(), [Event::End { session: key, reason: EndReason::Disconnected }]);
+}
+
+#[test]
+fn a_publisher_over_udp_is_known_by_its_ports() {
+    let mut rig = publishing();
+    let key = rig.set_up_publisher(
+        1,
+        ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"],
+    );
+    rig.record(1, key);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    rig.server.rtcp(rig.now, "127.0.0.1:6002".parse().unwrap(), b"media");
+    rig.server.rtcp(rig.now, "127.0.0.1:6001".parse().unwrap(), b"report");
+    rig.server.rtcp(rig.now, "127.0.0.1:6004".parse().unwrap(), b"stranger");
+    rig.drain(1);
+    assert_eq!(rig.packets(), [(1, false, b"media".to_vec()), (0, true, b"report".to_vec())]);
+    assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back", &[&format!("Session: {key}")]), 200);
+    assert_eq!(rig.take_events(), [Event::End { session: key, reason: EndReason::Teardown }]);
+}
+
+#[test]
+fn who_may_not_publish_is_told() {
+    let mut rig = publishing();
+    assert_eq!(rig.announce(0, "rtsp://h/back"), 403, "from another machine");
+    assert_eq!(rig.announce(1, "rtsp://h/front"), 405, "a stream that is pulled");
+    assert_eq!(rig.announce(1, "rtsp://h/nothing"), 404);
+    let key = rig.set_up_publisher(1, TCP);
+    rig.record(1, key);
+    rig.server.refuse(rig.now, key, 503);
+    let replies = rig.drain(1);
+    assert_eq!((replies[0].status, replies[0].header("Retry-After")), (503, "5"));
+    assert_eq!(rig.status(1, "OPTIONS *", &[]), 200);
+}
+
+#[test]
+fn the_shard_ends_a_publisher() {
+    let mut rig = publishing();
+    let key = rig.set_up_publisher(1, TCP);
+    rig.record(1, key);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    rig.server.end_publisher(rig.now, key, EndReason::TakenOver);
+    rig.drain(1);
+    let reason = CloseReason::SessionEnded(EndReason::TakenOver);
+    assert_eq!(rig.take_events(), [Event::Close { conn: ConnId(1), reason }]);
+    assert_eq!(rig.server.sessions(), 0);
+}

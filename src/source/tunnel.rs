@@ -1,0 +1,244 @@
+//! RTSPS: TLS to the camera, and a loopback connection on this side of it, for an RTSP library that speaks plain RTSP alone.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use url::Url;
+
+use super::address::CameraAddress;
+use super::fault::Fault;
+
+/// The port of an `rtsps://` URL without one.
+pub const PORT: u16 = 322;
+
+/// How a camera's certificate is judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// A PEM file with the authorities to trust, instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// The SHA-256 of the certificate itself, which is then trusted whoever signed it and whatever name is in it.
+    pub fingerprint: Option<[u8; 32]>,
+}
+
+/// Connects to the camera by TLS, and gives the URL of the loopback end, which takes one connection.
+///
+/// The handshake comes first, so that a camera whose certificate is not trusted is told of in those words.
+pub(super) async fn open(address: &CameraAddress, options: &TlsOptions) -> Result<Url, Fault> {
+    let config = config(options)?;
+    let url = address.url();
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| Fault::Tls(format!("host {host}: {error}")))?;
+    let camera = TcpStream::connect((host, url.port().unwrap_or(PORT))).await.map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionRefused => Fault::Refused,
+        _ => Fault::Unreachable(error.to_string()),
+    })?;
+    let secured = TlsConnector::from(Arc::new(config)).connect(name, camera).await;
+    let secured = secured.map_err(|error| Fault::Tls(address.redact(&error.to_string())))?;
+    let local = |error: io::Error| Fault::Unreachable(format!("no loopback connection: {error}"));
+    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.map_err(local)?;
+    let port = listener.local_addr().map_err(local)?.port();
+    tokio::spawn(carry(listener, secured));
+    Ok(address.at_loopback(port))
+}
+
+/// Carries bytes both ways between the first connection to `listener` and the camera, until either ends.
+async fn carry(listener: TcpListener, mut camera: TlsStream<TcpStream>) {
+    let Ok(Ok((mut near, _))) = tokio::time::timeout(std::time::Duration::from_secs(10), listener.accept()).await
+    else {
+        return;
+    };
+    drop(listener);
+    // It fails only if the loopback connection is gone already.
+    let _ = near.set_nodelay(true);
+    // Whatever ends it is seen by the RTSP library as the end of its connection.
+    let _ = copy_bidirectional(&mut near, &mut camera).await;
+}
+
+fn config(options: &TlsOptions) -> Result<ClientConfig, Fault> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Fault::Tls(error.to_string()))?;
+    if let Some(fingerprint) = options.fingerprint {
+        let verifier = Arc::new(Pinned { fingerprint, provider });
+        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
+    }
+    let mut roots = RootCertStore::empty();
+    match &options.ca {
+        Some(path) => {
+            let unreadable = |error: &dyn std::fmt::Display| Fault::Tls(format!("tls_ca {}: {error}", path.display()));
+            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
+            for certificate in certificates {
+                let certificate = certificate.map_err(|error| unreadable(&error))?;
+                roots.add(certificate).map_err(|error| unreadable(&error))?;
+            }
+        }
+        // Single certificates that cannot be used do no harm to the others.
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    if roots.is_empty() {
+        return Err(Fault::Tls("there are no authorities to trust; set tls_ca or tls_fingerprint".to_owned()));
+    }
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Trusts one certificate, by its hash.
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+/// The SHA-256 of a certificate.
+fn fingerprint(certificate: &CertificateDer<'_>) -> Vec<u8> {
+    ::ring::digest::digest(&::ring::digest::SHA256, certificate).as_ref().to_vec()
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let found = fingerprint(end_entity);
+        if found == self.fingerprint {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
+        Err(rustls::Error::General(format!("the certificate's SHA-256 is {found}, not what tls_fingerprint says")))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Reads a SHA-256 in hexadecimal, with or without colons.
+///
+/// # Errors
+/// A sentence with the cure.
+pub fn parse_fingerprint(text: &str) -> Result<[u8; 32], String> {
+    let digits: Vec<char> = text.chars().filter(|c| *c != ':').collect();
+    let bytes: Option<Vec<u8>> = (digits.len() == 64)
+        .then(|| digits.chunks(2).map(|pair| u8::from_str_radix(&pair.iter().collect::<String>(), 16).ok()).collect())
+        .flatten();
+    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+        "is not the SHA-256 of a certificate; write 64 hexadecimal digits (openssl x509 -noout -fingerprint -sha256)".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+    use super::*;
+    use crate::source::fake_camera::{FakeCamera, Script};
+    use crate::source::tests::{fault_is, live_times, spec, supervise};
+
+    /// TLS in front of a fake camera: its address, its certificate as PEM and its fingerprint.
+    fn secured(camera: SocketAddr) -> (SocketAddr, String, [u8; 32]) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let print = fingerprint(&certificate).try_into().unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::from_std(listener).unwrap();
+                let acceptor = TlsAcceptor::from(Arc::new(config));
+                while let Ok((stream, _)) = listener.accept().await {
+                    // A client that does not trust the certificate leaves.
+                    let Ok(mut far) = acceptor.accept(stream).await else { continue };
+                    let mut near = TcpStream::connect(camera).await.unwrap();
+                    tokio::spawn(async move { copy_bidirectional(&mut far, &mut near).await });
+                }
+            });
+        });
+        (address, made.cert.pem(), print)
+    }
+
+    #[test]
+    fn a_camera_is_pulled_through_tls_if_its_certificate_is_trusted() {
+        let camera = FakeCamera::start(Script { credentials: Some(("admin", "secret")), ..Script::default() });
+        let (address, pem, print) = secured(camera.address);
+        let file = std::env::temp_dir().join(format!("rtsprelay-ca-{}.pem", std::process::id()));
+        std::fs::write(&file, pem).unwrap();
+        let by_name = format!("rtsps://admin:secret@localhost:{}/cam", address.port());
+        let by_address = format!("rtsps://admin:secret@{address}/cam");
+        for (url, tls) in [
+            (&by_name, TlsOptions { ca: Some(file.clone()), fingerprint: None }),
+            (&by_address, TlsOptions { ca: None, fingerprint: Some(print) }),
+        ] {
+            let mut spec = spec(url);
+            spec.tls = tls;
+            let (source, _) = supervise(spec, live_times(1));
+            assert_eq!(source.status.borrow().failures, 0);
+        }
+        for (url, tls, named) in [
+            (&by_address, TlsOptions { ca: Some(file.clone()), fingerprint: None }, "certificate"),
+            (&by_name, TlsOptions::default(), "certificate"),
+            (&by_name, TlsOptions { ca: None, fingerprint: Some([7; 32]) }, "tls_fingerprint"),
+            (&by_name, TlsOptions { ca: Some("/nonexistent.pem".into()), fingerprint: None }, "/nonexistent.pem"),
+        ] {
+            let mut spec = spec(url);
+            spec.tls = tls;
+            supervise(spec, fault_is(named));
+        }
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn a_fingerprint_is_read_with_and_without_colons() {
+        let plain = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF";
+        let with_colons =
+            plain.as_bytes().chunks(2).map(|pair| String::from_utf8_lossy(pair)).collect::<Vec<_>>().join(":");
+        assert_eq!(parse_fingerprint(plain).unwrap()[1], 0x11);
+        assert_eq!(parse_fingerprint(plain), parse_fingerprint(&with_colons));
+        assert!(parse_fingerprint("0011").unwrap_err().contains("openssl"));
+        assert!(parse_fingerprint(&"zz".repeat(32)).is_err());
+    }
+}

@@ -1,0 +1,304 @@
+//! Real answers of real cameras, played by a camera that sends media behind them: each ends in a stream that ffprobe reads, or in
+//! an error that names what is wrong.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::harness::camera::{PPS, SPS};
+use crate::harness::machine::beside_others;
+use crate::harness::program::run;
+use crate::harness::relay::Relay;
+use crate::harness::{DEADLINE, test_file, wait_until};
+
+/// One camera: the files it answers with, and what comes of it.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    describe: &'static str,
+    /// By track; the last again for further ones.
+    setups: &'static [&'static str],
+    play: Option<&'static str>,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// ffprobe finds these codecs, in the order of the tracks.
+    Codecs(&'static [&'static str]),
+    /// The relay's log says this of it.
+    Fault(&'static str),
+}
+
+use Outcome::{Codecs, Fault};
+
+const fn case(name: &'static str, describe: &'static str, outcome: Outcome) -> Case {
+    Case { name, describe, setups: &[], play: None, outcome }
+}
+
+const CASES: &[Case] = &[
+    case("anjvision", "anjvision_describe", Codecs(&["hevc"])),
+    case("anpviz", "anpviz_sdp", Codecs(&["h264", "aac"])),
+    Case {
+        setups: &["bunny_setup"],
+        play: Some("bunny_play"),
+        ..case("bunny", "bunny_describe", Codecs(&["aac", "h264"]))
+    },
+    Case {
+        setups: &["dahua_setup"],
+        play: Some("dahua_play"),
+        ..case("dahua", "dahua_describe_h264_aac_onvif", Codecs(&["h264", "aac", ""]))
+    },
+    case("dahua265", "dahua_describe_h265_pcma", Codecs(&["hevc", "pcm_alaw"])),
+    case("foscam", "foscam_describe", Codecs(&["h264", "pcm_mulaw"])),
+    case("geovision", "geovision_sdp", Codecs(&["h264", ""])),
+    Case {
+        setups: &["gw_main_setup_video", "gw_main_setup_audio"],
+        play: Some("gw_main_play"),
+        // Its description calls payload type 8 PCMU.
+        ..case("gw_main", "gw_main_describe", Codecs(&["h264", "pcm_mulaw"]))
+    },
+    Case {
+        setups: &["gw_sub_setup"],
+        play: Some("gw_sub_play"),
+        ..case("gw_sub", "gw_sub_describe", Codecs(&["h264"]))
+    },
+    Case {
+        // Its answer to SETUP is about UDP, though TCP was asked for.
+        setups: &["h264dvr_setup_video", "h264dvr_setup_audio"],
+        play: Some("h264dvr_play"),
+        ..case("h264dvr", "h264dvr_describe", Fault("interleaved"))
+    },
+    Case {
+        setups: &["hikvision_setup"],
+        play: Some("hikvision_play"),
+        ..case("hikvision", "hikvision_describe", Codecs(&["h264", ""]))
+    },
+    Case { setups: &["hikvision_setup_ssrc_space"], ..case("ssrc_space", "gw_sub_describe", Codecs(&["h264"])) },
+    case("ipcam", "ipcam_describe", Codecs(&["h264"])),
+    Case { play: Some("laureii_play"), ..case("laureii", "ipcam_describe", Codecs(&["h264"])) },
+    case("longse", "longse_unauthorized", Fault("401")),
+    Case { setups: &["luckfox_rkipc_setup_tcp"], ..case("luckfox", "ipcam_describe", Codecs(&["h264"])) },
+    case("macrovideo", "macrovideo_describe", Codecs(&["h264"])),
+    case("no_content_type", "missing_content_type_describe", Codecs(&["h264", "aac"])),
+    Case {
+        setups: &["reolink_setup"],
+        play: Some("reolink_play"),
+        ..case("reolink", "reolink_describe", Codecs(&["h264", "aac"]))
+    },
+    case("control_first", "reolink_describe_control_first", Codecs(&["h264", "aac"])),
+    Case { play: Some("bad_rtptime"), ..case("bad_rtptime", "ipcam_describe", Codecs(&["h264"])) },
+    case("tplink", "tplink_sdp", Codecs(&["hevc", "pcm_alaw"])),
+    case("ubiquiti", "ubiquiti_sdp", Codecs(&["aac", "opus", "h264"])),
+    case("vstarcam", "vstarcam_describe", Codecs(&["h264", "pcm_alaw"])),
+];
+
+fn file(name: &str) -> String {
+    let bytes = std::fs::read(test_file(&format!("data/cameras/{name}.txt"))).expect(name);
+    String::from_utf8_lossy(&bytes).replace("\r\n", "\n").trim_start().to_owned()
+}
+
+/// A transcript's answer with the request's number and another body length.
+fn answer(text: &str, cseq: &str, base: &str) -> String {
+    if text.starts_with("v=0") {
+        let body = text.replace('\n', "\r\n");
+        let length = body.len();
+        return format!(
+            "RTSP/1.0 200 OK\r\nCSeq: {cseq}\r\nContent-Type: application/sdp\r\nContent-Base: {base}/\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        );
+    }
+    let (head, body) = text.split_once("\n\n").unwrap_or((text.trim_end(), ""));
+    let body = body.replace('\n', "\r\n");
+    let mut out = String::new();
+    for line in head.lines() {
+        let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        match name.as_str() {
+            "cseq" => out += &format!("CSeq: {cseq}\r\n"),
+            "content-length" => {}
+            _ => out += &format!("{line}\r\n"),
+        }
+    }
+    if !body.is_empty() {
+        out += &format!("Content-Length: {}\r\n", body.len());
+    }
+    out + "\r\n" + &body
+}
+
+/// A track as the camera's own description has it.
+#[derive(Clone, Debug)]
+struct Track {
+    payload_type: u8,
+    encoding: String,
+    ssrc: u32,
+}
+
+fn tracks(text: &str) -> Vec<Track> {
+    let mut tracks: Vec<Track> = Vec::new();
+    for line in text.lines() {
+        if let Some(media) = line.strip_prefix("m=") {
+            let payload_type = media.split_whitespace().nth(3).and_then(|it| it.parse().ok()).unwrap_or(127);
+            tracks.push(Track { payload_type, encoding: String::new(), ssrc: 0x7000 + tracks.len() as u32 });
+        } else if let (Some(track), Some(map)) = (tracks.last_mut(), line.strip_prefix("a=rtpmap:")) {
+            track.encoding = map.split([' ', '/']).nth(1).unwrap_or_default().to_ascii_uppercase();
+        }
+    }
+    tracks
+}
+
+fn serve(case: Case, stream: TcpStream) -> std::io::Result<()> {
+    let describe = file(case.describe);
+    let mut tracks = tracks(&describe);
+    let mut set_up = 0;
+    let mut order = Vec::new();
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head)? == 0 {
+                return Ok(());
+            }
+            if head.starts_with('$') {
+                // RTCP of the relay: the rest of the camera needs none of it.
+                std::io::copy(&mut reader.by_ref(), &mut std::io::sink())?;
+                return Ok(());
+            }
+        }
+        let mut words = head.split(' ');
+        let (method, url) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
+        let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+        let cseq = header("CSeq:");
+        let base = url.trim_end_matches('/');
+        match method.as_str() {
+            "DESCRIBE" => writer.write_all(answer(&describe, cseq, base).as_bytes())?,
+            "SETUP" => {
+                let asked = header("Transport:").split("interleaved=").nth(1).unwrap_or("0-1").to_owned();
+                let name = case.setups.get(set_up).or(case.setups.last());
+                let text = name.map_or_else(
+                    || format!("RTSP/1.0 200 OK\nCSeq: 1\nTransport: RTP/AVP/TCP;unicast;interleaved={asked}\nSession: 4711\n\n"),
+                    |name| file(name).replace("interleaved=0-1", &format!("interleaved={asked}")).replace("interleaved=2-3", &format!("interleaved={asked}")),
+                );
+                // Which of them is set up cannot be told by the URL alone: the relay leaves none out here but back channels.
+                let track = &mut tracks[set_up];
+                if let Some(ssrc) = text.split("ssrc=").nth(1) {
+                    let hex: String = ssrc.trim_start().chars().take_while(char::is_ascii_hexdigit).collect();
+                    track.ssrc = u32::from_str_radix(&hex, 16).unwrap_or(track.ssrc);
+                }
+                order.push(asked.split('-').next().and_then(|it| it.parse().ok()).unwrap_or(0u8));
+                set_up += 1;
+                writer.write_all(answer(&text, cseq, base).as_bytes())?;
+            }
+            "PLAY" => {
+                let text = case.play.map_or_else(|| "RTSP/1.0 200 OK\nCSeq: 1\nSession: 4711\n\n".to_owned(), file);
+                writer.write_all(answer(&text, cseq, base).as_bytes())?;
+                let media = writer.try_clone()?;
+                let playing: Vec<_> = tracks.iter().cloned().zip(order.clone()).collect();
+                std::thread::spawn(move || send(&playing, media));
+            }
+            _ => writer.write_all(format!("RTSP/1.0 200 OK\r\nCSeq: {cseq}\r\nSession: 4711\r\n\r\n").as_bytes())?,
+        }
+    }
+}
+
+/// Parameter sets and an IDR picture, as far as a parser looks.
+fn keyframe_payloads() -> Vec<Vec<u8>> {
+    vec![SPS.to_vec(), PPS.to_vec(), [vec![0x65, 0x88], vec![0x55; 200]].concat()]
+}
+
+/// Sends media of every track until the connection ends.
+fn send(tracks: &[(Track, u8)], mut stream: TcpStream) -> std::io::Result<()> {
+    for count in 0u32.. {
+        let mut wire = Vec::new();
+        for (track, channel) in tracks {
+            let (payloads, ticks): (Vec<Vec<u8>>, u32) = match track.encoding.as_str() {
+                "H264" => (keyframe_payloads(), 1_800),
+                // An IDR slice that is the picture's first.
+                "H265" => (vec![[vec![0x26, 0x01, 0x80], vec![0x55; 200]].concat()], 1_800),
+                "MPEG4-GENERIC" => (vec![[vec![0x00, 0x10, 0x01, 0x90], vec![0x21; 50]].concat()], 1_024),
+                "OPUS" => (vec![vec![0xfc, 0xff, 0xfe]], 960),
+                "VND.ONVIF.METADATA" => (vec![b"<tt:MetadataStream/>".to_vec()], 1_800),
+                _ => (vec![vec![0xd5; 160]], 160),
+            };
+            let last = payloads.len() - 1;
+            for (index, payload) in payloads.iter().enumerate() {
+                let seq = (count * payloads.len() as u32 + index as u32) as u16;
+                let marker = if index == last { 0x80 } else { 0 };
+                wire.extend([b'$', *channel]);
+                wire.extend((12 + payload.len() as u16).to_be_bytes());
+                wire.extend([0x80, marker | track.payload_type]);
+                wire.extend(seq.to_be_bytes());
+                wire.extend((count * ticks).to_be_bytes());
+                wire.extend(track.ssrc.to_be_bytes());
+                wire.extend(payload);
+            }
+        }
+        stream.write_all(&wire)?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Starts the case's camera; it ends with the process.
+fn start(case: Case) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // An error is the relay's leaving.
+            std::thread::spawn(move || serve(case, stream));
+        }
+    });
+    address
+}
+
+#[test]
+fn every_real_camera_is_relayed_or_told_what_is_wrong_with_it() {
+    let _turn = beside_others();
+    let mut config = "listen = [\"127.0.0.1:0\"]\nworkers = 2\n".to_owned();
+    for case in CASES {
+        let address = start(*case);
+        config += &format!("[[stream]]\nname = \"{}\"\nsource = \"rtsp://{address}/cam\"\n", case.name);
+    }
+    let relay = Arc::new(Relay::configured(&config));
+    let mut wrong = Vec::new();
+    for case in CASES {
+        match case.outcome {
+            Codecs(expected) => {
+                let found = probe(&relay.url(&format!("/{}", case.name)));
+                if found != expected {
+                    let log: Vec<String> = log_of(&relay, case.name);
+                    wrong.push(format!("{}: {found:?} instead of {expected:?}; {log:?}", case.name));
+                }
+            }
+            Fault(words) => wait_until(&format!("{} is told of", case.name), DEADLINE, || {
+                log_of(&relay, case.name).iter().any(|line| line.contains(words))
+            }),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn log_of(relay: &Relay, name: &str) -> Vec<String> {
+    let of = format!("stream=\"{name}\"");
+    let plain = format!("stream={name} ");
+    let printed = relay.printed();
+    let lines = printed.lines().filter(|line| (line.contains(&of) || line.contains(&plain)) && line.contains("WARN"));
+    lines.map(str::to_owned).collect()
+}
+
+/// The codecs that ffprobe finds, once the stream is up.
+fn probe(url: &str) -> Vec<String> {
+    for _ in 0..10 {
+        let arguments = ["-v", "quiet", "-rtsp_transport", "tcp", "-analyzeduration", "500000", "-probesize", "200000"];
+        let show = ["-show_entries", "stream=codec_name", "-of", "json", url];
+        let finished = run(DEADLINE, "ffprobe", &[&arguments[..], &show[..]].concat());
+        let seen: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap_or_default();
+        if let Some(streams) = seen["streams"].as_array().filter(|streams| !streams.is_empty()) {
+            return streams.iter().map(|s| s["codec_name"].as_str().unwrap_or_default().to_owned()).collect();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Vec::new()
+}

@@ -1,0 +1,191 @@
+//! Whatever a camera does, viewers stay; and which camera is pulled, and when.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::camera::Camera;
+use crate::harness::machine::beside_others;
+use crate::harness::program::{Program, run};
+use crate::harness::relay::{Relay, Uring, command};
+use crate::harness::rtsp::Client;
+use crate::harness::{DEADLINE, h264, scratch_file, wait_until};
+
+/// A configuration with one stream, `front`.
+fn one_stream(keys: &str) -> String {
+    format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n\n[[stream]]\nname = \"front\"\n{keys}\n")
+}
+
+/// A relay with the test pattern, to stand for a camera that is switched off and on.
+fn camera_relay(port: u16) -> Relay {
+    Relay::start(command(Uring::AsAsked, &["demo", "--listen", &format!("127.0.0.1:{port}")]))
+}
+
+#[test]
+fn a_recording_goes_on_over_the_cameras_restarts() {
+    let _turn = beside_others();
+    let camera = camera_relay(0);
+    let port = camera.address().port();
+    let relay = Relay::of(&camera.url("/test"));
+    // MP4 has no place for the pattern's sound; Matroska has.
+    let files = [scratch_file("recording.mp4"), scratch_file("recording.mkv")];
+    let names = files.each_ref().map(|file| file.to_str().unwrap());
+    let mut recorder = std::process::Command::new("ffmpeg");
+    let url = relay.url("/");
+    recorder.args(["-v", "error", "-rtsp_transport", "tcp", "-i", &url]);
+    recorder.args(["-c", "copy", "-an", "-t", "10", "-y", names[0], "-c", "copy", "-t", "10", "-y", names[1]]);
+    let recorder = Program::start(recorder);
+    let mut camera = Some(camera);
+    wait_until("ffmpeg plays", DEADLINE, || relay.printed().contains(" plays "));
+    // It looks at the stream for a while before it records.
+    std::thread::sleep(Duration::from_millis(2_000));
+    for _ in 0..2 {
+        drop(camera.take());
+        std::thread::sleep(Duration::from_millis(1_000));
+        camera = Some(camera_relay(port).serving("/test"));
+        wait_until("the relay is live again", DEADLINE, || live_in_a_row(&relay));
+    }
+    let recorded = recorder.finish(Duration::from_secs(60));
+    assert!(recorded.status.success(), "{recorded:#?}");
+    for (name, kinds) in [(names[0], &["video"][..]), (names[1], &["video", "audio"])] {
+        let show = ["-v", "error", "-show_entries", "packet=codec_type,dts_time,pts_time", "-of", "json", name];
+        let shown = run(DEADLINE, "ffprobe", &show).expect_silent_success().stdout;
+        let packets: Value = serde_json::from_str(&shown).unwrap();
+        for kind in kinds {
+            let of_kind = packets["packets"].as_array().unwrap().iter().filter(|packet| packet["codec_type"] == *kind);
+            let time = |packet: &Value| {
+                let time = packet["dts_time"].as_str().or(packet["pts_time"].as_str()).expect("a time");
+                time.parse::<f64>().unwrap()
+            };
+            let times: Vec<f64> = of_kind.map(time).collect();
+            assert!(times.len() > 50, "{name}, {kind}: {times:?}");
+            assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{name}: {kind} goes back: {times:?}");
+            // The breaks are there, as long as the wall clock says.
+            let breaks = times.windows(2).filter(|pair| pair[1] - pair[0] > 0.5).count();
+            assert_eq!(breaks, 2, "{name}, {kind}: {times:?}");
+        }
+        run(DEADLINE, "ffmpeg", &["-v", "error", "-i", name, "-f", "null", "-"]).expect_silent_success();
+        std::fs::remove_file(name).unwrap();
+    }
+}
+
+/// Whether the last thing that the relay's log says of its source is that it is live.
+fn live_in_a_row(relay: &Relay) -> bool {
+    let printed = relay.printed();
+    let last = printed.lines().rfind(|line| line.contains("state=")).unwrap_or_default().to_owned();
+    last.contains("state=live")
+}
+
+#[test]
+fn a_camera_that_hangs_is_noticed_told_of_and_connected_anew() {
+    let _turn = beside_others();
+    let camera = Camera::start();
+    let source = format!("source = \"{}\"\nsource_timeout = \"1s\"", camera.url());
+    let relay = Relay::configured(&one_stream(&source));
+    camera.wait_playing();
+    camera.keyframe(5_000);
+    let relay = relay.serving("/front");
+    let mut client = Client::connect(relay.address());
+    client.play_everything(&relay.url("/front"));
+    client.frame_on(0);
+    // Nothing more is sent, and nothing closed.
+    wait_until("the relay connects anew", DEADLINE, || {
+        camera.requests().iter().filter(|method| *method == "PLAY").count() >= 2
+    });
+    assert!(relay.printed().contains("the camera sent no media for 1 s"), "{}", relay.printed());
+    wait_until("the new keyframe", DEADLINE, || {
+        camera.keyframe(7_000);
+        client.packet_within(Duration::from_millis(100)).is_some()
+    });
+}
+
+#[test]
+fn the_next_camera_stands_in_for_the_first_until_it_is_back() {
+    let _turn = beside_others();
+    let first = Camera::start();
+    let (address, url) = (first.address(), first.url());
+    drop(first);
+    let second = Camera::start();
+    let relay = Relay::configured(&one_stream(&format!("source = [\"{url}\", \"{}\"]", second.url())));
+    second.wait_playing();
+    second.keyframe(5_000);
+    let relay = relay.serving("/front");
+    let mut client = Client::connect(relay.address());
+    client.play_everything(&relay.url("/front"));
+    let before = client.frame_on(0);
+    let first = Camera::start_at(address);
+    first.wait_playing();
+    first.keyframe(7_000);
+    let after = client.frame_on(0);
+    assert!(h264::is_complete_keyframe(&after));
+    assert_eq!(after[0].ssrc(), before[0].ssrc());
+    assert_eq!(after[0].seq(), before.last().unwrap().seq().wrapping_add(1));
+}
+
+#[test]
+fn an_on_demand_camera_is_pulled_for_the_first_client_and_left_after_the_last() {
+    let _turn = beside_others();
+    let camera = Camera::start();
+    let source = format!("source = \"{}\"\non_demand = true\non_demand_stop = \"200ms\"", camera.url());
+    let relay = Relay::configured(&one_stream(&source));
+    assert_eq!(camera.requests(), Vec::<String>::new());
+    for session in 1..=2 {
+        let mut client = Client::connect(relay.address());
+        let text = client.compose("DESCRIBE", &relay.url("/front"), &[("Accept", "application/sdp")]);
+        client.send_raw(text.as_bytes());
+        camera.wait_playing();
+        camera.keyframe(5_000);
+        assert_eq!(client.answer().status, 200);
+        client.play_everything(&relay.url("/front"));
+        camera.keyframe(6_000);
+        assert!(h264::is_complete_keyframe(&client.frame_on(0)));
+        drop(client);
+        wait_until("the camera is left", DEADLINE, || {
+            camera.requests().iter().filter(|method| *method == "TEARDOWN").count() == session
+        });
+    }
+}
+
+#[test]
+fn a_client_of_an_on_demand_camera_that_is_away_gets_503_after_the_wait_and_others_wait_for_nothing() {
+    let _turn = beside_others();
+    let camera = Camera::start();
+    let url = camera.url();
+    drop(camera);
+    let keys = format!("source = \"{url}\"\non_demand = true\non_demand_start = \"1s\"");
+    let other = "\n[[stream]]\nname = \"other\"\nsource = \"test\"\n";
+    // One shard, so that the one who waits could be in the others' way.
+    let config = format!("{}{other}", one_stream(&keys)).replace("workers = 2", "workers = 1");
+    let relay = Relay::configured(&config).serving("/other");
+    let mut client = Client::connect(relay.address());
+    let text = client.compose("DESCRIBE", &relay.url("/front"), &[("Accept", "application/sdp")]);
+    let asked = Instant::now();
+    client.send_raw(text.as_bytes());
+    let mut others = 0;
+    while asked.elapsed() < Duration::from_millis(500) {
+        Client::connect(relay.address()).describe(&relay.url("/other")).expect(200);
+        others += 1;
+    }
+    assert!(others > 0);
+    let answer = client.answer();
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("Retry-After").is_some() && asked.elapsed() >= Duration::from_secs(1), "{answer:#?}");
+    client.describe(&relay.url("/other")).expect(200);
+}
+
+#[test]
+fn a_stopped_camera_process_is_silent_and_then_goes_on() {
+    let _turn = beside_others();
+    let camera = camera_relay(0).serving("/test");
+    let source = format!("source = \"{}\"\nsource_timeout = \"20s\"", camera.url("/test"));
+    let relay = Relay::configured(&one_stream(&source)).serving("/front");
+    let mut client = Client::connect(relay.address());
+    client.play_everything(&relay.url("/front"));
+    client.frame_on(0);
+    camera.signal(Signal::SIGSTOP);
+    wait_until("the relay says so", DEADLINE, || relay.printed().contains("state=silent"));
+    camera.signal(Signal::SIGCONT);
+    wait_until("the relay is live again", DEADLINE, || live_in_a_row(&relay));
+    client.frame_on(0);
+}
