@@ -92,6 +92,9 @@ pub struct Overrides {
     /// For tests: holds chunks back between chunker and shards
     #[arg(long, hide = true, value_name = "TIME", value_parser = parse_duration)]
     pub test_delay: Option<Duration>,
+    /// For tests: the code of sources fails so long after their start, and that of clients who ask for it
+    #[arg(long, hide = true, value_name = "TIME", value_parser = parse_duration)]
+    pub test_panic: Option<Duration>,
 }
 
 /// What drives the sockets.
@@ -168,6 +171,9 @@ impl Overrides {
         }
         if let Some(delay) = self.test_delay {
             config.test_delay = delay;
+        }
+        if self.test_panic.is_some() {
+            config.test_panic = self.test_panic;
         }
     }
 }

@@ -69,6 +69,64 @@ pub const KEYFRAME_WAIT_MAX_S: u64 = 10;
 /// Bytes of answers waiting for one client at most; a client that asks on without reading is closed.
 pub const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
+/// Requests a second that one connection may go on sending; those beyond are answered later.
+pub const REQUESTS_PER_S_MAX: u32 = 50;
+
+/// Requests that one connection may send at once.
+pub const REQUESTS_AT_ONCE_MAX: u32 = 200;
+
+/// Interleaved frames of a player that weigh as much as a request.
+pub const FRAMES_PER_REQUEST: u32 = 20;
+
+/// Sessions of one connection at most (each of them over UDP); beyond them SETUP is answered 453.
+pub const SESSIONS_PER_CONNECTION_MAX: usize = 16;
+
+/// Connections without a session at most, over all shards, if `limits.clients` does not ask for fewer ([`strangers_max`]).
+pub const STRANGERS_MAX: usize = 4_096;
+
+/// Connections without a session for which there is room in any case.
+pub const STRANGERS_MIN: usize = 64;
+
+/// Connections without a session at most, over all shards: half of `limits.clients`, within bounds. Beyond them the oldest
+/// of the address that has most of them is closed, so that nobody keeps others from connecting.
+pub const fn strangers_max(clients: usize) -> usize {
+    let half = clients / 2;
+    if half > STRANGERS_MAX {
+        STRANGERS_MAX
+    } else if half < STRANGERS_MIN {
+        STRANGERS_MIN
+    } else {
+        half
+    }
+}
+
+/// Bits of an IPv6 address that the limits of an address look at: whoever has one of a network has them all.
+pub const ADDRESS_BITS_V6: u32 = 64;
+
+/// Connections beyond `limits.clients` that still get an answer (453) instead of a closed door.
+pub const REFUSED_WITH_ANSWER_MAX: usize = 64;
+
+/// The same beyond `limits.clients_per_address`, for each address.
+pub const REFUSED_WITH_ANSWER_PER_ADDRESS_MAX: usize = 4;
+
+/// Connections that are accepted before others on the control thread get their turn.
+pub const ACCEPTED_AT_ONCE_MAX: usize = 16;
+
+/// Shards that a connection is handed to at most, one after another, because of the sessions that it names.
+pub const MOVES_MAX: u8 = 16;
+
+/// Microseconds for which a shard takes in what connections have sent before it goes on with the media.
+pub const READS_PASS_MAX_US: u64 = 1_000;
+
+/// The lowest port of a client that datagrams are sent to: below are the services of other hosts and of routers.
+pub const CLIENT_PORT_MIN: u16 = 1_024;
+
+/// Bytes of a compound RTCP packet of a player at most (one datagram of a usual path).
+pub const RTCP_BYTES_MAX: usize = 1_500;
+
+/// Bytes of a publisher's packets on their way to the control thread at most; those beyond are dropped and counted.
+pub const PUBLISHED_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// Streams at most.
 pub const STREAMS_MAX: usize = 4_096;
 
@@ -184,6 +242,10 @@ const _: () = {
     assert!(LOG_BYTES_MIN as usize >= 2 * OP_BYTES_MAX);
     assert!(QUEUE_AGE_MIN_MS * 1_000 > CHUNK_OPEN_MAX_US);
     assert!(STREAMS_MAX <= 1 << 16);
+    assert!(STRANGERS_MIN <= STRANGERS_MAX);
+    assert!(REQUESTS_AT_ONCE_MAX >= REQUESTS_PER_S_MAX);
+    // What a publisher may have sent in one read always fits.
+    assert!(PUBLISHED_BYTES_MAX > 2 * PUBLISHER_READ_BYTES_MAX);
     // Channel numbers are one byte, two a track.
     assert!(TRACKS_MAX * 2 <= 256);
 };

@@ -13,7 +13,7 @@ use rtsprelay::egress::sim::{Reading, SimEgress};
 use rtsprelay::egress::{Conn, Datagram, Token};
 use rtsprelay::limits::OP_BYTES_MAX;
 use rtsprelay::metrics::ReportRequest;
-use rtsprelay::session::{ServerConfig, SessionLimit};
+use rtsprelay::session::{ServerConfig, SessionIds, SessionLimit};
 use rtsprelay::shard::core::{Core, CoreConfig, Start, StreamSetup, UdpSockets};
 use rtsprelay::stream::chunk::{Chunk, ChunkKind, Span, cut_runs};
 use rtsprelay::stream::{Description, StreamId, Track, TrackId};
@@ -325,7 +325,7 @@ impl Simulation {
                 handshake_timeout: Duration::from_secs(10),
                 limit: SessionLimit::new(100_000),
                 udp_ports: Some((9000, 9001)),
-                seed,
+                ids: SessionIds::Seeded(seed),
             },
         };
         let udp = UdpSockets { rtp: Datagram::Scripted, rtcp: Datagram::Scripted };

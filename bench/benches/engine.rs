@@ -15,7 +15,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use rtsprelay::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
 use rtsprelay::metrics::{ClientLatency, ShardMetrics};
-use rtsprelay::session::{ServerConfig, SessionLimit};
+use rtsprelay::session::{ServerConfig, SessionIds, SessionLimit};
 use rtsprelay::shard::core::{Core, CoreConfig, Start, StreamSetup};
 use rtsprelay::source::packetizer::Packetizer;
 use rtsprelay::source::pipeline::{Pipeline, Publish, Published, SourceTrack};
@@ -239,7 +239,7 @@ impl Shard {
                 handshake_timeout: Duration::from_secs(10),
                 limit: SessionLimit::new(clients),
                 udp_ports: None,
-                seed: 1,
+                ids: SessionIds::Seeded(1),
             },
         };
         let mut core = Core::new(now, config, Instantly::default(), None);

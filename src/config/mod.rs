@@ -48,6 +48,8 @@ pub struct Config {
     pub report: ReportConfig,
     /// For tests: time that chunks are held back between chunker and shards; usually none.
     pub test_delay: Duration,
+    /// For tests: sources fail so long after their start, and clients that ask for it.
+    pub test_panic: Option<Duration>,
     /// The streams. Never empty, names unique.
     pub streams: Vec<StreamConfig>,
 }
@@ -79,6 +81,8 @@ pub struct Queue {
 pub struct Limits {
     /// Connections at a time, over all shards.
     pub clients: usize,
+    /// The same of one address, or of one network of IPv6 addresses; `None` for no limit.
+    pub clients_per_address: Option<usize>,
     /// Time for a connection's first full request.
     pub handshake_timeout: Duration,
     /// Silence after which a session ends; whole seconds, for players are told.
@@ -129,11 +133,13 @@ impl Config {
             },
             limits: Limits {
                 clients: 10_000,
+                clients_per_address: None,
                 handshake_timeout: Duration::from_secs(10),
                 session_timeout: Duration::from_secs(60),
             },
             report: ReportConfig { syslog: false, every: Duration::from_secs(1), format: ReportFormat::Auto },
             test_delay: Duration::ZERO,
+            test_panic: None,
             streams: vec![stream],
         }
     }
@@ -386,10 +392,8 @@ fn limits(table: &DeTable<'_>, limits: &mut Limits, faults: &mut Faults<'_>) {
     if let Some(clients) = get("clients").and_then(|field| field.integer(faults, 1..CLIENTS_MAX + 1)) {
         limits.clients = clients as usize;
     }
-    if let Some(field) = get("clients_per_address")
-        && field.integer(faults, 0..CLIENTS_MAX + 1).is_some_and(|limit| limit > 0)
-    {
-        field.fault(faults, not_built("a limit per address is", "write 0 or remove the key"));
+    if let Some(limit) = get("clients_per_address").and_then(|field| field.integer(faults, 0..CLIENTS_MAX + 1)) {
+        limits.clients_per_address = (limit > 0).then_some(limit as usize);
     }
     if let Some(timeout) = get("handshake_timeout").and_then(|field| bounded(&field, faults, 100, 600_000)) {
         limits.handshake_timeout = timeout;

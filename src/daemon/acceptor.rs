@@ -1,6 +1,5 @@
 //! Takes connections and hands each to the shard with the fewest.
 
-use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::admission::SharedAdmission;
 use crate::egress::Listener;
+use crate::limits::ACCEPTED_AT_ONCE_MAX;
 use crate::shard::inbox::{ShardSender, ToShard};
-
-/// Connections beyond `limits.clients` that still get an answer (453) instead of a closed door.
-pub const REFUSED_WITH_ANSWER_MAX: usize = 64;
 
 /// The wait after the system ran out of what a connection needs.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -47,22 +45,22 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
 }
 
 /// Hands out the connections of one listener until the task is dropped.
-pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, clients_max: Rc<Cell<usize>>) {
+pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, admission: SharedAdmission) {
     let mut told = Told::default();
-    loop {
+    for accepted in 1_usize.. {
+        if accepted.is_multiple_of(ACCEPTED_AT_ONCE_MAX) {
+            // A flood of connections must not hold up the sources, which run on this thread as well.
+            tokio::task::yield_now().await;
+        }
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let clients_max = clients_max.get();
-                let open: usize = shards.iter().map(ShardSender::connections).sum();
-                if open >= clients_max + REFUSED_WITH_ANSWER_MAX {
+                if let Err(limit) = admission.borrow_mut().enter(peer) {
                     drop(stream);
-                    told.warn(&format!(
-                        "{open} connections are open (limits.clients = {clients_max}): {peer} is turned away"
-                    ));
+                    told.warn(&limit);
                     continue;
                 }
                 let shard = shards.iter().min_by_key(|shard| shard.connections()).expect("there is at least one shard");
-                shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new() });
+                shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), moves: 0 });
             }
             // The client gave up between the kernel's handshake and us.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}

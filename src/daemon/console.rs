@@ -18,6 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::fold::Fold;
 use super::syslog;
+use crate::metrics::process;
 
 /// Things waiting to be written at most.
 const QUEUE_MAX: usize = 1_024;
@@ -79,6 +80,7 @@ impl Console {
 
     fn put(&self, item: Item) {
         if self.queue.try_send(item).is_err() {
+            process::lines_dropped(1);
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -87,9 +89,9 @@ impl Console {
 /// The thread.
 fn write(items: &Receiver<Item>, dropped: &AtomicU64) {
     let mut screen = Screen { shared: one_terminal(), table: String::new() };
+    let mut untold = 0;
     while let Ok(item) = items.recv() {
-        // Errors of the output (a pipe whose reader has gone) concern nobody but the reader: the relay goes on.
-        let _ = match item {
+        let written = match item {
             Item::Table(text) => screen.table(text),
             Item::Out(text) => screen.out(&text),
             Item::Log(line) => screen.log(&line),
@@ -99,12 +101,20 @@ fn write(items: &Receiver<Item>, dropped: &AtomicU64) {
                 Ok(())
             }
         };
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let _ = screen.log(
-                format!("{lost} lines of reports and log were dropped: the terminal or pipe did not take them\n")
-                    .as_bytes(),
+        // A pipe whose reader has gone, or a full disk: the relay goes on, and tells of it when it can again.
+        if written.is_err() {
+            process::lines_dropped(1);
+            untold += 1;
+            continue;
+        }
+        untold += dropped.swap(0, Ordering::Relaxed);
+        if untold > 0 {
+            let line = format!(
+                "{untold} lines of reports and log were dropped: the terminal, pipe or disk did not take them\n"
             );
+            if screen.log(line.as_bytes()).is_ok() {
+                untold = 0;
+            }
         }
     }
 }

@@ -45,6 +45,32 @@ pub fn raise(needed: u64, clients: usize) -> Option<String> {
     })
 }
 
+/// Clients that there are descriptors for: those of the configuration, or fewer, so that what the relay needs besides is never
+/// theirs.
+pub fn served(config: &Config) -> usize {
+    let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return config.limits.clients };
+    served_by(soft, config.shards() as u64, config.streams.len() as u64, config.limits.clients)
+}
+
+fn served_by(soft: u64, shards: u64, streams: u64, clients: usize) -> usize {
+    let besides = shards * PER_SHARD + streams * PER_STREAM + SPARE.min(soft / 3);
+    let room = usize::try_from(soft.saturating_sub(besides)).unwrap_or(usize::MAX);
+    clients.min(room.max(1))
+}
+
 fn cure(needed: u64) -> String {
     format!("raise it to {needed} (`ulimit -Hn`, LimitNOFILE= in a unit)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_descriptors_serve_few_clients_and_leave_some_over() {
+        assert_eq!(served_by(20_000, 2, 1, 10_000), 10_000);
+        assert_eq!(served_by(1_024, 2, 1, 10_000), 1_024 - 32 - 4 - 256);
+        assert_eq!(served_by(100, 1, 1, 10_000), 100 - 16 - 4 - 33);
+        assert_eq!(served_by(10, 8, 1, 10_000), 1);
+    }
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use tokio::sync::{mpsc, watch};
 
+use super::admission::SharedAdmission;
 use crate::shard::inbox::ToControl;
 use crate::source::on_demand::Demand;
 use crate::source::publisher::FromShard;
@@ -50,10 +51,15 @@ impl Outlet {
 pub type Outlets = Rc<RefCell<Vec<Outlet>>>;
 
 /// Passes messages on until the task is dropped.
-pub async fn dispatch(mut messages: mpsc::UnboundedReceiver<(u16, ToControl)>, outlets: Outlets) {
+pub async fn dispatch(
+    mut messages: mpsc::UnboundedReceiver<(u16, ToControl)>,
+    outlets: Outlets,
+    admission: SharedAdmission,
+) {
     while let Some((shard, message)) = messages.recv().await {
         let mut outlets = outlets.borrow_mut();
         match message {
+            ToControl::Gone { peer } => admission.borrow_mut().gone(peer),
             ToControl::Demand { stream, wanted } => {
                 if let Some(outlet) = outlets.get_mut(usize::from(stream.0)) {
                     outlet.demand(shard, wanted);

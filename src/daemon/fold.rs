@@ -1,5 +1,5 @@
-//! Folds log lines that repeat themselves: of warnings and errors from one place about one stream, the first few of a
-//! while are shown and the others counted.
+//! Folds log lines that repeat themselves: of those from one place about one stream, the first few of a while are shown and
+//! the others counted; nobody outside can make the log grow as he likes.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -12,8 +12,11 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// Lines of one kind that are shown within [`WHILE`].
+/// Warnings and errors of one kind that are shown within [`WHILE`].
 const SHOWN_MAX: u32 = 5;
+
+/// The same of lines about one client each: as many as there may be in a rush, and not more than a log can hold.
+const INFO_SHOWN_MAX: u32 = 2_000;
 
 /// The while.
 const WHILE: Duration = Duration::from_secs(10);
@@ -24,6 +27,7 @@ const KINDS_MAX: usize = 4_096;
 struct Kind {
     since: Instant,
     seen: u32,
+    shown_max: u32,
     /// The last one left out.
     last: String,
 }
@@ -35,27 +39,35 @@ pub struct Fold;
 
 impl<S: Subscriber> Layer<S> for Fold {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        // Of what concerns one client there are as many lines as clients, each worth knowing.
-        if *event.metadata().level() > Level::WARN || event.metadata().target() == module_path!() {
+        let level = *event.metadata().level();
+        if level > Level::INFO || event.metadata().target() == module_path!() {
             return true;
         }
         let mut told = Told::default();
         event.record(&mut told);
         let Ok(mut kinds) = KINDS.lock() else { return true };
-        is_shown(&mut kinds, Instant::now(), event.metadata().callsite(), told)
+        let shown_max = if level > Level::WARN { INFO_SHOWN_MAX } else { SHOWN_MAX };
+        is_shown(&mut kinds, Instant::now(), event.metadata().callsite(), told, shown_max)
     }
 }
 
-fn is_shown(kinds: &mut HashMap<(Identifier, String), Kind>, now: Instant, callsite: Identifier, told: Told) -> bool {
+fn is_shown(
+    kinds: &mut HashMap<(Identifier, String), Kind>,
+    now: Instant,
+    callsite: Identifier,
+    told: Told,
+    shown_max: u32,
+) -> bool {
     if kinds.len() >= KINDS_MAX {
         return true;
     }
-    let kind = kinds.entry((callsite, told.stream)).or_insert(Kind { since: now, seen: 0, last: String::new() });
+    let kind =
+        kinds.entry((callsite, told.stream)).or_insert(Kind { since: now, seen: 0, shown_max, last: String::new() });
     kind.seen += 1;
-    if kind.seen > SHOWN_MAX {
+    if kind.seen > shown_max {
         kind.last = told.message;
     }
-    kind.seen <= SHOWN_MAX
+    kind.seen <= shown_max
 }
 
 /// Says how many lines were left out, once their while is over. To be called now and then.
@@ -77,8 +89,8 @@ fn left_out(now: Instant, after: Duration) -> Vec<(String, u32, String)> {
     if let Ok(mut kinds) = KINDS.lock() {
         kinds.retain(|(_, stream), kind| {
             let over = now.saturating_duration_since(kind.since) >= after;
-            if over && kind.seen > SHOWN_MAX {
-                found.push((stream.clone(), kind.seen - SHOWN_MAX, std::mem::take(&mut kind.last)));
+            if over && kind.seen > kind.shown_max {
+                found.push((stream.clone(), kind.seen - kind.shown_max, std::mem::take(&mut kind.last)));
             }
             !over
         });

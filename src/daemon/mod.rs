@@ -1,6 +1,7 @@
 //! Puts the parts together and runs them: the control thread, from the configuration to the exit code.
 
 mod acceptor;
+mod admission;
 pub mod console;
 mod descriptors;
 mod dispatch;
@@ -8,13 +9,14 @@ mod fold;
 mod health;
 mod http;
 mod notify;
+mod panics;
 mod reporter;
 mod signals;
 mod streams;
 mod syslog;
 mod top;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -31,17 +33,18 @@ use crate::config::{Config, IoChoice, SourceKind};
 use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, Listener, ZeroCopy, probe};
 use crate::limits::STOP_MAX_MS;
-use crate::session::{ServerConfig, SessionLimit};
+use crate::session::{ServerConfig, SessionIds, SessionLimit};
 use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
 use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
 use crate::stream::StreamId;
+use admission::{Admission, SharedAdmission};
 use console::Console;
 use dispatch::Outlets;
 use notify::Notifier;
 use reporter::Reporter;
 use signals::Asked;
-use streams::Streams;
+use streams::{Streams, TestFaults};
 pub use top::top;
 
 /// Exit code of a failure at run time.
@@ -77,16 +80,26 @@ pub fn run(config: Config, load: Option<Load>) -> ExitCode {
     code
 }
 
-fn start(config: Config, load: Option<Load>) -> Result<(), String> {
+fn start(mut config: Config, load: Option<Load>) -> Result<(), String> {
+    panics::tell();
     let asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
     if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients) {
         warn!("{warning}");
     }
+    config.limits.clients = descriptors::served(&config);
     let io = choose_io(config.io)?;
     if io == IoKind::Epoll && config.zero_copy == ZeroCopy::On {
         warn!("zero_copy = \"on\" needs io_uring; sending with a copy");
     }
-    let runtime = Runtime::new(io).map_err(|error| format!("the control thread's runtime cannot be made ({error})"))?;
+    let (io, runtime) = match Runtime::new(io) {
+        Ok(runtime) => (io, Ok(runtime)),
+        Err(error) if io == IoKind::Uring && config.io == IoChoice::Auto => {
+            warn!("{error}; serving through epoll, at more CPU per client");
+            (IoKind::Epoll, Runtime::new(IoKind::Epoll))
+        }
+        Err(error) => (io, Err(error)),
+    };
+    let runtime = runtime.map_err(|error| format!("the control thread's runtime cannot be made ({error})"))?;
     runtime.block_on(control(config, load, io, asked))
 }
 
@@ -118,7 +131,7 @@ async fn control(
         .map(|listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})")))
         .collect::<Result<_, _>>()?;
     let (control, messages) = mpsc::unbounded_channel();
-    let handles = start_shards(&config, io, &control)?;
+    let (io, handles) = start_shards(&config, io, &control).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
     let web = config.http.map(http::bind).transpose()?;
 
@@ -129,7 +142,8 @@ async fn control(
     let shows_commands = reporter.shows_commands();
     let reporter = Rc::new(Mutex::new(reporter));
     let outlets = Outlets::default();
-    let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), Rc::clone(&outlets), config.test_delay);
+    let tests = TestFaults { delay: config.test_delay, panic_after: config.test_panic };
+    let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), Rc::clone(&outlets), tests);
     for stream in &config.streams {
         streams.start(stream).await;
     }
@@ -141,13 +155,14 @@ async fn control(
             info!("play it: {command}");
         }
     }
-    let clients_max = Rc::new(Cell::new(config.limits.clients));
+    let limits = config.limits;
+    let admission = Rc::new(RefCell::new(Admission::new(limits.clients, limits.clients_per_address)));
     let mut tasks: Vec<JoinHandle<()>> = listeners
         .into_iter()
-        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), Rc::clone(&clients_max))))
+        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), Rc::clone(&admission))))
         .collect();
     tasks.push(spawn_local(Reporter::run(Rc::clone(&reporter))));
-    tasks.push(spawn_local(dispatch::dispatch(messages, outlets)));
+    tasks.push(spawn_local(dispatch::dispatch(messages, outlets, Rc::clone(&admission))));
     if let Some(web) = web {
         if let Ok(address) = web.local_addr() {
             info!(%address, "listening for http");
@@ -161,7 +176,7 @@ async fn control(
     }
     notifier.tell("READY=1");
 
-    let mut relay = Relay { config, load, notifier, shards, reporter, streams, clients_max };
+    let mut relay = Relay { config, load, notifier, shards, reporter, streams, admission };
     let outcome = relay.serve(&handles, &mut asked).await;
 
     relay.notifier.tell("STOPPING=1\nSTATUS=stopping");
@@ -197,7 +212,7 @@ struct Relay {
     shards: Rc<[ShardSender]>,
     reporter: Rc<Mutex<Reporter>>,
     streams: Streams,
-    clients_max: Rc<Cell<usize>>,
+    admission: SharedAdmission,
 }
 
 impl Relay {
@@ -257,11 +272,15 @@ impl Relay {
                 return;
             }
         };
+        if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients)
+            && config.limits != self.config.limits
+        {
+            warn!("{warning}");
+        }
+        config.limits.clients = descriptors::served(&config);
         if (config.queue, config.limits) != (self.config.queue, self.config.limits) {
-            if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients) {
-                warn!("{warning}");
-            }
-            self.clients_max.set(config.limits.clients);
+            let limits = config.limits;
+            self.admission.borrow_mut().set_limits(limits.clients, limits.clients_per_address);
             for shard in self.shards.iter() {
                 shard.tell(ToShard::Limits(shard_limits(&config)));
             }
@@ -312,6 +331,7 @@ fn shard_limits(config: &Config) -> ShardLimits {
         session_timeout: config.limits.session_timeout,
         handshake_timeout: config.limits.handshake_timeout,
         clients_max: config.limits.clients,
+        clients_per_address: config.limits.clients_per_address,
     }
 }
 
@@ -346,11 +366,35 @@ async fn stop_all(sources: Vec<JoinHandle<()>>, handles: Vec<ShardHandle>, shard
     }
 }
 
-fn start_shards(
+/// Starts the shards; through epoll if that is left to us and io_uring fails for what they need of it (memory, most of all).
+async fn start_shards(
     config: &Config,
     io: IoKind,
     control: &mpsc::UnboundedSender<(u16, ToControl)>,
-) -> Result<Vec<ShardHandle>, String> {
+) -> Result<(IoKind, Vec<ShardHandle>), String> {
+    let mut handles = Vec::new();
+    let why = match start_shards_with(config, io, control, &mut handles) {
+        Ok(()) => return Ok((io, handles)),
+        Err(why) => why,
+    };
+    let senders: Vec<ShardSender> = handles.iter().map(|handle| handle.sender.clone()).collect();
+    let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
+    stop_all(Vec::new(), handles, &senders, deadline).await;
+    if config.io != IoChoice::Auto || io == IoKind::Epoll {
+        return Err(why);
+    }
+    warn!("{why}; serving through epoll, at more CPU per client");
+    let mut handles = Vec::new();
+    start_shards_with(config, IoKind::Epoll, control, &mut handles)?;
+    Ok((IoKind::Epoll, handles))
+}
+
+fn start_shards_with(
+    config: &Config,
+    io: IoKind,
+    control: &mpsc::UnboundedSender<(u16, ToControl)>,
+    handles: &mut Vec<ShardHandle>,
+) -> Result<(), String> {
     let count = config.shards();
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| inbox::channel()).unzip();
     let streams: Vec<StreamSetup> =
@@ -369,10 +413,10 @@ fn start_shards(
             })
         })
         .collect();
-    let per_shard = config.limits.clients.div_ceil(count) + acceptor::REFUSED_WITH_ANSWER_MAX;
+    let per_shard = config.limits.clients.div_ceil(count) + admission::answered_beyond(config.limits.clients);
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
-    let mut handles = Vec::with_capacity(count);
+    limit.set_max(config.limits.clients, config.limits.clients_per_address);
     for ((shard, inbox), sender) in (0u16..).zip(inboxes).zip(&senders) {
         let server = ServerConfig {
             shard,
@@ -381,7 +425,7 @@ fn start_shards(
             handshake_timeout: config.limits.handshake_timeout,
             limit: Arc::clone(&limit),
             udp_ports: None,
-            seed: seed()?,
+            ids: SessionIds::Random,
         };
         let core = CoreConfig {
             age: config.queue.age,
@@ -390,6 +434,7 @@ fn start_shards(
             streams: streams.clone(),
             server,
         };
+        let test_panics = config.test_panic.is_some();
         let config = ShardConfig {
             core,
             io,
@@ -399,13 +444,14 @@ fn start_shards(
             zero_copy: config.zero_copy,
             multicast: multicast.clone(),
             cpu: None,
+            test_panics,
         };
         let handle =
             thread::spawn(config, sender.clone(), inbox, senders.clone(), ControlSender::new(shard, control.clone()))
                 .map_err(|error| format!("shard {shard} cannot start ({error}); {}", shard_cure(&error)))?;
         handles.push(handle);
     }
-    Ok(handles)
+    Ok(())
 }
 
 fn shard_cure(error: &io::Error) -> &'static str {
@@ -416,11 +462,6 @@ fn shard_cure(error: &io::Error) -> &'static str {
         Some(libc::EAGAIN) => "raise the limit of threads (`ulimit -u`, TasksMax= in a unit), or lower workers",
         _ => "try io = \"epoll\"",
     }
-}
-
-/// A number that nobody can guess.
-fn seed() -> Result<u64, String> {
-    getrandom::u64().map_err(|error| format!("the system gives no random numbers ({error})"))
 }
 
 /// The address that UDP media is sent from: the one that is listened at, or a wildcard that covers all of them.

@@ -2,15 +2,18 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio::task::{JoinHandle, spawn_local};
-use tracing::info;
+use tokio::task::{JoinError, JoinHandle, spawn_local};
+use tokio::time::{sleep, timeout};
+use tracing::{error, info};
 
 use super::dispatch::{Outlet, Outlets};
 use super::reporter::{Described, Reporter, Tap, Watched};
 use crate::config::{SourceKind, StreamConfig};
+use crate::metrics::{Panicked, process};
 use crate::shard::core::StreamSetup;
 use crate::shard::fanout::Fanout;
 use crate::shard::inbox::{ShardSender, ToShard};
@@ -42,7 +45,16 @@ pub struct Streams {
     reporter: Rc<Mutex<Reporter>>,
     /// Where the shards' messages to the sources go.
     outlets: Outlets,
-    delay: Duration,
+    tests: TestFaults,
+}
+
+/// What tests do to sources.
+#[derive(Clone, Copy, Debug)]
+pub struct TestFaults {
+    /// Chunks are held back so long on their way to the shards.
+    pub delay: Duration,
+    /// A source's code fails so long after its start.
+    pub panic_after: Option<Duration>,
 }
 
 /// Time between the first connections to two cameras, so that hundreds of them are not asked in the same instant.
@@ -70,23 +82,29 @@ pub fn setup(id: StreamId, stream: &StreamConfig) -> StreamSetup {
     }
 }
 
-impl Streams {
-    /// None yet; chunks are held back by `delay` on their way to the shards.
-    pub fn new(shards: Rc<[ShardSender]>, reporter: Rc<Mutex<Reporter>>, outlets: Outlets, delay: Duration) -> Self {
-        Streams { running: Vec::new(), leaving: Vec::new(), next: Some(0), shards, reporter, outlets, delay }
-    }
+/// Makes a stream's source, as often as it takes.
+struct Maker {
+    id: StreamId,
+    config: StreamConfig,
+    source: Rc<Source>,
+    described: Described,
+    shards: Rc<[ShardSender]>,
+    outlets: Outlets,
+    tests: TestFaults,
+}
 
-    /// What keeps a stream's source going. Where the shards' messages to it go is set at once.
-    fn source(
-        &self,
-        id: StreamId,
-        config: &StreamConfig,
-        source: Rc<Source>,
-        described: Described,
-        start_after: Duration,
-        stop: watch::Receiver<bool>,
-    ) -> Pin<Box<dyn Future<Output = ()>>> {
-        let tap = Tap::new(Fanout::new(id, &self.shards), described, self.delay);
+/// The wait before a source whose code has failed is started again, at first and at most; it doubles each time.
+const RESTART_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// A source that has run so long before its code failed is started again after the first wait.
+const RAN_WELL: Duration = Duration::from_secs(60);
+
+impl Maker {
+    /// One source; the shards' messages go to it from now on.
+    fn make(&self, start_after: Duration, stop: watch::Receiver<bool>) -> Pin<Box<dyn Future<Output = ()>>> {
+        let config = &self.config;
+        let source = Rc::clone(&self.source);
+        let tap = Tap::new(Fanout::new(self.id, &self.shards), Rc::clone(&self.described), self.tests.delay);
         let mut spec = SourceSpec::new(config.name.clone(), config.source.clone());
         spec.timeouts.silence = config.source_timeout;
         spec.transport = config.transport;
@@ -111,12 +129,87 @@ impl Streams {
             Box::pin(supervisor::run(spec, source, tap, stop))
         };
         let mut outlets = self.outlets.borrow_mut();
-        let index = usize::from(id.0);
+        let index = usize::from(self.id.0);
         if outlets.len() <= index {
             outlets.resize_with(index + 1, Outlet::default);
         }
         outlets[index].replace(outlet);
-        task
+        let Some(after) = self.tests.panic_after else { return task };
+        Box::pin(async move {
+            if timeout(after, task).await.is_err() {
+                panic!("a test wants it so");
+            }
+        })
+    }
+
+    /// Keeps the source going until it ends as it should: one whose code fails is started again. The other streams do not notice.
+    async fn keep(self, first: Pin<Box<dyn Future<Output = ()>>>, mut stop: watch::Receiver<bool>) {
+        let mut task = first;
+        let mut wait = RESTART_WAIT.0;
+        loop {
+            let started = Instant::now();
+            let Err(failed) = OnDrop(spawn_local(task)).await else { return };
+            if !failed.is_panic() {
+                return;
+            }
+            process::panicked(Panicked::Source);
+            if started.elapsed() >= RAN_WELL {
+                wait = RESTART_WAIT.0;
+            }
+            let name = &self.config.name;
+            let retry_in_ms = wait.as_millis() as u64;
+            error!(stream = name, retry_in_ms, "the source's code failed; it is started again, its clients stay");
+            let fault = "a fault of rtsprelay itself; the log says where".to_owned();
+            let mut publisher = Fanout::new(self.id, &self.shards);
+            self.source.failed(fault, &mut publisher);
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RESTART_WAIT.1);
+            task = self.make(Duration::ZERO, stop.clone());
+        }
+    }
+}
+
+/// A task that ends with who waits for it.
+struct OnDrop(JoinHandle<()>);
+
+impl Future for OnDrop {
+    type Output = Result<(), JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Streams {
+    /// None yet.
+    pub fn new(shards: Rc<[ShardSender]>, reporter: Rc<Mutex<Reporter>>, outlets: Outlets, tests: TestFaults) -> Self {
+        Streams { running: Vec::new(), leaving: Vec::new(), next: Some(0), shards, reporter, outlets, tests }
+    }
+
+    /// What keeps a stream's source going, again after a fault of its own code.
+    fn source(
+        &self,
+        id: StreamId,
+        config: &StreamConfig,
+        source: Rc<Source>,
+        described: Described,
+        start_after: Duration,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + use<> {
+        let (shards, outlets, tests) = (Rc::clone(&self.shards), Rc::clone(&self.outlets), self.tests);
+        let maker = Maker { id, config: config.clone(), source, described, shards, outlets, tests };
+        // Where the shards' messages go is set at once.
+        let first = maker.make(start_after, stop.clone());
+        maker.keep(first, stop)
     }
 
     /// Starts a stream. The shards have been told of it as the one with the next number.

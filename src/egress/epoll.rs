@@ -260,6 +260,11 @@ impl Egress for EpollEgress {
         Poll::Pending
     }
 
+    fn is_busy(&self, token: Token) -> bool {
+        let blocked = self.slots.get(token.slot as usize).and_then(|slot| slot.blocked.as_ref());
+        blocked.is_some_and(|op| op.token == token) || self.done.iter().any(|completion| completion.token == token)
+    }
+
     fn in_flight(&self) -> usize {
         self.blocked + self.done.len()
     }

@@ -191,6 +191,9 @@ pub trait Egress {
     /// Whether there may be completions to reap; registers the waker otherwise.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// Whether the client has an operation whose completion has not been reaped yet.
+    fn is_busy(&self, token: Token) -> bool;
+
     /// Whether the kernel still reads bytes of the client's operations that have completed (zero copy). Its connection is then
     /// to be closed with a reset, for else the kernel would keep them for as long as it tries to deliver them.
     fn holds(&self, _token: Token) -> bool {

@@ -209,6 +209,12 @@ impl Egress for SimEgress {
         if self.completions.is_empty() { Poll::Pending } else { Poll::Ready(()) }
     }
 
+    fn is_busy(&self, token: Token) -> bool {
+        let operation = self.sockets.get(&token.slot).and_then(|socket| socket.operation.as_ref());
+        let done = || self.completions.iter().any(|completion| completion.token == token);
+        operation.is_some_and(|operation| operation.token == token) || done()
+    }
+
     fn in_flight(&self) -> usize {
         let blocked = self.sockets.values().filter(|socket| socket.operation.is_some()).count();
         blocked + self.completions.len()

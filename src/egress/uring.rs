@@ -393,6 +393,11 @@ impl Egress for UringEgress {
         }
     }
 
+    fn is_busy(&self, token: Token) -> bool {
+        let under_way = self.slots.get(token.slot as usize).is_some_and(|slot| slot.token == token && !slot.is_idle());
+        under_way || self.done.iter().any(|completion| completion.token == token)
+    }
+
     fn holds(&self, token: Token) -> bool {
         let lending = self.slots.get(token.slot as usize).map(|slot| slot.lending).unwrap_or_default();
         lending.generation == Some(token.generation) && lending.held > 0

@@ -8,7 +8,7 @@ use super::latency::{relay_histogram, stream_histogram};
 use super::report::{Flow, Percentiles, Report, Scope, SourceGauge, StreamReport, Totals, octaves};
 use super::scrape::{Scrape, StreamScrape};
 use super::shard::{ShardSnapshot, StreamCounts};
-use super::{Counter, DropReason, Transport};
+use super::{Counter, DropReason, Limited, Transport, process};
 use crate::egress::EgressStats;
 use crate::stream::StreamId;
 
@@ -48,6 +48,7 @@ impl Latencies {
 struct Known {
     streams: Vec<Seen>,
     counters: [u64; Counter::COUNT],
+    limited: [u64; Limited::COUNT],
     egress: EgressStats,
     connections: u64,
 }
@@ -138,6 +139,7 @@ impl Collector {
             self.latency.add(&snapshot.latency);
             known.egress = snapshot.egress;
             known.counters = snapshot.counters;
+            known.limited = snapshot.limited;
             known.connections = snapshot.connections;
             known.streams.clear();
             known.streams.resize_with(self.streams.len(), Default::default);
@@ -266,11 +268,13 @@ impl Collector {
             let latency = stream.latency.as_ref().map(Latencies::whole);
             Some(StreamScrape::new(latency.as_ref(), counts, stream.source.frames, stream.source.bytes, log_bytes))
         });
-        let mut counters = [0; Counter::COUNT];
+        let (mut counters, mut limited) = ([0; Counter::COUNT], process::limited_total());
         for shard in &self.shards {
             add(&mut counters, &shard.counters);
+            add(&mut limited, &shard.limited);
         }
-        Scrape { summary: self.summary(now, at), streams: streams.collect(), counters, shards: self.shards.len() }
+        let shards = self.shards.len();
+        Scrape { summary: self.summary(now, at), streams: streams.collect(), counters, limited, shards }
     }
 
     /// A stream's counts over all shards.

@@ -8,6 +8,7 @@ mod collect;
 mod latency;
 pub mod lines;
 mod names;
+pub mod process;
 pub mod prometheus;
 pub mod report;
 mod scrape;
@@ -19,7 +20,7 @@ mod testing;
 
 pub use collect::Collector;
 pub use latency::ClientLatency;
-pub use names::{Counter, DropReason, LeaveReason, Transport};
+pub use names::{Counter, DropReason, LeaveReason, Limited, Panicked, Transport};
 pub use report::SourceGauge;
 pub use scrape::{Scrape, StreamScrape};
 pub use shard::{ClientSnapshot, Reception, ReportRequest, ShardMetrics, ShardSnapshot, StreamCounts, StreamSnapshot};

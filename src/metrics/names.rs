@@ -94,10 +94,66 @@ counted! {
         SendFailed = "send_failed",
         /// It moved to another shard.
         Moved = "moved",
+        /// The relay's own code failed at it.
+        Panicked = "panicked",
         /// The same ports were set up anew.
         Replaced = "replaced",
         /// The relay stops.
         Stopping = "stopping",
+    }
+}
+
+counted! {
+    /// What somebody passed a limit with, or sent that nobody asked for.
+    Limited {
+        /// A connection when `limits.clients` were connected already: closed.
+        Connections = "connections",
+        /// A connection when its address had `limits.clients_per_address` already: closed.
+        ConnectionsPerAddress = "connections_per_address",
+        /// A connection without a session, closed to make room for another one.
+        WithoutSession = "without_session",
+        /// A connection without a whole request, or with the same part of one, for `limits.handshake_timeout`: closed.
+        Handshake = "handshake_timeout",
+        /// A connection without a session and silent for `limits.session_timeout`: closed.
+        Idle = "idle",
+        /// A session when there were `limits.clients`: 453.
+        Sessions = "sessions",
+        /// A session when its address had `limits.clients_per_address`: 453.
+        SessionsPerAddress = "sessions_per_address",
+        /// A session when its connection had enough: 453.
+        SessionsPerConnection = "sessions_per_connection",
+        /// A request with a header block or a body that is too large: 413, closed.
+        RequestSize = "request_size",
+        /// A connection that was answered later for once, because of its many requests.
+        RequestDelayed = "request_delayed",
+        /// A connection with too many requests waiting: closed.
+        RequestRate = "request_rate",
+        /// A connection that asked on without reading the answers: closed.
+        AnswersUnread = "answers_unread",
+        /// A connection that went from shard to shard: closed.
+        Moves = "moves",
+        /// A SETUP with ports that nothing is sent to: 461.
+        UdpPorts = "udp_ports",
+        /// A request for a stream or a track that there is not: 404.
+        UnknownStream = "unknown_stream",
+        /// An interleaved frame on a channel that is no track's RTCP: dropped.
+        FrameUnasked = "frame_unasked",
+        /// An RTCP datagram from an address that has no session: dropped.
+        RtcpUnasked = "rtcp_unasked",
+        /// An RTCP packet that is too long or cannot be read: dropped.
+        RtcpMalformed = "rtcp_malformed",
+        /// A publisher's packet when too many of its packets waited: dropped.
+        PublisherQueue = "publisher_queue",
+    }
+}
+
+counted! {
+    /// Whose code has panicked.
+    Panicked {
+        /// A client's: it was closed.
+        Client = "client",
+        /// A source's: it was started again.
+        Source = "source",
     }
 }
 

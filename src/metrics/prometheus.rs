@@ -4,7 +4,7 @@ use std::fmt::{Display, Write as _};
 
 use super::report::{Report, StreamReport};
 use super::scrape::{BUCKETS, Scrape, StreamScrape, bucket_end_us};
-use super::{Counter, DropReason, LeaveReason, Transport};
+use super::{Counter, DropReason, LeaveReason, Limited, Panicked, Transport, process};
 use crate::shard::inbox::SourceState;
 
 /// The media type of [`text`].
@@ -52,6 +52,16 @@ fn relay(out: &mut Text, scrape: &Scrape) {
     for &counter in Counter::ALL {
         out.single(&format!("{}_total", counter.name()), "counter", help(counter), scrape.counters[counter.index()]);
     }
+    out.family("limited_total", "counter", "What passed a limit or was not asked for, by reason.");
+    for &limited in Limited::ALL {
+        out.value("limited_total", &[("reason", limited.name())], scrape.limited[limited.index()]);
+    }
+    out.family("panics_total", "counter", "Faults of the relay's own code, by what was ended for it.");
+    for &panicked in Panicked::ALL {
+        out.value("panics_total", &[("where", panicked.name())], process::panicked_total(panicked));
+    }
+    let dropped = process::lines_dropped_total();
+    out.single("lines_dropped_total", "counter", "Lines of log and reports that could not be written.", dropped);
 }
 
 fn help(counter: Counter) -> &'static str {

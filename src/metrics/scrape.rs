@@ -2,9 +2,9 @@
 
 use hdrhistogram::Histogram;
 
-use super::Counter;
 use super::report::Report;
 use super::shard::StreamCounts;
+use super::{Counter, Limited};
 
 /// Microseconds that the first bucket ends at.
 const FIRST_US: f64 = 10.0;
@@ -29,6 +29,8 @@ pub struct Scrape {
     pub streams: Vec<StreamScrape>,
     /// Counts that belong to no stream, by [`Counter`].
     pub counters: [u64; Counter::COUNT],
+    /// What passed a limit, by [`Limited`].
+    pub limited: [u64; Limited::COUNT],
     /// Shards there are.
     pub shards: usize,
 }

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use tokio::sync::oneshot;
 
 use super::latency::{micros, relay_histogram, stream_histogram};
-use super::{Counter, DropReason, LeaveReason, Transport};
+use super::{Counter, DropReason, LeaveReason, Limited, Transport};
 use crate::egress::EgressStats;
 use crate::stream::{StreamId, TrackId};
 
@@ -45,6 +45,7 @@ pub struct ShardMetrics {
     relay: Histogram<u32>,
     streams: Vec<Option<Box<StreamMetrics>>>,
     counters: [u64; Counter::COUNT],
+    limited: [u64; Limited::COUNT],
 }
 
 #[derive(Debug)]
@@ -62,6 +63,8 @@ pub struct ShardSnapshot {
     pub streams: Vec<StreamSnapshot>,
     /// Counts since the start, by [`Counter`].
     pub counters: [u64; Counter::COUNT],
+    /// What passed a limit since the start, by [`Limited`].
+    pub limited: [u64; Limited::COUNT],
     /// What the shard's egress has done since the start. Filled in by the shard.
     pub egress: EgressStats,
     /// Connections open, playing or not. Filled in by the shard.
@@ -138,7 +141,12 @@ impl Default for ShardMetrics {
 impl ShardMetrics {
     /// Nothing counted yet.
     pub fn new() -> Self {
-        ShardMetrics { relay: relay_histogram(), streams: Vec::new(), counters: [0; Counter::COUNT] }
+        ShardMetrics {
+            relay: relay_histogram(),
+            streams: Vec::new(),
+            counters: [0; Counter::COUNT],
+            limited: [0; Limited::COUNT],
+        }
     }
 
     /// A chunk of `bytes` is in a client's socket, `latency` after its last packet was read from the source.
@@ -187,6 +195,11 @@ impl ShardMetrics {
         self.counters[counter.index()] = total;
     }
 
+    /// Something passed a limit.
+    pub fn limited(&mut self, limited: Limited) {
+        self.limited[limited.index()] += 1;
+    }
+
     /// Forgets a stream that is no more.
     pub fn remove_stream(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(usize::from(id.0)) {
@@ -212,6 +225,7 @@ impl ShardMetrics {
             streams: streams.collect(),
             latency: std::mem::replace(&mut self.relay, relay_histogram()),
             counters: self.counters,
+            limited: self.limited,
             egress: EgressStats::default(),
             connections: 0,
             clients: Vec::new(),

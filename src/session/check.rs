@@ -13,7 +13,10 @@ impl Server {
     pub fn check(&self) {
         let mut timers = 0;
         let mut rendered = 0;
+        let strangers = self.conns.values().filter(|connection| connection.stranger.is_some()).count();
+        assert_eq!(strangers, self.strangers.len());
         for (id, connection) in &self.conns {
+            assert_eq!(connection.stranger.is_some(), connection.sessions.is_empty());
             timers += usize::from(connection.timer.is_some());
             assert!(connection.timer.is_none_or(|due| self.timers.contains(&(due, Timer::Conn(*id)))));
             if let Some((due, _)) = self.conn_deadline(connection) {

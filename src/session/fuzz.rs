@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ConnId, EndReason, Event, FirstPacket, Server, ServerConfig, SessionKey, SessionLimit};
+use super::{ConnId, EndReason, Event, FirstPacket, Server, ServerConfig, SessionIds, SessionKey, SessionLimit};
 use crate::stream::{Description, StreamId, Track, TrackId};
 use crate::wire::interleaved;
 
@@ -41,7 +41,7 @@ fn server(start: Instant, clients_max: usize) -> Server {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(clients_max),
         udp_ports: Some((7000, 7001)),
-        seed: 1,
+        ids: SessionIds::Seeded(1),
     });
     server.set_stream(StreamId(0), "a");
     server.set_stream(StreamId(1), "b");

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use super::resource::{self, Resource};
 use super::server::{Held, NewSession, Server, SetUp, State, Waiting, canonical};
 use super::types::{ConnId, Delivery, EndReason, Event, SessionKey};
+use crate::limits::CLIENT_PORT_MIN;
+use crate::metrics::Limited;
 use crate::stream::{Description, StreamId, TrackId};
 use crate::wire::rtsp::{Request, Response, Status};
 use crate::wire::sdp;
@@ -24,7 +26,7 @@ const ALLOW_SET_UP: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAME
 const ALLOW_PLAYED: &str = "OPTIONS, DESCRIBE, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
 
 /// Seconds after which a client may ask again for a source that has never been up.
-const RETRY_AFTER_S: &str = "5";
+pub(super) const RETRY_AFTER_S: &str = "5";
 
 /// Characters of a player's name that are kept.
 const USER_AGENT_CHARS_MAX: usize = 128;
@@ -116,6 +118,9 @@ impl Server {
     }
 
     fn refusal(&mut self, conn: ConnId, request: &Request, session: Option<SessionKey>, refusal: Refusal) {
+        if refusal.status == Status::NOT_FOUND {
+            self.count(Limited::UnknownStream);
+        }
         let mut answer = with_timestamp(Response::new(refusal.status, request.cseq()), request);
         if let Some(key) = session.filter(|key| self.sessions.contains_key(key)) {
             answer = self.with_session(answer, key);
@@ -233,21 +238,19 @@ impl Server {
                 // One connection carries one session.
                 return Err(refusal(Status::METHOD_NOT_VALID, "Allow", ALLOW_PLAYED));
             }
-            if self.config.limit.is_reached() {
-                return Err(Status::NOT_ENOUGH_BANDWIDTH.into());
-            }
+            self.room_for_session(asked.conn)?;
         }
         let peer = self.conns.get(&asked.conn).map(|connection| connection.peer).ok_or(Status::NOT_FOUND)?;
         let ssrc = description.tracks[usize::from(track.0)].ssrc;
         let (delivery, told) = match lower {
             Lower::Tcp => self.interleave(session, stream, track, spec, ssrc)?,
             Lower::Udp if spec.multicast => self.group(session, stream, track, spec, ssrc)?,
-            Lower::Udp => self.datagrams(session, track, peer, spec, ssrc)?,
+            Lower::Udp => self.datagrams(session, track, asked.conn, spec, ssrc)?,
         };
         let key = match session {
             Some(key) => key,
             None => {
-                let key = self.draw_key();
+                let key = self.draw_key()?;
                 let new = NewSession { peer, stream, description: description.clone(), lower, conn: asked.conn };
                 self.insert_session(key, new, asked.now);
                 key
@@ -343,13 +346,14 @@ impl Server {
         &mut self,
         session: Option<SessionKey>,
         track: TrackId,
-        peer: SocketAddr,
+        conn: ConnId,
         spec: &Spec,
         ssrc: u32,
     ) -> Result<(Delivery, String), Refusal> {
         let (Some(server_port), Some(client_port)) = (self.config.udp_ports, spec.client_port) else {
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         };
+        let (peer, local) = self.conns.get(&conn).map(|is| (is.peer, is.local)).ok_or(Status::NOT_FOUND)?;
         // Whatever `destination` says: nobody can have media sent to somebody else.
         let at = |port| {
             let mut address = peer;
@@ -357,6 +361,14 @@ impl Server {
             address
         };
         let (rtp, rtcp) = (at(client_port.0), at(client_port.1));
+        let own = local.ip().to_canonical() == peer.ip().to_canonical();
+        let served = |port| port == server_port.0 || port == server_port.1;
+        // Neither another host's service nor the relay itself is to be talked to in a client's name.
+        if client_port.0.min(client_port.1) < CLIENT_PORT_MIN || own && (served(client_port.0) || served(client_port.1))
+        {
+            self.count(Limited::UdpPorts);
+            return Err(Status::UNSUPPORTED_TRANSPORT.into());
+        }
         if let Some(key) = session {
             let taken = self.sessions.get(&key).into_iter().flat_map(|session| &session.tracks).any(|have| {
                 matches!(have.delivery, Delivery::Udp { rtcp: other, .. }

@@ -8,10 +8,14 @@
 mod check;
 #[doc(hidden)]
 pub mod fuzz;
+mod ids;
 mod methods;
 mod publish;
+mod rate;
+mod reports;
 mod resource;
 mod server;
+mod strangers;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -20,6 +24,6 @@ mod types;
 
 pub use server::Server;
 pub use types::{
-    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
-    SessionKey, SessionLimit,
+    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionIds,
+    SessionInfo, SessionKey, SessionLimit, origin,
 };

@@ -14,6 +14,7 @@ use super::methods::{Asked, Found, Outcome, Refusal, refusal, without_credential
 use super::server::{NewSession, Server, SetUp, State, Waiting, canonical};
 use super::types::{ConnId, Delivery, EndReason, Event, SessionKey};
 use crate::limits::TRACKS_MAX;
+use crate::metrics::Limited;
 use crate::source::pipeline::SourceTrack;
 use crate::stream::{Description, StreamId, TrackId};
 use crate::wire::rtsp::Status;
@@ -127,10 +128,8 @@ impl Server {
         let key = match session {
             Some(key) => key,
             None => {
-                if self.config.limit.is_reached() {
-                    return Err(Status::NOT_ENOUGH_BANDWIDTH.into());
-                }
-                let key = self.draw_key();
+                self.room_for_session(asked.conn)?;
+                let key = self.draw_key()?;
                 let description = Arc::new(Description { tracks: Vec::new() });
                 let lower = spec.lower.unwrap_or(Lower::Tcp);
                 let new = NewSession { peer, stream: announced.stream, description, lower, conn: asked.conn };
@@ -218,8 +217,7 @@ impl Server {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         session.heard = now;
         if session.state != State::Playing {
-            self.counters.frames_unasked += 1;
-            return;
+            return self.count(Limited::FrameUnasked);
         }
         let stream = session.stream;
         self.push(Event::Published { session: key, stream, track: TrackId(index as u8), rtcp, packet });

@@ -1,16 +1,17 @@
 //! The server: its connections and sessions, their bytes, and their ends.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use smallvec::SmallVec;
 
+use super::methods::RETRY_AFTER_S;
 use super::publish::Announced;
+use super::rate::Rate;
+use super::strangers::{Place, Strangers};
 use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
@@ -18,8 +19,8 @@ use super::types::{
     SessionKey,
 };
 use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
+use crate::metrics::Limited;
 use crate::stream::{Description, StreamId, TrackId};
-use crate::wire::rtcp;
 use crate::wire::rtsp::{Decoder, Invalid, Message, Request, Response, Status};
 use crate::wire::transport::Lower;
 
@@ -58,6 +59,12 @@ pub(super) struct Connection {
     pub(super) partial_since: Option<Instant>,
     pub(super) waiting: Option<Waiting>,
     pub(super) held: Option<Held>,
+    /// How much it may ask at once.
+    rate: Rate,
+    /// Until when its further requests wait, because of too many before them.
+    pub(super) delayed: Option<Instant>,
+    /// Its place among those without a session, while it has none.
+    pub(super) stranger: Option<Place>,
     /// What a publisher on it has announced.
     pub(super) announced: Option<Box<Announced>>,
     /// The session whose media it carries; of a publisher, in any case its session.
@@ -74,6 +81,16 @@ pub(super) struct SetUp {
     pub(super) delivery: Delivery,
     /// The URL that the client set it up by, for `RTP-Info`: players compare it with theirs.
     pub(super) url: String,
+}
+
+impl Connection {
+    /// Has the requests that are there wait.
+    fn delay(&mut self, until: Instant, counters: &mut Counters) {
+        self.delayed = Some(until);
+        // What lies here unread is no sign of a client that dawdles.
+        self.partial_since = None;
+        counters.limited[Limited::RequestDelayed.index()] += 1;
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,9 +152,12 @@ pub struct Server {
     pub(super) timers: BTreeSet<(Instant, Timer)>,
     /// Connections whose PLAY was answered, with bytes left to look at.
     pub(super) released: Vec<ConnId>,
+    /// The connections without a session.
+    pub(super) strangers: Strangers,
     events: VecDeque<Event>,
     pub(super) counters: Counters,
-    keys_drawn: u64,
+    /// Session ids drawn so far.
+    pub(super) keys_drawn: u64,
 }
 
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
@@ -162,6 +182,7 @@ impl Server {
             by_address: HashMap::new(),
             timers: BTreeSet::new(),
             released: Vec::new(),
+            strangers: Strangers::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
             keys_drawn: 0,
@@ -185,12 +206,18 @@ impl Server {
         self.streams.remove(id);
     }
 
-    /// Sets other timeouts and another limit of sessions. They hold for what happens from now on; a timer that runs already
+    /// Sets other timeouts, and other limits of sessions, also for one address. They hold for what happens from now on; a timer that runs already
     /// is not brought forward.
-    pub fn set_limits(&mut self, session_timeout: Duration, handshake_timeout: Duration, clients_max: usize) {
+    pub fn set_limits(
+        &mut self,
+        session_timeout: Duration,
+        handshake_timeout: Duration,
+        clients_max: usize,
+        clients_per_address_max: Option<usize>,
+    ) {
         self.config.session_timeout = session_timeout;
         self.config.handshake_timeout = handshake_timeout;
-        self.config.limit.set_max(clients_max);
+        self.config.limit.set_max(clients_max, clients_per_address_max);
     }
 
     /// Sets what a stream consists of; `None` for one that has never been up, which is answered 503.
@@ -259,6 +286,9 @@ impl Server {
             partial_since: None,
             waiting: None,
             held: None,
+            rate: Rate::new(now),
+            delayed: None,
+            stranger: None,
             announced: None,
             interleaved: None,
             sessions: SmallVec::new(),
@@ -266,13 +296,16 @@ impl Server {
         };
         self.conns.insert(conn, connection);
         self.arm_conn(conn);
+        self.judge_stranger(conn);
+        self.make_room();
+        self.process_released(now);
     }
 
     /// Bytes were read from a connection.
     pub fn input(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         connection.decoder.feed(bytes);
-        let waits = connection.waiting.is_some() || connection.held.is_some();
+        let waits = connection.waiting.is_some() || connection.held.is_some() || connection.delayed.is_some();
         if waits && connection.decoder.pending() > WAITING_BYTES_MAX {
             self.close(conn, CloseReason::Flood);
         }
@@ -284,27 +317,6 @@ impl Server {
     pub fn disconnected(&mut self, now: Instant, conn: ConnId) {
         self.forget(conn, EndReason::Disconnected);
         self.process_released(now);
-    }
-
-    /// A datagram came to the shard's RTCP socket.
-    pub fn rtcp(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
-        let from = canonical(from);
-        if let Some((key, index, rtcp)) = self.publisher_at(from) {
-            return self.publisher_packet(now, key, index, rtcp, Bytes::copy_from_slice(bytes));
-        }
-        let key = self.by_rtcp.get(&from).copied().or_else(|| match self.by_address.get(&from.ip())?.as_slice() {
-            [only] => Some(*only),
-            _ => None,
-        });
-        let Some(key) = key else {
-            self.counters.rtcp_unasked += 1;
-            return;
-        };
-        let track = self.sessions[&key].tracks.iter().find_map(|set_up| match set_up.delivery {
-            Delivery::Udp { rtcp, .. } if canonical(rtcp) == from => Some(set_up.track),
-            _ => None,
-        });
-        self.report(now, key, track, bytes);
     }
 
     /// The next thing to do.
@@ -338,7 +350,7 @@ impl Server {
             let mut answer = Response::new(Status(status), Some(&waiting.cseq));
             answer = self.with_session(answer, session);
             if status == Status::UNAVAILABLE.0 {
-                answer = answer.header("Retry-After", "5");
+                answer = answer.header("Retry-After", RETRY_AFTER_S);
             }
             self.answer(conn, answer);
         }
@@ -384,6 +396,10 @@ impl Server {
     }
 
     // What follows is for the methods as well.
+
+    pub(super) fn count(&mut self, limited: Limited) {
+        self.counters.limited[limited.index()] += 1;
+    }
 
     pub(super) fn push(&mut self, event: Event) {
         self.events.push_back(event);
@@ -431,23 +447,6 @@ impl Server {
         }
     }
 
-    /// A session id that nobody has, of this shard.
-    ///
-    /// SipHash under a secret seed: who knows some ids still cannot tell another.
-    pub(super) fn draw_key(&mut self) -> SessionKey {
-        let shards = u64::from(self.config.shards);
-        loop {
-            let mut hasher = DefaultHasher::new();
-            (self.config.seed, self.keys_drawn).hash(&mut hasher);
-            self.keys_drawn += 1;
-            let drawn = hasher.finish();
-            let key = (drawn - drawn % shards).checked_add(u64::from(self.config.shard)).map(SessionKey);
-            if let Some(key) = key.filter(|key| !self.sessions.contains_key(key)) {
-                return key;
-            }
-        }
-    }
-
     pub(super) fn insert_session(&mut self, key: SessionKey, session: NewSession, now: Instant) {
         let NewSession { peer, stream, description, lower, conn } = session;
         let session = Session {
@@ -470,7 +469,7 @@ impl Server {
             self.by_address.entry(canonical(peer).ip()).or_default().push(key);
         }
         self.sessions.insert(key, session);
-        self.config.limit.begun();
+        self.config.limit.begun(peer.ip());
         self.counters.sessions += 1;
         self.want(stream, true);
         self.bind(key, conn);
@@ -511,7 +510,9 @@ impl Server {
                 connection.sessions.retain(|have| *have != key);
             }
             self.arm_conn(old);
+            self.judge_stranger(old);
         }
+        self.judge_stranger(conn);
     }
 
     /// Adds a track to a session that does not have it.
@@ -560,7 +561,7 @@ impl Server {
 
     pub(super) fn remove_session(&mut self, key: SessionKey, reason: EndReason, tell: bool) {
         let Some(session) = self.sessions.remove(&key) else { return };
-        self.config.limit.ended();
+        self.config.limit.ended(session.peer.ip());
         *self.counters.ended.entry(reason).or_default() += 1;
         self.want(session.stream, false);
         if let Some(due) = session.timer {
@@ -599,6 +600,7 @@ impl Server {
         }
         if let Some(conn) = session.conn {
             self.arm_conn(conn);
+            self.judge_stranger(conn);
         }
     }
 
@@ -622,6 +624,9 @@ impl Server {
     fn forget(&mut self, conn: ConnId, reason: EndReason) -> Option<Connection> {
         self.take_held(conn);
         let connection = self.conns.remove(&conn)?;
+        if let Some(place) = connection.stranger {
+            self.strangers.remove(place);
+        }
         if let Some(due) = connection.timer {
             self.timers.remove(&(due, Timer::Conn(conn)));
         }
@@ -657,7 +662,13 @@ impl Server {
     /// Looks at the messages of a connection until they are used up, or one has to wait.
     fn process(&mut self, now: Instant, conn: ConnId) {
         while let Some(connection) = self.conns.get_mut(&conn) {
-            if connection.waiting.is_some() || connection.held.is_some() {
+            if connection.waiting.is_some() || connection.held.is_some() || connection.delayed.is_some() {
+                break;
+            }
+            if connection.decoder.pending() > 0
+                && let Some(until) = connection.rate.wait(now)
+            {
+                connection.delay(until, &mut self.counters);
                 break;
             }
             let before = connection.decoder.consumed();
@@ -669,12 +680,19 @@ impl Server {
             }
             match message {
                 Ok(Some(Message::Request(request))) => {
+                    connection.rate.spend(now);
                     connection.heard = Some(now);
                     self.counters.requests += 1;
                     self.request(now, conn, request);
                 }
-                Ok(Some(Message::Frame { channel, packet })) => self.frame(now, conn, channel, packet),
-                Ok(Some(Message::Response)) => {}
+                Ok(Some(Message::Frame { channel, packet })) => {
+                    // A publisher may send as much as it has.
+                    if connection.announced.is_none() {
+                        connection.rate.spend_frame(now);
+                    }
+                    self.frame(now, conn, channel, packet);
+                }
+                Ok(Some(Message::Response)) => connection.rate.spend(now),
                 Ok(None) => break,
                 Err(invalid) => self.invalid(conn, invalid),
             }
@@ -695,54 +713,6 @@ impl Server {
             self.answer(conn, Response::new(status, cseq.as_deref()).header("Connection", "close"));
         }
         self.close(conn, reason);
-    }
-
-    /// An interleaved packet from a client.
-    fn frame(&mut self, now: Instant, conn: ConnId, channel: u8, packet: Bytes) {
-        let key = self.conns.get(&conn).and_then(|connection| connection.interleaved);
-        if let Some((key, (index, rtcp))) = key.and_then(|key| Some((key, self.published_channel(key, channel)?))) {
-            return self.publisher_packet(now, key, index, rtcp, packet);
-        }
-        let track = key.and_then(|key| self.sessions.get(&key)).and_then(|session| {
-            session.tracks.iter().find_map(|set_up| match set_up.delivery {
-                Delivery::Interleaved { rtcp_channel, .. } if rtcp_channel == channel => Some(set_up.track),
-                _ => None,
-            })
-        });
-        match (key, track) {
-            (Some(key), Some(track)) => self.report(now, key, Some(track), &packet),
-            _ => self.counters.frames_unasked += 1,
-        }
-    }
-
-    /// RTCP from a session's client, about `track` if its address tells.
-    fn report(&mut self, now: Instant, key: SessionKey, track: Option<TrackId>, compound: &[u8]) {
-        let mut alive = false;
-        for packet in rtcp::parse(compound) {
-            let blocks = match packet {
-                Ok(rtcp::Packet::ReceiverReport { reports, .. } | rtcp::Packet::SenderReport { reports, .. }) => {
-                    reports
-                }
-                Ok(_) => Vec::new(),
-                Err(_) => {
-                    self.counters.rtcp_malformed += 1;
-                    break;
-                }
-            };
-            alive = true;
-            for report in blocks {
-                let session = &self.sessions[&key];
-                let by_ssrc = session.tracks.iter().map(|set_up| set_up.track).find(|track| {
-                    session.description.tracks.get(usize::from(track.0)).is_some_and(|have| have.ssrc == report.ssrc)
-                });
-                if let Some(track) = by_ssrc.or(track) {
-                    self.push(Event::ReceiverReport { session: key, track, report });
-                }
-            }
-        }
-        if let Some(session) = self.sessions.get_mut(&key).filter(|_| alive) {
-            session.heard = now;
-        }
     }
 }
 

@@ -38,6 +38,9 @@ impl Server {
         if connection.waiting.is_some() {
             return None;
         }
+        if let Some(until) = connection.delayed {
+            return Some((until, CloseReason::Flood));
+        }
         if let Some(held) = &connection.held {
             return Some((held.until, CloseReason::Idle));
         }
@@ -97,7 +100,12 @@ impl Server {
 
     fn conn_due(&mut self, now: Instant, conn: ConnId) {
         let deadline = self.conns.get(&conn).and_then(|connection| self.conn_deadline(connection));
+        let delayed = self.conns.get_mut(&conn).and_then(|have| have.delayed.take_if(|until| *until <= now));
         match deadline {
+            Some(_) if delayed.is_some() => {
+                self.set_conn_timer(conn, None);
+                self.released.push(conn);
+            }
             Some((due, _)) if due <= now && self.conns.get(&conn).is_some_and(|have| have.held.is_some()) => {
                 self.set_conn_timer(conn, None);
                 if let Some(held) = self.take_held(conn) {

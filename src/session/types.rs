@@ -1,35 +1,62 @@
 //! What goes into a server and comes out of it.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::limits::ADDRESS_BITS_V6;
+use crate::metrics::Limited;
 use crate::source::pipeline::SourceTrack;
 use crate::stream::{StreamId, TrackId};
 use crate::wire::rtcp::ReportBlock;
 use crate::wire::rtsp::Fault;
 
+/// What the limits of an address count a client under: its IPv4 address, or the network of its IPv6 address
+/// ([`ADDRESS_BITS_V6`]), of which it can have any address.
+pub fn origin(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << (128 - ADDRESS_BITS_V6))).into()),
+        v4 => v4,
+    }
+}
+
 /// How many sessions there may be, counted over all shards. Touched when a session begins or ends, never by media.
 #[derive(Debug)]
 pub struct SessionLimit {
     max: AtomicUsize,
+    per_address_max: AtomicUsize,
     open: AtomicUsize,
+    /// Sessions by [`origin`].
+    by_origin: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl SessionLimit {
     /// At most `max` sessions.
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(SessionLimit { max: AtomicUsize::new(max), open: AtomicUsize::new(0) })
+        Arc::new(SessionLimit {
+            max: AtomicUsize::new(max),
+            per_address_max: AtomicUsize::new(usize::MAX),
+            open: AtomicUsize::new(0),
+            by_origin: Mutex::default(),
+        })
     }
 
-    /// Sets how many there may be from now on; those there are stay.
-    pub fn set_max(&self, max: usize) {
+    /// Sets how many there may be from now on, and how many of one address (`None`: as many as there may be); those there are
+    /// stay.
+    pub fn set_max(&self, max: usize, per_address_max: Option<usize>) {
         self.max.store(max, Ordering::Relaxed);
+        self.per_address_max.store(per_address_max.unwrap_or(usize::MAX), Ordering::Relaxed);
+    }
+
+    /// Sessions there may be.
+    pub(super) fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
     }
 
     /// Sessions there are.
@@ -37,18 +64,34 @@ impl SessionLimit {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Whether one more may begin now. Two shards that ask at the same moment may both be told yes for the last place: the
-    /// bound is one session a shard soft.
-    pub(super) fn is_reached(&self) -> bool {
-        self.open() >= self.max.load(Ordering::Relaxed)
+    /// What keeps one more of this address from beginning now. Two shards that ask at the same moment may both be told that
+    /// nothing does for the last place: the bounds are one session a shard soft.
+    pub(super) fn reached(&self, ip: IpAddr) -> Option<Limited> {
+        if self.open() >= self.max() {
+            return Some(Limited::Sessions);
+        }
+        let has = self.by_origin().get(&origin(ip)).copied().unwrap_or(0);
+        (has >= self.per_address_max.load(Ordering::Relaxed)).then_some(Limited::SessionsPerAddress)
     }
 
-    pub(super) fn begun(&self) {
+    pub(super) fn begun(&self, ip: IpAddr) {
         self.open.fetch_add(1, Ordering::Relaxed);
+        *self.by_origin().entry(origin(ip)).or_default() += 1;
     }
 
-    pub(super) fn ended(&self) {
+    pub(super) fn ended(&self, ip: IpAddr) {
         self.open.fetch_sub(1, Ordering::Relaxed);
+        if let Entry::Occupied(mut has) = self.by_origin().entry(origin(ip)) {
+            *has.get_mut() -= 1;
+            if *has.get() == 0 {
+                has.remove();
+            }
+        }
+    }
+
+    fn by_origin(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // Every change of it is whole.
+        self.by_origin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -67,8 +110,17 @@ pub struct ServerConfig {
     pub limit: Arc<SessionLimit>,
     /// The shard's UDP ports for RTP and RTCP. `None`: UDP is answered 461.
     pub udp_ports: Option<(u16, u16)>,
-    /// What the session ids are drawn from: random in the daemon, fixed in tests.
-    pub seed: u64,
+    /// What the session ids are drawn from.
+    pub ids: SessionIds,
+}
+
+/// What session ids are drawn from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionIds {
+    /// The system's random numbers: nobody can guess one.
+    Random,
+    /// A seed, so that a test can be run again. Whoever knows an id can tell the others.
+    Seeded(u64),
 }
 
 /// A connection, numbered by the shard. A number may be used again once its connection is gone.
@@ -152,6 +204,8 @@ pub enum EndReason {
     TakenOver,
     /// A publisher sent nothing for the source timeout.
     Silent,
+    /// The relay's own code failed at it.
+    Panicked,
     /// The relay stops.
     Stopping,
 }
@@ -169,6 +223,7 @@ impl fmt::Display for EndReason {
             EndReason::StreamRemoved => "the stream was removed",
             EndReason::TakenOver => "another publisher took the stream over",
             EndReason::Silent => "the publisher sent nothing for the source timeout",
+            EndReason::Panicked => "a fault of the relay's own; the log says where",
             EndReason::Stopping => "the relay stops",
         })
     }
@@ -183,8 +238,10 @@ pub enum CloseReason {
     Malformed(Fault),
     /// A request over its limits.
     TooLarge(Fault),
-    /// More requests behind a PLAY than may wait for its answer.
+    /// More requests than may wait for their turn.
     Flood,
+    /// It had no session, and others want to connect.
+    Crowded,
     /// No whole request within the handshake timeout.
     Handshake,
     /// It has no session and was silent for the session timeout.
@@ -197,7 +254,8 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CloseReason::NotRtsp(fault) | CloseReason::Malformed(fault) | CloseReason::TooLarge(fault) => fault.fmt(f),
-            CloseReason::Flood => f.write_str("too many requests at once behind a PLAY"),
+            CloseReason::Flood => f.write_str("too many requests wait for their turn"),
+            CloseReason::Crowded => f.write_str("no session, and others want to connect"),
             CloseReason::Handshake => f.write_str("no whole request within the handshake timeout"),
             CloseReason::Idle => f.write_str("no session and no request for the session timeout"),
             CloseReason::SessionEnded(reason) => reason.fmt(f),
@@ -306,6 +364,20 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The connection that it is about, if it names one.
+    pub fn conn(&self) -> Option<ConnId> {
+        match self {
+            Event::Answer { conn, .. }
+            | Event::Play { conn, .. }
+            | Event::Record { conn, .. }
+            | Event::Move { conn, .. }
+            | Event::Close { conn, .. } => Some(*conn),
+            _ => None,
+        }
+    }
+}
+
 /// What has been counted since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -321,12 +393,8 @@ pub struct Counters {
     pub closed: BTreeMap<CloseReason, u64>,
     /// Connections handed to other shards.
     pub moved: u64,
-    /// Interleaved frames from clients on channels that are no track's RTCP, dropped.
-    pub frames_unasked: u64,
-    /// RTCP packets that could not be read, dropped.
-    pub rtcp_malformed: u64,
-    /// RTCP datagrams from addresses that have no session, dropped.
-    pub rtcp_unasked: u64,
+    /// What passed a limit or was not asked for, by [`Limited`]; connections closed for it are counted by their reason alone.
+    pub limited: [u64; Limited::COUNT],
 }
 
 /// A session as the status page shows it.

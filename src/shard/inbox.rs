@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::{ShardLimits, StreamSetup};
-use crate::limits::INBOX_MESSAGES_MAX;
+use crate::limits::{INBOX_MESSAGES_MAX, PUBLISHED_BYTES_MAX};
 use crate::metrics::ReportRequest;
 use crate::session::{EndReason, SessionKey};
 use crate::source::pipeline::SourceTrack;
@@ -42,6 +42,8 @@ pub enum ToShard {
         peer: SocketAddr,
         /// Bytes already read from it.
         unread: Bytes,
+        /// Shards that it has been handed to after its first.
+        moves: u8,
     },
     /// The next chunk of a stream. Numbers follow one another, but for chunks that an overfull inbox refused.
     Chunk(StreamId, Arc<Chunk>),
@@ -100,14 +102,54 @@ pub enum Publishing {
         received: Instant,
         /// The packet.
         packet: Bytes,
+        /// Its part of what the publisher may have on the way.
+        held: Held,
     },
     /// It is gone.
     Ended(EndReason),
 }
 
+/// What is on the way from a publisher to the control thread, so that no more than [`PUBLISHED_BYTES_MAX`] ever is.
+#[derive(Clone, Debug, Default)]
+pub struct Backlog(Arc<AtomicUsize>);
+
+/// A packet's part of a [`Backlog`], until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    backlog: Backlog,
+    bytes: usize,
+}
+
+/// Bytes that a packet on the way takes beside its own.
+const PACKET_OVERHEAD_BYTES: usize = 160;
+
+impl Backlog {
+    /// The part of one more packet; `None` if there is no room for it.
+    pub fn hold(&self, packet: &Bytes) -> Option<Held> {
+        let bytes = packet.len() + PACKET_OVERHEAD_BYTES;
+        // One shard alone adds to it.
+        if self.0.load(Ordering::Relaxed) + bytes > PUBLISHED_BYTES_MAX {
+            return None;
+        }
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+        Some(Held { backlog: self.clone(), bytes })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.backlog.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// What a shard tells the control thread.
 #[derive(Debug)]
 pub enum ToControl {
+    /// One of the shard's connections is gone.
+    Gone {
+        /// Whose it was.
+        peer: SocketAddr,
+    },
     /// The shard has the first client that wants an on-demand stream, or has none any more.
     Demand {
         /// The stream.
@@ -217,5 +259,25 @@ impl ShardReceiver {
     /// One of the shard's connections is gone.
     pub fn connection_gone(&self) {
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publisher_has_only_so_much_on_the_way() {
+        let (backlog, packet) = (Backlog::default(), Bytes::from(vec![0; 1_400]));
+        let mut held = Vec::new();
+        while let Some(one) = backlog.hold(&packet) {
+            held.push(one);
+        }
+        assert!((PUBLISHED_BYTES_MAX / 1_700..=PUBLISHED_BYTES_MAX / 1_400).contains(&held.len()), "{}", held.len());
+        held.pop();
+        held.push(backlog.hold(&packet).expect("there is room again"));
+        assert!(backlog.hold(&packet).is_none());
+        held.clear();
+        assert_eq!(backlog.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -13,11 +14,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
-use super::core::{Core, CoreConfig, Group, UdpSockets};
-use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToShard};
+use super::core::{Core, CoreConfig, Group, Handover, UdpSockets};
+use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToControl, ToShard};
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, ZeroCopy};
-use crate::limits::{PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, USER_TIMEOUT_AFTER_STALL_S};
+use crate::limits::{PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, USER_TIMEOUT_AFTER_STALL_S};
 use crate::stream::StreamId;
 
 /// What a shard's thread is started with.
@@ -39,6 +40,8 @@ pub struct ShardConfig {
     pub multicast: Vec<MulticastSetup>,
     /// The processor that the thread is pinned to.
     pub cpu: Option<usize>,
+    /// Clients may ask for a fault of the shard's own code, for tests.
+    pub test_panics: bool,
 }
 
 /// A stream's multicast group, as a shard is told of it.
@@ -89,6 +92,15 @@ const ABSORB_MAX: usize = 40;
 
 /// Datagrams read and not taken in yet at most.
 const DATAGRAMS_WAITING_MAX: usize = 256;
+
+/// Errors in a row after which the next datagram is waited for more patiently.
+const DATAGRAM_ERRORS_MAX: u32 = 64;
+
+/// The wait after each error from then on.
+const DATAGRAM_ERRORS_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a pass takes in what connections have sent.
+const READS_PASS_MAX: Duration = Duration::from_micros(READS_PASS_MAX_US);
 
 /// Bytes of the largest datagram that is taken in.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
@@ -210,6 +222,9 @@ impl<E: Egress> Thread<E> {
         for (stream, group) in groups {
             core.set_group(stream, group);
         }
+        if config.test_panics {
+            core.set_test_panics();
+        }
         Thread {
             core,
             io: config.io,
@@ -235,20 +250,52 @@ impl<E: Egress> Thread<E> {
                 // Lets the reads and the runtime itself have their turn between two passes.
                 tokio::task::yield_now().await;
             }
-            poll_fn(|cx| self.absorb(cx, more)).await;
-            let now = Instant::now();
-            self.core.reap(now);
-            more = self.core.drive(now);
-            // Most sends complete while they are submitted.
-            more |= self.core.reap(Instant::now());
-            for _ in 0..self.core.take_gone() {
-                self.inbox.connection_gone();
+            more = poll_fn(|cx| self.absorb_guarded(cx, more)).await;
+            more |= self.guarded(|thread| {
+                let now = Instant::now();
+                thread.core.reap(now);
+                let more = thread.core.drive(now);
+                // Most sends complete while they are submitted.
+                thread.core.reap(Instant::now()) | more
+            });
+            for peer in self.core.take_gone() {
+                self.gone(peer);
             }
             self.hand_over();
             for message in self.core.take_outbox() {
                 self.control.tell(message);
             }
         }
+    }
+
+    /// Does a part of a pass. A fault in the code that works for one client ends that client, and the pass goes on with its next
+    /// part (true); of any other the thread ends, for nobody knows what it has left half done.
+    fn guarded(&mut self, work: impl FnOnce(&mut Self) -> bool) -> bool {
+        match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(more) => more,
+            Err(payload) => {
+                if !self.core.panicked(Instant::now()) {
+                    resume_unwind(payload);
+                }
+                true
+            }
+        }
+    }
+
+    /// [`Thread::absorb`], guarded; whether the pass was cut off.
+    fn absorb_guarded(&mut self, cx: &mut Context<'_>, more: bool) -> Poll<bool> {
+        let mut polled = Poll::Pending;
+        let cut_off = self.guarded(|thread| {
+            polled = thread.absorb(cx, more);
+            false
+        });
+        if cut_off { Poll::Ready(true) } else { polled.map(|()| false) }
+    }
+
+    /// A connection is gone.
+    fn gone(&self, peer: SocketAddr) {
+        self.inbox.connection_gone();
+        self.control.tell(ToControl::Gone { peer });
     }
 
     /// Takes in what is there; pending if that is nothing.
@@ -267,6 +314,10 @@ impl<E: Egress> Thread<E> {
             let Poll::Ready(Some(read)) = self.reads.poll_recv(cx) else { break };
             self.taken_in(now, read);
             any = true;
+            // However many ask at once, the media goes on.
+            if now.elapsed() > READS_PASS_MAX {
+                break;
+            }
         }
         for _ in 0..ABSORB_MAX / 4 {
             let Poll::Ready(Some((from, bytes))) = self.datagrams.poll_recv(cx) else { break };
@@ -306,10 +357,10 @@ impl<E: Egress> Thread<E> {
             // Whoever asked may have given up.
             ToShard::Ping(reply) => drop(reply.send(())),
             ToShard::Stop => self.core.stop(now),
-            ToShard::Connection { stream, peer, unread } => {
-                if let Err(error) = self.connection(now, stream, peer, &unread) {
+            ToShard::Connection { stream, peer, unread, moves } => {
+                if let Err(error) = self.connection(now, stream, peer, &unread, moves) {
                     tracing::warn!(client = %peer, %error, "the connection could not be taken over: closed");
-                    self.inbox.connection_gone();
+                    self.gone(peer);
                 }
             }
         }
@@ -321,14 +372,15 @@ impl<E: Egress> Thread<E> {
         stream: std::net::TcpStream,
         peer: SocketAddr,
         unread: &[u8],
+        moves: u8,
     ) -> io::Result<()> {
         let local = stream.local_addr()?;
         let conn = Conn::from_std(stream, self.io)?;
         conn.set_options()?;
         conn.set_path(self.dscp, self.user_timeout)?;
-        match self.core.connected(now, conn.clone(), peer, local, unread) {
+        match self.core.moved_in(now, conn.clone(), (peer, local), unread, moves) {
             Some(token) => self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX)),
-            None => self.inbox.connection_gone(),
+            None => self.gone(peer),
         }
         Ok(())
     }
@@ -363,14 +415,19 @@ impl<E: Egress> Thread<E> {
 
     fn hand_over(&mut self) {
         for handover in self.core.take_handovers() {
-            self.inbox.connection_gone();
-            let Some(shard) = self.shards.get(usize::from(handover.shard)) else { continue };
-            match handover.conn.to_std() {
+            let Handover { conn, peer, shard, unread, moves, .. } = handover;
+            let Some(shard) = self.shards.get(usize::from(shard)) else {
+                self.gone(peer);
+                continue;
+            };
+            match conn.to_std() {
                 Ok(stream) => {
-                    shard.tell(ToShard::Connection { stream, peer: handover.peer, unread: handover.unread });
+                    self.inbox.connection_gone();
+                    shard.tell(ToShard::Connection { stream, peer, unread, moves });
                 }
                 Err(error) => {
-                    tracing::warn!(client = %handover.peer, %error, "the connection could not be handed over: closed");
+                    self.gone(peer);
+                    tracing::warn!(client = %peer, %error, "the connection could not be handed over: closed");
                 }
             }
         }
@@ -379,11 +436,13 @@ impl<E: Egress> Thread<E> {
 
 async fn read_datagrams(socket: Datagram, read: mpsc::Sender<(SocketAddr, Vec<u8>)>) {
     let mut buffer = Vec::with_capacity(DATAGRAM_BYTES_MAX);
+    let mut errors = 0;
     loop {
         let (result, returned) = socket.recv_from(buffer).await;
         buffer = returned;
         match result {
             Ok((count, from)) => {
+                errors = 0;
                 let bytes = buffer[..count].to_vec();
                 if read.send((from, bytes)).await.is_err() {
                     return;
@@ -391,7 +450,12 @@ async fn read_datagrams(socket: Datagram, read: mpsc::Sender<(SocketAddr, Vec<u8
             }
             // ICMP answers to our own datagrams arrive as errors of the next read; they concern no read.
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => return,
-            Err(_) => tokio::task::yield_now().await,
+            Err(_) if errors < DATAGRAM_ERRORS_MAX => {
+                errors += 1;
+                tokio::task::yield_now().await;
+            }
+            // The system is short of memory, or whatever else does not pass by itself at once.
+            Err(_) => tokio::time::sleep(DATAGRAM_ERRORS_PAUSE).await,
         }
         buffer.clear();
     }

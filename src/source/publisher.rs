@@ -103,7 +103,7 @@ impl<P: Publish> Host<'_, P> {
         let of_current = self.current.as_ref().is_some_and(|current| current.session == session);
         match what {
             Publishing::Record { peer, tracks } => self.record(shard, session, peer, tracks),
-            Publishing::Packet { track, rtcp, received, packet } if of_current => {
+            Publishing::Packet { track, rtcp, received, packet, .. } if of_current => {
                 let Some(current) = &mut self.current else { return };
                 if rtcp {
                     // Its sender reports do not count as media: an encoder can hang while they go on.
@@ -118,6 +118,10 @@ impl<P: Publish> Host<'_, P> {
                 reorder.push(received, packet, &mut |received, packet| feed.packet(track, received, &packet));
             }
             Publishing::Ended(reason) if of_current => self.gone(&reason.to_string()),
+            // Of one that the source knew before it was started again: it has to begin anew, too.
+            Publishing::Packet { .. } if self.current.is_none() => {
+                self.tell(shard, session, Verdict::End(EndReason::Panicked));
+            }
             // Of one that has been ended here already.
             Publishing::Packet { .. } | Publishing::Ended(_) => {}
         }

@@ -18,7 +18,7 @@ use super::feed::Feed;
 use super::on_demand::{OnDemand, keep_on_demand};
 use super::packetizer::TrackReport;
 use super::pattern::{Emitted, Pattern};
-use super::pipeline::{Pipeline, Publish};
+use super::pipeline::{Pipeline, Publish, Published};
 use super::tunnel::TlsOptions;
 use crate::shard::inbox::SourceState;
 
@@ -115,6 +115,17 @@ impl Source {
     pub fn new(pipeline: Pipeline) -> Rc<Self> {
         let status = Status { state: SourceState::Down, since: None, reconnects: 0, failures: 0, fault: None };
         Rc::new(Source { pipeline: RefCell::new(pipeline), status: RefCell::new(status) })
+    }
+
+    /// The code that kept the source going has failed: ends what was half in, and says that it is down, and why.
+    pub fn failed<P: Publish>(&self, fault: String, publisher: &mut P) {
+        let now = Instant::now();
+        self.pipeline.borrow_mut().disconnected(now, publisher);
+        let mut status = self.status.borrow_mut();
+        status.failures += 1;
+        (status.state, status.since, status.fault) = (SourceState::Down, Some(now), Some(fault));
+        drop(status);
+        publisher.publish(Published::State(SourceState::Down));
     }
 }
 

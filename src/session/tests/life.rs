@@ -63,7 +63,7 @@ fn any_request_and_any_rtcp_keep_a_udp_session_alive() {
     rig.wait(seconds(50));
     rig.server.rtcp(rig.now, "192.0.2.1:5001".parse().unwrap(), b"nonsense");
     rig.server.rtcp(rig.now, "192.0.2.9:5001".parse().unwrap(), &receiver_report(0xa));
-    assert_eq!((rig.server.counters().rtcp_malformed, rig.server.counters().rtcp_unasked), (1, 1));
+    assert_eq!((rig.limited(Limited::RtcpMalformed), rig.limited(Limited::RtcpUnasked)), (1, 1));
     rig.take_events();
     rig.wait(seconds(10));
     assert_eq!(rig.take_events(), [ended(key, EndReason::Timeout), closed(0, CloseReason::Idle)]);
@@ -171,7 +171,7 @@ fn reports_are_taken_in_from_their_channel_between_requests() {
     };
     let event = Event::ReceiverReport { session: key, track: TrackId(1), report };
     assert_eq!(rig.take_events(), [event.clone(), event]);
-    assert_eq!(rig.server.counters().frames_unasked, 2);
+    assert_eq!(rig.limited(Limited::FrameUnasked), 2);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn reports_over_udp_are_told_apart_by_port_where_the_source_is_unknown() {
     rig.connect(1);
     rig.set_up_udp(1, 6000);
     rig.server.rtcp(rig.now, "192.0.2.1:9999".parse().unwrap(), &rtcp::bye(1, "x"));
-    assert_eq!(rig.server.counters().rtcp_unasked, 1);
+    assert_eq!(rig.limited(Limited::RtcpUnasked), 1);
 }
 
 #[test]

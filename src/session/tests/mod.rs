@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::metrics::Limited;
 use crate::stream::{Description, StreamId, TrackId};
 
 /// A response taken apart.
@@ -72,7 +73,7 @@ fn config() -> ServerConfig {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(100),
         udp_ports: Some((7000, 7001)),
-        seed: 42,
+        ids: SessionIds::Seeded(42),
     }
 }
 
@@ -169,6 +170,10 @@ impl Rig {
             self.events.push(event);
         }
         self.server.check();
+    }
+
+    fn limited(&self, limited: Limited) -> u64 {
+        self.server.counters().limited[limited.index()]
     }
 
     fn take_events(&mut self) -> Vec<Event> {

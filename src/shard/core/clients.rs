@@ -9,10 +9,10 @@ use smallvec::SmallVec;
 
 use super::{Closing, Core, Handover, Kind, Link, Playing, Start, leave_reason};
 use crate::egress::{Datagrams, Egress, Token};
-use crate::limits::ANSWER_BYTES_MAX;
-use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Reception, Transport};
+use crate::limits::{ANSWER_BYTES_MAX, MOVES_MAX};
+use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Limited, Reception, Transport};
 use crate::session::{ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
-use crate::shard::inbox::{Publishing, ToControl, Verdict};
+use crate::shard::inbox::{Backlog, Publishing, ToControl, Verdict};
 use crate::shard::player::Player;
 use crate::stream::chunk::{Run, Span};
 use crate::stream::{StreamId, TrackId};
@@ -53,7 +53,9 @@ impl<E: Egress> Core<E> {
     pub(super) fn process_events(&mut self, now: Instant) {
         // Sender reports of clients that begin to play: they follow the answer, which is an event of its own.
         let mut reports: SmallVec<[u32; 2]> = SmallVec::new();
+        let caller = self.at;
         while let Some(event) = self.server.poll_event() {
+            self.at = event.conn().map(|conn| conn.0).or(caller);
             match event {
                 Event::Answer { conn, bytes } => self.answer(now, conn.0, bytes),
                 Event::Play { session, conn, stream, tracks, resumed } => {
@@ -68,16 +70,22 @@ impl<E: Egress> Core<E> {
                 Event::Pause { session } => self.pause(session),
                 Event::End { session, reason } => {
                     match self.publishers.remove(&session) {
-                        Some(stream) => self.publishing(stream, session, Publishing::Ended(reason)),
+                        Some((stream, _)) => self.publishing(stream, session, Publishing::Ended(reason)),
                         None => self.session_ended(session, reason),
                     };
                 }
                 Event::Record { session, stream, peer, tracks, .. } => {
-                    self.publishers.insert(session, stream);
+                    self.publishers.insert(session, (stream, Backlog::default()));
                     self.publishing(stream, session, Publishing::Record { peer, tracks });
                 }
                 Event::Published { session, stream, track, rtcp, packet } => {
-                    self.publishing(stream, session, Publishing::Packet { track, rtcp, received: now, packet });
+                    let Some((_, backlog)) = self.publishers.get(&session) else { continue };
+                    let Some(held) = backlog.hold(&packet) else {
+                        self.metrics.limited(Limited::PublisherQueue);
+                        continue;
+                    };
+                    let what = Publishing::Packet { track, rtcp, received: now, packet, held };
+                    self.publishing(stream, session, what);
                 }
                 Event::ReceiverReport { session, track, report } => self.received(session, track, &report),
                 Event::Demand { stream, wanted } => self.outbox.push(ToControl::Demand { stream, wanted }),
@@ -85,6 +93,7 @@ impl<E: Egress> Core<E> {
                 Event::Close { conn, .. } => self.close(conn.0, Closing::Flush),
             }
         }
+        self.at = None;
         for slot in reports {
             self.queue_reports(slot);
         }
@@ -117,6 +126,7 @@ impl<E: Egress> Core<E> {
         answers.push_back(bytes);
         if *answer_bytes > ANSWER_BYTES_MAX && link.closing == Closing::No {
             tracing::warn!(client = %peer, "asks on without reading the answers: closed");
+            self.metrics.limited(Limited::AnswersUnread);
             self.server.disconnected(now, ConnId(slot));
             self.close(slot, Closing::Join);
             return;
@@ -203,6 +213,7 @@ impl<E: Egress> Core<E> {
                     bytes: 0,
                     skips: 0,
                     lagging_until: None,
+                    panics: false,
                     reception: None,
                     since: now,
                 }));
@@ -331,7 +342,7 @@ impl<E: Egress> Core<E> {
     }
 
     /// Takes the client out of its stream and of the counts.
-    fn remove_player(&mut self, slot: u32, reason: EndReason) {
+    pub(super) fn remove_player(&mut self, slot: u32, reason: EndReason) {
         let Some(mut playing) = self.links[slot as usize].playing.take() else { return };
         self.leave(&mut playing, reason);
     }
@@ -403,7 +414,12 @@ impl<E: Egress> Core<E> {
     fn hand_over(&mut self, slot: u32, shard: u16, unread: Bytes) {
         let Some(link) = self.links.get(slot as usize) else { return };
         let idle = link.busy.is_none();
-        let Kind::Tcp { conn, peer, answers, .. } = &link.kind else { return };
+        let Kind::Tcp { conn, peer, answers, moves, .. } = &link.kind else { return };
+        if *moves >= MOVES_MAX {
+            tracing::warn!(client = %peer, "asks for sessions of ever other shards: closed");
+            self.metrics.limited(Limited::Moves);
+            return self.close(slot, Closing::Join);
+        }
         // Its answers have been read before it asks on, unless it pipelines across shards, which no player does.
         if !idle || !answers.is_empty() {
             tracing::warn!(client = %peer, "asks for another shard's session before it has its answers: closed");
@@ -411,7 +427,8 @@ impl<E: Egress> Core<E> {
             return;
         }
         let token = Token { slot, generation: link.generation };
-        self.handovers.push(Handover { token, conn: conn.clone(), peer: *peer, shard, unread });
+        let moves = moves + 1;
+        self.handovers.push(Handover { token, conn: conn.clone(), peer: *peer, shard, unread, moves });
         self.metrics.count(Counter::Moved, 1);
         self.forget(slot);
     }
@@ -436,7 +453,7 @@ impl<E: Egress> Core<E> {
     pub(super) fn remove(&mut self, slot: u32) {
         debug_assert!(self.links[slot as usize].busy.is_none(), "a link is removed only when its operation was joined");
         self.remove_player(slot, EndReason::Disconnected);
-        if let Kind::Tcp { conn, .. } = &self.links[slot as usize].kind {
+        if let Kind::Tcp { conn, peer, .. } = &self.links[slot as usize].kind {
             let generation = self.links[slot as usize].generation;
             if self.egress.holds(Token { slot, generation }) {
                 // It fails only if the connection is gone already, and everything given back.
@@ -444,7 +461,7 @@ impl<E: Egress> Core<E> {
             }
             // Ends the read that is under way; the descriptor closes when its task has let go of it.
             conn.shutdown();
-            self.gone += 1;
+            self.gone.push(*peer);
         }
         self.forget(slot);
     }

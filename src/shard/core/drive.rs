@@ -43,8 +43,10 @@ impl<E: Egress> Core<E> {
             if let Some(link) = self.links.get_mut(slot as usize) {
                 link.queued = false;
             }
+            self.at = Some(slot);
             self.serve(now, slot);
         }
+        self.at = None;
         self.egress.flush();
         !self.ready.is_empty()
     }
@@ -52,12 +54,18 @@ impl<E: Egress> Core<E> {
     /// Takes in what completed; `now` is when that was learnt. Returns whether there was anything.
     pub fn reap(&mut self, now: Instant) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
+        // There are some already if that has happened.
+        completions.reverse();
         self.egress.reap(REAP_MAX, &mut completions);
         let any = !completions.is_empty();
-        for completion in completions.drain(..) {
+        // In their order, and none is lost if one of their clients' code fails.
+        completions.reverse();
+        self.completions = completions;
+        while let Some(completion) = self.completions.pop() {
+            self.at = Some(completion.token.slot);
             self.completed(now, completion);
         }
-        self.completions = completions;
+        self.at = None;
         if any {
             self.process_events(now);
         }
@@ -78,9 +86,11 @@ impl<E: Egress> Core<E> {
             // Serving a client never changes the members: whoever goes does so when events are processed.
             let Some(&slot) = self.streams[index].members.get(if at < count { at } else { at - count }) else { break };
             if self.links[slot as usize].busy.is_none() {
+                self.at = Some(slot);
                 self.serve(now, slot);
             }
         }
+        self.at = None;
     }
 
     fn trim(&mut self, now: Instant, index: usize) {
@@ -348,7 +358,10 @@ impl Playing {
                 self.lagging_until = Some(now + Duration::from_secs(LAGGED_S));
                 return;
             }
-            Some(until) if until <= now => (None, OP_BYTES_MAX, NOTSENT_LOWAT_BYTES),
+            Some(until) if until <= now => {
+                assert!(!self.panics, "a test wants it so");
+                (None, OP_BYTES_MAX, NOTSENT_LOWAT_BYTES)
+            }
             _ => return,
         };
         self.lagging_until = until;

@@ -71,6 +71,7 @@ impl<E: Egress> Core<E> {
             bytes: 0,
             skips: 0,
             lagging_until: None,
+            panics: false,
             reception: None,
             since: now,
         }));

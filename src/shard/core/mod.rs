@@ -7,6 +7,7 @@
 mod clients;
 mod drive;
 mod group;
+mod panics;
 mod paths;
 
 use std::collections::{HashMap, VecDeque};
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::inbox::{SourceState, ToControl};
+use super::inbox::{Backlog, SourceState, ToControl};
 use super::player::Player;
 use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token};
 use crate::metrics::{
@@ -67,8 +68,10 @@ pub struct ShardLimits {
     pub session_timeout: Duration,
     /// Time in which a connection must send its first whole request.
     pub handshake_timeout: Duration,
-    /// Sessions of the shard at most.
+    /// Sessions at most, over all shards.
     pub clients_max: usize,
+    /// Sessions of one address at most; `None` for no limit.
+    pub clients_per_address: Option<usize>,
 }
 
 /// What a shard's core is started with.
@@ -120,6 +123,8 @@ pub struct Handover {
     pub shard: u16,
     /// What was read of it and not yet answered.
     pub unread: Bytes,
+    /// Shards that it has been handed to after its first, this one among them.
+    pub moves: u8,
 }
 
 /// Where a link's bytes go.
@@ -131,6 +136,8 @@ enum Kind {
         /// Answers that have not been sent yet; they go first in the next operation.
         answers: VecDeque<Bytes>,
         answer_bytes: usize,
+        /// Shards that it has been handed to after its first.
+        moves: u8,
     },
     /// A client that is sent datagrams.
     Udp {
@@ -209,6 +216,8 @@ struct Playing {
     skips: u64,
     /// Until when it counts as one that lags, and is sent little at a time.
     lagging_until: Option<Instant>,
+    /// A test wants its code to fail, once `lagging_until` is over.
+    panics: bool,
     /// What its last receiver report says.
     reception: Option<Reception>,
     since: Instant,
@@ -289,9 +298,13 @@ pub struct Core<E: Egress> {
     /// What the control thread is to be told.
     outbox: Vec<ToControl>,
     /// Publishers' sessions that the control thread knows of.
-    publishers: HashMap<SessionKey, StreamId>,
-    /// Connections removed since the thread last asked.
-    gone: usize,
+    publishers: HashMap<SessionKey, (StreamId, Backlog)>,
+    /// Whose connections were removed since the thread last asked.
+    gone: Vec<SocketAddr>,
+    /// The link that is being worked for.
+    at: Option<u32>,
+    /// Clients may ask for a fault, for tests.
+    test_panics: bool,
     metrics: ShardMetrics,
     stopping: Option<Instant>,
     next_check: Option<Instant>,
@@ -336,7 +349,9 @@ impl<E: Egress> Core<E> {
             handovers: Vec::new(),
             outbox: Vec::new(),
             publishers: HashMap::new(),
-            gone: 0,
+            gone: Vec::new(),
+            at: None,
+            test_panics: false,
             metrics: ShardMetrics::new(),
             stopping: None,
             next_check: None,
@@ -380,12 +395,26 @@ impl<E: Egress> Core<E> {
         local: SocketAddr,
         unread: &[u8],
     ) -> Option<Token> {
+        self.moved_in(now, conn, (peer, local), unread, 0)
+    }
+
+    /// Takes a connection in that has been handed to `moves` shards after its first, of the addresses given (its peer's and
+    /// ours).
+    pub fn moved_in(
+        &mut self,
+        now: Instant,
+        conn: Conn,
+        (peer, local): (SocketAddr, SocketAddr),
+        unread: &[u8],
+        moves: u8,
+    ) -> Option<Token> {
         if self.stopping.is_some() {
             return None;
         }
         self.metrics.count(Counter::Connections, 1);
-        let kind = Kind::Tcp { conn, peer, answers: VecDeque::new(), answer_bytes: 0 };
+        let kind = Kind::Tcp { conn, peer, answers: VecDeque::new(), answer_bytes: 0, moves };
         let token = self.add_link(kind);
+        self.at = Some(token.slot);
         self.server.connected(now, ConnId(token.slot), peer, local);
         if !unread.is_empty() {
             self.server.input(now, ConnId(token.slot), unread);
@@ -397,6 +426,10 @@ impl<E: Egress> Core<E> {
     /// Bytes were read from a connection.
     pub fn input(&mut self, now: Instant, token: Token, bytes: &[u8]) {
         if self.is_open(token) {
+            self.at = Some(token.slot);
+            if self.test_panics {
+                self.panic_if_asked(now, token.slot, bytes);
+            }
             self.server.input(now, ConnId(token.slot), bytes);
             self.process_events(now);
         }
@@ -405,6 +438,7 @@ impl<E: Egress> Core<E> {
     /// A connection was closed by its client, or reading from it failed.
     pub fn disconnected(&mut self, now: Instant, token: Token) {
         if self.is_open(token) {
+            self.at = Some(token.slot);
             self.server.disconnected(now, ConnId(token.slot));
             self.process_events(now);
             self.close(token.slot, Closing::Join);
@@ -442,8 +476,8 @@ impl<E: Egress> Core<E> {
         std::mem::take(&mut self.outbox)
     }
 
-    /// Connections closed since the last call, the ones handed over not among them.
-    pub fn take_gone(&mut self) -> usize {
+    /// Whose connections were closed since the last call, the ones handed over not among them.
+    pub fn take_gone(&mut self) -> Vec<SocketAddr> {
         std::mem::take(&mut self.gone)
     }
 
@@ -489,7 +523,8 @@ impl<E: Egress> Core<E> {
         for stream in &mut self.streams {
             stream.log.set_bounds(limits.age, limits.log_bytes);
         }
-        self.server.set_limits(limits.session_timeout, limits.handshake_timeout, limits.clients_max);
+        let ShardLimits { session_timeout, handshake_timeout, clients_max, clients_per_address, .. } = limits;
+        self.server.set_limits(session_timeout, handshake_timeout, clients_max, clients_per_address);
     }
 
     /// Whether what comes for the stream is passed over.
@@ -586,6 +621,7 @@ impl<E: Egress> Core<E> {
     pub fn report(&mut self, now: Instant, request: ReportRequest) {
         self.count_requests();
         let mut snapshot = self.metrics.snapshot();
+        self.add_limited(&mut snapshot.limited);
         snapshot.egress = self.egress.stats();
         for (_, link) in &self.links {
             if let Kind::Tcp { .. } = link.kind {
@@ -716,6 +752,7 @@ fn leave_reason(reason: EndReason) -> LeaveReason {
         EndReason::Stalled => LeaveReason::Stalled,
         EndReason::SourceChanged => LeaveReason::SourceChanged,
         EndReason::StreamRemoved => LeaveReason::StreamRemoved,
+        EndReason::Panicked => LeaveReason::Panicked,
         EndReason::Stopping => LeaveReason::Stopping,
         EndReason::Replaced => LeaveReason::Replaced,
     }

@@ -1,0 +1,110 @@
+//! Who may connect: counts connections by address, before any shard hears of them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use crate::limits::{REFUSED_WITH_ANSWER_MAX, REFUSED_WITH_ANSWER_PER_ADDRESS_MAX};
+use crate::metrics::{Limited, process};
+use crate::session::origin;
+
+/// The connections there are, from the moment they are accepted to their end.
+#[derive(Debug)]
+pub struct Admission {
+    clients_max: usize,
+    per_address_max: Option<usize>,
+    open: usize,
+    by_origin: HashMap<IpAddr, usize>,
+}
+
+/// It, as the control thread's tasks share it. No borrow is held across an `await`.
+pub type SharedAdmission = Rc<RefCell<Admission>>;
+
+/// Connections beyond the limit that still get an answer: in proportion to it, for they take descriptors as well.
+pub fn answered_beyond(clients_max: usize) -> usize {
+    (clients_max / 4 + 8).min(REFUSED_WITH_ANSWER_MAX)
+}
+
+impl Admission {
+    /// Nobody is connected yet.
+    pub fn new(clients_max: usize, per_address_max: Option<usize>) -> Admission {
+        Admission { clients_max, per_address_max, open: 0, by_origin: HashMap::new() }
+    }
+
+    /// Other limits hold for who comes from now on.
+    pub fn set_limits(&mut self, clients_max: usize, per_address_max: Option<usize>) {
+        (self.clients_max, self.per_address_max) = (clients_max, per_address_max);
+    }
+
+    /// Lets a connection in, whose end is to be told with [`Admission::gone`]. Some come in beyond the limits, so that their
+    /// SETUP is refused with an answer.
+    ///
+    /// # Errors
+    /// A sentence that names the limit, if it is to be closed.
+    pub fn enter(&mut self, peer: SocketAddr) -> Result<(), String> {
+        let Admission { clients_max, open, .. } = *self;
+        if open >= clients_max + answered_beyond(clients_max) {
+            process::limited(Limited::Connections);
+            return Err(format!("{open} connections are open (limits.clients: {clients_max}): {peer} is turned away"));
+        }
+        let has = self.by_origin.get(&origin(peer.ip())).copied().unwrap_or(0);
+        if let Some(max) = self.per_address_max.filter(|max| has >= max + REFUSED_WITH_ANSWER_PER_ADDRESS_MAX) {
+            process::limited(Limited::ConnectionsPerAddress);
+            return Err(format!(
+                "{has} connections of its address are open (limits.clients_per_address = {max}): {peer} is turned away"
+            ));
+        }
+        *self.by_origin.entry(origin(peer.ip())).or_default() += 1;
+        self.open += 1;
+        Ok(())
+    }
+
+    /// A connection that was let in is no more.
+    pub fn gone(&mut self, peer: SocketAddr) {
+        let origin = origin(peer.ip());
+        let Some(has) = self.by_origin.get_mut(&origin) else { return };
+        *has -= 1;
+        if *has == 0 {
+            self.by_origin.remove(&origin);
+        }
+        self.open -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_gets_its_share_and_others_theirs() {
+        let mut admission = Admission::new(100, Some(2));
+        let greedy = address("192.0.2.1:5");
+        let had = (0..).take_while(|_| admission.enter(greedy).is_ok()).count();
+        assert_eq!(had, 2 + REFUSED_WITH_ANSWER_PER_ADDRESS_MAX);
+        assert!(admission.enter(address("[::ffff:192.0.2.1]:6")).is_err(), "the same address in its other form");
+        admission.enter(address("192.0.2.2:5")).unwrap();
+        admission.gone(greedy);
+        admission.enter(greedy).unwrap();
+        // Of a network of IPv6 one is as good as another.
+        let v6 = (0..).take_while(|at| admission.enter(address(&format!("[2001:db8::{at:x}]:1"))).is_ok()).count();
+        assert_eq!(v6, had);
+        admission.enter(address("[2001:db8:0:1::1]:1")).unwrap();
+    }
+
+    #[test]
+    fn a_flood_leaves_nothing_behind() {
+        let mut admission = Admission::new(10, None);
+        let flood: Vec<_> = (0..1_000).map(|port| SocketAddr::from(([192, 0, 2, 1], port))).collect();
+        let entered: Vec<_> = flood.into_iter().filter(|peer| admission.enter(*peer).is_ok()).collect();
+        assert_eq!(entered.len(), 10 + answered_beyond(10));
+        for peer in entered {
+            admission.gone(peer);
+        }
+        assert_eq!((admission.open, admission.by_origin.len()), (0, 0));
+    }
+}

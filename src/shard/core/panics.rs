@@ -1,0 +1,97 @@
+//! A fault in the code that worked for one client ends that client alone.
+
+use std::time::Instant;
+
+use super::{Closing, Core, Kind};
+use crate::egress::{Egress, Token};
+use crate::metrics::{Limited, Panicked, process};
+use crate::session::{CloseReason, ConnId, EndReason};
+
+/// What a client sends, of a relay that is told to be tested so, to have its code fail while a request is looked at …
+const ON_REQUEST: &[u8] = b"X-Test-Panic: request";
+
+/// … and while it is sent media.
+const ON_SEND: &[u8] = b"X-Test-Panic: send";
+
+impl<E: Egress> Core<E> {
+    /// Lets clients have their own code fail, for tests.
+    pub fn set_test_panics(&mut self) {
+        self.test_panics = true;
+    }
+
+    /// The code below has panicked and unwound to the caller. Ends the client that it worked for; `false` if it worked for none,
+    /// so that the shard cannot go on.
+    pub fn panicked(&mut self, now: Instant) -> bool {
+        let Some(slot) = self.at.take() else { return false };
+        process::panicked(Panicked::Client);
+        self.pieces.clear();
+        // The walk over the clients ended early.
+        for stream in &mut self.streams {
+            stream.dirty = true;
+        }
+        let Some(link) = self.links.get_mut(slot as usize) else { return true };
+        let token = Token { slot, generation: link.generation };
+        let (session, stream) = match &link.playing {
+            Some(playing) => (Some(playing.session), Some(playing.stream)),
+            None => (None, None),
+        };
+        let peer = match (&link.kind, &link.playing) {
+            (Kind::Tcp { peer, .. }, _) => Some(*peer),
+            (_, playing) => playing.as_ref().map(|playing| playing.peer),
+        };
+        tracing::error!(
+            stream = stream.and_then(|id| self.streams.get(usize::from(id.0))).map(|stream| stream.name.as_str()),
+            client = peer.map(tracing::field::display),
+            session = session.map(tracing::field::display),
+            "the relay's own code failed at a client, which is closed; the others go on"
+        );
+        // The egress knows whether there is an operation to be joined.
+        if !self.egress.is_busy(token) && !self.completions.iter().any(|completion| completion.token == token) {
+            link.busy = None;
+            link.arrivals.clear();
+            link.media_bytes = 0;
+        }
+        link.farewell = None;
+        let is_conn = matches!(link.kind, Kind::Tcp { .. });
+        if let Some(session) = session {
+            self.remove_player(slot, EndReason::Panicked);
+            self.server.end_session(now, session, EndReason::Panicked);
+        }
+        if is_conn {
+            self.server.disconnected(now, ConnId(slot));
+        }
+        self.close(slot, Closing::Join);
+        self.process_events(now);
+        true
+    }
+
+    /// Does what a test's client asks for.
+    pub(super) fn panic_if_asked(&mut self, now: Instant, slot: u32, bytes: &[u8]) {
+        let asks = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+        assert!(!asks(ON_REQUEST), "a test wants it so");
+        if asks(ON_SEND)
+            && let Some(playing) = self.links.get_mut(slot as usize).and_then(|link| link.playing.as_mut())
+        {
+            (playing.panics, playing.lagging_until) = (true, Some(now));
+        }
+    }
+
+    /// Adds what the RTSP server has counted of limits.
+    pub(super) fn add_limited(&self, limited: &mut [u64; Limited::COUNT]) {
+        let counters = self.server.counters();
+        for (into, count) in limited.iter_mut().zip(counters.limited) {
+            *into += count;
+        }
+        for (reason, count) in &counters.closed {
+            let of = match reason {
+                CloseReason::Flood => Limited::RequestRate,
+                CloseReason::Crowded => Limited::WithoutSession,
+                CloseReason::Handshake => Limited::Handshake,
+                CloseReason::Idle => Limited::Idle,
+                CloseReason::TooLarge(_) => Limited::RequestSize,
+                CloseReason::NotRtsp(_) | CloseReason::Malformed(_) | CloseReason::SessionEnded(_) => continue,
+            };
+            limited[of.index()] += count;
+        }
+    }
+}
