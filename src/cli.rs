@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use rtsprelay::config::{Config, DEFAULT_PATH, IoChoice, ReportFormat, ZeroCopy, parse_duration, parse_listen};
+use rtsprelay::config::{
+    Config, DEFAULT_PATH, IoChoice, ReportFormat, ZeroCopy, parse_duration, parse_listen, user_name,
+};
 use rtsprelay::limits::{REPORT_EVERY_MIN_MS, WORKERS_MAX};
 
 /// Relays one RTSP camera session to any number of RTSP players.
@@ -46,9 +48,17 @@ pub enum Command {
     },
     /// Show the live table of a relay that runs, with its clients
     Top {
-        /// Address of its HTTP server (`http` in its configuration)
-        #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8580", value_parser = parse_listen)]
-        http: SocketAddr,
+        /// Address of its HTTP server (`http` in its configuration), with a user's name and password where it asks for them.
+        /// Other users of this machine may see a password here
+        // Checked by hand, so that no error of the command line shows its password.
+        #[arg(long, value_name = "[USER:PASSWORD@]IP:PORT", default_value = "127.0.0.1:8580")]
+        http: String,
+    },
+    /// Print the hashes that stand for a user's password, which is read from standard input
+    HashPassword {
+        /// The user's name: the hashes are good for it alone
+        #[arg(value_name = "NAME", value_parser = user_name)]
+        name: String,
     },
     /// Write the man pages and shell completions, for packages
     #[command(hide = true)]
@@ -95,6 +105,9 @@ pub struct Overrides {
     /// For tests: the code of sources fails so long after their start, and that of clients who ask for it
     #[arg(long, hide = true, value_name = "TIME", value_parser = parse_duration)]
     pub test_panic: Option<Duration>,
+    /// For tests: how long nonces are good
+    #[arg(long, hide = true, value_name = "TIME", value_parser = parse_duration)]
+    pub test_nonce_lifetime: Option<Duration>,
 }
 
 /// What drives the sockets.
@@ -174,6 +187,9 @@ impl Overrides {
         }
         if self.test_panic.is_some() {
             config.test_panic = self.test_panic;
+        }
+        if let Some(lifetime) = self.test_nonce_lifetime {
+            config.test_nonce_lifetime = lifetime;
         }
     }
 }

@@ -8,11 +8,12 @@
 //! 4. [`egress`] puts the chunks into the clients' sockets;
 //! 5. [`session`] is the RTSP server that clients talk to, over the formats in [`wire`].
 //!
-//! Beside the way lies [`metrics`], what all of them count and how it is told. [`config`] says what to
-//! do, and [`daemon`] puts everything together.
+//! Beside the way lie [`access`], who may do what, and [`metrics`], what all of them count and how it is told. [`config`] says
+//! what to do, and [`daemon`] puts everything together.
 //!
 //! `docs/ARCHITECTURE.md` tells the whole story, `docs/GLOSSARY.md` the words.
 
+pub mod access;
 pub mod config;
 pub mod daemon;
 pub mod egress;

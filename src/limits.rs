@@ -225,6 +225,27 @@ pub const ZERO_COPY_HELD_MAX: u8 = 8;
 /// Milliseconds that the end of an egress waits for its operations; then their memory is leaked rather than freed.
 pub const EGRESS_DRAIN_MAX_MS: u64 = 500;
 
+/// Seconds for which a nonce is good; who comes with an older one and the right password is given another.
+pub const NONCE_LIFETIME_S: u64 = 300;
+
+/// Milliseconds that the answer to wrong credentials is put off, for their connection alone.
+pub const AUTH_DELAY_MS: u64 = 1_000;
+
+/// Wrong credentials after which an address is refused, each within [`AUTH_REFUSED_S`] of the one before.
+pub const AUTH_FAILURES_MAX: u8 = 10;
+
+/// Seconds for which it is refused after the last of them.
+pub const AUTH_REFUSED_S: u64 = 60;
+
+/// Users at most.
+pub const USERS_MAX: usize = 1_024;
+
+/// Bytes of a user's name at most.
+pub const USER_NAME_BYTES_MAX: usize = 64;
+
+/// Bytes of a password at most, in a file or not.
+pub const PASSWORD_BYTES_MAX: usize = 1_024;
+
 const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
+use rtsprelay::access::Secrets;
 use rtsprelay::config::{Config, DEFAULT_PATH, SourceKind, parse_camera, redact};
 use rtsprelay::daemon;
 
@@ -26,7 +27,13 @@ fn main() -> ExitCode {
     let (config, file) = match cli.command {
         Command::Check { config } => return check(&config),
         Command::Top { http } => {
-            return match daemon::top(http) {
+            return match daemon::top(&http) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(message) => complain(&message, EXIT_FAILURE),
+            };
+        }
+        Command::HashPassword { name } => {
+            return match hash_password(&name) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(message) => complain(&message, EXIT_FAILURE),
             };
@@ -74,6 +81,40 @@ fn main() -> ExitCode {
     }
 }
 
+/// Reads a password and prints the hashes that stand for it, as lines of a `[[user]]`.
+fn hash_password(name: &str) -> Result<(), String> {
+    let password = read_password().map_err(|error| format!("no password could be read ({error})"))?;
+    if password.is_empty() {
+        return Err("the password is empty; write one on standard input".into());
+    }
+    let secrets = Secrets::of(name, &password);
+    let line = |key: &str, hash: &Option<String>| format!("{key} = \"{}\"\n", hash.as_deref().unwrap_or_default());
+    let text = line("ha1_sha256", &secrets.sha256) + &line("ha1_md5", &secrets.md5);
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("the hashes could not be printed ({error})"))
+}
+
+/// The first line of standard input; a terminal does not show what is typed.
+fn read_password() -> std::io::Result<String> {
+    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+    let input = std::io::stdin();
+    let mut line = String::new();
+    if !input.is_terminal() {
+        input.read_line(&mut line)?;
+        return Ok(line.trim_end_matches(['\r', '\n']).to_owned());
+    }
+    let shown = tcgetattr(&input)?;
+    let mut hidden = shown.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO);
+    // Where nobody reads it, the prompt is not missed.
+    let _ = write!(std::io::stderr(), "Password: ");
+    tcsetattr(&input, SetArg::TCSAFLUSH, &hidden)?;
+    let read = input.read_line(&mut line);
+    tcsetattr(&input, SetArg::TCSAFLUSH, &shown)?;
+    let _ = writeln!(std::io::stderr());
+    read?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
 /// Writes man pages and shell completions.
 fn generate(dir: &Path) -> std::io::Result<()> {
     use clap::CommandFactory;
@@ -95,6 +136,9 @@ fn check(path: &Path) -> ExitCode {
             let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
             let count = streams.len();
             let noun = if count == 1 { "stream" } else { "streams" };
+            for warning in &config.warnings {
+                let _ = writeln!(std::io::stderr(), "{}: warning: {warning}", path.display());
+            }
             let line =
                 format!("{}: ok, {count} {noun} ({}) at {}", path.display(), streams.join(", "), listen.join(", "));
             // Whoever asked and went away does not read the answer.

@@ -25,6 +25,9 @@ _rtsprelay() {
             rtsprelay,generate)
                 cmd="rtsprelay__subcmd__generate"
                 ;;
+            rtsprelay,hash-password)
+                cmd="rtsprelay__subcmd__hash__subcmd__password"
+                ;;
             rtsprelay,run)
                 cmd="rtsprelay__subcmd__run"
                 ;;
@@ -38,7 +41,7 @@ _rtsprelay() {
 
     case "${cmd}" in
         rtsprelay)
-            opts="-h -V --help --version run demo top generate check"
+            opts="-h -V --help --version run demo top hash-password generate check"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -70,7 +73,7 @@ _rtsprelay() {
             return 0
             ;;
         rtsprelay__subcmd__demo)
-            opts="-h --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --help"
+            opts="-h --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-nonce-lifetime --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -108,6 +111,10 @@ _rtsprelay() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --test-nonce-lifetime)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -133,8 +140,22 @@ _rtsprelay() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        rtsprelay__subcmd__hash__subcmd__password)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         rtsprelay__subcmd__run)
-            opts="-h --config --source --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --help"
+            opts="-h --config --source --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-nonce-lifetime --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -177,6 +198,10 @@ _rtsprelay() {
                     return 0
                     ;;
                 --test-delay)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --test-nonce-lifetime)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

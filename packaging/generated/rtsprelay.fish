@@ -29,6 +29,7 @@ complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -s V -l version -d 'Pr
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "run" -d 'Serve the streams of a configuration file, or one camera without a file'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "demo" -d 'Serve the built-in test pattern, without a camera, at rtsp://127.0.0.1:8554/test'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "top" -d 'Show the live table of a relay that runs, with its clients'
+complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "hash-password" -d 'Print the hashes that stand for a user\'s password, which is read from standard input'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "generate" -d 'Write the man pages and shell completions, for packages'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "check" -d 'Validate a configuration file: every fault with line and cure'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l config -d 'The configuration file [default: /etc/rtsprelay/rtsprelay.toml]' -r -F
@@ -48,6 +49,7 @@ logfmt\t'Lines of key=value'
 json\t'A JSON object a line'"
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l report-every -d 'Time between two reports, such as 1s; 0 for none but the summary at the end' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l test-delay -d 'For tests: holds chunks back between chunker and shards' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l test-nonce-lifetime -d 'For tests: how long nonces are good' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l listen -d 'Address to serve RTSP at; may be given several times. Port 0 takes a free one' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l http -d 'Address to serve /metrics (Prometheus), /status (JSON) and /healthz at' -r
@@ -64,9 +66,11 @@ logfmt\t'Lines of key=value'
 json\t'A JSON object a line'"
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l report-every -d 'Time between two reports, such as 1s; 0 for none but the summary at the end' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-delay -d 'For tests: holds chunks back between chunker and shards' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-nonce-lifetime -d 'For tests: how long nonces are good' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l http -d 'Address of its HTTP server (`http` in its configuration)' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l http -d 'Address of its HTTP server (`http` in its configuration), with a user\'s name and password where it asks for them. Other users of this machine may see a password here' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -s h -l help -d 'Print help'
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand hash-password" -s h -l help -d 'Print help'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand generate" -l dir -d 'Where to' -r -F
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand generate" -s h -l help -d 'Print help'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand check" -l config -d 'The configuration file' -r -F

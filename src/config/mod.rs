@@ -3,10 +3,12 @@
 mod read;
 mod stream;
 mod url;
+mod user;
 mod value;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::de::DeTable;
@@ -15,12 +17,14 @@ pub use read::Fault;
 use read::{Faults, Field, Section};
 pub use stream::{Multicast, OnDemandConfig, StreamConfig};
 pub use url::{camera as parse_camera, redact};
+pub use user::user_name;
 pub use value::{duration as parse_duration, listen as parse_listen};
 
+use crate::access::User;
 pub use crate::egress::ZeroCopy;
 use crate::limits::{
-    CLIENTS_MAX, DSCP_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS, REPORT_EVERY_MIN_MS,
-    WORKERS_MAX,
+    CLIENTS_MAX, DSCP_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, NONCE_LIFETIME_S, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS,
+    REPORT_EVERY_MIN_MS, WORKERS_MAX,
 };
 pub use crate::shard::core::Start;
 pub use crate::source::supervisor::SourceKind;
@@ -52,6 +56,14 @@ pub struct Config {
     pub test_panic: Option<Duration>,
     /// The streams. Never empty, names unique.
     pub streams: Vec<StreamConfig>,
+    /// The users, names unique; without any, reading is open.
+    pub users: Vec<Arc<User>>,
+    /// Whether users may send their passwords as they are (Basic).
+    pub basic: bool,
+    /// For tests: how long nonces are good.
+    pub test_nonce_lifetime: Duration,
+    /// What is not wrong and yet should be known, in the order of the lines.
+    pub warnings: Vec<Fault>,
 }
 
 /// What drives the sockets.
@@ -141,6 +153,10 @@ impl Config {
             test_delay: Duration::ZERO,
             test_panic: None,
             streams: vec![stream],
+            users: Vec::new(),
+            basic: false,
+            test_nonce_lifetime: Duration::from_secs(NONCE_LIFETIME_S),
+            warnings: Vec::new(),
         }
     }
 
@@ -196,7 +212,8 @@ impl Config {
             }
             return Err(faults.into_sorted());
         }
-        let config = top(document.get_ref(), &mut faults);
+        let mut config = top(document.get_ref(), &mut faults);
+        config.warnings = faults.take_warnings();
         let faults = faults.into_sorted();
         if faults.is_empty() { Ok(config) } else { Err(faults) }
     }
@@ -234,14 +251,26 @@ impl std::error::Error for ConfigError {}
 
 const TOP: Section = Section {
     name: "",
-    keys: &["listen", "http", "workers", "io", "zero_copy", "dscp", "queue", "limits", "report", "user", "stream"],
+    keys: &[
+        "listen",
+        "http",
+        "workers",
+        "io",
+        "zero_copy",
+        "dscp",
+        "basic",
+        "queue",
+        "limits",
+        "report",
+        "user",
+        "stream",
+    ],
 };
 const QUEUE: Section = Section { name: "queue", keys: &["age", "log_bytes", "stall_timeout"] };
 const LIMITS: Section =
     Section { name: "limits", keys: &["clients", "clients_per_address", "handshake_timeout", "session_timeout"] };
 const REPORT: Section = Section { name: "report", keys: &["every", "format", "syslog"] };
-const USER: Section = Section { name: "user", keys: &["name", "password", "password_file", "streams", "from", "may"] };
-const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, USER, stream::STREAM];
+const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, user::USER, stream::STREAM];
 
 /// What a feature that is still to come is refused with.
 fn not_built(what: &str, cure: &str) -> String {
@@ -285,20 +314,23 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     if let Some(table) = get("report").and_then(|field| field.table(faults)) {
         report(table, &mut config.report, faults);
     }
-    if let Some(field) = get("user") {
-        for (span, table) in field.tables(faults) {
-            faults.at(
-                span,
-                format!("user: {}", not_built("users and passwords are", "remove [[user]]; reading is open")),
-            );
-            USER.refuse_unknown(table, SECTIONS, faults);
-        }
-    }
     config.streams.clear();
     match get("stream") {
         Some(field) => stream::streams(&field, &mut config.streams, faults),
         None => {
             faults.whole("there is no stream; add [[stream]] with name = \"front\" and source = \"rtsp://HOST/PATH\"")
+        }
+    }
+    if let Some(field) = get("user") {
+        config.users = user::users(&field, &config.streams, faults);
+    }
+    if let Some(field) = get("basic") {
+        config.basic = field.boolean(faults).unwrap_or(false);
+        if config.basic && config.users.is_empty() {
+            field.fault(
+                faults,
+                "is how users may prove who they are, and there are none; add [[user]], or remove the key",
+            );
         }
     }
     config
@@ -440,3 +472,5 @@ fn report(table: &DeTable<'_>, report: &mut ReportConfig, faults: &mut Faults<'_
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod user_tests;

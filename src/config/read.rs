@@ -30,18 +30,34 @@ impl fmt::Display for Fault {
 pub(super) struct Faults<'t> {
     text: &'t str,
     found: Vec<Fault>,
+    warnings: Vec<Fault>,
 }
 
 impl<'t> Faults<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Faults { text, found: Vec::new() }
+        Faults { text, found: Vec::new(), warnings: Vec::new() }
     }
 
     /// Adds a fault at a place in the text.
     pub(super) fn at(&mut self, span: Range<usize>, message: impl Into<String>) {
-        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-        let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+        let line = self.line(span);
         self.found.push(Fault { line: Some(line), message: message.into() });
+    }
+
+    fn line(&self, span: Range<usize>) -> usize {
+        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        before.iter().filter(|&&byte| byte == b'\n').count() + 1
+    }
+
+    /// Adds something that is not wrong, and yet should be known.
+    pub(super) fn warn(&mut self, field: &Field<'_, '_>, message: impl fmt::Display) {
+        let line = self.line(field.value.span());
+        self.warnings.push(Fault { line: Some(line), message: format!("{}: {message}", field.path) });
+    }
+
+    /// Takes what is not wrong.
+    pub(super) fn take_warnings(&mut self) -> Vec<Fault> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// Adds a fault of the whole document.

@@ -12,6 +12,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::access::LOG_TARGET;
+
 /// Warnings and errors of one kind that are shown within [`WHILE`].
 const SHOWN_MAX: u32 = 5;
 
@@ -46,7 +48,9 @@ impl<S: Subscriber> Layer<S> for Fold {
         let mut told = Told::default();
         event.record(&mut told);
         let Ok(mut kinds) = KINDS.lock() else { return true };
-        let shown_max = if level > Level::WARN { INFO_SHOWN_MAX } else { SHOWN_MAX };
+        // Those about authentication are for a program that counts them by their clients.
+        let of_clients = level > Level::WARN || event.metadata().target() == LOG_TARGET;
+        let shown_max = if of_clients { INFO_SHOWN_MAX } else { SHOWN_MAX };
         is_shown(&mut kinds, Instant::now(), event.metadata().callsite(), told, shown_max)
     }
 }

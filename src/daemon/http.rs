@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
+use super::access::{Doors, Entry};
 use super::health;
 use super::reporter::Reporter;
 use crate::egress::Listener;
@@ -45,16 +46,18 @@ pub struct Pages {
     pub reporter: Rc<Mutex<Reporter>>,
     /// The shards.
     pub shards: Rc<[ShardSender]>,
+    /// Who may see what tells of clients; `None` where whoever can ask is on this machine.
+    pub doors: Option<Doors>,
 }
 
-/// Listens at `address`.
+/// Listens at `address`; `asks` says whether there are users, who are asked for their passwords there.
 ///
 /// # Errors
 /// A sentence that names the address and the cure.
-pub fn bind(address: SocketAddr) -> Result<Listener, String> {
-    if !address.ip().to_canonical().is_loopback() {
+pub fn bind(address: SocketAddr, asks: bool) -> Result<Listener, String> {
+    if !asks && !address.ip().to_canonical().is_loopback() {
         tracing::warn!(
-            "http = \"{address}\" shows everybody who reaches it the clients' addresses; use 127.0.0.1 and a proxy that asks for a password"
+            "http = \"{address}\" shows everybody who reaches it the clients' addresses; add [[user]], or use 127.0.0.1"
         );
     }
     Listener::bind(address).map_err(|error| {
@@ -73,10 +76,10 @@ pub async fn serve(listener: Listener, pages: Pages) {
             continue;
         }
         let stream = match listener.accept().await {
-            Ok((stream, _)) => tokio::net::TcpStream::from_std(stream),
+            Ok((stream, peer)) => tokio::net::TcpStream::from_std(stream).map(|stream| (stream, peer)),
             Err(error) => Err(error),
         };
-        let Ok(stream) = stream else {
+        let Ok((stream, peer)) = stream else {
             // Out of descriptors, which the acceptor of RTSP tells of.
             sleep(PAUSE).await;
             continue;
@@ -85,7 +88,7 @@ pub async fn serve(listener: Listener, pages: Pages) {
         open.set(open.get() + 1);
         let open = Rc::clone(&open);
         spawn_local(async move {
-            let service = service_fn(|request| answer(request, pages.clone()));
+            let service = service_fn(|request| answer(request, peer.ip(), pages.clone()));
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
             // A connection that breaks or takes too long concerns nobody but its client.
@@ -95,10 +98,27 @@ pub async fn serve(listener: Listener, pages: Pages) {
     }
 }
 
-async fn answer<B>(request: Request<B>, pages: Pages) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer<B>(request: Request<B>, peer: IpAddr, pages: Pages) -> Result<Response<Full<Bytes>>, Infallible> {
     const TEXT: &str = "text/plain; charset=utf-8";
     if ![Method::GET, Method::HEAD].contains(request.method()) {
         return Ok(page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n".into()));
+    }
+    // What says no more than that the relay is there is for everybody.
+    if let Some(doors) = pages.doors.as_ref().filter(|_| ["/metrics", "/status"].contains(&request.uri().path())) {
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let url = request.uri().path_and_query().map_or("/", |url| url.as_str());
+        match doors.entry(peer, request.method().as_str(), url, authorization) {
+            Entry::Open => {}
+            Entry::Closed => return Ok(page(StatusCode::FORBIDDEN, TEXT, "not for this user\n".into())),
+            Entry::Asked(challenges, delay) => {
+                sleep(delay).await;
+                let mut asked = page(StatusCode::UNAUTHORIZED, TEXT, "a user's name and password, please\n".into());
+                for challenge in challenges.iter().filter_map(|value| HeaderValue::from_str(value).ok()) {
+                    asked.headers_mut().append(WWW_AUTHENTICATE, challenge);
+                }
+                return Ok(asked);
+            }
+        }
     }
     Ok(match request.uri().path() {
         "/metrics" => page(StatusCode::OK, prometheus::CONTENT_TYPE, pages.reporter.lock().await.metrics().await),

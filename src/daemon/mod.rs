@@ -1,6 +1,7 @@
 //! Puts the parts together and runs them: the control thread, from the configuration to the exit code.
 
 mod acceptor;
+mod access;
 mod admission;
 pub mod console;
 mod descriptors;
@@ -38,6 +39,7 @@ use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
 use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
 use crate::stream::StreamId;
+use access::Doors;
 use admission::{Admission, SharedAdmission};
 use console::Console;
 use dispatch::Outlets;
@@ -133,7 +135,11 @@ async fn control(
     let (control, messages) = mpsc::unbounded_channel();
     let (io, handles) = start_shards(&config, io, &control).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
-    let web = config.http.map(http::bind).transpose()?;
+    let doors = Doors::new()?;
+    doors.set(&config, &shards);
+    tell_warnings(&config);
+    access::warn_if_open(&config, &addresses);
+    let web = config.http.map(|address| http::bind(address, !config.users.is_empty())).transpose()?;
 
     let play = play_commands(&config, &addresses);
     let served: Vec<String> = addresses.iter().map(|address| format!("rtsp://{address}")).collect();
@@ -167,7 +173,11 @@ async fn control(
         if let Ok(address) = web.local_addr() {
             info!(%address, "listening for http");
         }
-        let pages = http::Pages { reporter: Rc::clone(&reporter), shards: Rc::clone(&shards) };
+        let pages = http::Pages {
+            reporter: Rc::clone(&reporter),
+            shards: Rc::clone(&shards),
+            doors: config.http.filter(|address| !address.ip().to_canonical().is_loopback()).map(|_| doors.clone()),
+        };
         tasks.push(spawn_local(http::serve(web, pages)));
     }
     tasks.push(spawn_local(notify::status(Rc::clone(&notifier), Rc::clone(&reporter))));
@@ -176,7 +186,7 @@ async fn control(
     }
     notifier.tell("READY=1");
 
-    let mut relay = Relay { config, load, notifier, shards, reporter, streams, admission };
+    let mut relay = Relay { config, load, notifier, shards, reporter, streams, admission, doors };
     let outcome = relay.serve(&handles, &mut asked).await;
 
     relay.notifier.tell("STOPPING=1\nSTATUS=stopping");
@@ -213,6 +223,7 @@ struct Relay {
     reporter: Rc<Mutex<Reporter>>,
     streams: Streams,
     admission: SharedAdmission,
+    doors: Doors,
 }
 
 impl Relay {
@@ -272,6 +283,12 @@ impl Relay {
                 return;
             }
         };
+        tell_warnings(&config);
+        if (&config.users, config.basic) != (&self.config.users, self.config.basic) {
+            // After the streams: what a user may do with one that is new, its first request finds.
+            self.doors.set(&config, &self.shards);
+            info!(users = config.users.len(), "the users are others now");
+        }
         if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients)
             && config.limits != self.config.limits
         {
@@ -320,6 +337,13 @@ fn is_other_multicast(wanted: &Config, running: &Config) -> bool {
         let running = running.streams.iter().find(|running| running.name == stream.name);
         running.and_then(|running| running.multicast.as_ref()) != stream.multicast.as_ref()
     })
+}
+
+/// Tells what the configuration is not wrong in, and yet should be known.
+fn tell_warnings(config: &Config) {
+    for warning in &config.warnings {
+        warn!("the configuration, {warning}");
+    }
 }
 
 /// What shards are told of the limits.

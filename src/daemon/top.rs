@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::config::parse_listen;
 use crate::metrics::status;
 use crate::metrics::table::{Frame, clients, table};
 use crate::sys;
+use crate::wire::auth;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -23,13 +25,15 @@ const STATUS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 ///
 /// # Errors
 /// A sentence with the cure, when nothing answers there.
-pub fn top(address: SocketAddr) -> Result<(), String> {
+pub fn top(target: &str) -> Result<(), String> {
+    let target = Target::parse(target)?;
+    let address = target.address;
     let out = io::stdout();
     let live = out.is_terminal();
     let mut shown = 0;
     loop {
         let (columns, rows) = sys::terminal_size(&out).unwrap_or((80, 24));
-        let status = ask(address)?;
+        let status = target.ask()?;
         let text = render(&status, columns, live.then_some(rows))
             .ok_or_else(|| format!("what answers at {address} is no rtsprelay of this version"))?;
         // Up to the first line of the table before, then erase all below (ECMA-48 CUU and ED).
@@ -57,22 +61,108 @@ fn render(status: &Value, columns: usize, rows: Option<usize>) -> Option<String>
     Some(text)
 }
 
-/// Gets `/status`.
-fn ask(address: SocketAddr) -> Result<Value, String> {
-    let fail = |error: io::Error| {
-        format!(
-            "no relay answers at {address} ({error}); give a running one `http = \"{address}\"` in its configuration, or name its address with --http"
-        )
-    };
-    let mut answer = Vec::new();
-    let got = TcpStream::connect_timeout(&address, ANSWER_MAX).and_then(|mut stream| {
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        // HTTP 1.0 has no chunks.
-        write!(stream, "GET /status HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-        stream.take(STATUS_BYTES_MAX).read_to_end(&mut answer)
-    });
-    got.map_err(fail)?;
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap_or(answer.len());
-    let body = answer.get(end + 4..).unwrap_or_default();
-    serde_json::from_slice(body).map_err(|_| format!("what answers at {address} is no rtsprelay"))
+/// Where to ask, and as whom.
+struct Target {
+    address: SocketAddr,
+    user: Option<(String, String)>,
+}
+
+impl Target {
+    /// Reads `[http://][USER:PASSWORD@]IP:PORT[/]`, the name and password percent-encoded where they need be.
+    fn parse(text: &str) -> Result<Target, String> {
+        let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let (user, address) = match rest.rsplit_once('@') {
+            Some((user, address)) => (Some(user), address),
+            None => (None, rest),
+        };
+        let address = parse_listen(address).map_err(|message| format!("--http: {message}"))?;
+        let user = user.map(|user| {
+            let pair = user.split_once(':').ok_or("--http: a user needs a password; write USER:PASSWORD@IP:PORT")?;
+            Ok::<_, String>((percent_decoded(pair.0), percent_decoded(pair.1)))
+        });
+        Ok(Target { address, user: user.transpose()? })
+    }
+
+    /// Gets `/status`.
+    fn ask(&self) -> Result<Value, String> {
+        let address = self.address;
+        let mut answer = self.get("")?;
+        if let (401, Some((user, password))) = (answer.status, &self.user) {
+            let answered = |challenge: &String| auth::answer(challenge, user, password, "GET", "/status");
+            if let Some(value) = answer.challenges.iter().find_map(answered) {
+                answer = self.get(&format!("Authorization: {value}\r\n"))?;
+            }
+        }
+        match (answer.status, &self.user) {
+            (401, None) => {
+                Err(format!("the relay at {address} asks who you are; write --http USER:PASSWORD@{address}"))
+            }
+            (401, _) => Err(format!("the relay at {address} does not know that name and password")),
+            (403, _) => Err(format!("the relay at {address} shows that to users alone who may read every stream")),
+            _ => serde_json::from_slice(&answer.body).map_err(|_| format!("what answers at {address} is no rtsprelay")),
+        }
+    }
+
+    fn get(&self, header: &str) -> Result<Answer, String> {
+        let address = self.address;
+        let fail = |error: io::Error| {
+            format!(
+                "no relay answers at {address} ({error}); give a running one `http = \"{address}\"` in its configuration, or name its address with --http"
+            )
+        };
+        let mut bytes = Vec::new();
+        let got = TcpStream::connect_timeout(&address, ANSWER_MAX).and_then(|mut stream| {
+            stream.set_read_timeout(Some(ANSWER_MAX))?;
+            // HTTP 1.0 has no chunks.
+            write!(stream, "GET /status HTTP/1.0\r\nHost: {address}\r\n{header}\r\n")?;
+            stream.take(STATUS_BYTES_MAX).read_to_end(&mut bytes)
+        });
+        got.map_err(fail)?;
+        Ok(Answer::read(bytes))
+    }
+}
+
+/// What the relay has answered.
+struct Answer {
+    status: u16,
+    challenges: Vec<String>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn read(mut bytes: Vec<u8>) -> Answer {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or(bytes.len());
+        let body = bytes.split_off((end + 4).min(bytes.len()));
+        let head = String::from_utf8_lossy(&bytes);
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
+        let challenge = |line: &str| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("www-authenticate").then(|| value.trim().to_owned())
+        };
+        Answer { status: status.unwrap_or(0), challenges: lines.filter_map(challenge).collect(), body }
+    }
+}
+
+/// `%40` and the like as what they stand for.
+fn percent_decoded(text: &str) -> String {
+    String::from_utf8_lossy(&crate::session::percent_decoded(text)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_may_name_a_user() {
+        let read = |text| Target::parse(text).map(|target| (target.address.to_string(), target.user));
+        assert_eq!(read("127.0.0.1:8580"), Ok(("127.0.0.1:8580".into(), None)));
+        let user = Some(("a".into(), "p@:w".into()));
+        assert_eq!(read("http://a:p%40%3aw@[::1]:1/"), Ok(("[::1]:1".into(), user.clone())));
+        assert_eq!(read("a:p@:w@[::1]:1"), Ok(("[::1]:1".into(), user)));
+        for text in ["secret@127.0.0.1:1", "a:secret@nowhere", "a:secret@127.0.0.1"] {
+            let refused = read(text).unwrap_err();
+            assert!(refused.starts_with("--http: ") && !refused.contains("secret"), "{refused}");
+        }
+    }
 }

@@ -88,6 +88,8 @@ counted! {
         SourceChanged = "source_changed",
         /// The stream was taken out of the configuration.
         StreamRemoved = "stream_removed",
+        /// Its user may not have the stream any more, by a configuration that was read again.
+        Unauthorized = "unauthorized",
         /// It sent what is not RTSP, or too much of it.
         Protocol = "protocol",
         /// A send failed.
@@ -170,6 +172,10 @@ counted! {
         Requests = "requests",
         /// RTSP requests answered with an error status.
         RequestsFailed = "requests_failed",
+        /// RTSP requests with wrong credentials.
+        AuthFailed = "auth_failed",
+        /// RTSP requests refused unseen because their address had failed too often.
+        AuthRefused = "auth_refused",
         /// Bytes that were not RTSP.
         Malformed = "malformed",
         /// RTCP receiver reports taken in.

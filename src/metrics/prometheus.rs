@@ -71,6 +71,8 @@ fn help(counter: Counter) -> &'static str {
         Counter::HandshakeTimeouts => "Connections closed because no full request came in time.",
         Counter::Requests => "RTSP requests read.",
         Counter::RequestsFailed => "RTSP requests answered with an error status.",
+        Counter::AuthFailed => "RTSP requests with wrong credentials.",
+        Counter::AuthRefused => "RTSP requests refused unseen because their address had failed too often.",
         Counter::Malformed => "Connections closed because they sent what is not RTSP.",
         Counter::ReceiverReports => "RTCP receiver reports taken in.",
         Counter::Moved => "Connections handed to the shard that owns their session.",

@@ -74,6 +74,9 @@ impl Server {
         if let Err(refusal) = method_known(&request.method, self.public()).and_then(|()| nothing_required(&request)) {
             return self.refusal(conn, &request, None, refusal);
         }
+        if !self.admit(now, conn, &request) {
+            return;
+        }
         let session = match self.session_of(conn, &request) {
             Named::None => None,
             Named::Own(key) => Some(key),
@@ -143,7 +146,7 @@ impl Server {
     /// The session that a request names, as far as its client may.
     fn session_of(&self, conn: ConnId, request: &Request) -> Named {
         let Some(value) = request.header("Session") else { return Named::None };
-        if request.method == "DESCRIBE" {
+        if request.method == "DESCRIBE" || self.is_strangers(conn) {
             // Needs none, and is answered even with one that is long gone.
             return Named::None;
         }
@@ -160,7 +163,7 @@ impl Server {
         }
         let same_address = |owner: SocketAddr| owner.ip().to_canonical() == connection.peer.ip().to_canonical();
         match self.sessions.get(&key) {
-            Some(session) if same_address(session.peer) => Named::Own(key),
+            Some(session) if same_address(session.peer) && self.is_users(session, conn) => Named::Own(key),
             _ => Named::Unknown,
         }
     }
@@ -546,7 +549,7 @@ fn nothing_required(request: &Request) -> Result<(), Refusal> {
 }
 
 /// The client's `Timestamp` comes back as it was (RFC 2326 section 12.38).
-fn with_timestamp(answer: Response, request: &Request) -> Response {
+pub(super) fn with_timestamp(answer: Response, request: &Request) -> Response {
     match request.header("Timestamp") {
         Some(value) => answer.header("Timestamp", value),
         None => answer,

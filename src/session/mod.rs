@@ -5,6 +5,7 @@
 //! after each call takes the events with [`Server::poll_event`] until there are none, acting on them in their order.
 #![forbid(unsafe_code)]
 
+mod auth;
 mod check;
 #[doc(hidden)]
 pub mod fuzz;
@@ -22,6 +23,8 @@ mod tests;
 mod timers;
 mod types;
 
+pub(crate) use auth::tell_failure;
+pub(crate) use resource::percent_decoded;
 pub use server::Server;
 pub use types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionIds,

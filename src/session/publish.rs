@@ -1,7 +1,8 @@
 //! Publishers: ANNOUNCE, SETUP with the mode `record`, and RECORD (RFC 2326 sections 10.3, 10.4 and 10.11).
 //!
 //! A publisher's session is one like a player's, but for where the media flows: what its connection or its ports bring comes
-//! out as [`Event::Published`]. Who may publish a stream is decided by its address ([`may_publish`]); whether it may now, when
+//! out as [`Event::Published`]. Who may publish a stream is decided by the users' rights, and without
+//! users by the address ([`may_publish`]); whether it may now, when
 //! somebody else perhaps does, by the control thread, which [`Event::Record`] is put to.
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,7 +28,7 @@ const ALLOW: &str = "OPTIONS, ANNOUNCE, SETUP, RECORD, TEARDOWN, GET_PARAMETER, 
 /// What a publisher has announced.
 #[derive(Clone, Debug)]
 pub(super) struct Announced {
-    stream: StreamId,
+    pub(super) stream: StreamId,
     tracks: Vec<AnnouncedTrack>,
 }
 
@@ -37,7 +38,7 @@ struct AnnouncedTrack {
     control: String,
 }
 
-/// Whether a client of this address may publish: only one on this machine, until users with the right to are configured.
+/// Whether a client of this address may publish: only one on this machine, where no users are configured.
 pub(super) fn may_publish(peer: IpAddr) -> bool {
     peer.to_canonical().is_loopback()
 }
@@ -72,9 +73,10 @@ impl Server {
             return Err(refusal(Status::METHOD_NOT_ALLOWED, "Allow", super::methods::PUBLIC));
         }
         let connection = self.conns.get(&asked.conn).ok_or(Status::NOT_FOUND)?;
-        if !may_publish(connection.peer.ip()) {
+        // Where there are users, who asks has the right to.
+        if self.access.is_none() && !may_publish(connection.peer.ip()) {
             let (stream, client) = (self.streams.name(stream), connection.peer);
-            tracing::warn!(stream, %client, "may not publish: only clients on this machine may");
+            tracing::warn!(stream, %client, "may not publish: without users in the configuration only clients on this machine may; add a [[user]] with may = [\"publish\"]");
             return Err(Status::FORBIDDEN.into());
         }
         if connection.interleaved.is_some() || connection.announced.is_some() && asked.session.is_some() {

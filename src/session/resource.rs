@@ -63,7 +63,7 @@ fn track_number(segment: &str) -> Option<usize> {
     (prefix.eq_ignore_ascii_case(TRACK_PREFIX) && digits).then(|| number.parse().ok()).flatten()
 }
 
-fn percent_decoded(text: &str) -> Vec<u8> {
+pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

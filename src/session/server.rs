@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use smallvec::SmallVec;
 
+use super::auth::Denied;
 use super::methods::RETRY_AFTER_S;
 use super::publish::Announced;
 use super::rate::Rate;
@@ -18,6 +19,7 @@ use super::types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
     SessionKey,
 };
+use crate::access::{Access, User};
 use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
 use crate::metrics::Limited;
 use crate::stream::{Description, StreamId, TrackId};
@@ -65,6 +67,10 @@ pub(super) struct Connection {
     pub(super) delayed: Option<Instant>,
     /// Its place among those without a session, while it has none.
     pub(super) stranger: Option<Place>,
+    /// The answer to wrong credentials, which is put off.
+    pub(super) denied: Option<Denied>,
+    /// Who its last right credentials were of.
+    pub(super) user: Option<Arc<User>>,
     /// What a publisher on it has announced.
     pub(super) announced: Option<Box<Announced>>,
     /// The session whose media it carries; of a publisher, in any case its session.
@@ -105,6 +111,8 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) peer: SocketAddr,
+    /// Whose it is, where users are configured.
+    pub(super) user: Option<Arc<User>>,
     pub(super) stream: StreamId,
     /// The stream as it was when last looked at.
     pub(super) description: Arc<Description>,
@@ -127,6 +135,13 @@ pub(super) struct Session {
     pub(super) timer: Option<Instant>,
 }
 
+impl Connection {
+    /// Whether its further requests have to wait.
+    fn is_put_off(&self) -> bool {
+        self.waiting.is_some() || self.held.is_some() || self.denied.is_some() || self.delayed.is_some()
+    }
+}
+
 impl Session {
     pub(super) fn play_tracks(&self) -> Vec<PlayTrack> {
         self.tracks.iter().map(|set_up| PlayTrack { track: set_up.track, delivery: set_up.delivery }).collect()
@@ -136,6 +151,8 @@ impl Session {
 /// The RTSP server of one shard.
 pub struct Server {
     pub(super) config: ServerConfig,
+    /// Who may do what; `None` where no users are configured.
+    pub(super) access: Option<Arc<Access>>,
     pub(super) streams: Streams,
     pub(super) conns: HashMap<ConnId, Connection>,
     pub(super) sessions: HashMap<SessionKey, Session>,
@@ -173,6 +190,7 @@ impl Server {
         assert!(config.shard < config.shards, "shard {} of {}", config.shard, config.shards);
         Server {
             config,
+            access: None,
             streams: Streams::default(),
             conns: HashMap::new(),
             sessions: HashMap::new(),
@@ -289,6 +307,8 @@ impl Server {
             rate: Rate::new(now),
             delayed: None,
             stranger: None,
+            denied: None,
+            user: None,
             announced: None,
             interleaved: None,
             sessions: SmallVec::new(),
@@ -305,8 +325,7 @@ impl Server {
     pub fn input(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         connection.decoder.feed(bytes);
-        let waits = connection.waiting.is_some() || connection.held.is_some() || connection.delayed.is_some();
-        if waits && connection.decoder.pending() > WAITING_BYTES_MAX {
+        if connection.is_put_off() && connection.decoder.pending() > WAITING_BYTES_MAX {
             self.close(conn, CloseReason::Flood);
         }
         self.process(now, conn);
@@ -449,8 +468,10 @@ impl Server {
 
     pub(super) fn insert_session(&mut self, key: SessionKey, session: NewSession, now: Instant) {
         let NewSession { peer, stream, description, lower, conn } = session;
+        let user = self.conns.get(&conn).and_then(|connection| connection.user.clone());
         let session = Session {
             peer,
+            user,
             stream,
             description,
             lower,
@@ -662,7 +683,7 @@ impl Server {
     /// Looks at the messages of a connection until they are used up, or one has to wait.
     fn process(&mut self, now: Instant, conn: ConnId) {
         while let Some(connection) = self.conns.get_mut(&conn) {
-            if connection.waiting.is_some() || connection.held.is_some() || connection.delayed.is_some() {
+            if connection.is_put_off() {
                 break;
             }
             if connection.decoder.pending() > 0

@@ -38,6 +38,9 @@ impl Server {
         if connection.waiting.is_some() {
             return None;
         }
+        if let Some(denied) = &connection.denied {
+            return Some((denied.until, CloseReason::Idle));
+        }
         if let Some(until) = connection.delayed {
             return Some((until, CloseReason::Flood));
         }
@@ -112,6 +115,10 @@ impl Server {
                     self.give_up(conn, &held);
                 }
                 self.released.push(conn);
+            }
+            Some((due, _)) if due <= now && self.conns.get(&conn).is_some_and(|have| have.denied.is_some()) => {
+                self.set_conn_timer(conn, None);
+                self.answer_denied(conn);
             }
             Some((due, reason)) if due <= now => self.close(conn, reason),
             Some((due, _)) => self.set_conn_timer(conn, Some(due)),

@@ -200,6 +200,8 @@ pub enum EndReason {
     SourceChanged,
     /// The stream is no more: it was taken out of the configuration.
     StreamRemoved,
+    /// Its user may not have it any more, by a configuration that was read again.
+    Unauthorized,
     /// Another publisher took the stream over.
     TakenOver,
     /// A publisher sent nothing for the source timeout.
@@ -221,6 +223,7 @@ impl fmt::Display for EndReason {
             EndReason::Stalled => "the client read too slowly for the stall timeout",
             EndReason::SourceChanged => "the source's tracks or codecs changed",
             EndReason::StreamRemoved => "the stream was removed",
+            EndReason::Unauthorized => "its user may not have it any more",
             EndReason::TakenOver => "another publisher took the stream over",
             EndReason::Silent => "the publisher sent nothing for the source timeout",
             EndReason::Panicked => "a fault of the relay's own; the log says where",
@@ -391,6 +394,10 @@ pub struct Counters {
     pub ended: BTreeMap<EndReason, u64>,
     /// Connections that the server closed, by reason.
     pub closed: BTreeMap<CloseReason, u64>,
+    /// Requests with wrong credentials.
+    pub auth_failed: u64,
+    /// Requests refused unseen because their address had failed too often.
+    pub auth_refused: u64,
     /// Connections handed to other shards.
     pub moved: u64,
     /// What passed a limit or was not asked for, by [`Limited`]; connections closed for it are counted by their reason alone.

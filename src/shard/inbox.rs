@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::{ShardLimits, StreamSetup};
+use crate::access::Access;
 use crate::limits::{INBOX_MESSAGES_MAX, PUBLISHED_BYTES_MAX};
 use crate::metrics::ReportRequest;
 use crate::session::{EndReason, SessionKey};
@@ -61,6 +62,8 @@ pub enum ToShard {
     RemoveStream(StreamId),
     /// Other limits hold from now on.
     Limits(ShardLimits),
+    /// Who may do what from now on; `None` where no users are configured.
+    Access(Option<Arc<Access>>),
     /// What the control thread says to a publisher of the shard.
     Publisher(SessionKey, Verdict),
     /// The reporter wants the shard's counts.

@@ -353,6 +353,7 @@ impl<E: Egress> Thread<E> {
                 self.user_timeout = limits.stall_timeout + Duration::from_secs(USER_TIMEOUT_AFTER_STALL_S);
                 self.core.set_limits(limits);
             }
+            ToShard::Access(access) => self.core.set_access(now, access),
             ToShard::Report(request) => self.core.report(now, request),
             // Whoever asked may have given up.
             ToShard::Ping(reply) => drop(reply.send(())),

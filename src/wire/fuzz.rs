@@ -1,6 +1,7 @@
 //! Bodies of fuzz targets: each takes any bytes and panics where a promise is broken.
 #![allow(missing_docs)]
 
+use super::auth::{self, Algorithm, Authorization};
 use super::rtsp::{Decoder, Invalid, Message};
 use super::{rtcp, rtp, sdp, transport};
 
@@ -49,12 +50,46 @@ pub fn read(bytes: &[u8]) {
     }
 }
 
+/// The readers of `Authorization` and of challenges take anything; what a client makes of a challenge is read back as it was meant.
+pub fn authorization(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for value in [text.to_string(), format!("Digest {text}"), format!("Basic {text}")] {
+        if let Some(Authorization::Digest(digest)) = auth::parse(&value) {
+            assert_eq!(digest.response.len(), digest.algorithm.digits());
+            assert_eq!(digest.expected("", "PLAY").len(), digest.algorithm.digits());
+        }
+        auth::answer(&value, "user", "password", "PLAY", "/");
+    }
+    let (name, url) = text.split_once(' ').unwrap_or(("", &text));
+    assert!(auth::same_resource(url, url));
+    let quotable = |text: &str| !text.contains(['"', '\\']);
+    if quotable(name) && quotable(url) {
+        for challenge in auth::challenges("realm", "nonce", true, false) {
+            let value = auth::answer(&challenge, name, "password", "PLAY", url).expect("an answer to a challenge");
+            let Some(Authorization::Digest(digest)) = auth::parse(&value) else { panic!("{value} is not read") };
+            let ha1 = Algorithm::ha1(digest.algorithm, name, "realm", "password");
+            assert_eq!((digest.user.as_str(), digest.uri.as_str()), (name, url));
+            assert_eq!(digest.expected(&ha1, "PLAY"), digest.response);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn credentials_may_be_anything(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            super::authorization(&bytes);
+        }
+
+        #[test]
+        fn credentials_may_look_right(text in "([a-z]{1,9}=(\"[^\"]{0,9}\"|[a-f0-9]{32}|auth)[, ]{0,2}){0,9}") {
+            super::authorization(text.as_bytes());
+        }
 
         #[test]
         fn readers_take_random_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -1,6 +1,7 @@
-//! The formats on the wire: RTSP, interleaved framing, RTP, RTCP, SDP. No input or output happens here.
+//! The formats on the wire: RTSP and its authentication, interleaved framing, RTP, RTCP, SDP. No input or output happens here.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod interleaved;

@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod auth;
 mod config;
 mod controls;
 mod delivery;

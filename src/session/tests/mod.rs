@@ -1,3 +1,4 @@
+mod auth;
 mod life;
 mod methods;
 mod on_demand;

@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 
 use super::inbox::{Backlog, SourceState, ToControl};
 use super::player::Player;
+use crate::access::Access;
 use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token};
 use crate::metrics::{
     ClientLatency, Counter, DropReason, LeaveReason, Reception, ReportRequest, ShardMetrics, Transport,
@@ -527,6 +528,12 @@ impl<E: Egress> Core<E> {
         self.server.set_limits(session_timeout, handshake_timeout, clients_max, clients_per_address);
     }
 
+    /// Who may do what from now on; sessions that their users may not have any more end.
+    pub fn set_access(&mut self, now: Instant, access: Option<Arc<Access>>) {
+        self.server.set_access(now, access);
+        self.process_events(now);
+    }
+
     /// Whether what comes for the stream is passed over.
     fn is_removed(&self, id: StreamId) -> bool {
         self.streams[usize::from(id.0)].removed
@@ -655,6 +662,8 @@ impl<E: Egress> Core<E> {
         self.metrics.set(Counter::Requests, answers(100..600));
         self.metrics.set(Counter::RequestsFailed, answers(400..600));
         self.metrics.set(Counter::ClientsRefused, answers(453..454));
+        self.metrics.set(Counter::AuthFailed, counters.auth_failed);
+        self.metrics.set(Counter::AuthRefused, counters.auth_refused);
         self.metrics.set(Counter::HandshakeTimeouts, closed(|reason| *reason == CloseReason::Handshake));
         let malformed = |reason: &CloseReason| {
             matches!(reason, CloseReason::NotRtsp(_) | CloseReason::Malformed(_) | CloseReason::TooLarge(_))
@@ -753,6 +762,7 @@ fn leave_reason(reason: EndReason) -> LeaveReason {
         EndReason::SourceChanged => LeaveReason::SourceChanged,
         EndReason::StreamRemoved => LeaveReason::StreamRemoved,
         EndReason::Panicked => LeaveReason::Panicked,
+        EndReason::Unauthorized => LeaveReason::Unauthorized,
         EndReason::Stopping => LeaveReason::Stopping,
         EndReason::Replaced => LeaveReason::Replaced,
     }

@@ -71,6 +71,8 @@ impl Status {
     pub const OK: Status = Status(200);
     /// The request cannot be understood.
     pub const BAD_REQUEST: Status = Status(400);
+    /// Who asks has to say who it is.
+    pub const UNAUTHORIZED: Status = Status(401);
     /// Not for this client.
     pub const FORBIDDEN: Status = Status(403);
     /// A body that is no SDP.

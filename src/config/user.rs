@@ -1,0 +1,253 @@
+//! `[[user]]`: who may read or publish what, from where.
+
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+use super::read::{Faults, Field, Section};
+use super::url::redact;
+use super::{SECTIONS, StreamConfig};
+use crate::access::{AddressRange, Right, Secrets, User};
+use crate::limits::{PASSWORD_BYTES_MAX, USER_NAME_BYTES_MAX, USERS_MAX};
+use crate::wire::auth::Algorithm;
+
+pub(super) const USER: Section = Section {
+    name: "user",
+    keys: &[
+        "name",
+        "password",
+        "password_file",
+        "password_credential",
+        "ha1_sha256",
+        "ha1_md5",
+        "streams",
+        "from",
+        "may",
+    ],
+};
+
+/// What a user needs one of.
+const SECRET_KEYS: &str =
+    "password_file, password_credential, ha1_sha256 with ha1_md5 (`rtsprelay hash-password` makes them), or password";
+
+/// Checks the name of a user.
+///
+/// # Errors
+/// A sentence with the cure.
+pub fn user_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > USER_NAME_BYTES_MAX {
+        return Err(format!("has {} bytes; write a name of 1 to {USER_NAME_BYTES_MAX}", text.len()));
+    }
+    let odd = |c: char| c.is_control() || matches!(c, ':' | '"' | '\\');
+    match text.chars().find(|c| odd(*c)) {
+        Some(found) => Err(format!("has {found:?} in it, which no player can send; write a name without")),
+        None => Ok(text.to_owned()),
+    }
+}
+
+pub(super) fn users(field: &Field<'_, '_>, streams: &[StreamConfig], faults: &mut Faults<'_>) -> Vec<Arc<User>> {
+    let mut users: Vec<Arc<User>> = Vec::new();
+    let tables = field.tables(faults);
+    if tables.len() > USERS_MAX {
+        field.fault(faults, format!("there are {} users; keep to {USERS_MAX}", tables.len()));
+    }
+    for (span, table) in tables {
+        USER.refuse_unknown(table, SECTIONS, faults);
+        let get = |key| Field::of(&USER, table, key);
+        let name = match get("name") {
+            None => {
+                faults.at(span.clone(), "user.name is missing; name the user, players send the name with the password");
+                None
+            }
+            Some(field) => field.parsed(faults, "a name in quotes", user_name).inspect(|name| {
+                if users.iter().any(|user| user.name == *name) {
+                    field.fault(faults, format!("{name:?} is the name of another user; choose a different one"));
+                }
+            }),
+        };
+        // A user with a fault stands for its name, so that the next one of that name is found.
+        let name = name.unwrap_or_default();
+        let secrets = secrets(&name, span.clone(), table, faults);
+        let streams = get("streams").and_then(|field| self::streams(&field, streams, faults)).unwrap_or_default();
+        let from = get("from").map(|field| ranges(&field, faults)).unwrap_or_default();
+        let (read, publish) = get("may").map_or((true, false), |field| rights(&field, faults));
+        users.push(Arc::new(User { name, secrets, streams, from, read, publish }));
+    }
+    users
+}
+
+/// Where the password is from: one way alone.
+fn secrets(name: &str, span: std::ops::Range<usize>, table: &DeTable<'_>, faults: &mut Faults<'_>) -> Secrets {
+    let get = |key| Field::of(&USER, table, key);
+    let (sha256, md5) = (get("ha1_sha256"), get("ha1_md5"));
+    let hashed = sha256.is_some() || md5.is_some();
+    let ways = [get("password"), get("password_file"), get("password_credential")];
+    let given = ways.iter().flatten().count() + usize::from(hashed);
+    if given == 0 {
+        faults.at(span.clone(), format!("user {name:?} has no password; write {SECRET_KEYS}"));
+    }
+    if given > 1 {
+        faults.at(span, format!("user {name:?} has its password from {given} places; write one of {SECRET_KEYS}"));
+        return Secrets::default();
+    }
+    if hashed {
+        if let (Some(field), None) = (&sha256, &md5) {
+            let cure = "ffmpeg, GStreamer and VLC need ha1_md5 beside it (`rtsprelay hash-password` makes both)";
+            faults.warn(field, format!("lets in only players that know SHA-256; {cure}"));
+        }
+        let mut read = |field: Option<Field<'_, '_>>, algorithm: Algorithm| {
+            let wanted = format!("{} hexadecimal digits, as `rtsprelay hash-password` makes them", algorithm.digits());
+            let field = field?;
+            let text = field.string(faults, &wanted)?;
+            let good = text.len() == algorithm.digits() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !good {
+                field.fault(faults, format!("has no {wanted}"));
+            }
+            good.then(|| text.to_ascii_lowercase())
+        };
+        return Secrets { sha256: read(sha256, Algorithm::Sha256), md5: read(md5, Algorithm::Md5) };
+    }
+    let [password, file, credential] = ways;
+    let password = match (password, file, credential) {
+        (Some(field), ..) => field.string(faults, "a password in quotes").map(|text| (field, text.to_owned())),
+        (_, Some(field), _) => {
+            let path = field.string(faults, "the path of a file in quotes").map(PathBuf::from);
+            path.and_then(|path| from_file(&field, &path, true, faults)).map(|text| (field, text))
+        }
+        (_, _, Some(field)) => credential_path(&field, faults)
+            .and_then(|path| from_file(&field, &path, false, faults))
+            .map(|text| (field, text)),
+        _ => None,
+    };
+    let Some((field, password)) = password else { return Secrets::default() };
+    if password.is_empty() || password.len() > PASSWORD_BYTES_MAX {
+        field
+            .fault(faults, format!("gives a password of {} bytes; it needs 1 to {PASSWORD_BYTES_MAX}", password.len()));
+    }
+    Secrets::of(name, &password)
+}
+
+/// The file of a credential that the service manager hands over (systemd.exec(5), `LoadCredential=`).
+fn credential_path(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<PathBuf> {
+    let name = field.string(faults, "the name of a credential in quotes")?;
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        field.fault(faults, "is no credential's name; write the one of LoadCredential= in the unit, without a path");
+        return None;
+    }
+    match std::env::var_os("CREDENTIALS_DIRECTORY") {
+        Some(directory) => Some(Path::new(&directory).join(name)),
+        None => {
+            field.fault(
+                faults,
+                "needs CREDENTIALS_DIRECTORY, which systemd sets: write LoadCredential= into the unit (`systemctl edit \
+                 rtsprelay`), or use password_file",
+            );
+            None
+        }
+    }
+}
+
+/// The first line of a file. One that others can read is warned of where `exposed` counts.
+fn from_file(field: &Field<'_, '_>, path: &Path, exposed: bool, faults: &mut Faults<'_>) -> Option<String> {
+    let shown = redact(&path.display().to_string());
+    if path.is_relative() {
+        field
+            .fault(faults, format!("{shown:?} depends on where the relay is started; write the whole path, from / on"));
+        return None;
+    }
+    let read = || {
+        // Without waiting for whoever has the other end of a pipe.
+        let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(std::io::Error::other("not a file"));
+        }
+        let mut text = String::new();
+        file.take(PASSWORD_BYTES_MAX as u64 + 2).read_to_string(&mut text)?;
+        Ok((text, metadata.permissions().mode()))
+    };
+    match read() {
+        Ok((text, mode)) => {
+            if exposed && mode & 0o004 != 0 {
+                faults.warn(
+                    field,
+                    format!("every user of this machine can read {shown}; `chmod 640 {shown}`, with the relay's group"),
+                );
+            }
+            Some(text.lines().next().unwrap_or_default().to_owned())
+        }
+        Err(error) => {
+            let cure = match error.kind() {
+                std::io::ErrorKind::NotFound => "write the password into that file, or name another",
+                std::io::ErrorKind::PermissionDenied => "let the user that runs rtsprelay read it",
+                _ => "see that it is a readable file with the password on its first line",
+            };
+            field.fault(faults, format!("{shown} cannot be read ({error}); {cure}"));
+            None
+        }
+    }
+}
+
+/// The entries of a list of strings; a single one may stand without brackets.
+fn strings<'d, 'i>(field: &Field<'d, 'i>, wanted: &str, faults: &mut Faults<'_>) -> Vec<(Field<'d, 'i>, &'d str)> {
+    let items = match field.value.get_ref() {
+        DeValue::Array(items) => items.iter().collect(),
+        _ => vec![field.value],
+    };
+    if items.is_empty() {
+        field.fault(faults, format!("is empty; write {wanted}, or remove the key"));
+    }
+    let mut read = |value| {
+        let item = Field { path: field.path.clone(), value };
+        let text = item.string(faults, wanted)?;
+        Some((item, text))
+    };
+    items.into_iter().filter_map(&mut read).collect()
+}
+
+/// `streams`: the outer `None` for a fault, the inner one for all of them.
+fn streams(field: &Field<'_, '_>, known: &[StreamConfig], faults: &mut Faults<'_>) -> Option<Option<Vec<String>>> {
+    let items = strings(field, "names of streams in quotes, or \"*\" for all", faults);
+    if items.iter().any(|(_, name)| *name == "*") {
+        return Some(None);
+    }
+    for (item, name) in &items {
+        if !known.iter().any(|stream| stream.name == *name) {
+            let names: Vec<_> = known.iter().map(|stream| stream.name.as_str()).collect();
+            let shown = redact(name);
+            item.fault(
+                faults,
+                format!("there is no stream {shown:?}; there are {}, or \"*\" for all", names.join(", ")),
+            );
+        }
+    }
+    Some(Some(items.into_iter().map(|(_, name)| name.to_owned()).collect()))
+}
+
+fn ranges(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Vec<AddressRange> {
+    let mut ranges = Vec::new();
+    for (item, text) in strings(field, "addresses and networks in quotes, such as \"10.0.0.0/8\"", faults) {
+        match AddressRange::parse(text) {
+            Ok(range) => ranges.push(range),
+            Err(message) => item.fault(faults, redact(&message)),
+        }
+    }
+    ranges
+}
+
+/// Whether it may read, and whether it may publish.
+fn rights(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> (bool, bool) {
+    let (mut read, mut publish) = (false, false);
+    for (item, _) in strings(field, "\"read\", \"publish\", or both in a list", faults) {
+        let words = [Right::Read, Right::Publish].map(|right| (right.name(), right));
+        match item.word(faults, &words) {
+            Some(Right::Read) => read = true,
+            Some(Right::Publish) => publish = true,
+            None => {}
+        }
+    }
+    (read, publish)
+}

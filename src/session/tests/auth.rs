@@ -1,0 +1,337 @@
+use super::*;
+use crate::access::{Access, Guard, Secrets, User};
+use crate::limits::{AUTH_DELAY_MS, AUTH_FAILURES_MAX};
+use crate::wire::auth;
+
+const FRONT: &str = "rtsp://h/front";
+const LIFETIME: Duration = Duration::from_secs(30);
+
+fn user(name: &str) -> User {
+    let secrets = Secrets::of(name, "secret");
+    User { name: name.to_owned(), secrets, streams: None, from: Vec::new(), read: true, publish: false }
+}
+
+/// `viewer` may read all, `guest` may read `audio`, `camera` may publish `back`.
+fn users() -> Vec<User> {
+    let guest = User { streams: Some(vec!["audio".to_owned()]), ..user("guest") };
+    let camera = User { streams: Some(vec!["back".to_owned()]), read: false, publish: true, ..user("camera") };
+    vec![user("viewer"), guest, camera]
+}
+
+struct Guarded {
+    rig: Rig,
+    guard: Arc<Guard>,
+    nonces: [String; 3],
+}
+
+fn guarded() -> Guarded {
+    let rig = rig();
+    let guard = Guard::new(&[3; 32], rig.now);
+    let mut guarded = Guarded { rig, guard, nonces: Default::default() };
+    guarded.set_users(users());
+    guarded
+}
+
+fn transport(track: u8) -> String {
+    format!("Transport: RTP/AVP/TCP;unicast;interleaved={}-{}", 2 * track, 2 * track + 1)
+}
+
+fn challenges(reply: &Reply) -> Vec<String> {
+    let named = reply.headers.iter().filter(|(name, _)| name == "WWW-Authenticate");
+    named.map(|(_, value)| value.clone()).collect()
+}
+
+impl Guarded {
+    fn set_users(&mut self, users: Vec<User>) {
+        let users = users.into_iter().map(Arc::new).collect();
+        self.rig.server.set_access(self.rig.now, Some(Access::new(users, false, LIFETIME, Arc::clone(&self.guard))));
+        self.rig.drain(0);
+    }
+
+    /// The credentials for a request, by the last challenge of the connection.
+    fn credentials(&mut self, conn: u32, who: &str, line: &str) -> String {
+        if self.nonces[conn as usize].is_empty() {
+            let reply = self.rig.ask(conn, "DESCRIBE rtsp://h/", &[]);
+            assert_eq!(reply.status, 401);
+            self.nonces[conn as usize] = challenges(&reply)[1].clone();
+        }
+        let (method, url) = line.split_once(' ').unwrap();
+        let (name, password) = who.split_once(':').unwrap_or((who, "secret"));
+        let value = auth::answer(&self.nonces[conn as usize], name, password, method, url).unwrap();
+        format!("Authorization: {value}")
+    }
+
+    fn ask(&mut self, conn: u32, who: &str, line: &str, headers: &[&str]) -> Reply {
+        let credentials = self.credentials(conn, who, line);
+        let headers: Vec<&str> = headers.iter().copied().chain([credentials.as_str()]).collect();
+        self.rig.ask(conn, line, &headers)
+    }
+
+    /// Plays `front` over TCP.
+    fn play(&mut self, conn: u32, who: &str) -> String {
+        assert_eq!(self.ask(conn, who, &format!("DESCRIBE {FRONT}"), &[]).status, 200);
+        let mut session = String::new();
+        for track in 0..2 {
+            let (transport, named) = (transport(track), format!("Session: {session}"));
+            let headers: Vec<&str> = [transport.as_str(), &named].into_iter().take(1 + usize::from(track)).collect();
+            let reply = self.ask(conn, who, &format!("SETUP {FRONT}/trackID={track}"), &headers);
+            assert_eq!(reply.status, 200, "{reply:?}");
+            session = reply.session().to_string();
+        }
+        let reply = self.ask(conn, who, &format!("PLAY {FRONT}/"), &[&format!("Session: {session}")]);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        session
+    }
+
+    /// A request with wrong credentials, which nothing is answered to yet.
+    fn wrong(&mut self, conn: u32, who: &str) {
+        let line = format!("DESCRIBE {FRONT}");
+        let credentials = self.credentials(conn, who, &line);
+        self.rig.cseq += 1;
+        let text = format!("{line} RTSP/1.0\r\nCSeq: {}\r\n{credentials}\r\n\r\n", self.rig.cseq);
+        assert!(self.rig.send(conn, text.as_bytes()).is_empty());
+    }
+}
+
+#[test]
+fn a_stranger_is_asked_and_told_nothing() {
+    let mut guarded = guarded();
+    let rig = &mut guarded.rig;
+    assert_eq!(rig.status(0, "OPTIONS *", &[]), 200);
+    for line in [
+        "DESCRIBE rtsp://h/front",
+        "DESCRIBE rtsp://h/nothing",
+        "SETUP rtsp://h/front/trackID=0",
+        "PLAY rtsp://h/front",
+        "TEARDOWN rtsp://h/front",
+        "GET_PARAMETER *",
+        "PAUSE rtsp://h/nothing",
+    ] {
+        let reply = rig.ask(0, line, &["Session: 0000000000000001"]);
+        let challenges = challenges(&reply);
+        assert_eq!((reply.status, challenges.len()), (401, 2), "{line}");
+        assert!(challenges[0].contains("algorithm=SHA-256") && challenges[1].contains("algorithm=MD5"));
+        assert!(!challenges[0].contains("stale"));
+    }
+    // Neither does OPTIONS tell of sessions, though they are asked after with it.
+    assert_eq!(rig.status(0, "OPTIONS *", &["Session: 0000000000000001"]), 200);
+    assert_eq!(rig.server.counters().auth_failed, 0);
+}
+
+#[test]
+fn who_knows_the_password_plays() {
+    let mut guarded = guarded();
+    let session = guarded.play(0, "viewer");
+    let named = format!("Session: {session}");
+    assert_eq!(guarded.ask(0, "viewer", &format!("GET_PARAMETER {FRONT}"), &[&named]).status, 200);
+    // A player that keeps alive with OPTIONS, and tells its name only when it is asked.
+    assert_eq!(guarded.rig.status(0, "OPTIONS *", &[&named]), 200);
+    assert_eq!(guarded.rig.status(0, &format!("PAUSE {FRONT}"), &[&named]), 401);
+    assert_eq!(guarded.ask(0, "viewer", &format!("TEARDOWN {FRONT}"), &[&named]).status, 200);
+}
+
+#[test]
+fn rights_are_asked_for_without_telling_what_there_is() {
+    let mut guarded = guarded();
+    for (who, line, status) in [
+        ("guest", "DESCRIBE rtsp://h/audio", 200),
+        ("guest", "DESCRIBE rtsp://h/front", 403),
+        ("guest", "DESCRIBE rtsp://h/nothing", 403),
+        ("guest", "SETUP rtsp://h/front/trackID=0", 403),
+        ("guest", "ANNOUNCE rtsp://h/audio", 403),
+        ("viewer", "DESCRIBE rtsp://h/nothing", 404),
+        ("viewer", "ANNOUNCE rtsp://h/back", 403),
+        ("camera", "DESCRIBE rtsp://h/back", 403),
+        ("camera", "ANNOUNCE rtsp://h/front", 403),
+    ] {
+        guarded.rig.server.set_published(StreamId(1), true);
+        assert_eq!(guarded.ask(0, who, line, &[]).status, status, "{who} {line}");
+    }
+}
+
+#[test]
+fn a_publisher_with_the_right_may_come_from_anywhere() {
+    let mut guarded = guarded();
+    guarded.rig.server.set_published(StreamId(1), true);
+    let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
+    let line = "ANNOUNCE rtsp://h/back";
+    let credentials = guarded.credentials(0, "camera", line);
+    let head = format!("{line} RTSP/1.0\r\nCSeq: 9\r\nContent-Type: application/sdp\r\n{credentials}\r\n");
+    let text = format!("{head}Content-Length: {}\r\n\r\n{sdp}", sdp.len());
+    assert_eq!(guarded.rig.send(0, text.as_bytes())[0].status, 200);
+    let setup = "SETUP rtsp://h/back/streamid=0";
+    let record = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1;mode=record";
+    assert_eq!(guarded.ask(0, "guest", setup, &[record]).status, 403);
+    let session = guarded.ask(0, "camera", setup, &[record]).session();
+    let line = "RECORD rtsp://h/back";
+    let credentials = guarded.credentials(0, "camera", line);
+    let text = format!("{line} RTSP/1.0\r\nCSeq: 10\r\nSession: {session}\r\n{credentials}\r\n\r\n");
+    assert!(guarded.rig.send(0, text.as_bytes()).is_empty());
+    assert!(matches!(&guarded.rig.take_events()[..], [Event::Record { session: key, .. }] if *key == session));
+}
+
+#[test]
+fn a_wrong_password_delays_its_own_connection_alone() {
+    let mut guarded = guarded();
+    guarded.rig.connect(1);
+    guarded.wrong(0, "viewer:guess");
+    // What comes behind waits as well.
+    guarded.rig.cseq += 1;
+    let text = format!("OPTIONS * RTSP/1.0\r\nCSeq: {}\r\n\r\n", guarded.rig.cseq);
+    assert!(guarded.rig.send(0, text.as_bytes()).is_empty());
+    assert_eq!(guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 200);
+    guarded.rig.wait(Duration::from_millis(AUTH_DELAY_MS - 1));
+    assert!(guarded.rig.take_events().is_empty());
+    guarded.rig.wait(Duration::from_millis(1));
+    let answers = guarded.rig.take_events();
+    let [Event::Answer { conn: ConnId(0), bytes: first }, Event::Answer { conn: ConnId(0), bytes: second }] =
+        &answers[..]
+    else {
+        panic!("{answers:?}")
+    };
+    assert_eq!((Reply::read(first).status, Reply::read(second).status), (401, 200));
+    assert_eq!(guarded.rig.server.counters().auth_failed, 1);
+    // The right one is taken at once.
+    assert_eq!(guarded.ask(0, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 200);
+    // A connection that goes while it waits leaves nothing behind.
+    guarded.wrong(1, "viewer:guess");
+    guarded.rig.server.disconnected(guarded.rig.now, ConnId(1));
+    guarded.rig.wait(seconds(2));
+}
+
+#[test]
+fn an_address_that_fails_often_is_refused_and_others_are_not() {
+    let mut guarded = guarded();
+    let playing = guarded.play(0, "viewer");
+    guarded.rig.connect(1);
+    for _ in 0..AUTH_FAILURES_MAX {
+        guarded.wrong(1, "viewer:guess");
+        guarded.rig.wait(seconds(1));
+        guarded.rig.take_events();
+    }
+    let refused = guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]);
+    assert_eq!((refused.status, refused.header("Retry-After")), (403, "60"));
+    assert_eq!(guarded.rig.server.counters().auth_refused, 1);
+    // Who plays already plays on, also from the same address.
+    let named = format!("Session: {playing}");
+    assert_eq!(guarded.ask(0, "viewer", &format!("GET_PARAMETER {FRONT}"), &[&named]).status, 200);
+    guarded.rig.connect_from(2, "192.0.2.99:5".parse().unwrap());
+    assert_eq!(guarded.ask(2, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 200);
+}
+
+#[test]
+fn a_stale_nonce_is_replaced_and_the_session_lives_on() {
+    let mut guarded = guarded();
+    let line = format!("SETUP {FRONT}/trackID=0");
+    let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
+    let session = guarded.ask(0, "viewer", &line, &[udp]).session();
+    let named = format!("Session: {session}");
+    assert_eq!(guarded.ask(0, "viewer", &format!("PLAY {FRONT}"), &[&named]).status, 200);
+    for _ in 0..3 {
+        guarded.rig.wait(seconds(45));
+        let line = format!("GET_PARAMETER {FRONT}");
+        let reply = guarded.ask(0, "viewer", &line, &[&named]);
+        assert_eq!(reply.status, 401);
+        let challenges = challenges(&reply);
+        assert!(challenges.iter().all(|value| value.contains(", stale=true")), "{challenges:?}");
+        guarded.nonces[0] = challenges[0].clone();
+        // Heard, though it was not answered: a player that never comes to terms with nonces is not cut off in mid-play.
+        assert_eq!(guarded.rig.server.sessions(), 1);
+    }
+    assert_eq!(guarded.ask(0, "viewer", &format!("GET_PARAMETER {FRONT}"), &[&named]).status, 200);
+    // Whoever says goodbye is not asked to say it again.
+    guarded.rig.wait(seconds(45));
+    assert_eq!(guarded.ask(0, "viewer", &format!("TEARDOWN {FRONT}"), &[&named]).status, 200);
+    assert_eq!(guarded.rig.server.counters().auth_failed, 0);
+}
+
+#[test]
+fn credentials_cannot_be_used_for_anything_else() {
+    let mut guarded = guarded();
+    let line = format!("DESCRIBE {FRONT}");
+    let seen = guarded.credentials(0, "viewer", &line);
+    // From another address: the nonce is not for it.
+    guarded.rig.connect_from(1, "192.0.2.77:1000".parse().unwrap());
+    let reply = guarded.rig.ask(1, &line, &[&seen]);
+    assert!(reply.status == 401 && challenges(&reply)[0].contains("stale=true"));
+    assert_eq!(guarded.rig.status(0, &line, &[&seen]), 200);
+    // For another stream or method: as good as a wrong password.
+    for line in ["DESCRIBE rtsp://h/audio", "SETUP rtsp://h/front/trackID=0"] {
+        guarded.rig.cseq += 1;
+        let text = format!("{line} RTSP/1.0\r\nCSeq: {}\r\n{seen}\r\n\r\n", guarded.rig.cseq);
+        assert!(guarded.rig.send(0, text.as_bytes()).is_empty());
+        guarded.rig.wait(seconds(1));
+        guarded.rig.take_events();
+    }
+    assert_eq!(guarded.rig.server.counters().auth_failed, 2);
+}
+
+#[test]
+fn a_session_is_its_users_own() {
+    let mut guarded = guarded();
+    let session = guarded.play(0, "viewer");
+    guarded.rig.connect(1);
+    let named = format!("Session: {session}");
+    // The same address, another user with every right to the stream.
+    let mut users = users();
+    users.push(user("other"));
+    guarded.set_users(users);
+    for method in ["PAUSE", "TEARDOWN", "GET_PARAMETER"] {
+        assert_eq!(guarded.ask(1, "other", &format!("{method} {FRONT}"), &[&named]).status, 454, "{method}");
+    }
+    assert_eq!(guarded.rig.server.sessions(), 1);
+    assert_eq!(guarded.ask(1, "viewer", &format!("TEARDOWN {FRONT}"), &[&named]).status, 200);
+}
+
+#[test]
+fn a_reload_ends_what_is_not_allowed_any_more() {
+    type Change = fn(&mut User);
+    let kept: [Change; 3] = [|_| {}, |user| user.publish = true, |user| user.streams = Some(vec!["front".into()])];
+    let ended: [Change; 5] = [
+        |user| user.name = "renamed".into(),
+        |user| user.secrets = Secrets::of("viewer", "other"),
+        |user| user.read = false,
+        |user| user.streams = Some(vec!["audio".into()]),
+        |user| user.from = vec![crate::access::AddressRange::parse("10.0.0.0/8").unwrap()],
+    ];
+    let all = kept.iter().map(|change| (change, true)).chain(ended.iter().map(|change| (change, false)));
+    for (number, (change, stays)) in all.enumerate() {
+        let mut guarded = guarded();
+        let session = guarded.play(0, "viewer");
+        let mut users = users();
+        change(&mut users[0]);
+        guarded.set_users(users);
+        let events = guarded.rig.take_events();
+        assert_eq!(guarded.rig.server.sessions(), usize::from(stays), "{number}");
+        if stays {
+            assert!(events.is_empty());
+            let line = format!("GET_PARAMETER {FRONT}");
+            assert_eq!(guarded.ask(0, "viewer", &line, &[&format!("Session: {session}")]).status, 200);
+            continue;
+        }
+        let reason = EndReason::Unauthorized;
+        assert!(
+            matches!(&events[..], [Event::End { reason: why, .. }, Event::Close { reason: closed, .. }]
+                if *why == reason && *closed == CloseReason::SessionEnded(reason)),
+            "{number}: {events:?}"
+        );
+    }
+}
+
+#[test]
+fn users_that_come_end_what_was_open_and_users_that_go_end_nothing() {
+    let mut rig = rig();
+    let key = rig.set_up_tcp(0);
+    rig.play(0, key);
+    let guard = Guard::new(&[3; 32], rig.now);
+    let access = Access::new(vec![Arc::new(user("viewer"))], true, LIFETIME, guard);
+    rig.server.set_access(rig.now, Some(access));
+    rig.drain(0);
+    assert_eq!(rig.server.sessions(), 0);
+    rig.connect(1);
+    let basic = "Authorization: Basic dmlld2VyOnNlY3JldA==";
+    let reply = rig.ask(1, "SETUP rtsp://h/front/trackID=0", &[basic, &transport(0)]);
+    let named = format!("Session: {}", reply.session());
+    rig.server.set_access(rig.now, None);
+    assert_eq!(rig.status(1, "PLAY rtsp://h/front", &[&named]), 200);
+}
