@@ -223,11 +223,13 @@ fn the_log_is_read_by_fail2ban() {
         print([hit['host'] for hit in found if hit])";
     let mut command = Command::new(SYSTEM_PYTHON);
     let printed = scratch_file("auth.log");
-    std::fs::write(&printed, relay.relay.printed()).unwrap();
+    // In the journal it has neither time nor level.
+    let journal = "host rtsprelay[7]: authentication failed client=2001:db8::1 user=\"-\" reason=\"unknown user\"\n";
+    std::fs::write(&printed, relay.relay.printed() + journal).unwrap();
     command.args(["-c", python, expression]).stdin(std::fs::File::open(&printed).unwrap());
     let finished = Program::start_fed(command).finish(DEADLINE).expect_silent_success();
     std::fs::remove_file(&printed).unwrap();
-    assert_eq!(finished.stdout.trim(), "['127.0.0.1', '127.0.0.1']", "{}", relay.relay.printed());
+    assert_eq!(finished.stdout.trim(), "['127.0.0.1', '127.0.0.1', '2001:db8::1']", "{}", relay.relay.printed());
 }
 
 #[test]
