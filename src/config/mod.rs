@@ -272,11 +272,6 @@ const LIMITS: Section =
 const REPORT: Section = Section { name: "report", keys: &["every", "format", "syslog"] };
 const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, user::USER, stream::STREAM];
 
-/// What a feature that is still to come is refused with.
-fn not_built(what: &str, cure: &str) -> String {
-    format!("{what} not built yet; {cure}")
-}
-
 fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     TOP.refuse_unknown(table, SECTIONS, faults);
     let get = |key| Field::of(&TOP, table, key);
