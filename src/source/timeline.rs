@@ -474,6 +474,29 @@ mod tests {
     }
 
     #[test]
+    fn a_wall_clock_that_jumps_moves_no_timestamp_and_takes_the_tracks_reports_along() {
+        let origin = Instant::now();
+        let mut timeline = Timeline::new(origin);
+        timeline.set_tracks([VIDEO, SOUND]);
+        let steps = [0, 0, 7_200, 7_200, -7_200, -7_200, 30, 0];
+        for (round, jump) in (0u64..).zip(steps) {
+            let now = round * 1_000 * OWN_REPORT_S;
+            let ticks = |rate: u32| (now * u64::from(rate) / 1_000) as u32;
+            assert_eq!(ms(VIDEO, timeline.map(0, ticks(90_000), at(origin, now), false).rtp_time), now as i64);
+            assert_eq!(ms(SOUND, timeline.map(1, ticks(8_000), at(origin, now), false).rtp_time), now as i64);
+            if round == 0 {
+                continue;
+            }
+            let wall = UNIX_EPOCH + Duration::from_millis((1_700_000_000_000 + now).wrapping_add_signed(jump * 1_000));
+            for (track, of) in [(0, VIDEO), (1, SOUND)] {
+                let report = timeline.own_report(track, at(origin, now), wall).expect("one is due");
+                assert_eq!(ms(of, report.rtp_time), now as i64);
+                assert_eq!(report.ntp, to_ntp(wall), "track {track} in round {round}");
+            }
+        }
+    }
+
+    #[test]
     fn ntp_time_counts_from_1900_and_wraps() {
         assert_eq!(to_ntp(UNIX_EPOCH), 2_208_988_800 << 32);
         assert_eq!(to_ntp(UNIX_EPOCH + Duration::from_millis(500)), 2_208_988_800 << 32 | 1 << 31);

@@ -1,7 +1,6 @@
 //! What the relay tells of itself over HTTP.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,38 +8,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rtsprelay::source::stamp;
 
+use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::program::run;
 use crate::harness::relay::{BINARY, Relay, Uring, command};
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, wait_until};
 
-/// Where the relay serves HTTP.
-fn http_address(relay: &Relay) -> SocketAddr {
-    let printed = relay.printed();
-    let line = printed.lines().find(|line| line.contains("listening for http")).expect("it says where");
-    line.split_once("address=").unwrap().1.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// Status and body of `GET path`.
-fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: here\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
 fn demo() -> Relay {
     let arguments = ["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--report-every", "200ms"];
     Relay::start(command(Uring::AsAsked, &arguments)).serving("/")
-}
-
-fn value(metrics: &str, name: &str) -> f64 {
-    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {metrics}"));
-    line.rsplit_once(' ').unwrap().1.parse().unwrap()
 }
 
 #[test]

@@ -1,5 +1,6 @@
 mod auth;
 mod life;
+mod limits;
 mod methods;
 mod on_demand;
 mod publish;

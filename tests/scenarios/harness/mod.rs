@@ -3,6 +3,7 @@
 
 pub mod camera;
 pub mod h264;
+pub mod http;
 pub mod machine;
 pub mod net;
 pub mod program;

@@ -1,0 +1,123 @@
+//! What strangers may make grow.
+
+use super::*;
+use crate::limits::{REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX, SESSIONS_PER_CONNECTION_MAX, STRANGERS_MIN};
+
+const OPTIONS: &[u8] = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n";
+
+#[test]
+fn whoever_has_most_connections_without_a_session_makes_room() {
+    let mut rig = rig();
+    let honest = "192.0.2.7:5".parse().unwrap();
+    rig.connect_from(1_000, honest);
+    let player = rig.set_up_tcp(0);
+    rig.play(0, player);
+    for conn in 1..=2 * STRANGERS_MIN as u32 {
+        rig.connect_from(conn, peer(conn));
+        rig.drain(conn);
+    }
+    let closed: Vec<u32> = rig
+        .take_events()
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Close { conn, reason: CloseReason::Crowded } => Some(conn.0),
+            _ => None,
+        })
+        .collect();
+    let expected: Vec<u32> = (1..=STRANGERS_MIN as u32 + 1).collect();
+    assert_eq!(closed, expected, "the oldest ones of the flood, and neither the honest one nor the player");
+    assert_eq!(rig.status(1_000, "OPTIONS *", &[]), 200);
+    // One of another address finds room as well.
+    rig.connect_from(2_000, "192.0.2.8:5".parse().unwrap());
+    assert_eq!(rig.status(2_000, "OPTIONS *", &[]), 200);
+    assert_eq!(rig.server.sessions(), 1);
+}
+
+#[test]
+fn many_requests_are_answered_later_and_too_many_close_the_connection() {
+    let mut rig = rig();
+    let burst = OPTIONS.repeat(REQUESTS_AT_ONCE_MAX as usize + 10);
+    assert_eq!(rig.send(0, &burst).len(), REQUESTS_AT_ONCE_MAX as usize);
+    assert_eq!(rig.limited(Limited::RequestDelayed), 1);
+    let mut answered = 0;
+    for _ in 0..20 {
+        rig.now += seconds(1) / REQUESTS_PER_S_MAX;
+        rig.server.timeout(rig.now);
+        answered += rig.drain(0).len();
+    }
+    assert_eq!(answered, 10, "none is lost");
+    rig.connect(1);
+    for _ in 0..200 {
+        rig.server.input(rig.now, ConnId(1), &OPTIONS.repeat(100));
+        rig.drain(1);
+    }
+    let closed = Event::Close { conn: ConnId(1), reason: CloseReason::Flood };
+    assert!(rig.take_events().contains(&closed));
+}
+
+#[test]
+fn a_connection_and_an_address_get_only_so_many_sessions() {
+    let mut rig = rig();
+    for index in 0..SESSIONS_PER_CONNECTION_MAX as u16 {
+        rig.set_up_udp(0, 5_000 + 4 * index);
+    }
+    let one_more = ["Transport: RTP/AVP;unicast;client_port=6000-6001"];
+    assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &one_more), 453);
+    assert_eq!(rig.limited(Limited::SessionsPerConnection), 1);
+    rig.server.set_limits(seconds(60), seconds(10), 100, Some(SESSIONS_PER_CONNECTION_MAX));
+    rig.connect(1);
+    assert_eq!(rig.status(1, "SETUP rtsp://h/front/trackID=0", &one_more), 453);
+    assert_eq!(rig.limited(Limited::SessionsPerAddress), 1);
+    rig.connect_from(2, "192.0.2.9:5".parse().unwrap());
+    assert_eq!(rig.status(2, "SETUP rtsp://h/front/trackID=0", &one_more), 200);
+    // What has ended makes room.
+    rig.wait(seconds(61));
+    rig.connect(3);
+    assert_eq!(rig.status(3, "SETUP rtsp://h/front/trackID=0", &one_more), 200);
+}
+
+#[test]
+fn ports_of_other_services_are_not_sent_to() {
+    let mut rig = rig();
+    for ports in ["53-54", "1022-1023", "5000-1", "0-1"] {
+        let transport = format!("Transport: RTP/AVP;unicast;client_port={ports}");
+        assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &[&transport]), 461, "{ports}");
+    }
+    // The relay's own, of a client on its machine.
+    rig.connect_from(1, "198.51.100.1:5".parse().unwrap());
+    let own = ["Transport: RTP/AVP;unicast;client_port=7000-7001"];
+    assert_eq!(rig.status(1, "SETUP rtsp://h/front/trackID=0", &own), 461);
+    assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &own), 200);
+}
+
+#[test]
+fn what_is_not_there_is_counted_and_leaves_nothing() {
+    let mut rig = rig();
+    for index in 0..100 {
+        assert_eq!(rig.status(0, &format!("DESCRIBE rtsp://h/stream{index}"), &[]), 404);
+    }
+    assert_eq!(rig.limited(Limited::UnknownStream), 100);
+    assert_eq!(rig.server.sessions(), 0);
+}
+
+#[test]
+fn random_ids_tell_their_shard_and_nothing_else() {
+    let draw = |shard| {
+        let limit = SessionLimit::new(1_000);
+        let mut rig = rig_with(ServerConfig { shard, shards: 3, ids: SessionIds::Random, limit, ..config() });
+        (0..10).map(|index| rig.set_up_udp(0, 5_000 + 4 * index)).collect::<Vec<_>>()
+    };
+    let mut all: Vec<SessionKey> = Vec::new();
+    for shard in 0..3 {
+        let keys = draw(shard);
+        assert!(keys.iter().all(|key| key.0 % 3 == u64::from(shard)));
+        all.extend(keys);
+    }
+    // Of the same server, started anew, nothing comes again.
+    all.extend(draw(0));
+    let bits = all.iter().fold((0, u64::MAX), |(or, and), key| (or | key.0, and & key.0));
+    assert_eq!((bits.0 >> 3, bits.1 >> 3), (u64::MAX >> 3, 0), "every bit varies");
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 40);
+}

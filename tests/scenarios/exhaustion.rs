@@ -1,0 +1,133 @@
+//! When something runs out, or the relay's own code fails, those who are served go on being served.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::http::{get, http_address, value};
+use crate::harness::machine::beside_others;
+use crate::harness::relay::{Relay, Uring, command};
+use crate::harness::rtsp::Client;
+use crate::harness::{DEADLINE, h264, wait_until};
+
+const DEMO: [&str; 7] = ["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--workers", "1"];
+
+/// The relay under what a shell sets first.
+fn after(shell: &str, arguments: &[&str]) -> Relay {
+    let inner = command(Uring::AsAsked, arguments);
+    let mut outer = Command::new("sh");
+    outer.arg("-c").arg(format!("{shell}; exec \"$0\" \"$@\"")).arg(inner.get_program()).args(inner.get_args());
+    Relay::start(outer).serving("/")
+}
+
+fn metric(relay: &Relay, name: &str) -> f64 {
+    value(&get(http_address(relay), "/metrics").1, name)
+}
+
+fn player(relay: &Relay) -> Client {
+    let mut client = Client::connect(relay.address());
+    client.play_everything(&relay.url("/"));
+    assert!(h264::is_complete_keyframe(&client.frame_on(0)));
+    client
+}
+
+/// Takes frames, and sees that no packet is missing.
+fn unbroken(client: &mut Client, frames: usize) {
+    let mut next = None;
+    for _ in 0..frames {
+        for packet in client.frame_on(0) {
+            assert!(next.is_none_or(|next| next == packet.seq()), "a packet is missing");
+            next = Some(packet.seq().wrapping_add(1));
+        }
+    }
+}
+
+#[test]
+fn without_descriptors_left_players_lose_nothing_and_it_recovers() {
+    let _turn = beside_others();
+    let relay = after("ulimit -n 100", &DEMO);
+    let mut playing = player(&relay);
+    let crowd: Vec<TcpStream> = (0..150).map(|_| TcpStream::connect(relay.address()).expect("a backlog")).collect();
+    unbroken(&mut playing, 30);
+    let printed = relay.printed();
+    assert!(printed.contains("ulimit -Hn") || printed.contains("ulimit -n"), "the cure: {printed}");
+    assert!(printed.lines().filter(|line| line.contains("WARN")).count() < 10, "{printed}");
+    drop(crowd);
+    wait_until("a new player is served", DEADLINE, || {
+        Client::connect(relay.address()).describe(&relay.url("/")).status == 200
+    });
+    unbroken(&mut player(&relay), 5);
+    unbroken(&mut playing, 5);
+}
+
+#[test]
+fn a_full_disk_under_the_reports_is_counted_and_nothing_else() {
+    let _turn = beside_others();
+    let arguments = [&DEMO[..], &["--report-every", "100ms", "--report-format", "json"]].concat();
+    let relay = after("exec >/dev/full", &arguments);
+    let mut playing = player(&relay);
+    wait_until("lines are dropped", DEADLINE, || metric(&relay, "rtsprelay_lines_dropped_total") >= 3.0);
+    unbroken(&mut playing, 30);
+    relay.signal(Signal::SIGTERM);
+    let (status, _, printed) = relay.finish(DEADLINE);
+    assert_eq!(status.code(), Some(0), "{printed}");
+}
+
+#[test]
+fn without_memory_to_lock_it_serves_all_the_same() {
+    let _turn = beside_others();
+    // Newer kernels do not count rings as locked memory; older ones make it epoll.
+    let relay = after("ulimit -l 0", &DEMO);
+    unbroken(&mut player(&relay), 10);
+}
+
+#[test]
+fn a_fault_at_one_client_ends_that_one_alone() {
+    let _turn = beside_others();
+    let relay = Relay::start(command(Uring::AsAsked, &[&DEMO[..], &["--test-panic", "1h"]].concat())).serving("/");
+    let mut healthy = player(&relay);
+    for (what, times) in [("request", 1.0), ("send", 2.0)] {
+        let mut broken = player(&relay);
+        let text = broken.compose("OPTIONS", &relay.url("/"), &[("X-Test-Panic", what)]);
+        broken.send_raw(text.as_bytes());
+        assert!(broken.is_closed(), "{what}");
+        unbroken(&mut healthy, 10);
+        wait_until("it is counted", DEADLINE, || metric(&relay, "rtsprelay_panics_total{where=\"client\"}") == times);
+    }
+    wait_until("both are gone", DEADLINE, || {
+        metric(&relay, "rtsprelay_clients{stream=\"test\",transport=\"tcp\"}") == 1.0
+    });
+    let printed = relay.printed();
+    assert!(printed.contains("a test wants it so") && printed.contains("panics.rs"), "where: {printed}");
+    let told = printed.lines().filter(|line| line.contains("failed at a client") && line.contains("client=127.0.0.1:"));
+    assert_eq!(told.count(), 2, "{printed}");
+    unbroken(&mut player(&relay), 10);
+    relay.signal(Signal::SIGTERM);
+    let (status, ..) = relay.finish(DEADLINE);
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_fault_of_a_source_starts_it_again_and_leaves_the_clients() {
+    let _turn = beside_others();
+    let relay = Relay::start(command(Uring::AsAsked, &[&DEMO[..], &["--test-panic", "1500ms"]].concat())).serving("/");
+    let mut client = player(&relay);
+    wait_until("the source fails", DEADLINE, || metric(&relay, "rtsprelay_panics_total{where=\"source\"}") >= 1.0);
+    let printed = relay.printed();
+    assert!(printed.contains("the source's code failed") && printed.contains("stream=\"test\""), "{printed}");
+    // It is back, and the sequence goes on.
+    let mut before = client.packet_on(0);
+    let back = |relay: &Relay| metric(relay, "rtsprelay_source_reconnects_total{stream=\"test\"}") >= 1.0;
+    wait_until("it is back", DEADLINE, || {
+        while let Some(packet) = client.packet_within(Duration::from_millis(1)) {
+            if packet.channel == 0 {
+                assert_eq!(packet.seq(), before.seq().wrapping_add(1));
+                before = packet;
+            }
+        }
+        back(&relay)
+    });
+    assert_eq!(client.packet_on(0).seq(), before.seq().wrapping_add(1));
+}

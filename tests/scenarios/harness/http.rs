@@ -1,0 +1,31 @@
+//! What the relay says over HTTP.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use super::DEADLINE;
+use super::relay::Relay;
+
+/// Where the relay serves HTTP.
+pub fn http_address(relay: &Relay) -> SocketAddr {
+    let printed = relay.printed();
+    let line = printed.lines().find(|line| line.contains("listening for http")).expect("it says where");
+    line.split_once("address=").unwrap().1.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Status and body of `GET path`.
+pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: here\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The value of a line of `/metrics` that begins with `name`.
+pub fn value(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {metrics}"));
+    line.rsplit_once(' ').unwrap().1.parse().unwrap()
+}

@@ -1,0 +1,151 @@
+//! Whoever asks for too much gets his share, and the others theirs.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use rtsprelay::limits::{STRANGERS_MIN, strangers_max};
+
+use crate::harness::http::{get, http_address, value};
+use crate::harness::machine::beside_others;
+use crate::harness::relay::Relay;
+use crate::harness::rtsp::Client;
+use crate::harness::{DEADLINE, wait_until};
+
+fn relay(limits: &str) -> Relay {
+    Relay::configured(&format!(
+        "listen = [\"0.0.0.0:0\"]\nhttp = \"127.0.0.1:0\"\n\n[report]\nevery = \"0s\"\n\n[limits]\n{limits}\n\n\
+         [[stream]]\nname = \"t\"\nsource = \"test\"\n"
+    ))
+}
+
+/// The relay's address by another of this machine's, which it then sees the client come from as well.
+fn by(relay: &Relay, last: u8) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, last], relay.address().port()))
+}
+
+fn limited(relay: &Relay, reason: &str) -> f64 {
+    value(&get(http_address(relay), "/metrics").1, &format!("rtsprelay_limited_total{{reason=\"{reason}\"}}"))
+}
+
+/// A player, with the video's sequence number that comes next.
+struct Player {
+    client: Client,
+    next: Option<u16>,
+}
+
+impl Player {
+    fn new(address: SocketAddr) -> Player {
+        let mut client = Client::connect(address);
+        client.play_everything(&format!("rtsp://{address}/t"));
+        Player { client, next: None }
+    }
+
+    /// Takes whole frames and sees that nothing is missing.
+    fn frames(&mut self, count: usize) {
+        for _ in 0..count {
+            for packet in self.client.frame_on(0) {
+                assert!(self.next.is_none_or(|next| next == packet.seq()), "a packet is missing");
+                self.next = Some(packet.seq().wrapping_add(1));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
+    let _turn = beside_others();
+    let relay = relay("clients = 200\nhandshake_timeout = \"3s\"");
+    let mut player = Player::new(by(&relay, 1));
+    player.frames(5);
+    let mut crowd = Vec::new();
+    for number in 0..1_000 {
+        let mut stream = TcpStream::connect(by(&relay, 2)).expect("the listener answers");
+        if number % 2 == 0 {
+            // The relay may have closed it already.
+            let _ = stream.write_all(b"O");
+        }
+        crowd.push(stream);
+        if number % 100 == 0 {
+            player.frames(1);
+        }
+    }
+    let most = strangers_max(200) + 2;
+    wait_until("the crowd has been cut down", DEADLINE, || {
+        let text = get(http_address(&relay), "/metrics").1;
+        value(&text, "rtsprelay_connections ") <= (most + 1) as f64
+    });
+    assert!(limited(&relay, "without_session") >= 700.0, "{}", limited(&relay, "without_session"));
+    // Others come in at once, from the crowd's address too.
+    Player::new(by(&relay, 3)).frames(5);
+    Player::new(by(&relay, 2)).frames(5);
+    // One byte now and then is no request.
+    let start = Instant::now();
+    while limited(&relay, "handshake_timeout") < STRANGERS_MIN as f64 / 2.0 {
+        assert!(start.elapsed() < DEADLINE, "the dripping ones are not closed");
+        for stream in crowd.iter_mut().step_by(2) {
+            let _ = stream.write_all(b"P");
+        }
+        player.frames(1);
+    }
+    player.frames(5);
+}
+
+#[test]
+fn a_flood_of_requests_is_slowed_down_and_delays_nobody() {
+    let _turn = beside_others();
+    let relay = relay("clients = 200");
+    let mut player = Player::new(by(&relay, 1));
+    player.frames(5);
+    let floods: Vec<_> = (0..10)
+        .map(|_| {
+            let address = by(&relay, 2);
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address);
+                let request = client.compose("DESCRIBE", &format!("rtsp://{address}/nothing/here"), &[]).repeat(50);
+                let mut stream = client.stream().try_clone().unwrap();
+                let reader = std::thread::spawn(move || client.is_closed());
+                // Until the relay has had enough.
+                while stream.write_all(request.as_bytes()).is_ok() {}
+                reader.join()
+            })
+        })
+        .collect();
+    player.frames(60);
+    for flood in floods {
+        // The reader may have found the connection reset within an answer.
+        let _ = flood.join().expect("the flood ends");
+    }
+    assert!(limited(&relay, "request_rate") >= 10.0);
+    assert!(limited(&relay, "unknown_stream") >= 1_000.0);
+    assert!(relay.printed().lines().count() < 100, "a flood fills no log");
+    player.frames(5);
+}
+
+#[test]
+fn an_address_gets_its_share() {
+    let _turn = beside_others();
+    let relay = relay("clients = 100\nclients_per_address = 2");
+    let mut players = [Player::new(by(&relay, 2)), Player::new(by(&relay, 2))];
+    let url = format!("rtsp://{}/t", by(&relay, 2));
+    let mut third = Client::connect(by(&relay, 2));
+    let tracks = crate::harness::rtsp::tracks(&third.describe(&url).expect(200));
+    third.setup(&tracks[0], 0, 1).expect(453);
+    assert!(limited(&relay, "sessions_per_address") >= 1.0);
+    // Further ones do not even get an answer, …
+    let mut more: Vec<Client> = (0..8).map(|_| Client::connect(by(&relay, 2))).collect();
+    assert!(more.last_mut().unwrap().is_closed());
+    // … others do.
+    Player::new(by(&relay, 3)).frames(5);
+    for player in &mut players {
+        player.frames(5);
+    }
+    let [_, leaves] = players;
+    drop((leaves, third, more));
+    wait_until("the place is free again", DEADLINE, || {
+        let mut client = Client::connect(by(&relay, 2));
+        client.send_raw(format!("OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\n\r\n").as_bytes());
+        client.read(Instant::now() + Duration::from_secs(1)).is_ok_and(|answer| answer.is_some())
+            && client.setup(&tracks[0], 0, 1).status == 200
+    });
+}
