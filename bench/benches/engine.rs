@@ -73,6 +73,10 @@ impl Egress for Instantly {
         Poll::Ready(())
     }
 
+    fn is_busy(&self, token: Token) -> bool {
+        self.queued.iter().chain(&self.done).any(|completion| completion.token == token)
+    }
+
     fn in_flight(&self) -> usize {
         self.queued.len() + self.done.len()
     }
