@@ -136,6 +136,9 @@ pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
 /// Packets of a track that wait for one before them at most.
 pub const REORDER_PACKETS_MAX: usize = 64;
 
+/// Bytes of a camera's answer at most, where it is looked at before the RTSP library gets it.
+pub const CAMERA_ANSWER_BYTES_MAX: usize = 256 * 1024;
+
 /// Bytes that one read from a publisher's connection takes at most.
 pub const PUBLISHER_READ_BYTES_MAX: usize = 64 * 1024;
 

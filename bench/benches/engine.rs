@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput};
@@ -133,7 +133,7 @@ fn pipeline() -> (Pipeline, Collected) {
         fmtp: Some("packetization-mode=1".into()),
         attributes: Vec::new(),
     };
-    pipeline.connected(Instant::now(), SystemTime::now(), vec![track], &mut out);
+    pipeline.connected(Instant::now(), vec![track], &mut out);
     (pipeline, out)
 }
 

@@ -93,11 +93,13 @@ impl Watched {
         let video = described.as_ref().and_then(|is| is.tracks.iter().position(crate::stream::Track::is_video));
         SourceGauge {
             state: status.state,
+            since: status.since,
             fault: status.fault.clone(),
             frames: stats.tracks.get(video.unwrap_or(0)).map_or(0, |track| track.frames),
             bytes: stats.bytes,
             lost: stats.lost,
-            reconnects: status.reconnects,
+            reconnects: status.reconnects(),
+            failures: status.failures,
             torn: stats.torn,
             unreferenced: stats.unreferenced,
         }

@@ -387,6 +387,17 @@ fn grow_send_buffer(socket: &std::net::UdpSocket) {
 /// Tries to find a free pair before giving up, when any port will do.
 const PAIR_TRIES_MAX: usize = 64;
 
+/// Binds a pair of UDP sockets as [`Datagram::bind_pair`] does, nonblocking, for readers that are not of the egress.
+///
+/// # Errors
+/// The error of the last try.
+pub fn datagram_pair(address: IpAddr) -> io::Result<(std::net::UdpSocket, std::net::UdpSocket)> {
+    let (rtp, rtcp) = bind_std_pair(address, None)?;
+    rtp.set_nonblocking(true)?;
+    rtcp.set_nonblocking(true)?;
+    Ok((rtp, rtcp))
+}
+
 fn bind_std_pair(address: IpAddr, ports: Option<(u16, u16)>) -> io::Result<(std::net::UdpSocket, std::net::UdpSocket)> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     if let Some((first, end)) = ports {

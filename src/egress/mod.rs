@@ -26,7 +26,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-pub use self::conn::Listener;
+pub use self::conn::{Listener, datagram_pair};
 pub use self::epoll::EpollEgress;
 pub use self::runtime::IoKind;
 pub use self::uring::UringEgress;

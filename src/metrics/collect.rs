@@ -238,7 +238,9 @@ impl Collector {
         Some(StreamReport {
             name: stream.name.clone(),
             state: stream.source.state,
+            since: stream.source.since,
             fault: stream.source.fault.clone(),
+            failures: stream.source.failures,
             fps: rate(stream.source.frames, source_before.frames),
             flow: Flow {
                 in_bps: 8.0 * rate(stream.source.bytes, source_before.bytes),

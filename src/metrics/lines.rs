@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 
 use super::DropReason;
 use super::report::{Flow, Percentiles, Report, Scope, StreamReport};
-use crate::shard::inbox::SourceState;
 
 /// A time in RFC 3339, UTC, with milliseconds.
 pub fn rfc3339(at: SystemTime) -> String {
@@ -32,17 +31,6 @@ pub fn rfc3339(at: SystemTime) -> String {
         second % 60,
         since.subsec_millis()
     )
-}
-
-/// What a state is called.
-pub fn state_name(state: SourceState) -> &'static str {
-    match state {
-        SourceState::Connecting => "connecting",
-        SourceState::Live => "live",
-        SourceState::Silent => "silent",
-        SourceState::Down => "down",
-        SourceState::Idle => "idle",
-    }
 }
 
 /// `name=value` lines: one a stream, then one for all of them. Values with spaces are quoted. Reasons that nothing was dropped
@@ -135,12 +123,14 @@ fn lines(report: &Report) -> Vec<Fields> {
 
 fn stream_fields(fields: &mut Fields, stream: &StreamReport) {
     put(fields, "stream", stream.name.as_str());
-    put(fields, "state", state_name(stream.state));
+    put(fields, "state", stream.state.name());
+    put(fields, "since", stream.since.map(rfc3339));
     put(fields, "fps", tenths(stream.fps));
     flow(fields, &stream.flow);
     for reason in DropReason::ALL {
         put(fields, &format!("dropped_{}_total", reason.name()), stream.drops[reason.index()]);
     }
+    put(fields, "failures_total", stream.failures);
     if let Some(fault) = &stream.fault {
         put(fields, "fault", fault.as_str());
     }
@@ -204,7 +194,7 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("ts=2023-11-14T22:13:20.000Z report=interval uptime_s=83.5 span_s=1"), "{text}");
         for field in [
-            " stream=front state=live fps=30.0 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2 clients_multicast=0",
+            " stream=front state=live since=2023-11-14T22:12:00.000Z fps=30.0 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2 clients_multicast=0",
             " sends=360 p50_us=130 p90_us=400 p99_us=950 p999_us=2400 max_us=31000 lag_ms=45 skips=1 skips_total=3",
             " dropped_total=30",
             " dropped_lagging_total=30",

@@ -1,6 +1,7 @@
 //! The counts in the text format of Prometheus (exposition format 0.0.4). `docs/METRICS.md` has the names, which are stable.
 
 use std::fmt::{Display, Write as _};
+use std::time::SystemTime;
 
 use super::report::{Report, StreamReport};
 use super::scrape::{BUCKETS, Scrape, StreamScrape, bucket_end_us};
@@ -84,6 +85,21 @@ fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Opti
     for (stream, _) in streams {
         out.value("source_up", &[("stream", &stream.name)], u8::from(stream.state == SourceState::Live));
     }
+    out.family("source_state", "gauge", "1 for the state that the source is in.");
+    for (stream, _) in streams {
+        for &state in SourceState::ALL {
+            let labels = [("stream", stream.name.as_str()), ("state", state.name())];
+            out.value("source_state", &labels, u8::from(stream.state == state));
+        }
+    }
+    out.family("source_state_since_seconds", "gauge", "When the source came into its state, as Unix time.");
+    for (stream, _) in streams {
+        let since = stream.since.and_then(|since| since.duration_since(SystemTime::UNIX_EPOCH).ok());
+        if let Some(since) = since {
+            let seconds = format!("{}.{:03}", since.as_secs(), since.subsec_millis());
+            out.value("source_state_since_seconds", &[("stream", &stream.name)], seconds);
+        }
+    }
     out.family("source_frames_total", "counter", "Frames of the video track received.");
     for (stream, more) in streams {
         out.value("source_frames_total", &[("stream", &stream.name)], more.frames);
@@ -99,6 +115,10 @@ fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Opti
     out.family("source_reconnects_total", "counter", "Sessions with the source after the first.");
     for (stream, _) in streams {
         out.value("source_reconnects_total", &[("stream", &stream.name)], stream.flow.reconnects_total);
+    }
+    out.family("source_failures_total", "counter", "Sessions with the source that failed, and tries at one.");
+    for (stream, _) in streams {
+        out.value("source_failures_total", &[("stream", &stream.name)], stream.failures);
     }
     out.family("log_bytes", "gauge", "Bytes of media kept for new and slow clients.");
     for (stream, more) in streams {

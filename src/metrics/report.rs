@@ -12,6 +12,8 @@ use crate::shard::inbox::SourceState;
 pub struct SourceGauge {
     /// How it is doing.
     pub state: SourceState,
+    /// Since when; `None` before the source has begun.
+    pub since: Option<SystemTime>,
     /// Why it is not live, without secrets.
     pub fault: Option<String>,
     /// Frames ended: of the first video track, or of the first track when none is video.
@@ -22,6 +24,8 @@ pub struct SourceGauge {
     pub lost: u64,
     /// Sessions after the first that brought packets.
     pub reconnects: u64,
+    /// Sessions that failed, and tries at one.
+    pub failures: u64,
     /// Frames discarded because the source broke off in the middle of them.
     pub torn: u64,
     /// Frames kept back after a break because what they refer to is gone.
@@ -32,11 +36,13 @@ impl Default for SourceGauge {
     fn default() -> Self {
         SourceGauge {
             state: SourceState::Connecting,
+            since: None,
             fault: None,
             frames: 0,
             bytes: 0,
             lost: 0,
             reconnects: 0,
+            failures: 0,
             torn: 0,
             unreferenced: 0,
         }
@@ -120,8 +126,12 @@ pub struct StreamReport {
     pub name: String,
     /// How its source is doing.
     pub state: SourceState,
+    /// Since when; `None` if that is not known.
+    pub since: Option<SystemTime>,
     /// Why the source is not live.
     pub fault: Option<String>,
+    /// Sessions with the source that failed since the start, and tries at one.
+    pub failures: u64,
     /// Frames a second, as received.
     pub fps: f64,
     /// What the numbers that all streams together have as well.

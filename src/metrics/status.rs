@@ -72,11 +72,8 @@ pub fn report(status: &Value) -> Option<Report> {
 
 fn stream(value: &Value) -> Option<StreamReport> {
     let name = value.get("stream")?.as_str()?;
-    let state = match value.get("state")?.as_str()? {
-        "live" => SourceState::Live,
-        "connecting" => SourceState::Connecting,
-        _ => SourceState::Down,
-    };
+    let state = value.get("state")?.as_str()?;
+    let state = SourceState::ALL.iter().copied().find(|known| known.name() == state).unwrap_or(SourceState::Down);
     let mut drops = [0; DropReason::COUNT];
     for reason in DropReason::ALL {
         let count = value.get(format!("dropped_{}_total", reason.name()));
@@ -86,7 +83,10 @@ fn stream(value: &Value) -> Option<StreamReport> {
         // Whatever answers there must not write to the terminal as it likes.
         name: name.chars().filter(char::is_ascii_graphic).collect(),
         state,
+        // What shows a report that was read back shows the state alone.
+        since: None,
         fault: value.get("fault").and_then(Value::as_str).map(|fault| fault.replace(char::is_control, " ")),
+        failures: value.get("failures_total").and_then(Value::as_u64).unwrap_or(0),
         fps: value.get("fps")?.as_f64()?,
         flow: flow(value)?,
         drops,

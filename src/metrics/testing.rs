@@ -40,7 +40,9 @@ pub(super) fn report() -> Report {
             StreamReport {
                 name: "front".into(),
                 state: SourceState::Live,
+                since: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_699_999_920)),
                 fault: None,
+                failures: 2,
                 fps: 30.0,
                 flow: flow.clone(),
                 drops,
@@ -48,7 +50,9 @@ pub(super) fn report() -> Report {
             StreamReport {
                 name: "yard".into(),
                 state: SourceState::Down,
+                since: None,
                 fault: Some("connection refused by 192.0.2.10:554".into()),
+                failures: 31,
                 fps: 0.0,
                 flow: Flow::default(),
                 drops: [0; DropReason::COUNT],

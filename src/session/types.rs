@@ -208,6 +208,8 @@ pub enum EndReason {
     Silent,
     /// The relay's own code failed at it.
     Panicked,
+    /// The stream that a publisher sends is received no more: it has another source or other settings now, or the relay stops.
+    Reconfigured,
     /// The relay stops.
     Stopping,
 }
@@ -227,6 +229,7 @@ impl fmt::Display for EndReason {
             EndReason::TakenOver => "another publisher took the stream over",
             EndReason::Silent => "the publisher sent nothing for the source timeout",
             EndReason::Panicked => "a fault of the relay's own; the log says where",
+            EndReason::Reconfigured => "the stream's source was changed or stopped",
             EndReason::Stopping => "the relay stops",
         })
     }

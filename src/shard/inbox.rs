@@ -21,16 +21,33 @@ use crate::stream::{Description, StreamId, TrackId};
 /// How a source is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceState {
-    /// On its way to the camera for the first time, or again.
+    /// On its way to a camera that has not failed since it last played, or to one tried for the first time.
     Connecting,
     /// Packets come.
     Live,
     /// The connection stands, but packets have ceased to come.
     Silent,
-    /// No connection; the supervisor waits before the next try.
+    /// No media since a session failed, however often the camera has been tried again since.
     Down,
     /// An on-demand source that nobody asks for.
     Idle,
+}
+
+impl SourceState {
+    /// Every state.
+    pub const ALL: &'static [SourceState] =
+        &[SourceState::Connecting, SourceState::Live, SourceState::Silent, SourceState::Down, SourceState::Idle];
+
+    /// What it is called in reports; stable.
+    pub const fn name(self) -> &'static str {
+        match self {
+            SourceState::Connecting => "connecting",
+            SourceState::Live => "live",
+            SourceState::Silent => "silent",
+            SourceState::Down => "down",
+            SourceState::Idle => "idle",
+        }
+    }
 }
 
 /// A message to a shard.

@@ -87,6 +87,11 @@ impl CameraAddress {
     /// `text` with everything of this address that is secret taken out.
     pub(super) fn redact(&self, text: &str) -> String {
         let mut text = text.replace(self.url.as_str(), &self.to_string());
+        let (path, shown) = (self.url.path(), Path(self.url.path()).to_string());
+        if path != shown {
+            // With another host before it, too: the library is told of one on loopback.
+            text = text.replace(path, &shown);
+        }
         for secret in self.secrets() {
             text = text.replace(secret, "…");
         }
@@ -106,9 +111,20 @@ impl fmt::Display for CameraAddress {
         if let Some(port) = self.url.port() {
             write!(f, ":{port}")?;
         }
-        // Some cameras take the password in the path: /user=admin&password=secret&channel=1.sdp.
-        for (index, part) in self.url.path().split_inclusive(['&', '/', '_', ';']).enumerate() {
-            debug_assert!(index > 0 || part.starts_with('/') || part.is_empty());
+        write!(f, "{}", Path(self.url.path()))?;
+        if self.url.query().is_some() {
+            f.write_str("?…")?;
+        }
+        Ok(())
+    }
+}
+
+/// A URL's path, printed without passwords: some cameras take them there (`/user=admin&password=secret&channel=1.sdp`).
+struct Path<'a>(&'a str);
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in self.0.split_inclusive(['&', '/', '_', ';']) {
             match part.split_once('=') {
                 Some((key, value)) if key.to_ascii_lowercase().contains("pass") || key.eq_ignore_ascii_case("pwd") => {
                     write!(f, "{key}=…")?;
@@ -118,9 +134,6 @@ impl fmt::Display for CameraAddress {
                 }
                 _ => f.write_str(part)?,
             }
-        }
-        if self.url.query().is_some() {
-            f.write_str("?…")?;
         }
         Ok(())
     }
@@ -186,8 +199,12 @@ mod tests {
             "rtsp://10.0.0.1/pwd=hunter2",
         ] {
             let address = parse(url);
-            for text in [address.to_string(), format!("{address:?}"), address.redact(&format!("bad {}", address.url()))]
-            {
+            for text in [
+                address.to_string(),
+                format!("{address:?}"),
+                address.redact(&format!("bad {}", address.url())),
+                address.redact(&format!("bad {} 10.0.0.1", address.at_loopback(9))),
+            ] {
                 assert!(!text.contains("hunter2"), "{text}");
                 assert!(text.contains("10.0.0.1"), "{text}");
             }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::Stream as _;
 use retina::client::{
     Described, InitialSequenceNumberPolicy, InitialTimestampPolicy, PacketItem, PlayOptions, Playing, Session,
-    SessionGroup, SessionIdPolicy, SessionOptions, SetupOptions, TcpTransportOptions, TeardownPolicy, Transport,
-    UdpTransportOptions, UnassignedChannelDataPolicy, UnknownRtcpSsrcPolicy,
+    SessionGroup, SessionIdPolicy, SessionOptions, SetupOptions, TeardownPolicy, UnassignedChannelDataPolicy,
+    UnknownRtcpSsrcPolicy,
 };
 use retina::rtcp::ReceivedCompoundPacket;
 use tokio::time::{sleep_until, timeout};
@@ -18,6 +18,7 @@ use tokio::time::{sleep_until, timeout};
 use super::address::CameraAddress;
 use super::fault::{Fault, Step};
 use super::feed::Feed;
+use super::loopback::Way;
 use super::pipeline::{Publish, SourceTrack};
 use super::tunnel::{self, TlsOptions};
 use crate::limits::TRACKS_MAX;
@@ -77,8 +78,8 @@ pub(super) struct Camera<'a> {
     pub(super) timeouts: Timeouts,
     /// How its certificate is judged, if it has one.
     pub(super) tls: &'a TlsOptions,
-    /// Whether media come as datagrams.
-    pub(super) udp: bool,
+    /// How its session differs from what the RTSP library does by itself.
+    pub(super) way: Way,
     /// Tracks the session after it has been dropped, until its TEARDOWN is done.
     pub(super) group: Arc<SessionGroup>,
 }
@@ -131,8 +132,8 @@ impl Camera<'_> {
             .unassigned_channel_data(UnassignedChannelDataPolicy::Ignore)
             .teardown(TeardownPolicy::Always);
         let limit = self.timeouts.describe;
-        let url = if self.address.is_secure() {
-            match timeout(limit, tunnel::open(self.address, self.tls)).await {
+        let url = if self.address.is_secure() || self.way != Way::default() {
+            match timeout(limit, tunnel::open(self.address, self.tls, self.way)).await {
                 Ok(url) => url?,
                 Err(_) => return Err(Fault::TimedOut(Step::Describe, limit)),
             }
@@ -171,20 +172,15 @@ impl Camera<'_> {
             let video = offer.track.media == "video";
             let has_video = tracks.iter().any(|track: &SourceTrack| track.media == "video");
             let dispensable = !tracks.is_empty() && (has_video || !video);
-            let options = SetupOptions::default().transport(if self.udp {
-                Transport::Udp(UdpTransportOptions::default())
-            } else {
-                Transport::Tcp(TcpTransportOptions::default())
-            });
             let limit = self.timeouts.setup;
-            match timeout(limit, session.setup(index, options)).await {
+            match timeout(limit, session.setup(index, SetupOptions::default())).await {
                 Ok(Ok(())) => {
                     map[index] = Some(TrackId(tracks.len() as u8));
                     tracks.push(offer.track);
                 }
                 Ok(Err(error)) => {
                     let fault = match error.status_code() {
-                        Some(461) => Fault::NoTransport { udp: self.udp },
+                        Some(461) => Fault::NoTransport { udp: self.way.udp },
                         _ => Fault::from_retina(&error, Step::Setup, self.address),
                     };
                     // With no answer, or one that does not parse, the connection is of no use for the other tracks either.
@@ -291,21 +287,12 @@ impl Camera<'_> {
 pub(super) struct Report {
     pub(super) ntp: u64,
     pub(super) rtp_time: u32,
-    pub(super) packets: u32,
-    pub(super) octets: u32,
 }
 
 /// The sender report that a compound packet begins with, if it does.
 fn sender_report(compound: &ReceivedCompoundPacket) -> Option<Report> {
     let report = compound.pkts().next()?.as_sender_report().ok()??;
-    let word =
-        |at: usize| compound.raw().get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
-    Some(Report {
-        ntp: report.ntp_timestamp().0,
-        rtp_time: report.rtp_timestamp(),
-        packets: word(20)?,
-        octets: word(24)?,
-    })
+    Some(Report { ntp: report.ntp_timestamp().0, rtp_time: report.rtp_timestamp() })
 }
 
 /// A track of the camera's description.

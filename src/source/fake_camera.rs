@@ -44,6 +44,10 @@ pub(super) struct Script {
     pub(super) setups: Vec<u16>,
     /// Media go out as datagrams, and SETUP for TCP is answered 461.
     pub(super) udp_only: bool,
+    /// Every fourth datagram of a track is overtaken by the next one.
+    pub(super) scramble: bool,
+    /// The SSRC that answers to SETUP announce.
+    pub(super) announced_ssrc: Option<&'static str>,
     /// The connection is closed instead of an answer to this track's SETUP.
     pub(super) hang_up_on: Option<usize>,
     /// A method that is never answered.
@@ -60,6 +64,8 @@ impl Default for Script {
             medias: vec![VIDEO],
             setups: Vec::new(),
             udp_only: false,
+            scramble: false,
+            announced_ssrc: None,
             hang_up_on: None,
             mute: None,
             greeting: None,
@@ -215,7 +221,8 @@ fn serve(
                 }
                 let mut status = script.setups.get(track).copied().unwrap_or(200);
                 let (channel, next) = (track * 2, track * 2 + 1);
-                let mut transport = format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n");
+                let ssrc = script.announced_ssrc.map(|ssrc| format!(";ssrc={ssrc}")).unwrap_or_default();
+                let mut transport = format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}{ssrc}\r\n");
                 if script.udp_only {
                     let port = request.transport.split("client_port=").nth(1).and_then(|it| it.split('-').next());
                     match port.and_then(|port| port.parse().ok()) {
@@ -242,7 +249,7 @@ fn serve(
                 let play = script.plays[(*sessions).min(script.plays.len() - 1)];
                 *sessions += 1;
                 let udp = script.udp_only.then_some((&socket, &ports[..]));
-                if !play_tracks(play, script.medias.len(), udp, &mut writer, &mut reader, log, stop)? {
+                if !play_tracks(play, script, udp, &mut writer, &mut reader, log, stop)? {
                     return Ok(());
                 }
             }
@@ -254,13 +261,15 @@ fn serve(
 /// Sends media until the client says something, which is then answered (true), or until the script says close (false).
 fn play_tracks(
     play: Play,
-    tracks: usize,
+    script: &Script,
     udp: Option<(&UdpSocket, &[(usize, u16)])>,
     writer: &mut TcpStream,
     reader: &mut BufReader<Patient<'_>>,
     log: &Mutex<Vec<String>>,
     stop: &AtomicBool,
 ) -> std::io::Result<bool> {
+    let tracks = script.medias.len();
+    let mut overtaken = vec![None; tracks];
     let numbered = |salt: u32, first_seq: u16| -> Vec<Packetizer> {
         (0..tracks).map(|track| Packetizer::new(96, 0x1000_0000 + salt + track as u32, first_seq)).collect()
     };
@@ -282,9 +291,16 @@ fn play_tracks(
             let mut packet = packetizer.packet(&[0x65, 0x88, 1, 2, 3], count * 3000, true).to_vec();
             packet[1] = if audio { 0 } else { packet[1] };
             if let Some((socket, ports)) = udp {
-                for (_, port) in ports.iter().filter(|(of, _)| *of == track) {
-                    socket.send_to(&packet, ("127.0.0.1", *port))?;
+                if script.scramble && count % 4 == 1 {
+                    overtaken[track] = Some(packet);
+                    continue;
                 }
+                for (_, port) in ports.iter().filter(|(of, _)| *of == track) {
+                    for packet in std::iter::once(&packet).chain(&overtaken[track]) {
+                        socket.send_to(packet, ("127.0.0.1", *port))?;
+                    }
+                }
+                overtaken[track] = None;
                 continue;
             }
             writer.write_all(&[b'$', track as u8 * 2, 0, packet.len() as u8])?;

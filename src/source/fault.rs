@@ -53,7 +53,9 @@ pub enum Fault {
     },
     /// What came is not RTSP.
     NotRtsp(String),
-    /// Packets carry another SSRC than before, or than SETUP announced.
+    /// Packets carry another SSRC than before.
+    ChangedSsrc,
+    /// Packets carry another SSRC than the answer to SETUP announced.
     WrongSsrc,
     /// A packet that is no RTP; the RTSP library's words.
     BadPacket(String),
@@ -91,8 +93,11 @@ impl Fault {
                 Fault::Unreachable(reason.to_owned())
             };
         }
-        if line.starts_with("wrong ssrc") {
+        if line.starts_with("wrong ssrc after 0 RTP pkts") {
             return Fault::WrongSsrc;
+        }
+        if line.starts_with("wrong ssrc") {
+            return Fault::ChangedSsrc;
         }
         if line.starts_with("Out-of-order packet or large loss") {
             return Fault::Disordered;
@@ -126,7 +131,7 @@ impl Fault {
     /// Whether a new session is likely to cure it at once: the library ends the session over something that the camera does
     /// once, as when it restarts its encoder.
     pub fn cured_by_reconnect(&self) -> bool {
-        matches!(self, Fault::WrongSsrc | Fault::Disordered)
+        matches!(self, Fault::ChangedSsrc | Fault::WrongSsrc | Fault::Disordered)
     }
 }
 
@@ -179,10 +184,8 @@ impl fmt::Display for Fault {
             ),
             Fault::Status(status, step) => write!(f, "the camera answers {status} to {step}"),
             Fault::NotRtsp(reason) => write!(f, "what the camera sends is not RTSP ({reason}); check the port"),
-            Fault::WrongSsrc => write!(
-                f,
-                "the camera changed its SSRC in mid-session, or sends another than its SETUP answer announced"
-            ),
+            Fault::ChangedSsrc => write!(f, "the camera changed its SSRC in mid-session"),
+            Fault::WrongSsrc => write!(f, "the camera sends another SSRC than its answer to SETUP announced"),
             Fault::BadPacket(reason) => write!(f, "the camera sent a packet that is not RTP ({reason})"),
             Fault::NoKeepAlive => write!(f, "the camera does not answer the requests that keep its session alive"),
             Fault::Disordered => {

@@ -21,8 +21,6 @@ pub(super) struct Feed<'a, P> {
     publisher: P,
     /// When the present session's first packet came.
     live: Option<Instant>,
-    /// Sessions that brought packets.
-    sessions: u64,
     /// Whether the log is to say when the first packet comes.
     pub(super) tell_live: bool,
     /// The source has been told of as silent, and nothing has come since.
@@ -45,7 +43,6 @@ impl<'a, P: Publish> Feed<'a, P> {
             source,
             publisher,
             live: None,
-            sessions: 0,
             tell_live: true,
             silent: false,
             told_silent: None,
@@ -60,9 +57,19 @@ impl<'a, P: Publish> Feed<'a, P> {
         let mut status = self.source.status.borrow_mut();
         if status.state != state || status.since.is_none() {
             status.state = state;
-            status.since = Some(Instant::now());
+            status.since = Some(SystemTime::now());
             drop(status);
             self.publisher.publish(Published::State(state));
+        }
+    }
+
+    /// A try to connect begins. After one that failed the source stays down until packets come: the state tells since when.
+    pub(super) fn connecting(&mut self) {
+        let status = self.source.status.borrow();
+        let failed = status.state == SourceState::Down && status.since.is_some();
+        drop(status);
+        if !failed {
+            self.state(SourceState::Connecting);
         }
     }
 
@@ -72,8 +79,7 @@ impl<'a, P: Publish> Feed<'a, P> {
             debug!(stream = self.name, track = index, media = track.media, encoding = track.encoding, "track");
         }
         self.had_video = tracks.iter().any(|track| track.media == "video");
-        let (now, wall) = (Instant::now(), SystemTime::now());
-        self.source.pipeline.borrow_mut().connected(now, wall, tracks, &mut self.publisher);
+        self.source.pipeline.borrow_mut().connected(Instant::now(), tracks, &mut self.publisher);
         self.tell_notices();
     }
 
@@ -91,11 +97,9 @@ impl<'a, P: Publish> Feed<'a, P> {
 
     /// A sender report that was read just now.
     pub(super) fn sender_report(&mut self, track: TrackId, received: Instant, report: Report) {
-        let Report { ntp, rtp_time, packets, octets } = report;
-        let mut pipeline = self.source.pipeline.borrow_mut();
+        let Report { ntp, rtp_time } = report;
         let wall = SystemTime::now();
-        pipeline.sender_report(track, received, wall, ntp, rtp_time, packets, octets, &mut self.publisher);
-        drop(pipeline);
+        self.source.pipeline.borrow_mut().sender_report(track, received, wall, ntp, rtp_time, &mut self.publisher);
         self.tell_notices();
     }
 
@@ -133,7 +137,7 @@ impl<'a, P: Publish> Feed<'a, P> {
     /// The source is gone. When the session's first packet had come, if one had.
     pub(super) fn disconnected(&mut self) -> Option<Instant> {
         self.silent = false;
-        self.source.pipeline.borrow_mut().disconnected(Instant::now(), &mut self.publisher);
+        self.source.pipeline.borrow_mut().disconnected(&mut self.publisher);
         self.live.take()
     }
 
@@ -160,14 +164,15 @@ impl<'a, P: Publish> Feed<'a, P> {
     fn went_live(&mut self, now: Instant) {
         self.live = Some(now);
         self.suspects.clear();
-        self.sessions += 1;
         let mut status = self.source.status.borrow_mut();
-        let failures = status.failures;
+        status.sessions += 1;
+        let (sessions, failures) = (status.sessions, status.failures);
+        let down = (status.state == SourceState::Down).then_some(status.since).flatten();
+        let down_s = down.and_then(|since| since.elapsed().ok()).map(|down| down.as_secs());
         status.fault = None;
-        status.reconnects = self.sessions - 1;
         drop(status);
         if std::mem::take(&mut self.tell_live) {
-            info!(stream = self.name, sessions = self.sessions, failures, "live");
+            info!(stream = self.name, sessions, failures, down_s, "live");
         }
         self.state(SourceState::Live);
     }

@@ -190,9 +190,9 @@ pub fn pipeline(data: &[u8]) {
                     track("audio", "PCMU", None),
                     track("video", ENCODINGS[usize::from(c >> 1 & 7)], None),
                 ];
-                pipeline.connected(now, wall, tracks, &mut out);
+                pipeline.connected(now, tracks, &mut out);
             }
-            1 => pipeline.disconnected(now, &mut out),
+            1 => pipeline.disconnected(&mut out),
             2 => pipeline.drained(now, &mut out),
             3 => {
                 let pause = Duration::from_millis(u64::from(c) * 100);
@@ -203,7 +203,7 @@ pub fn pipeline(data: &[u8]) {
             4 => {
                 let rtp_time = clocks[id].1.wrapping_add(u32::from(c) * 9_000);
                 let ntp = u64::from(c) << 56;
-                pipeline.sender_report(TrackId(id as u8), now, wall, ntp, rtp_time, 1, 2, &mut out);
+                pipeline.sender_report(TrackId(id as u8), now, wall, ntp, rtp_time, &mut out);
             }
             5 => clocks[id].0 = clocks[id].0.wrapping_add(u16::from(b) << 8 | u16::from(c)),
             6 => clocks[id].1 = clocks[id].1.wrapping_add(u32::from(b) << 24 | u32::from(c) << 10),
@@ -230,5 +230,5 @@ pub fn pipeline(data: &[u8]) {
         }
         pipeline.deadline();
     }
-    pipeline.disconnected(now, &mut out);
+    pipeline.disconnected(&mut out);
 }

@@ -14,6 +14,7 @@ mod fragment;
 #[doc(hidden)]
 pub mod fuzz;
 mod input;
+mod loopback;
 pub mod on_demand;
 pub mod packetizer;
 mod parameter_sets;

@@ -3,22 +3,8 @@
 /// Bytes of payload in one packet at most: with RTP's and UDP's headers it stays well within an Ethernet frame.
 pub const PAYLOAD_BYTES_MAX: usize = 1_400;
 
-/// Bytes of the RTP header that is written (RFC 3550 section 5.1, no CSRC, no extension).
-const HEADER_BYTES: usize = 12;
-
 /// `nal_unit_type` of a fragmentation unit without decoding order number (RFC 6184 section 5.8).
 const FU_A: u8 = 28;
-
-/// What a sender report tells of a track (RFC 3550 section 6.4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrackReport {
-    /// The track's RTP timestamp at the report's moment.
-    pub rtp_time: u32,
-    /// Packets sent so far; wraps.
-    pub packets: u32,
-    /// Bytes of payload sent so far; wraps.
-    pub octets: u32,
-}
 
 /// Writes the RTP packets of one track, numbered without a gap.
 #[derive(Clone, Debug)]
@@ -26,8 +12,6 @@ pub struct Packetizer {
     payload_type: u8,
     ssrc: u32,
     next_seq: u16,
-    packets: u32,
-    octets: u32,
     buffer: Vec<u8>,
 }
 
@@ -35,7 +19,7 @@ impl Packetizer {
     /// A track whose packets have `payload_type` (below 128), `ssrc`, and sequence numbers from `first_seq`.
     pub fn new(payload_type: u8, ssrc: u32, first_seq: u16) -> Self {
         debug_assert!(payload_type < 128);
-        Packetizer { payload_type, ssrc, next_seq: first_seq, packets: 0, octets: 0, buffer: Vec::new() }
+        Packetizer { payload_type, ssrc, next_seq: first_seq, buffer: Vec::new() }
     }
 
     /// Hands `out` the packets of one NAL unit (without its start code): the unit itself if it fits into
@@ -73,11 +57,6 @@ impl Packetizer {
         self.next_seq
     }
 
-    /// What a sender report tells of the packets so far, with `rtp_time` for its moment (RFC 3550 section 6.4.1).
-    pub fn report(&self, rtp_time: u32) -> TrackReport {
-        TrackReport { rtp_time, packets: self.packets, octets: self.octets }
-    }
-
     fn begin(&mut self, rtp_time: u32, marker: bool) {
         self.buffer.clear();
         self.buffer.extend_from_slice(&[2 << 6, u8::from(marker) << 7 | self.payload_type]);
@@ -88,9 +67,6 @@ impl Packetizer {
 
     fn end(&mut self) -> &[u8] {
         self.next_seq = self.next_seq.wrapping_add(1);
-        self.packets = self.packets.wrapping_add(1);
-        // Both counts wrap as the report's fields do, and leave headers out.
-        self.octets = self.octets.wrapping_add((self.buffer.len() - HEADER_BYTES) as u32);
         &self.buffer
     }
 }
@@ -98,6 +74,7 @@ impl Packetizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::rtp::HEADER_BYTES;
 
     /// Puts NAL units together again from payloads: single units and FU-A only.
     fn reassemble(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
@@ -149,13 +126,5 @@ mod tests {
         let mut packetizer = Packetizer::new(96, 7, 0);
         packetizer.nal(&[], 0, true, |_| panic!("a packet of nothing"));
         assert_eq!(packetizer.next_seq(), 0);
-    }
-
-    #[test]
-    fn the_report_counts_payload_alone() {
-        let mut packetizer = Packetizer::new(0, 7, 0);
-        assert_eq!(packetizer.packet(&[1; 160], 0, false).len(), 172);
-        packetizer.packet(&[1; 160], 160, false);
-        assert_eq!(packetizer.report(5), TrackReport { rtp_time: 5, packets: 2, octets: 320 });
     }
 }

@@ -209,10 +209,8 @@ impl Pipeline {
     /// The source plays, for the first time or again; these are its tracks. Publishes the description if it is new or changed.
     ///
     /// `tracks` beyond [`TRACKS_MAX`](crate::limits::TRACKS_MAX) are left out.
-    pub fn connected(&mut self, now: Instant, wall: SystemTime, mut tracks: Vec<SourceTrack>, out: &mut impl Publish) {
-        // Reports take the wall clock as they are made.
-        let _ = wall;
-        self.disconnected(now, out);
+    pub fn connected(&mut self, now: Instant, mut tracks: Vec<SourceTrack>, out: &mut impl Publish) {
+        self.disconnected(out);
         self.connected = true;
         self.told_clock = false;
         tracks.truncate(TRACKS_MAX);
@@ -316,10 +314,8 @@ impl Pipeline {
         });
     }
 
-    /// A sender report of the source (RFC 3550 section 6.4.1), read at `received`, when our clock said `wall`.
-    ///
-    /// `packets` and `octets` are the source's counts; what is passed on are the relay's own.
-    #[allow(clippy::too_many_arguments)]
+    /// A sender report of the source (RFC 3550 section 6.4.1), read at `received`, when our clock said `wall`. Its counts are
+    /// not passed on: the relay has its own.
     pub fn sender_report(
         &mut self,
         track: TrackId,
@@ -327,11 +323,8 @@ impl Pipeline {
         wall: SystemTime,
         ntp: u64,
         rtp_time: u32,
-        packets: u32,
-        octets: u32,
         out: &mut impl Publish,
     ) {
-        let _ = (packets, octets);
         let index = usize::from(track.0);
         let (Some(input), Some(timeline), true) = (self.inputs.get(index), self.timeline.as_mut(), self.connected)
         else {
@@ -385,9 +378,7 @@ impl Pipeline {
     }
 
     /// The source is gone: the frame it was in the middle of is ended, or discarded if none of it has been published.
-    pub fn disconnected(&mut self, now: Instant, out: &mut impl Publish) {
-        // The gap is measured from packet to packet.
-        let _ = now;
+    pub fn disconnected(&mut self, out: &mut impl Publish) {
         if !std::mem::replace(&mut self.connected, false) {
             return;
         }

@@ -48,7 +48,7 @@ impl Rig {
     }
 
     fn connect(&mut self, tracks: Vec<SourceTrack>) {
-        self.pipeline.connected(self.now, self.wall, tracks, &mut self.out);
+        self.pipeline.connected(self.now, tracks, &mut self.out);
     }
 
     fn wait(&mut self, ms: u64) {
@@ -401,7 +401,7 @@ fn a_reconnect_goes_on_where_the_wall_clock_is_with_one_gap_for_all() {
     let before = [last(&rig, 0), last(&rig, 1)];
     // A torn frame that nobody saw is dropped with its number.
     rig.send(0, false, P);
-    rig.pipeline.disconnected(rig.now, &mut rig.out);
+    rig.pipeline.disconnected(&mut rig.out);
     assert_eq!(rig.pipeline.stats().torn, 1);
     rig.wait(7_000 - 40);
     rig.seq = [4_000, 9];
@@ -427,7 +427,7 @@ fn after_a_break_comes_the_next_keyframe_first_and_no_number_is_missing() {
     let next = |chunk: &Chunk| chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
     let before = next(rig.chunks().last().unwrap());
     let seen = rig.chunks().len();
-    rig.pipeline.disconnected(rig.now, &mut rig.out);
+    rig.pipeline.disconnected(&mut rig.out);
     rig.wait(3_000);
     rig.connect(vec![track("video", "H264", Some(SPROP))]);
     for _ in 0..5 {
@@ -492,19 +492,19 @@ fn reports_of_the_source_are_mapped_and_counted_by_the_relay() {
     // It comes before the first packet, and waits for it.
     let time = rig.time[0];
     let ahead = time.wrapping_sub(900);
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp, ahead, 5, 6, &mut rig.out);
+    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp, ahead, &mut rig.out);
     assert_eq!(rig.out.reports(0).len(), 0);
     rig.frame(&[SPS, PPS, IDR]);
     let first = rig.chunks()[0].rtp_time;
     assert_eq!(rig.out.reports(0), [(ntp, first.wrapping_sub(900), 0, 0)]);
     let later = time.wrapping_add(3_600);
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp + 1, later, 5, 6, &mut rig.out);
+    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp + 1, later, &mut rig.out);
     let octets = (SPS.len() + PPS.len() + IDR.len()) as u32;
     assert_eq!(rig.out.reports(0)[1], (ntp + 1, first.wrapping_add(3_600), 3, octets));
     // No reports of the relay's own then.
     assert_eq!(rig.pipeline.deadline(), None);
     // A timestamp from nowhere is not passed on.
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp, time.wrapping_add(90_000 * 60), 5, 6, &mut rig.out);
+    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp, time.wrapping_add(90_000 * 60), &mut rig.out);
     assert_eq!((rig.out.reports(0).len(), rig.pipeline.stats().bad_reports), (2, 1));
 }
 
@@ -515,10 +515,10 @@ fn a_wrong_clock_is_replaced_by_ours_once_for_all_tracks() {
     rig.send(1, false, &[1; 320]);
     let camera = to_ntp(SystemTime::UNIX_EPOCH + Duration::from_secs(100));
     let time = rig.time;
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, camera, time[0], 5, 6, &mut rig.out);
+    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, camera, time[0], &mut rig.out);
     let ours = to_ntp(rig.wall);
     rig.wait(300);
-    rig.pipeline.sender_report(TrackId(1), rig.now, rig.wall, camera + (1 << 30), time[1] + 2_000, 5, 6, &mut rig.out);
+    rig.pipeline.sender_report(TrackId(1), rig.now, rig.wall, camera + (1 << 30), time[1] + 2_000, &mut rig.out);
     assert_eq!(rig.out.reports(0)[0].0, ours);
     // A quarter of a second later by the camera's clock, whenever it came.
     assert_eq!(rig.out.reports(1)[0].0, ours + (1 << 30));
@@ -550,7 +550,7 @@ fn a_source_without_reports_gets_ours_every_five_seconds() {
         let off = (ntp as i64 - (ticks * (1 << 32) / 90_000) as i64).abs();
         assert!(off <= (1 << 32) / 500 + 1, "{off}");
     }
-    rig.pipeline.disconnected(rig.now, &mut rig.out);
+    rig.pipeline.disconnected(&mut rig.out);
     assert_eq!(rig.pipeline.deadline(), None);
 }
 

@@ -79,7 +79,11 @@ pub async fn run<P: Publish>(
                 host.message(message);
             }
         }
-        host.tick(Instant::now());
+        host.tick(Instant::now(), messages.is_empty());
+    }
+    if let Some(Current { shard, session, .. }) = host.current.take() {
+        // Who publishes next is not to find somebody in the place whom nobody listens to.
+        host.tell(shard, session, Verdict::End(EndReason::Reconfigured));
     }
     host.feed.disconnected();
     host.feed.state(SourceState::Down);
@@ -165,14 +169,16 @@ impl<P: Publish> Host<'_, P> {
         [Some(silent), held, self.feed.deadline()].into_iter().flatten().min()
     }
 
-    /// Everything that waits has been taken in.
-    fn tick(&mut self, now: Instant) {
+    /// Time has passed. `drained` is whether all that waited has been taken in.
+    fn tick(&mut self, now: Instant, drained: bool) {
         let Some(current) = &mut self.current else { return };
         for (track, reorder) in (0u8..).map(crate::stream::TrackId).zip(&mut current.tracks) {
             let feed = &mut self.feed;
             reorder.tick(now, &mut |received, packet| feed.packet(track, received, &packet));
         }
-        self.feed.drained(now);
+        if drained {
+            self.feed.drained(now);
+        }
         self.feed.tick(now, SystemTime::now());
         let (shard, session, heard) = (current.shard, current.session, current.heard);
         let quiet = self.spec.quiet.min(self.spec.silence / 2);
@@ -188,9 +194,42 @@ impl<P: Publish> Host<'_, P> {
 /// The first sender report of a compound packet.
 fn sender_report(compound: &[u8]) -> Option<Report> {
     rtcp::parse(compound).flatten().find_map(|packet| match packet {
-        rtcp::Packet::SenderReport { ntp, rtp_time, packets, octets, .. } => {
-            Some(Report { ntp, rtp_time, packets, octets })
-        }
+        rtcp::Packet::SenderReport { ntp, rtp_time, .. } => Some(Report { ntp, rtp_time }),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::shard::inbox;
+    use crate::source::pipeline::Pipeline;
+    use crate::source::tests::Collector;
+
+    #[test]
+    fn a_publisher_is_ended_when_its_stream_is_received_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (shard, mut told) = inbox::channel();
+        let (tell, messages) = mpsc::unbounded_channel();
+        let (stop, stopped) = watch::channel(false);
+        let second = Duration::from_secs(1);
+        let spec = PublisherSpec { name: "live".to_owned(), takeover: false, quiet: second, silence: 10 * second };
+        let session = SessionKey(7);
+        let run = run(spec, Source::new(Pipeline::new(7)), Collector::default(), messages, vec![shard], stopped);
+        let test = async {
+            let record = Publishing::Record { peer: "127.0.0.1:9".parse().expect("an address"), tracks: Vec::new() };
+            tell.send((0, session, record)).expect("somebody listens");
+            let verdict = poll_fn(|cx| told.poll_recv(cx)).await;
+            assert!(matches!(verdict, Some(ToShard::Publisher(key, Verdict::Go)) if key == session));
+            stop.send(true).expect("somebody listens");
+            let verdict = poll_fn(|cx| told.poll_recv(cx)).await;
+            assert!(
+                matches!(verdict, Some(ToShard::Publisher(key, Verdict::End(EndReason::Reconfigured))) if key == session)
+            );
+        };
+        let both = async { tokio::join!(run, test) };
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), both).await }).expect("in time");
+    }
 }

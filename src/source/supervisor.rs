@@ -15,10 +15,11 @@ use super::backoff::Backoff;
 use super::camera::{Camera, PullTransport, Report, Timeouts};
 use super::fault::Fault;
 use super::feed::Feed;
+use super::loopback::Way;
 use super::on_demand::{OnDemand, keep_on_demand};
-use super::packetizer::TrackReport;
 use super::pattern::{Emitted, Pattern};
 use super::pipeline::{Pipeline, Publish, Published};
+use super::timeline::to_ntp;
 use super::tunnel::TlsOptions;
 use crate::shard::inbox::SourceState;
 
@@ -93,13 +94,20 @@ pub struct Status {
     /// What the shards were told last.
     pub state: SourceState,
     /// Since when it is so; none before the supervisor runs.
-    pub since: Option<Instant>,
-    /// Sessions that brought packets, but for the first.
-    pub reconnects: u64,
+    pub since: Option<SystemTime>,
+    /// Sessions that brought packets.
+    pub sessions: u64,
     /// Sessions that failed, before their first packet or after it.
     pub failures: u64,
     /// Why the last session failed, without secrets; none while the source is live.
     pub fault: Option<String>,
+}
+
+impl Status {
+    /// Sessions that brought packets, but for the first.
+    pub fn reconnects(&self) -> u64 {
+        self.sessions.saturating_sub(1)
+    }
 }
 
 /// A source as the control thread's tasks share it. No borrow is ever held across an `await`.
@@ -113,17 +121,16 @@ pub struct Source {
 impl Source {
     /// A source that has not begun.
     pub fn new(pipeline: Pipeline) -> Rc<Self> {
-        let status = Status { state: SourceState::Down, since: None, reconnects: 0, failures: 0, fault: None };
+        let status = Status { state: SourceState::Down, since: None, sessions: 0, failures: 0, fault: None };
         Rc::new(Source { pipeline: RefCell::new(pipeline), status: RefCell::new(status) })
     }
 
     /// The code that kept the source going has failed: ends what was half in, and says that it is down, and why.
     pub fn failed<P: Publish>(&self, fault: String, publisher: &mut P) {
-        let now = Instant::now();
-        self.pipeline.borrow_mut().disconnected(now, publisher);
+        self.pipeline.borrow_mut().disconnected(publisher);
         let mut status = self.status.borrow_mut();
         status.failures += 1;
-        (status.state, status.since, status.fault) = (SourceState::Down, Some(now), Some(fault));
+        (status.state, status.since, status.fault) = (SourceState::Down, Some(SystemTime::now()), Some(fault));
         drop(status);
         publisher.publish(Published::State(SourceState::Down));
     }
@@ -205,7 +212,7 @@ async fn supervise<P: Publish>(
     random: &mut impl FnMut() -> f64,
 ) {
     let mut timeouts = spec.timeouts;
-    let mut udp = vec![spec.transport == PullTransport::Udp; addresses.len()];
+    let mut ways = vec![Way { udp: spec.transport == PullTransport::Udp, without_ssrc: false }; addresses.len()];
     // The other transport is tried at once, but once only until one has worked.
     let mut switched = vec![false; addresses.len()];
     if addresses.len() > 1 {
@@ -219,9 +226,9 @@ async fn supervise<P: Publish>(
     info!(stream = feed.name, camera = %addresses[0], "connecting");
     loop {
         let address = &addresses[at];
-        feed.state(SourceState::Connecting);
+        feed.connecting();
         let group = Arc::new(SessionGroup::default());
-        let camera = Camera { address, timeouts, tls: &spec.tls, udp: udp[at], group: group.clone() };
+        let camera = Camera { address, timeouts, tls: &spec.tls, way: ways[at], group: group.clone() };
         let end = tokio::select! {
             biased;
             () = stopped(stop) => End::Stop,
@@ -253,16 +260,20 @@ async fn supervise<P: Publish>(
             && !address.is_secure()
             && match fault {
                 Fault::NoTransport { .. } => true,
-                Fault::Silent(_) => udp[at] && live.is_none(),
+                Fault::Silent(_) => ways[at].udp && live.is_none(),
                 _ => false,
             };
         if other {
-            udp[at] = !udp[at];
+            ways[at].udp = !ways[at].udp;
             if !std::mem::replace(&mut switched[at], true) {
-                let transport = if udp[at] { "udp" } else { "tcp" };
+                let transport = if ways[at].udp { "udp" } else { "tcp" };
                 info!(stream = name, camera = %address, transport, "{fault}; trying the other transport");
                 continue;
             }
+        }
+        if fault == Fault::WrongSsrc && !std::mem::replace(&mut ways[at].without_ssrc, true) {
+            warn!(stream = name, camera = %address, "{fault}; from now on what it announces is not believed");
+            continue;
         }
         if let Some(since) = live {
             switched[at] = false;
@@ -309,11 +320,14 @@ async fn supervise<P: Publish>(
 /// Asks the cameras that come before the one that plays, every now and then, until one of them answers: its number. Never
 /// resolves for none.
 async fn one_is_back(before: &[CameraAddress], timeouts: Timeouts, tls: &TlsOptions, every: Duration) -> usize {
+    if before.is_empty() {
+        std::future::pending::<()>().await;
+    }
     loop {
         sleep(every).await;
         for (index, address) in before.iter().enumerate() {
             let group = Arc::new(SessionGroup::default());
-            let camera = Camera { address, timeouts, tls, udp: false, group };
+            let camera = Camera { address, timeouts, tls, way: Way::default(), group };
             if camera.answers().await {
                 return index;
             }
@@ -332,24 +346,13 @@ async fn play_pattern<P: Publish>(feed: &mut Feed<'_, P>) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         pattern.emit(now, wall, |track, emitted| match emitted {
             Emitted::Packet(packet) => feed.packet(track, now, packet),
-            Emitted::Report(TrackReport { rtp_time, packets, octets }) => {
-                feed.sender_report(track, now, Report { ntp: ntp(wall), rtp_time, packets, octets });
-            }
+            Emitted::Report(rtp_time) => feed.sender_report(track, now, Report { ntp: to_ntp(wall), rtp_time }),
         });
         feed.drained(now);
         if feed.deadline().is_some_and(|deadline| deadline <= now) {
             feed.tick(now, wall);
         }
     }
-}
-
-/// A moment in NTP format: seconds since 1900, and their fraction in units of 2^-32 (RFC 3550 section 4).
-fn ntp(wall: SystemTime) -> u64 {
-    let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    // The upper half wraps in 2036, as the format has it.
-    let seconds = since.as_secs().wrapping_add(2_208_988_800);
-    let fraction = (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000;
-    seconds << 32 | fraction
 }
 
 /// Tells a fault once; the same one again is only counted.

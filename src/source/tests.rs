@@ -131,12 +131,12 @@ fn a_camera_that_stalls_after_play_is_left_and_tried_again() {
 fn a_camera_that_closes_in_mid_stream_is_pulled_again() {
     let camera = FakeCamera::start(Script { plays: vec![Play::CloseAfter(5)], ..Script::default() });
     let (source, collector) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), live_times(3));
-    assert!(source.status.borrow().reconnects >= 2);
+    assert!(source.status.borrow().reconnects() >= 2);
     let chunks = collector.chunks(TrackId(0));
     let next = |chunk: &Chunk| chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
     assert!(chunks.windows(2).all(|pair| next(&pair[0]) == pair[1].first_seq), "numbers go on over reconnects");
     use SourceState::{Connecting, Down, Live};
-    assert_eq!(collector.states()[..6], [Connecting, Live, Down, Connecting, Live, Down]);
+    assert_eq!(collector.states()[..6], [Connecting, Live, Down, Live, Down, Live]);
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn a_camera_that_falls_silent_is_told_of_before_it_is_left() {
     spec.timeouts.silence = Duration::from_millis(300);
     let (_, collector) = supervise(spec, live_times(2));
     use SourceState::{Connecting, Down, Live, Silent};
-    assert_eq!(collector.states()[..6], [Connecting, Live, Silent, Down, Connecting, Live]);
+    assert_eq!(collector.states()[..6], [Connecting, Live, Silent, Down, Live, Down]);
 }
 
 #[test]
@@ -359,4 +359,47 @@ fn auto_takes_the_other_transport_after_a_461_and_says_so_without_it() {
         assert_eq!(source.status.borrow().failures, 0);
         assert!(collector.states().ends_with(&[SourceState::Live, SourceState::Down]));
     }
+}
+
+#[test]
+fn datagrams_that_were_overtaken_are_put_in_their_place() {
+    let script = Script { medias: vec![VIDEO, AUDIO], udp_only: true, scramble: true, ..Script::default() };
+    let camera = FakeCamera::start(script);
+    let spec = SourceSpec { transport: PullTransport::Udp, ..spec(&format!("rtsp://{}/cam", camera.address)) };
+    let enough = |_: &Source, collector: &Collector| {
+        [TrackId(0), TrackId(1)].iter().all(|track| collector.chunks(*track).len() >= 40)
+    };
+    let (source, _) = supervise(spec, enough);
+    let stats = source.pipeline.borrow().stats();
+    assert_eq!((stats.lost, stats.late, stats.restarts), (0, 0, 0));
+    assert_eq!((source.status.borrow().failures, camera.count("TEARDOWN")), (0, 1));
+}
+
+#[test]
+fn a_camera_that_announces_a_wrong_ssrc_is_played_all_the_same() {
+    for transport in [PullTransport::Tcp, PullTransport::Udp] {
+        let udp_only = transport == PullTransport::Udp;
+        let script = Script { announced_ssrc: Some("0badcafe"), udp_only, ..Script::default() };
+        let camera = FakeCamera::start(script);
+        let spec = SourceSpec { transport, ..spec(&format!("rtsp://{}/cam", camera.address)) };
+        let (source, _) = supervise(spec, |_, collector| collector.chunks(TrackId(0)).len() >= 3);
+        assert_eq!(source.status.borrow().failures, 0);
+        assert!(camera.count("PLAY") <= 2, "{:?}", camera.requests());
+    }
+}
+
+#[test]
+fn the_state_tells_since_when_a_source_is_down_however_often_it_is_tried() {
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+    let url = format!("rtsp://{address}/cam");
+    let since = Cell::new(None);
+    let (source, collector) = supervise(spec(&url), |source, _| {
+        let status = source.status.borrow();
+        if status.state == SourceState::Down && status.failures > 0 && since.get().is_none() {
+            since.set(status.since);
+        }
+        status.failures >= 3
+    });
+    assert_eq!(source.status.borrow().since, since.get());
+    assert_eq!(collector.states(), [SourceState::Connecting, SourceState::Down]);
 }

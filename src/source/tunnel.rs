@@ -1,14 +1,16 @@
-//! RTSPS: TLS to the camera, and a loopback connection on this side of it, for an RTSP library that speaks plain RTSP alone.
+//! Connections to cameras that the RTSP library cannot hold by itself: by TLS (RTSPS), or with media that come as datagrams. It
+//! gets a loopback connection instead ([`loopback`](super::loopback)).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -18,6 +20,7 @@ use url::Url;
 
 use super::address::CameraAddress;
 use super::fault::Fault;
+use super::loopback::{self, Ends, Way};
 
 /// The port of an `rtsps://` URL without one.
 pub const PORT: u16 = 322;
@@ -31,38 +34,60 @@ pub struct TlsOptions {
     pub fingerprint: Option<[u8; 32]>,
 }
 
-/// Connects to the camera by TLS, and gives the URL of the loopback end, which takes one connection.
+/// The port of an `rtsp://` URL without one.
+const PLAIN_PORT: u16 = 554;
+
+/// Time that the RTSP library has for its connection.
+const ACCEPT_MAX: Duration = Duration::from_secs(10);
+
+/// Connects to the camera, and gives the URL of the loopback end, which takes one connection.
 ///
-/// The handshake comes first, so that a camera whose certificate is not trusted is told of in those words.
-pub(super) async fn open(address: &CameraAddress, options: &TlsOptions) -> Result<Url, Fault> {
-    let config = config(options)?;
+/// TLS comes first, so that a camera whose certificate is not trusted is told of in those words.
+pub(super) async fn open(address: &CameraAddress, options: &TlsOptions, way: Way) -> Result<Url, Fault> {
     let url = address.url();
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| Fault::Tls(format!("host {host}: {error}")))?;
-    let camera = TcpStream::connect((host, url.port().unwrap_or(PORT))).await.map_err(|error| match error.kind() {
+    let port = url.port().unwrap_or(if address.is_secure() { PORT } else { PLAIN_PORT });
+    let camera = TcpStream::connect((host, port)).await.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => Fault::Refused,
         _ => Fault::Unreachable(error.to_string()),
     })?;
-    let secured = TlsConnector::from(Arc::new(config)).connect(name, camera).await;
-    let secured = secured.map_err(|error| Fault::Tls(address.redact(&error.to_string())))?;
     let local = |error: io::Error| Fault::Unreachable(format!("no loopback connection: {error}"));
+    let ends =
+        Ends { local: camera.local_addr().map_err(local)?.ip(), camera: camera.peer_addr().map_err(local)?.ip() };
+    // Requests are small and not to wait for one another's acknowledgement.
+    camera.set_nodelay(true).map_err(local)?;
+    let secured = if address.is_secure() {
+        let name =
+            ServerName::try_from(host.to_owned()).map_err(|error| Fault::Tls(format!("host {host}: {error}")))?;
+        // The system's authorities are a hundred files and more: nobody else is to wait for them.
+        let options = options.clone();
+        let config = tokio::task::spawn_blocking(move || config(&options)).await;
+        let config = config.map_err(|error| Fault::Tls(error.to_string()))??;
+        let secured = TlsConnector::from(Arc::new(config)).connect(name, camera).await;
+        Ok(secured.map_err(|error| Fault::Tls(address.redact(&error.to_string())))?)
+    } else {
+        Err(camera)
+    };
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.map_err(local)?;
     let port = listener.local_addr().map_err(local)?.port();
-    tokio::spawn(carry(listener, secured));
+    match secured {
+        Ok(camera) => drop(tokio::spawn(accept(listener, camera, ends, way))),
+        Err(camera) => drop(tokio::spawn(accept(listener, camera, ends, way))),
+    }
     Ok(address.at_loopback(port))
 }
 
-/// Carries bytes both ways between the first connection to `listener` and the camera, until either ends.
-async fn carry(listener: TcpListener, mut camera: TlsStream<TcpStream>) {
-    let Ok(Ok((mut near, _))) = tokio::time::timeout(std::time::Duration::from_secs(10), listener.accept()).await
-    else {
-        return;
-    };
+/// Carries the session of the first connection to `listener`.
+async fn accept<C>(listener: TcpListener, camera: C, ends: Ends, way: Way)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    let Ok(Ok((near, _))) = timeout(ACCEPT_MAX, listener.accept()).await else { return };
     drop(listener);
     // It fails only if the loopback connection is gone already.
     let _ = near.set_nodelay(true);
     // Whatever ends it is seen by the RTSP library as the end of its connection.
-    let _ = copy_bidirectional(&mut near, &mut camera).await;
+    let _ = loopback::carry(near, camera, ends, way).await;
 }
 
 fn config(options: &TlsOptions) -> Result<ClientConfig, Fault> {
@@ -162,6 +187,7 @@ pub fn parse_fingerprint(text: &str) -> Result<[u8; 32], String> {
 #[cfg(test)]
 mod tests {
 
+    use tokio::io::copy_bidirectional;
     use tokio_rustls::TlsAcceptor;
     use tokio_rustls::rustls::ServerConfig;
     use tokio_rustls::rustls::pki_types::PrivateKeyDer;

@@ -6,6 +6,8 @@
 mod harness;
 
 mod auth;
+mod changes;
+mod codecs;
 mod config;
 mod controls;
 mod delivery;

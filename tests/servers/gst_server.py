@@ -1,9 +1,10 @@
 """Serves a real encoder's stream with gst-rtsp-server, as a camera would.
 
-    gst_server.py CODEC [--gop FRAMES] [--no-audio]
+    gst_server.py CODEC [--gop FRAMES] [--no-audio] [--size WIDTHxHEIGHT] [--port PORT]
 
-CODEC is x264, x265, vp8, vp9 or mjpeg; 1280x720 at 30 fps, with AAC, at rtsp://127.0.0.1:PORT/cam. Prints "ready PORT", then serves until its
-standard input ends, so that it never outlives the test that started it.
+CODEC is x264, x265, vp8, vp9 or mjpeg; 1280x720 at 30 fps, with AAC, at rtsp://127.0.0.1:PORT/cam. Or it is `others`: tracks without
+a picture, each at a path of its own. Prints "ready PORT", then serves until its standard input ends, so that it never outlives the
+test that started it.
 """
 
 import argparse
@@ -28,32 +29,63 @@ ENCODERS = {
     "mjpeg": "jpegenc quality=60 ! rtpjpegpay name=pay0 pt=26",
 }
 
+TONE = "audiotestsrc is-live=true wave=sine freq=440 samplesperbuffer={samples} ! audio/x-raw,rate={rate},channels={channels} ! audioconvert ! "
+# Path: samples in a buffer, rate, channels, encoder and payloader.
+OTHERS = {
+    "g722": (320, 16000, 1, "avenc_g722 ! rtpg722pay pt=9"),
+    "g726": (160, 8000, 1, "avenc_g726 bitrate=32000 ! rtpg726pay pt=96"),
+    "l16": (160, 44100, 2, "audio/x-raw,format=S16BE ! rtpL16pay pt=96"),
+    "l24": (160, 48000, 2, "audio/x-raw,format=S24BE ! rtpL24pay pt=96"),
+    "opus": (960, 48000, 2, "opusenc ! rtpopuspay pt=96"),
+    "pcma": (160, 8000, 1, "alawenc ! rtppcmapay pt=8"),
+    "pcmu": (160, 8000, 1, "mulawenc ! rtppcmupay pt=0"),
+    "ac3": (1536, 48000, 2, "avenc_ac3 ! rtpac3pay pt=96"),
+}
+# Metadata as drones send it (SMPTE 336M), and what only GStreamer knows.
+DATA = {
+    "klv": "fakesrc is-live=true do-timestamp=true sizetype=fixed sizemax=64 filltype=pattern datarate=6400 format=time ! "
+    "meta/x-klv,parsed=true ! rtpklvpay pt=97 name=pay0",
+    "unknown": "fakesrc is-live=true do-timestamp=true sizetype=fixed sizemax=64 filltype=pattern datarate=6400 format=time ! "
+    "application/x-whatever ! rtpgstpay pt=98 name=pay0",
+}
+
 
 def main():
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("codec", choices=ENCODERS)
+    arguments.add_argument("codec", choices=[*ENCODERS, "others"])
     arguments.add_argument("--gop", type=int, default=30)
     arguments.add_argument("--no-audio", action="store_true")
+    arguments.add_argument("--size", default="1280x720")
+    arguments.add_argument("--port", default="0")
     options = arguments.parse_args()
 
     Gst.init(None)
-    launch = (
-        "( videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=1280,height=720,framerate=30/1 ! "
-        + ENCODERS[options.codec].format(gop=options.gop)
-    )
-    if not options.no_audio:
-        launch += (
-            " audiotestsrc is-live=true wave=sine freq=440 ! audio/x-raw,rate=48000,channels=2 ! avenc_aac ! aacparse ! "
-            "rtpmp4gpay name=pay1 pt=97"
+    launches = {}
+    if options.codec == "others":
+        for path, (samples, rate, channels, encoder) in OTHERS.items():
+            launches[path] = TONE.format(samples=samples, rate=rate, channels=channels) + encoder + " name=pay0"
+        launches |= DATA
+    else:
+        width, height = options.size.split("x")
+        launch = (
+            f"videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width={width},height={height},framerate=30/1 ! "
+            + ENCODERS[options.codec].format(gop=options.gop)
         )
-    factory = GstRtspServer.RTSPMediaFactory()
-    factory.set_launch(launch + " )")
-    # One encoder, however many sessions.
-    factory.set_shared(True)
+        if not options.no_audio:
+            launch += (
+                " audiotestsrc is-live=true wave=sine freq=440 ! audio/x-raw,rate=48000,channels=2 ! avenc_aac ! aacparse ! "
+                "rtpmp4gpay name=pay1 pt=97"
+            )
+        launches["cam"] = launch
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
-    server.set_service("0")
-    server.get_mount_points().add_factory("/cam", factory)
+    server.set_service(options.port)
+    for path, launch in launches.items():
+        factory = GstRtspServer.RTSPMediaFactory()
+        factory.set_launch("( " + launch + " )")
+        # One encoder, however many sessions.
+        factory.set_shared(True)
+        server.get_mount_points().add_factory("/" + path, factory)
     loop = GLib.MainLoop()
     server.attach(None)
 

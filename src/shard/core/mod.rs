@@ -759,7 +759,7 @@ fn leave_reason(reason: EndReason) -> LeaveReason {
         EndReason::Disconnected => LeaveReason::Disconnected,
         EndReason::Closed | EndReason::TakenOver | EndReason::Silent => LeaveReason::Protocol,
         EndReason::Stalled => LeaveReason::Stalled,
-        EndReason::SourceChanged => LeaveReason::SourceChanged,
+        EndReason::SourceChanged | EndReason::Reconfigured => LeaveReason::SourceChanged,
         EndReason::StreamRemoved => LeaveReason::StreamRemoved,
         EndReason::Panicked => LeaveReason::Panicked,
         EndReason::Unauthorized => LeaveReason::Unauthorized,

@@ -33,6 +33,8 @@ struct State {
     video: (u8, u16, u32),
     audio: (u8, u16, u32),
     frames: u64,
+    /// What it calls its picture's encoding, if that is not H264.
+    encoding: Option<&'static str>,
 }
 
 /// The camera. Everything closes when it is dropped.
@@ -103,6 +105,11 @@ impl Camera {
             let _ = connection.shutdown(Shutdown::Both);
         }
         state.playing = None;
+    }
+
+    /// From now on it describes its picture as of this encoding.
+    pub fn becomes(&self, encoding: &'static str) {
+        self.state.lock().unwrap().encoding = Some(encoding);
     }
 
     /// Sends a keyframe (SPS, PPS, IDR) of about `bytes`; gives its number.
@@ -249,9 +256,10 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
             "OPTIONS" => extra += "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER\r\n",
             "DESCRIBE" => {
                 extra += &format!("Content-Base: {}/\r\nContent-Type: application/sdp\r\n", url.trim_end_matches('/'));
+                let encoding = state.encoding.unwrap_or("H264");
                 body = format!(
                     "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n\
-                     m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1;\
+                     m=video 0 RTP/AVP 96\r\na=rtpmap:96 {encoding}/90000\r\na=fmtp:96 packetization-mode=1;\
                      profile-level-id=42C01E;sprop-parameter-sets={SPROP}\r\na=control:track1\r\n\
                      m=audio 0 RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\na=control:track2\r\n"
                 );

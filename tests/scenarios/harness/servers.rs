@@ -31,9 +31,19 @@ impl Encoder {
         Encoder { program, port: port.unwrap(), _stdin: stdin }
     }
 
-    /// Where it serves.
+    /// Where it serves its picture.
     pub fn url(&self) -> String {
-        format!("rtsp://127.0.0.1:{}/cam", self.port)
+        self.url_of("cam")
+    }
+
+    /// Where it serves `path`.
+    pub fn url_of(&self, path: &str) -> String {
+        format!("rtsp://127.0.0.1:{}/{path}", self.port)
+    }
+
+    /// Its port, for another one that takes its place.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// What it has complained of.
