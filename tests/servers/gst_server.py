@@ -41,13 +41,11 @@ OTHERS = {
     "pcmu": (160, 8000, 1, "mulawenc ! rtppcmupay pt=0"),
     "ac3": (1536, 48000, 2, "avenc_ac3 ! rtpac3pay pt=96"),
 }
-# Metadata as drones send it (SMPTE 336M), and what only GStreamer knows.
-DATA = {
-    "klv": "fakesrc is-live=true do-timestamp=true sizetype=fixed sizemax=64 filltype=pattern datarate=6400 format=time ! "
-    "meta/x-klv,parsed=true ! rtpklvpay pt=97 name=pay0",
-    "unknown": "fakesrc is-live=true do-timestamp=true sizetype=fixed sizemax=64 filltype=pattern datarate=6400 format=time ! "
-    "application/x-whatever ! rtpgstpay pt=98 name=pay0",
-}
+# What only GStreamer knows.
+UNKNOWN = (
+    "fakesrc is-live=true do-timestamp=true sizetype=fixed sizemax=64 filltype=pattern datarate=6400 format=time ! "
+    "application/x-whatever ! rtpgstpay pt=98 name=pay0"
+)
 
 
 def main():
@@ -64,7 +62,7 @@ def main():
     if options.codec == "others":
         for path, (samples, rate, channels, encoder) in OTHERS.items():
             launches[path] = TONE.format(samples=samples, rate=rate, channels=channels) + encoder + " name=pay0"
-        launches |= DATA
+        launches["unknown"] = UNKNOWN
     else:
         width, height = options.size.split("x")
         launch = (
