@@ -72,6 +72,8 @@ fn man_pages_and_completions_are_those_of_this_version() {
             .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
             .map(|entry| entry.unwrap().path())
             .map(|path| (path.file_name().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap()))
+            // The viewer's own test looks after these.
+            .filter(|(name, _)| !name.to_string_lossy().contains("rtsprelay-view"))
             .collect();
         files.sort();
         files

@@ -38,7 +38,8 @@ configure() { # TEXT OF STREAMS... [head in $head]
 step "install"
 cp "$deb" "/proc/$INIT/root/root/rtsprelay.deb"
 guest dpkg -i /root/rtsprelay.deb >/dev/null
-for file in /usr/bin/rtsprelay /usr/bin/rtsprelay-view /usr/share/man/man1/rtsprelay.1.gz /usr/share/bash-completion/completions/rtsprelay /usr/share/doc/rtsprelay/LICENSE-MIT; do
+for file in /usr/bin/rtsprelay /usr/bin/rtsprelay-view /usr/share/man/man1/rtsprelay.1.gz /usr/share/man/man1/rtsprelay-view.1.gz /usr/share/bash-completion/completions/rtsprelay \
+    /usr/share/bash-completion/completions/rtsprelay-view /usr/share/zsh/vendor-completions/_rtsprelay-view /usr/share/doc/rtsprelay/LICENSE-MIT; do
     [ -e "/proc/$INIT/root$file" ] || fail "$file is not in the package"
 done
 guest rtsprelay check
