@@ -108,6 +108,9 @@ pub struct Overrides {
     /// For tests: how long nonces are good
     #[arg(long, hide = true, value_name = "TIME", value_parser = parse_duration)]
     pub test_nonce_lifetime: Option<Duration>,
+    /// For tests of what it costs: counts nothing of what is sent, and reports nothing
+    #[arg(long, hide = true)]
+    pub test_unmeasured: bool,
 }
 
 /// What drives the sockets.
@@ -191,6 +194,7 @@ impl Overrides {
         if let Some(lifetime) = self.test_nonce_lifetime {
             config.test_nonce_lifetime = lifetime;
         }
+        config.test_unmeasured |= self.test_unmeasured;
     }
 }
 

@@ -3,9 +3,12 @@
 
 use std::io;
 use std::mem::{size_of, size_of_val};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
 /// Descriptors that a service manager may hand over.
 const INHERITED_MAX: u32 = 64;
@@ -84,13 +87,67 @@ pub fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
 }
 
 fn queue_bytes(socket: &impl AsFd, request: libc::Ioctl) -> io::Result<usize> {
+    queue_bytes_of(socket.as_fd().as_raw_fd(), request)
+}
+
+fn queue_bytes_of(fd: RawFd, request: libc::Ioctl) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: both requests write one int, to a variable that lives through the call.
-    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &mut bytes) };
+    // SAFETY: the requests only tell, whatever the number stands for; they write one int, to a variable that lives through
+    // the call.
+    let result = unsafe { libc::ioctl(fd, request, &mut bytes) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Whether the number is the descriptor of a TCP socket now.
+pub fn is_tcp(fd: RawFd) -> bool {
+    let mut protocol: libc::c_int = 0;
+    let mut len = size_of_val(&protocol) as libc::socklen_t;
+    // SAFETY: it only tells, whatever the number stands for; the kernel writes at most `len` bytes to `protocol`, which is that
+    // long and lives through the call.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL, (&raw mut protocol).cast(), &mut len) };
+    result == 0 && protocol == libc::IPPROTO_TCP
+}
+
+/// A TCP connection that somebody else in this process owns, known by the number of its descriptor. Both ends are remembered,
+/// because the owner may close it, and the number then becomes another file's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    fd: RawFd,
+    local: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Connection {
+    /// The connection that the number stands for now; nothing if it is none.
+    pub fn of(fd: RawFd) -> Option<Connection> {
+        let (local, peer) = is_tcp(fd).then(|| ends(fd)).flatten()?;
+        Some(Connection { fd, local, peer })
+    }
+
+    /// The far end.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Bytes that have come and were not read yet; nothing if the connection was closed on this side.
+    pub fn unread(&self) -> Option<usize> {
+        let is_same = is_tcp(self.fd) && ends(self.fd) == Some((self.local, self.peer));
+        is_same.then(|| queue_bytes_of(self.fd, libc::FIONREAD).ok()).flatten()
+    }
+}
+
+/// Both addresses of a connected socket.
+fn ends(fd: RawFd) -> Option<(SocketAddr, SocketAddr)> {
+    let address = |storage: SockaddrStorage| match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(SocketAddr::V4((*v4).into())),
+        (_, Some(v6)) => Some(SocketAddr::V6((*v6).into())),
+        _ => None,
+    };
+    Some((address(getsockname(fd).ok()?)?, address(getpeername(fd).ok()?)?))
 }
 
 /// The descriptors that the service manager has handed over, from 3 on (sd_listen_fds(3)); none if it has none for this

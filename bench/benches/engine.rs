@@ -50,7 +50,7 @@ impl Egress for Instantly {
                 self.answers.push(own);
             }
         }
-        self.queued.push(Completion { token, bytes, error: None });
+        self.queued.push(Completion { token, bytes, error: None, at: None });
     }
 
     fn send_datagrams(&mut self, _: Token, _: &Datagram, _: SocketAddr, _: &Rc<Datagrams>, _: bool) {

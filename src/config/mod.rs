@@ -54,6 +54,8 @@ pub struct Config {
     pub test_delay: Duration,
     /// For tests: sources fail so long after their start, and clients that ask for it.
     pub test_panic: Option<Duration>,
+    /// For tests: nothing is counted of what is sent, and nothing reported.
+    pub test_unmeasured: bool,
     /// The streams. Never empty, names unique.
     pub streams: Vec<StreamConfig>,
     /// The users, names unique; without any, reading is open.
@@ -152,6 +154,7 @@ impl Config {
             report: ReportConfig { syslog: false, every: Duration::from_secs(1), format: ReportFormat::Auto },
             test_delay: Duration::ZERO,
             test_panic: None,
+            test_unmeasured: false,
             streams: vec![stream],
             users: Vec::new(),
             basic: false,

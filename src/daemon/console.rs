@@ -17,8 +17,10 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::fold::Fold;
+use super::redraw::Redraw;
 use super::syslog;
 use crate::metrics::process;
+use crate::sys;
 
 /// Things waiting to be written at most.
 const QUEUE_MAX: usize = 1_024;
@@ -88,8 +90,8 @@ impl Console {
 
 /// The thread.
 fn write(items: &Receiver<Item>, dropped: &AtomicU64) {
-    let mut screen = Screen { shared: one_terminal(), table: String::new() };
     let mut untold = 0;
+    let mut screen = Screen { shared: one_terminal(), shown: Redraw::default() };
     while let Ok(item) = items.recv() {
         let written = match item {
             Item::Table(text) => screen.table(text),
@@ -129,42 +131,32 @@ fn one_terminal() -> bool {
 struct Screen {
     /// Log lines land on the table's terminal.
     shared: bool,
-    /// The table that is shown; empty when there is none.
-    table: String,
+    shown: Redraw,
+}
+
+/// Columns and rows of the terminal behind standard output.
+fn size() -> (usize, usize) {
+    sys::terminal_size(&io::stdout()).unwrap_or((80, 24))
 }
 
 impl Screen {
     fn table(&mut self, text: String) -> io::Result<()> {
-        let mut bytes = self.erase();
-        bytes.push_str(&text);
-        self.table = text;
+        let bytes = self.shown.table(text, size());
         emit(&mut io::stdout().lock(), bytes.as_bytes())
     }
 
     fn out(&mut self, text: &str) -> io::Result<()> {
-        let mut bytes = self.erase();
-        self.table.clear();
-        bytes.push_str(text);
+        let bytes = self.shown.take_off(size()) + text;
         emit(&mut io::stdout().lock(), bytes.as_bytes())
     }
 
     fn log(&mut self, line: &[u8]) -> io::Result<()> {
-        if !self.shared || self.table.is_empty() {
+        if !self.shared || !self.shown.is_shown() {
             return emit(&mut io::stderr().lock(), line);
         }
         // In one write, so that nobody sees the screen without its table.
-        let mut bytes = self.erase().into_bytes();
-        bytes.extend_from_slice(line);
-        bytes.extend_from_slice(self.table.as_bytes());
-        emit(&mut io::stdout().lock(), &bytes)
-    }
-
-    /// What takes the table off the screen: up to its first line, then erase all below (ECMA-48 CUU and ED).
-    fn erase(&self) -> String {
-        match self.table.lines().count() {
-            0 => String::new(),
-            lines => format!("\x1b[{lines}A\r\x1b[J"),
-        }
+        let bytes = self.shown.above(&String::from_utf8_lossy(line), size());
+        emit(&mut io::stdout().lock(), bytes.as_bytes())
     }
 }
 
@@ -259,18 +251,5 @@ pub fn start_log(syslog: bool) {
     }
     if let Some(error) = wrong {
         tracing::warn!("RTSPRELAY_LOG is not understood ({error}); write a level, such as debug, or rtsprelay=debug");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_is_taken_off_by_its_own_height() {
-        let mut screen = Screen { shared: true, table: String::new() };
-        assert_eq!(screen.erase(), "");
-        screen.table = "one\ntwo\nthree\n".into();
-        assert_eq!(screen.erase(), "\x1b[3A\r\x1b[J");
     }
 }

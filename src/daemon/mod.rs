@@ -11,6 +11,7 @@ mod health;
 mod http;
 mod notify;
 mod panics;
+mod redraw;
 mod reporter;
 mod signals;
 mod streams;
@@ -167,7 +168,9 @@ async fn control(
         .into_iter()
         .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), Rc::clone(&admission))))
         .collect();
-    tasks.push(spawn_local(Reporter::run(Rc::clone(&reporter))));
+    if !config.test_unmeasured {
+        tasks.push(spawn_local(Reporter::run(Rc::clone(&reporter))));
+    }
     tasks.push(spawn_local(dispatch::dispatch(messages, outlets, Rc::clone(&admission))));
     if let Some(web) = web {
         if let Ok(address) = web.local_addr() {
@@ -459,6 +462,7 @@ fn start_shards_with(
             server,
         };
         let test_panics = config.test_panic.is_some();
+        let test_unmeasured = config.test_unmeasured;
         let config = ShardConfig {
             core,
             io,
@@ -467,6 +471,7 @@ fn start_shards_with(
             dscp: config.dscp,
             zero_copy: config.zero_copy,
             multicast: multicast.clone(),
+            unmeasured: test_unmeasured,
             cpu: None,
             test_panics,
         };

@@ -102,6 +102,7 @@ impl Watched {
             failures: status.failures,
             torn: stats.torn,
             unreferenced: stats.unreferenced,
+            unread: self.source.unread_bytes(),
         }
     }
 }

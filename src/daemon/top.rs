@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::redraw::Redraw;
 use crate::config::parse_listen;
 use crate::metrics::status;
 use crate::metrics::table::{Frame, clients, table};
@@ -30,30 +31,26 @@ pub fn top(target: &str) -> Result<(), String> {
     let address = target.address;
     let out = io::stdout();
     let live = out.is_terminal();
-    let mut shown = 0;
+    let mut shown = Redraw::default();
     loop {
         let (columns, rows) = sys::terminal_size(&out).unwrap_or((80, 24));
         let status = target.ask()?;
         let text = render(&status, columns, live.then_some(rows))
             .ok_or_else(|| format!("what answers at {address} is no rtsprelay of this version"))?;
-        // Up to the first line of the table before, then erase all below (ECMA-48 CUU and ED).
-        let erase = if shown > 0 { format!("\x1b[{shown}A\r\x1b[J") } else { String::new() };
+        let bytes = if live { shown.table(text, (columns, rows)) } else { text };
         let mut lock = out.lock();
-        let printed = lock.write_all((erase + &text).as_bytes()).and_then(|()| lock.flush());
+        let printed = lock.write_all(bytes.as_bytes()).and_then(|()| lock.flush());
         if printed.is_err() || !live {
             // A reader that has gone has seen enough.
             return Ok(());
         }
-        // What does not fit has scrolled away, and cannot be erased.
-        shown = text.lines().count().min(rows.saturating_sub(1));
         std::thread::sleep(EVERY);
     }
 }
 
 fn render(status: &Value, columns: usize, rows: Option<usize>) -> Option<String> {
     let report = status::report(status)?;
-    let title: String =
-        status.get("title").and_then(Value::as_str)?.chars().filter(|char| !char.is_control()).collect();
+    let title = status::printable(status.get("title").and_then(Value::as_str)?);
     let frame = Frame { title, play: Vec::new(), columns, rows };
     let mut text = table(&report, &frame);
     let room = rows.map_or(usize::MAX, |rows| rows.saturating_sub(text.lines().count() + 1));

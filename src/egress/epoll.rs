@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use smallvec::SmallVec;
@@ -99,7 +100,7 @@ impl EpollEgress {
 
     fn finish(&mut self, token: Token, bytes: usize, error: Option<io::Error>) {
         self.stats.operations += 1;
-        self.done.push_back(Completion { token, bytes, error });
+        self.done.push_back(Completion { token, bytes, error, at: Some(Instant::now()) });
     }
 
     /// Sends what the woken slots' sockets take.

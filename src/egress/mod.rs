@@ -1,8 +1,8 @@
 //! Egress: from shared chunks into clients' sockets, behind one trait; and ingress, the way back.
 //!
-//! A shard queues at most one operation per client with [`Egress::send`] or [`Egress::send_datagrams`], hands all of them to
-//! the kernel with one [`Egress::flush`], and takes what has completed with [`Egress::reap`]. An operation owns the buffers it
-//! sends from until its [`Completion`] has been reaped.
+//! A shard queues at most one operation per client with [`Egress::send`] or [`Egress::send_datagrams`], sees to it with
+//! [`Egress::flush`] that the kernel has them all, and takes what has completed with [`Egress::reap`]. An operation owns the
+//! buffers it sends from until its [`Completion`] has been reaped.
 
 mod conn;
 mod epoll;
@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -161,6 +162,8 @@ pub struct Completion {
     pub bytes: usize,
     /// The error that ended it early: of a TCP connection (`ECANCELED` after a cancel), or of the first UDP run that failed.
     pub error: Option<io::Error>,
+    /// When the egress learnt of it; `None`: at the beginning of the [`Egress::reap`] that gives it.
+    pub at: Option<Instant>,
 }
 
 /// Sends for one shard. Implementations live on the shard's thread and are not `Send`.
@@ -178,7 +181,7 @@ pub trait Egress {
     /// refusal is told that comes of the segmentation).
     fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool);
 
-    /// Hands everything queued to the kernel, in the order of queueing, with as few system calls as it can.
+    /// Hands to the kernel what it does not have yet of what was queued, in the order of queueing.
     fn flush(&mut self);
 
     /// Moves completions of operations to the end of `out`, at most `max` of them, without waiting.

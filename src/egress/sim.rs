@@ -78,7 +78,7 @@ impl Socket {
         let operation = self.operation.as_mut()?;
         if self.reading == Reading::Broken {
             let error = Some(io::Error::from_raw_os_error(libc::EPIPE));
-            let completion = Completion { token: operation.token, bytes: operation.done, error };
+            let completion = Completion { token: operation.token, bytes: operation.done, error, at: None };
             self.operation = None;
             return Some(completion);
         }
@@ -101,7 +101,7 @@ impl Socket {
             operation.offset = 0;
             operation.pieces.pop_front();
         }
-        let completion = Completion { token: operation.token, bytes: operation.done, error: None };
+        let completion = Completion { token: operation.token, bytes: operation.done, error: None, at: None };
         self.operation = None;
         Some(completion)
     }
@@ -171,7 +171,7 @@ impl Egress for SimEgress {
     ) {
         if let Some(errno) = self.datagram_errors.pop_front() {
             let error = Some(io::Error::from_raw_os_error(errno));
-            self.completions.push_back(Completion { token, bytes: 0, error });
+            self.completions.push_back(Completion { token, bytes: 0, error, at: None });
             return;
         }
         let mut bytes = 0;
@@ -180,7 +180,7 @@ impl Egress for SimEgress {
             bytes += packet.len();
             self.datagrams.push((token, to, packet.to_vec()));
         }
-        self.completions.push_back(Completion { token, bytes, error: None });
+        self.completions.push_back(Completion { token, bytes, error: None, at: None });
     }
 
     fn flush(&mut self) {
@@ -201,7 +201,7 @@ impl Egress for SimEgress {
         let Some(socket) = self.sockets.get_mut(&token.slot) else { return };
         if let Some(operation) = socket.operation.take_if(|operation| operation.token == token) {
             let error = Some(io::Error::from_raw_os_error(libc::ECANCELED));
-            self.completions.push_back(Completion { token, bytes: operation.done, error });
+            self.completions.push_back(Completion { token, bytes: operation.done, error, at: None });
         }
     }
 

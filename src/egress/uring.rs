@@ -203,8 +203,8 @@ impl UringEgress {
         }
     }
 
-    /// Moves the next completion of an operation from the ring's queue.
-    fn take(&mut self) -> Option<Completion> {
+    /// Moves the next completion of an operation from the ring's queue; `at` is when that was seen to have something new.
+    fn take(&mut self, at: Option<Instant>) -> Option<Completion> {
         loop {
             let entry = self.ring.get_mut().completion().next()?;
             let mut id = UserData::unpack(entry.user_data()).expect("every entry has been given user data");
@@ -245,7 +245,7 @@ impl UringEgress {
                     self.active -= 1;
                     self.stats.operations += 1;
                     let error = error.map(io::Error::from_raw_os_error);
-                    return Some(Completion { token: id.token, bytes, error });
+                    return Some(Completion { token: id.token, bytes, error, at });
                 }
             }
         }
@@ -253,7 +253,8 @@ impl UringEgress {
 
     /// Empties the completion queue into `done`.
     fn absorb(&mut self) {
-        while let Some(completion) = self.take() {
+        let at = Some(Instant::now());
+        while let Some(completion) = self.take(at) {
             self.done.push_back(completion);
         }
     }
@@ -342,9 +343,10 @@ impl Egress for UringEgress {
 
     fn reap(&mut self, max: usize, out: &mut Vec<Completion>) {
         let enough = out.len().saturating_add(max);
+        let mut at = None;
         for _ in 0..PASSES_MAX {
             while out.len() < enough {
-                let Some(completion) = self.done.pop_front().or_else(|| self.take()) else { break };
+                let Some(completion) = self.done.pop_front().or_else(|| self.take(at)) else { break };
                 out.push(completion);
             }
             if self.unsubmitted() {
@@ -359,6 +361,7 @@ impl Egress for UringEgress {
             if out.len() == enough {
                 return;
             }
+            at = Some(Instant::now());
         }
     }
 

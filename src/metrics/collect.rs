@@ -59,6 +59,7 @@ struct Seen {
     counts: StreamCounts,
     lag: Duration,
     log_bytes: u64,
+    unread: Option<u64>,
 }
 
 /// A stream's counts, summed over the shards.
@@ -67,6 +68,7 @@ struct Summed {
     counts: StreamCounts,
     lag: Duration,
     log_bytes: u64,
+    unread: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -149,7 +151,8 @@ impl Collector {
                 if let Some(latency) = &part.latency {
                     stream.latency.get_or_insert_with(|| Latencies::new(stream_histogram)).add(latency);
                 }
-                known.streams[index] = Seen { counts: part.counts, lag: part.worst_lag, log_bytes: part.log_bytes };
+                known.streams[index] =
+                    Seen { counts: part.counts, lag: part.worst_lag, log_bytes: part.log_bytes, unread: part.unread };
             }
         }
         for (id, source) in sources {
@@ -242,6 +245,7 @@ impl Collector {
             fault: stream.source.fault.clone(),
             failures: stream.source.failures,
             fps: rate(stream.source.frames, source_before.frames),
+            unread: stream.source.unread.or(summed.unread),
             flow: Flow {
                 in_bps: 8.0 * rate(stream.source.bytes, source_before.bytes),
                 out_bps: 8.0 * rate(counts.bytes, before.counts.bytes),
@@ -282,10 +286,12 @@ impl Collector {
     /// A stream's counts over all shards.
     fn summed(&self, index: usize) -> Summed {
         let mut sum = Summed::default();
-        for Seen { counts, lag, log_bytes } in self.shards.iter().filter_map(|shard| shard.streams.get(index)) {
+        for Seen { counts, lag, log_bytes, unread } in self.shards.iter().filter_map(|shard| shard.streams.get(index)) {
             sum.lag = sum.lag.max(*lag);
             // Every shard's log refers to the same chunks.
             sum.log_bytes = sum.log_bytes.max(*log_bytes);
+            // One shard has the publisher's connection, if there is one.
+            sum.unread = sum.unread.or(*unread);
             let into = &mut sum.counts;
             into.sends += counts.sends;
             into.bytes += counts.bytes;

@@ -126,6 +126,7 @@ fn stream_fields(fields: &mut Fields, stream: &StreamReport) {
     put(fields, "state", stream.state.name());
     put(fields, "since", stream.since.map(rfc3339));
     put(fields, "fps", tenths(stream.fps));
+    put(fields, "unread_bytes", stream.unread);
     flow(fields, &stream.flow);
     for reason in DropReason::ALL {
         put(fields, &format!("dropped_{}_total", reason.name()), stream.drops[reason.index()]);
@@ -194,7 +195,7 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("ts=2023-11-14T22:13:20.000Z report=interval uptime_s=83.5 span_s=1"), "{text}");
         for field in [
-            " stream=front state=live since=2023-11-14T22:12:00.000Z fps=30.0 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2 clients_multicast=0",
+            " stream=front state=live since=2023-11-14T22:12:00.000Z fps=30.0 unread_bytes=1460 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2 clients_multicast=0",
             " sends=360 p50_us=130 p90_us=400 p99_us=950 p999_us=2400 max_us=31000 lag_ms=45 skips=1 skips_total=3",
             " dropped_total=30",
             " dropped_lagging_total=30",

@@ -120,6 +120,12 @@ fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Opti
     for (stream, _) in streams {
         out.value("source_failures_total", &[("stream", &stream.name)], stream.failures);
     }
+    out.family("source_unread_bytes", "gauge", "Bytes that the source has sent and that were not read yet.");
+    for (stream, _) in streams {
+        if let Some(bytes) = stream.unread {
+            out.value("source_unread_bytes", &[("stream", &stream.name)], bytes);
+        }
+    }
     out.family("log_bytes", "gauge", "Bytes of media kept for new and slow clients.");
     for (stream, more) in streams {
         out.value("log_bytes", &[("stream", &stream.name)], more.log_bytes);

@@ -30,6 +30,8 @@ pub struct SourceGauge {
     pub torn: u64,
     /// Frames kept back after a break because what they refer to is gone.
     pub unreferenced: u64,
+    /// Bytes that came and were not read yet; `None` where that is not known, as of datagrams.
+    pub unread: Option<u64>,
 }
 
 impl Default for SourceGauge {
@@ -45,6 +47,7 @@ impl Default for SourceGauge {
             failures: 0,
             torn: 0,
             unreferenced: 0,
+            unread: None,
         }
     }
 }
@@ -134,6 +137,8 @@ pub struct StreamReport {
     pub failures: u64,
     /// Frames a second, as received.
     pub fps: f64,
+    /// Bytes that the source has sent and nobody has read yet; `None` where that is not known.
+    pub unread: Option<u64>,
     /// What the numbers that all streams together have as well.
     pub flow: Flow,
     /// Frames dropped since the start, by [`DropReason`].

@@ -43,9 +43,22 @@ pub struct StreamCounts {
 #[derive(Debug)]
 pub struct ShardMetrics {
     relay: Histogram<u32>,
-    streams: Vec<Option<Box<StreamMetrics>>>,
+    streams: Vec<Place>,
     counters: [u64; Counter::COUNT],
     limited: [u64; Limited::COUNT],
+    /// For tests of what counting costs: nothing is counted of what clients are sent.
+    unmeasured: bool,
+}
+
+/// What is known of a stream.
+#[derive(Debug, Default)]
+enum Place {
+    /// Nothing was counted yet.
+    #[default]
+    Empty,
+    Counted(Box<StreamMetrics>),
+    /// It is no more. What still ends of its sends is counted for the relay alone.
+    Removed,
 }
 
 #[derive(Debug)]
@@ -86,6 +99,9 @@ pub struct StreamSnapshot {
     pub worst_lag: Duration,
     /// Bytes in the stream's log now. Filled in by the shard.
     pub log_bytes: u64,
+    /// Bytes that the stream's publisher has sent and nobody has read yet, if its connection is the shard's. Filled in by the
+    /// shard.
+    pub unread: Option<u64>,
 }
 
 /// A client in a [`ShardSnapshot`].
@@ -146,14 +162,25 @@ impl ShardMetrics {
             streams: Vec::new(),
             counters: [0; Counter::COUNT],
             limited: [0; Limited::COUNT],
+            unmeasured: false,
         }
+    }
+
+    /// Counts no sends any more, for tests of what counting costs.
+    pub fn stop_measuring(&mut self) {
+        self.unmeasured = true;
+    }
+
+    /// Whether sends are counted.
+    pub fn is_measuring(&self) -> bool {
+        !self.unmeasured
     }
 
     /// A chunk of `bytes` is in a client's socket, `latency` after its last packet was read from the source.
     pub fn sent(&mut self, stream: StreamId, latency: Duration, bytes: u64) {
         let us = micros(latency);
         self.relay.saturating_record(us);
-        let stream = self.stream(stream);
+        let Some(stream) = self.stream(stream) else { return };
         stream.latency.saturating_record(us);
         stream.counts.sends += 1;
         stream.counts.bytes += bytes;
@@ -161,24 +188,29 @@ impl ShardMetrics {
 
     /// A lagging client was moved on to a keyframe.
     pub fn skipped(&mut self, stream: StreamId) {
-        self.stream(stream).counts.skips += 1;
+        if let Some(stream) = self.stream(stream) {
+            stream.counts.skips += 1;
+        }
     }
 
     /// `frames` frames will not reach a client (or, dropped before the log, any client of this shard).
     pub fn dropped(&mut self, stream: StreamId, reason: DropReason, frames: u64) {
-        self.stream(stream).counts.drops[reason.index()] += frames;
+        if let Some(stream) = self.stream(stream) {
+            stream.counts.drops[reason.index()] += frames;
+        }
     }
 
     /// A client begins to play.
     pub fn client_joined(&mut self, stream: StreamId, transport: Transport) {
-        let counts = &mut self.stream(stream).counts;
-        counts.joined[transport.index()] += 1;
-        counts.clients[transport.index()] += 1;
+        if let Some(StreamMetrics { counts, .. }) = self.stream(stream) {
+            counts.joined[transport.index()] += 1;
+            counts.clients[transport.index()] += 1;
+        }
     }
 
     /// A client that had joined plays no more.
     pub fn client_left(&mut self, stream: StreamId, transport: Transport, reason: LeaveReason) {
-        let counts = &mut self.stream(stream).counts;
+        let Some(StreamMetrics { counts, .. }) = self.stream(stream) else { return };
         counts.left[reason.index()] += 1;
         let clients = &mut counts.clients[transport.index()];
         debug_assert!(*clients > 0, "a client left that had not joined");
@@ -200,17 +232,15 @@ impl ShardMetrics {
         self.limited[limited.index()] += 1;
     }
 
-    /// Forgets a stream that is no more.
+    /// Forgets a stream that is no more, for good: its number is not used again.
     pub fn remove_stream(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.get_mut(usize::from(id.0)) {
-            *stream = None;
-        }
+        *self.place(id) = Place::Removed;
     }
 
     /// The counts since the start and the latencies since the last snapshot; the shard fills in its gauges.
     pub fn snapshot(&mut self) -> ShardSnapshot {
         let streams = self.streams.iter_mut().enumerate().filter_map(|(id, stream)| {
-            let stream = stream.as_deref_mut()?;
+            let Place::Counted(stream) = stream else { return None };
             let latency =
                 (!stream.latency.is_empty()).then(|| std::mem::replace(&mut stream.latency, stream_histogram()));
             Some(StreamSnapshot {
@@ -219,6 +249,7 @@ impl ShardMetrics {
                 latency,
                 worst_lag: Duration::ZERO,
                 log_bytes: 0,
+                unread: None,
             })
         });
         ShardSnapshot {
@@ -232,14 +263,27 @@ impl ShardMetrics {
         }
     }
 
-    fn stream(&mut self, id: StreamId) -> &mut StreamMetrics {
+    fn place(&mut self, id: StreamId) -> &mut Place {
         let index = usize::from(id.0);
         if index >= self.streams.len() {
-            self.streams.resize_with(index + 1, || None);
+            self.streams.resize_with(index + 1, Place::default);
         }
-        self.streams[index].get_or_insert_with(|| {
-            Box::new(StreamMetrics { counts: StreamCounts::default(), latency: stream_histogram() })
-        })
+        &mut self.streams[index]
+    }
+
+    /// Where to count for a stream; nowhere if it is no more.
+    fn stream(&mut self, id: StreamId) -> Option<&mut StreamMetrics> {
+        let place = self.place(id);
+        if let Place::Empty = place {
+            *place = Place::Counted(Box::new(StreamMetrics {
+                counts: StreamCounts::default(),
+                latency: stream_histogram(),
+            }));
+        }
+        match place {
+            Place::Counted(stream) => Some(stream),
+            Place::Empty | Place::Removed => None,
+        }
     }
 }
 
@@ -255,6 +299,7 @@ impl ShardSnapshot {
                     latency: None,
                     worst_lag: Duration::ZERO,
                     log_bytes: 0,
+                    unread: None,
                 };
                 self.streams.insert(index, empty);
                 index
@@ -290,6 +335,21 @@ mod tests {
         assert_eq!(counts.drops[DropReason::Lagging.index()], 30);
         assert_eq!(counts.clients, [0; Transport::COUNT]);
         assert_eq!(counts.left[LeaveReason::Teardown.index()], 1);
+    }
+
+    #[test]
+    fn a_removed_stream_does_not_come_back() {
+        let mut metrics = ShardMetrics::new();
+        metrics.client_joined(StreamId(1), Transport::Tcp);
+        metrics.client_left(StreamId(1), Transport::Tcp, LeaveReason::StreamRemoved);
+        metrics.remove_stream(StreamId(1));
+        // Its last operations are reaped after that.
+        metrics.sent(StreamId(1), Duration::from_micros(50), 100);
+        metrics.dropped(StreamId(1), DropReason::UdpSend, 1);
+        metrics.skipped(StreamId(1));
+        let snapshot = metrics.snapshot();
+        assert!(snapshot.streams.is_empty(), "{snapshot:?}");
+        assert_eq!(snapshot.latency.len(), 1, "the relay has sent it");
     }
 
     #[test]

@@ -85,12 +85,18 @@ fn stream(value: &Value) -> Option<StreamReport> {
         state,
         // What shows a report that was read back shows the state alone.
         since: None,
-        fault: value.get("fault").and_then(Value::as_str).map(|fault| fault.replace(char::is_control, " ")),
+        fault: value.get("fault").and_then(Value::as_str).map(|fault| printable(fault)),
         failures: value.get("failures_total").and_then(Value::as_u64).unwrap_or(0),
         fps: value.get("fps")?.as_f64()?,
+        unread: value.get("unread_bytes").and_then(Value::as_u64),
         flow: flow(value)?,
         drops,
     })
+}
+
+/// Text from elsewhere as a terminal may be given it: one column a character, and nothing that it obeys.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|char| if char == ' ' || char.is_ascii_graphic() { char } else { '?' }).collect()
 }
 
 fn flow(value: &Value) -> Option<Flow> {
@@ -154,5 +160,11 @@ mod tests {
         assert_eq!((is.streams[1].state, &is.streams[1].fault), (was.streams[1].state, &was.streams[1].fault));
         assert_eq!(is.total, Totals { flow: Flow { in_bps: 4_012_000.0, ..was.total.flow.clone() }, ..was.total });
         assert_eq!(report(&json!({"streams": []})), None);
+        for state in [SourceState::Silent, SourceState::Idle, SourceState::Connecting] {
+            let mut was = testing::report();
+            was.streams[0].state = state;
+            let served = Value::Object(status(&was, &[], |_| String::new()));
+            assert_eq!(report(&served).expect("a report").streams[0].state, state);
+        }
     }
 }

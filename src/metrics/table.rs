@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::DropReason;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport};
+use super::status::printable;
 use crate::shard::inbox::SourceState;
 
 /// What stands above the table, and the room there is for it all.
@@ -27,7 +28,7 @@ const FIXED: usize = 67;
 
 /// The report as a table of at most [`Frame::columns`] columns and [`Frame::rows`] rows.
 pub fn table(report: &Report, frame: &Frame) -> String {
-    let columns = frame.columns.max(40);
+    let columns = frame.columns;
     let name_width = columns
         .saturating_sub(FIXED + 1)
         .clamp(6, report.streams.iter().map(|stream| stream.name.len()).max().unwrap_or(0).max(6));
@@ -47,9 +48,9 @@ pub fn table(report: &Report, frame: &Frame) -> String {
         "STREAM", "IS", "FPS", "IN", "CLNTS", "OUT", "P50", "P99", "P99.9", "MAX", "LAG", "SKIPS"
     ));
     let tail = tail(report, columns);
-    // A stream takes a row, and one more if something went wrong with it.
+    // A stream takes a row, and more if something went wrong with it.
     let room = frame.rows.map_or(usize::MAX, |rows| rows.saturating_sub(lines.len() + tail.len() + 1));
-    let mut streams: Vec<Vec<String>> = report.streams.iter().map(|stream| rows(stream, name_width)).collect();
+    let mut streams: Vec<Vec<String>> = report.streams.iter().map(|stream| rows(stream, name_width, columns)).collect();
     if streams.iter().map(Vec::len).sum::<usize>() > room {
         streams.iter_mut().for_each(|rows| rows.truncate(1));
     }
@@ -60,6 +61,8 @@ pub fn table(report: &Report, frame: &Frame) -> String {
         lines.push(format!("… and {hidden} more; a taller terminal shows them"));
     }
     lines.extend(tail);
+    // A terminal that has no room for the head and the tail shows what it can of them.
+    lines.truncate(frame.rows.map_or(usize::MAX, |rows| rows.saturating_sub(1).max(1)));
     let mut out = String::new();
     for line in lines {
         let cut: String = line.chars().take(columns).collect();
@@ -72,28 +75,29 @@ pub fn table(report: &Report, frame: &Frame) -> String {
 /// The clients of a status in at most `rows` rows, those that lag most first; nothing when there are none.
 pub fn clients(clients: &[Value], columns: usize, rows: usize) -> String {
     let number = |client: &Value, name: &str| client.get(name).and_then(Value::as_u64);
-    let text = |client: &Value, name: &str| -> String {
-        let text = client.get(name).and_then(Value::as_str).unwrap_or("-");
-        text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
-    };
+    let text =
+        |client: &Value, name: &str| -> String { printable(client.get(name).and_then(Value::as_str).unwrap_or("-")) };
     let mut clients: Vec<&Value> = clients.iter().collect();
     clients.sort_by_key(|client| std::cmp::Reverse((number(client, "lag_ms"), number(client, "p99_us"))));
     if clients.is_empty() || rows < 3 {
         return String::new();
     }
+    let shown = if clients.len() > rows - 2 { rows - 3 } else { clients.len() };
+    // An IPv4 address with its port takes 21 columns, an IPv6 address up to 47.
+    let widest = clients[..shown].iter().map(|client| text(client, "address").len()).max().unwrap_or(0);
+    let address_width = widest.clamp(15, 47);
     let mut lines = vec![String::new()];
     lines.push(format!(
-        "{:<21} {:<8} {:<3} {:>8} {:>5} {:>5} {:>5} {:>5} {:>5} {}",
+        "{:<address_width$} {:<8} {:<3} {:>8} {:>5} {:>5} {:>5} {:>5} {:>5} {}",
         "CLIENT", "STREAM", "VIA", "FOR", "LAG", "SKIPS", "P99", "RTT", "RETR", "PLAYER"
     ));
     let micros = |client: &Value, name: &str| span(number(client, name).map(Duration::from_micros));
-    let shown = if clients.len() > rows - 2 { rows - 3 } else { clients.len() };
     for client in &clients[..shown] {
         lines.push(format!(
-            "{:<21} {:<8.8} {:<3} {:>8} {:>5} {:>5} {:>5} {:>5} {:>5} {}",
+            "{:<address_width$} {:<8.8} {:<3} {:>8} {:>5} {:>5} {:>5} {:>5} {:>5} {}",
             text(client, "address"),
             text(client, "stream"),
-            text(client, "transport"),
+            if text(client, "transport") == "multicast" { "mc".into() } else { text(client, "transport") },
             clock(Duration::from_secs(number(client, "playing_s").unwrap_or(0))),
             span(number(client, "lag_ms").map(Duration::from_millis)),
             si(number(client, "skips_total").unwrap_or(0) as f64),
@@ -115,7 +119,7 @@ pub fn clients(clients: &[Value], columns: usize, rows: usize) -> String {
     out
 }
 
-fn rows(stream: &StreamReport, name_width: usize) -> Vec<String> {
+fn rows(stream: &StreamReport, name_width: usize, columns: usize) -> Vec<String> {
     let state = match stream.state {
         SourceState::Connecting => "conn",
         SourceState::Live => "live",
@@ -133,7 +137,7 @@ fn rows(stream: &StreamReport, name_width: usize) -> Vec<String> {
     let mut rows = vec![format!("{name:<name_width$} {state:<4} {:>5} {numbers}", fps(stream.fps))];
     let mut trouble = Vec::new();
     if let Some(fault) = &stream.fault {
-        trouble.push(fault.clone());
+        trouble.push(printable(fault));
     }
     if stream.flow.lost_total > 0 {
         trouble.push(format!("{} packets lost at the source", stream.flow.lost_total));
@@ -147,7 +151,23 @@ fn rows(stream: &StreamReport, name_width: usize) -> Vec<String> {
         trouble.push(format!("frames dropped: {}", dropped.join(", ")));
     }
     if !trouble.is_empty() {
-        rows.push(format!("  └ {}", trouble.join("; ")));
+        rows.extend(wrapped(&trouble.join("; "), columns));
+    }
+    rows
+}
+
+/// A remark below a stream's row, in as many rows as it takes: what helps stands at its end.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut rows = vec!["  └".to_owned()];
+    for word in text.split(' ') {
+        let last = rows.last().map_or(0, |row| row.chars().count());
+        if last > 3 && last + 1 + word.len() > columns {
+            rows.push("   ".into());
+        }
+        if let Some(row) = rows.last_mut() {
+            row.push(' ');
+            row.push_str(word);
+        }
     }
     rows
 }
@@ -176,23 +196,20 @@ fn tail(report: &Report, columns: usize) -> Vec<String> {
     let whole = report.scope == Scope::Summary;
     if report.streams.len() > 1 || whole {
         lines.push(format!(
-            "{} clients ({} TCP, {} UDP), {} ever; {} sent at {}bit/s; p50 {} p99 {} p99.9 {} max {}",
-            flow.clients(),
-            flow.clients_tcp,
-            flow.clients_udp,
-            flow.joined,
+            "{}; {} sent at {}bit/s",
+            clients_by_transport(flow),
             si(flow.bytes_total as f64) + "B",
             si(flow.out_bps),
+        ));
+        lines.push(format!(
+            "latency  p50 {}  p99 {}  p99.9 {}  max {}",
             span(flow.latency.p50),
             span(flow.latency.p99),
             span(flow.latency.p999),
             span(flow.latency.max),
         ));
     } else {
-        lines.push(format!(
-            "{} clients over TCP, {} over UDP, {} ever",
-            flow.clients_tcp, flow.clients_udp, flow.joined
-        ));
+        lines.push(clients_by_transport(flow));
     }
     lines.extend(histogram(report, columns));
     if report.total.silent_shards > 0 {
@@ -200,6 +217,14 @@ fn tail(report: &Report, columns: usize) -> Vec<String> {
             .push(format!("{} shards did not answer in time; their last counts are shown", report.total.silent_shards));
     }
     lines
+}
+
+fn clients_by_transport(flow: &Flow) -> String {
+    let noun = if flow.clients() == 1 { "client" } else { "clients" };
+    let multicast =
+        if flow.clients_multicast > 0 { format!(", {} multicast", flow.clients_multicast) } else { String::new() };
+    let (all, tcp, udp) = (flow.clients(), flow.clients_tcp, flow.clients_udp);
+    format!("{all} {noun} ({tcp} TCP, {udp} UDP{multicast}), {} ever", flow.joined)
 }
 
 /// The sends of the span by their latency, an octave a bar.
@@ -331,11 +356,11 @@ mod tests {
             let stream = StreamReport { name: format!("camera-with-a-long-name-{n}"), ..report.streams[0].clone() };
             report.streams.push(stream);
         }
-        for (columns, rows) in [(80, 24), (200, 50), (40, 12)] {
+        for (columns, rows) in [(80, 24), (200, 50), (40, 12), (20, 12), (80, 6), (1, 1)] {
             let text = table(&report, &frame(columns, Some(rows)));
-            assert!(text.lines().count() < rows, "{columns}x{rows}:\n{text}");
+            assert!(text.lines().count() < rows.max(2), "{columns}x{rows}:\n{text}");
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}x{rows}:\n{text}");
-            assert!(text.contains("more; a taller terminal"), "{text}");
+            assert!(rows < 12 || columns < 40 || text.contains("more; a taller terminal"), "{text}");
         }
     }
 

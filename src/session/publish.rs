@@ -242,6 +242,13 @@ impl Server {
         }
     }
 
+    /// The stream whose packets a connection brings within itself.
+    pub fn published_in(&self, conn: ConnId) -> Option<StreamId> {
+        let session = self.sessions.get(&self.conns.get(&conn)?.interleaved?)?;
+        let within = |set_up: &SetUp| matches!(set_up.delivery, Delivery::Interleaved { .. });
+        (session.publishes && session.tracks.iter().all(within)).then_some(session.stream)
+    }
+
     /// Whether a connection is a publisher's, which deserves large reads.
     pub fn publishes(&self, conn: ConnId) -> bool {
         self.conns.get(&conn).is_some_and(|connection| connection.announced.is_some())

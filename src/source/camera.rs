@@ -21,9 +21,14 @@ use super::feed::Feed;
 use super::loopback::Way;
 use super::pipeline::{Publish, SourceTrack};
 use super::tunnel::{self, TlsOptions};
+use super::unread::connecting;
 use crate::limits::TRACKS_MAX;
 use crate::stream::TrackId;
+use crate::sys::Connection;
 use crate::wire::sdp::{self, Direction, MediaAttrs};
+
+/// The port of an `rtsp://` URL without one.
+const PORT: u16 = 554;
 
 /// How long each step of a session may take; retina has no limits of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +116,7 @@ impl Camera<'_> {
         &self,
         feed: &mut Feed<'_, P>,
     ) -> Result<(Session<Playing>, TrackMap, Vec<SourceTrack>), Fault> {
-        let mut session = self.describe().await?;
+        let (mut session, connections) = self.describe().await?;
         let (map, tracks) = self.set_up(&mut session, feed).await?;
         let options = PlayOptions::default()
             .initial_timestamp(InitialTimestampPolicy::Permissive)
@@ -120,10 +125,12 @@ impl Camera<'_> {
             // the track's, and ends the session if the packets then have another.
             .unknown_rtcp_ssrc(UnknownRtcpSsrcPolicy::ProcessPackets);
         let session = self.step(Step::Play, self.timeouts.play, session.play(options)).await?;
+        feed.comes_by(if self.way.udp { Vec::new() } else { connections });
         Ok((session, map, tracks))
     }
 
-    async fn describe(&self) -> Result<Session<Described>, Fault> {
+    /// The session, and the connections by which it comes as far as they could be found.
+    async fn describe(&self) -> Result<(Session<Described>, Vec<Connection>), Fault> {
         let options = SessionOptions::default()
             .creds(self.address.credentials().cloned())
             .user_agent(concat!("rtsprelay/", env!("CARGO_PKG_VERSION")).to_owned())
@@ -132,15 +139,26 @@ impl Camera<'_> {
             .unassigned_channel_data(UnassignedChannelDataPolicy::Ignore)
             .teardown(TeardownPolicy::Always);
         let limit = self.timeouts.describe;
+        let mut connections = Vec::new();
         let url = if self.address.is_secure() || self.way != Way::default() {
-            match timeout(limit, tunnel::open(self.address, self.tls, self.way)).await {
-                Ok(url) => url?,
+            let (url, beyond) = match timeout(limit, tunnel::open(self.address, self.tls, self.way)).await {
+                Ok(opened) => opened?,
                 Err(_) => return Err(Fault::TimedOut(Step::Describe, limit)),
-            }
+            };
+            connections.extend(beyond);
+            url
         } else {
             self.address.url().clone()
         };
-        self.step(Step::Describe, limit, Session::describe(url, options)).await
+        let mut found = None;
+        let described = async {
+            let described;
+            (described, found) = connecting(url.port().unwrap_or(PORT), Session::describe(url, options)).await;
+            described
+        };
+        let session = self.step(Step::Describe, limit, described).await?;
+        connections.extend(found);
+        Ok((session, connections))
     }
 
     /// Sets up every track that can be; one that the camera refuses is left out if another is not.

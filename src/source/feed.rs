@@ -10,6 +10,7 @@ use super::pipeline::{Publish, Published, SourceTrack};
 use super::supervisor::Source;
 use crate::shard::inbox::SourceState;
 use crate::stream::TrackId;
+use crate::sys::Connection;
 
 /// The least time between two lines of the log that say that the source is silent.
 const TELL_SILENT_EVERY: Duration = Duration::from_secs(60);
@@ -71,6 +72,11 @@ impl<'a, P: Publish> Feed<'a, P> {
         if !failed {
             self.state(SourceState::Connecting);
         }
+    }
+
+    /// The connections by which the session's media come, as far as they are known.
+    pub(super) fn comes_by(&self, connections: Vec<Connection>) {
+        self.source.connections.replace(connections);
     }
 
     /// The source plays these tracks.
@@ -137,6 +143,7 @@ impl<'a, P: Publish> Feed<'a, P> {
     /// The source is gone. When the session's first packet had come, if one had.
     pub(super) fn disconnected(&mut self) -> Option<Instant> {
         self.silent = false;
+        self.comes_by(Vec::new());
         self.source.pipeline.borrow_mut().disconnected(&mut self.publisher);
         self.live.take()
     }

@@ -27,6 +27,7 @@ pub mod supervisor;
 pub mod timeline;
 pub mod tone;
 pub mod tunnel;
+mod unread;
 
 #[cfg(test)]
 mod fake_camera;

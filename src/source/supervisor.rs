@@ -22,6 +22,7 @@ use super::pipeline::{Pipeline, Publish, Published};
 use super::timeline::to_ntp;
 use super::tunnel::TlsOptions;
 use crate::shard::inbox::SourceState;
+use crate::sys::Connection;
 
 /// How long a reconnect waits for the TEARDOWN of the session before. A camera with room for one session refuses the next
 /// until then; one that is dead must not hold the next try up for long.
@@ -116,13 +117,27 @@ pub struct Source {
     pub pipeline: RefCell<Pipeline>,
     /// How the source is doing.
     pub status: RefCell<Status>,
+    /// The connections by which the media of a camera come.
+    pub connections: RefCell<Vec<Connection>>,
 }
 
 impl Source {
     /// A source that has not begun.
     pub fn new(pipeline: Pipeline) -> Rc<Self> {
         let status = Status { state: SourceState::Down, since: None, sessions: 0, failures: 0, fault: None };
-        Rc::new(Source { pipeline: RefCell::new(pipeline), status: RefCell::new(status) })
+        Rc::new(Source {
+            pipeline: RefCell::new(pipeline),
+            status: RefCell::new(status),
+            connections: RefCell::default(),
+        })
+    }
+
+    /// Bytes that a camera has sent and nobody has read yet. `None` if no camera is connected, or its media are datagrams.
+    pub fn unread_bytes(&self) -> Option<u64> {
+        let connections = self.connections.borrow();
+        let unread = connections.iter().filter_map(Connection::unread).map(|bytes| bytes as u64);
+        // One that has been closed tells that the session is over.
+        unread.reduce(|one, other| one + other)
     }
 
     /// The code that kept the source going has failed: ends what was half in, and says that it is down, and why.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use url::Url;
 use super::address::CameraAddress;
 use super::fault::Fault;
 use super::loopback::{self, Ends, Way};
+use crate::sys::Connection;
 
 /// The port of an `rtsps://` URL without one.
 pub const PORT: u16 = 322;
@@ -40,10 +42,14 @@ const PLAIN_PORT: u16 = 554;
 /// Time that the RTSP library has for its connection.
 const ACCEPT_MAX: Duration = Duration::from_secs(10);
 
-/// Connects to the camera, and gives the URL of the loopback end, which takes one connection.
+/// Connects to the camera, and gives the URL of the loopback end, which takes one connection, and the connection to the camera.
 ///
 /// TLS comes first, so that a camera whose certificate is not trusted is told of in those words.
-pub(super) async fn open(address: &CameraAddress, options: &TlsOptions, way: Way) -> Result<Url, Fault> {
+pub(super) async fn open(
+    address: &CameraAddress,
+    options: &TlsOptions,
+    way: Way,
+) -> Result<(Url, Option<Connection>), Fault> {
     let url = address.url();
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = url.port().unwrap_or(if address.is_secure() { PORT } else { PLAIN_PORT });
@@ -51,6 +57,7 @@ pub(super) async fn open(address: &CameraAddress, options: &TlsOptions, way: Way
         io::ErrorKind::ConnectionRefused => Fault::Refused,
         _ => Fault::Unreachable(error.to_string()),
     })?;
+    let connection = Connection::of(camera.as_raw_fd());
     let local = |error: io::Error| Fault::Unreachable(format!("no loopback connection: {error}"));
     let ends =
         Ends { local: camera.local_addr().map_err(local)?.ip(), camera: camera.peer_addr().map_err(local)?.ip() };
@@ -74,7 +81,7 @@ pub(super) async fn open(address: &CameraAddress, options: &TlsOptions, way: Way
         Ok(camera) => drop(tokio::spawn(accept(listener, camera, ends, way))),
         Err(camera) => drop(tokio::spawn(accept(listener, camera, ends, way))),
     }
-    Ok(address.at_loopback(port))
+    Ok((address.at_loopback(port), connection))
 }
 
 /// Carries the session of the first connection to `listener`.

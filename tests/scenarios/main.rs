@@ -29,4 +29,6 @@ mod slow_client;
 mod sources;
 mod stopping;
 mod subset;
+mod syslog;
+mod terminal;
 mod tshark;

@@ -12,7 +12,7 @@ use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::program::run;
 use crate::harness::relay::{BINARY, Relay, Uring, command};
-use crate::harness::rtsp::Client;
+use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, wait_until};
 
 fn demo() -> Relay {
@@ -131,19 +131,28 @@ fn p99(mut latencies: Vec<Duration>) -> Duration {
     latencies[(latencies.len() * 99).div_ceil(100) - 1]
 }
 
+/// What the relay tells and what its players measure, of the same frames, in windows of a second. The median of the p99s' ratio
+/// decides, and where it does not yet, more windows: on a machine with other work a single one is that work's.
 #[test]
-fn what_fifty_players_measure_is_about_what_the_relay_tells() {
+fn the_relay_tells_of_no_more_than_fifty_players_measure() {
     const PLAYERS: usize = 50;
+    const WINDOWS: usize = 5;
+    const WINDOWS_MAX: usize = 15;
+    // Not more, but for what the histogram's buckets round.
+    const RATIO_MAX: f64 = 1.002;
     let _turn = crate::harness::machine::alone();
-    let arguments = ["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--report-every", "2s"];
+    let arguments = ["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--report-every", "1s"];
     let relay = Relay::start(command(Uring::AsAsked, &arguments)).serving("/");
     let http = http_address(&relay);
     let (stop, seen) = (AtomicBool::new(false), Mutex::new(Vec::new()));
-    let (inside, outside) = std::thread::scope(|scope| {
+    let measured = std::thread::scope(|scope| {
         for _ in 0..PLAYERS {
             scope.spawn(|| {
                 let mut client = Client::connect(relay.address());
-                client.play_everything(&relay.url("/"));
+                // The frames with a stamp alone, so that both sides speak of the same sends.
+                let video = tracks(&client.describe(&relay.url("/")).expect(200)).remove(0);
+                client.setup(&video, 0, 1).expect(200);
+                client.play(&relay.url("/")).expect(200);
                 while !stop.load(Ordering::Relaxed) {
                     let frame = client.frame_on(0);
                     let stamp = frame.iter().find_map(|packet| stamp::find(packet.payload())).expect("a stamp");
@@ -152,19 +161,22 @@ fn what_fifty_players_measure_is_about_what_the_relay_tells() {
                 }
             });
         }
-        let mut reports = Vec::new();
-        let measured = loop {
-            assert!(reports.len() < 12, "no interval in which every player got its frames");
+        let (mut told, mut measured): (_, Vec<(f64, Duration, Duration)>) = (Vec::new(), Vec::new());
+        let decided = |measured: &[(f64, Duration, Duration)]| {
+            measured.len() >= WINDOWS && (measured[measured.len() / 2].0 <= RATIO_MAX || measured.len() >= WINDOWS_MAX)
+        };
+        while !decided(&measured) {
+            assert!(told.len() < 4 * WINDOWS_MAX, "hardly a second in which every player got its frames");
             let mut status = serde_json::Value::Null;
             wait_until("another report", DEADLINE, || {
                 status = serde_json::from_str(&get(http, "/status").1).expect("JSON");
-                status["report"] == "interval" && reports.last() != Some(&status["ts"])
+                status["report"] == "interval" && told.last() != Some(&status["ts"])
             });
             let end = Instant::now();
-            reports.push(status["ts"].clone());
+            told.push(status["ts"].clone());
             let sends = status["total"]["sends"].as_u64().unwrap_or(0);
             // The first intervals have the players' coming in them.
-            if reports.len() < 3 || sends < PLAYERS as u64 * 50 {
+            if told.len() < 3 || sends < PLAYERS as u64 * 25 {
                 continue;
             }
             let inside = Duration::from_micros(status["total"]["p99_us"].as_u64().expect("a p99"));
@@ -172,12 +184,13 @@ fn what_fifty_players_measure_is_about_what_the_relay_tells() {
             let within = |(at, latency): &(Instant, Duration)| (*at >= begin && *at < end).then_some(*latency);
             let outside = p99(seen.lock().unwrap().iter().filter_map(within).collect());
             println!("p99 of {sends} sends: {inside:?} told, {outside:?} measured by {PLAYERS} players");
-            break (inside, outside);
-        };
+            measured.push((inside.as_secs_f64() / outside.as_secs_f64(), inside, outside));
+            measured.sort_by(|one, other| one.0.total_cmp(&other.0));
+        }
         stop.store(true, Ordering::Relaxed);
         measured
     });
-    // The relay learns of a completion after the player may have read, so it may tell of somewhat more.
-    let allowed = outside + outside / 2 + Duration::from_millis(1);
-    assert!(inside <= allowed, "the relay tells of {inside:?}, players measure {outside:?}");
+    let (ratio, inside, outside) = measured[measured.len() / 2];
+    println!("the median window: the relay tells {inside:?}, players measure {outside:?}, {ratio:.2} of it");
+    assert!(ratio <= RATIO_MAX, "the relay tells {ratio:.2} of what players measure: {measured:?}");
 }

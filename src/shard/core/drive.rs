@@ -51,7 +51,7 @@ impl<E: Egress> Core<E> {
         !self.ready.is_empty()
     }
 
-    /// Takes in what completed; `now` is when that was learnt. Returns whether there was anything.
+    /// Takes in what completed; `now` is when that was learnt, if the egress does not know better. Returns whether there was anything.
     pub fn reap(&mut self, now: Instant) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
         // There are some already if that has happened.
@@ -244,11 +244,15 @@ impl<E: Egress> Core<E> {
         link.busy = None;
         let media_bytes = std::mem::take(&mut link.media_bytes);
         let whole = completion.error.is_none();
-        if whole && let Some(playing) = &mut link.playing {
+        if whole
+            && self.metrics.is_measuring()
+            && let Some(playing) = &mut link.playing
+        {
             playing.bytes += media_bytes as u64;
             let mut bytes = media_bytes as u64;
+            let at = completion.at.unwrap_or(now);
             for arrival in &link.arrivals {
-                let latency = now.saturating_duration_since(*arrival);
+                let latency = at.saturating_duration_since(*arrival);
                 playing.latency.record(latency);
                 self.metrics.sent(playing.stream, latency, std::mem::take(&mut bytes));
             }

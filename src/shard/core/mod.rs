@@ -367,6 +367,11 @@ impl<E: Egress> Core<E> {
         self.streams[usize::from(id.0)].group = Some(group);
     }
 
+    /// Counts no sends any more, for tests of what counting costs.
+    pub fn stop_measuring(&mut self) {
+        self.metrics.stop_measuring();
+    }
+
     /// The egress, for the thread to wait on and for the tests to script.
     pub fn egress_mut(&mut self) -> &mut E {
         &mut self.egress
@@ -630,9 +635,14 @@ impl<E: Egress> Core<E> {
         let mut snapshot = self.metrics.snapshot();
         self.add_limited(&mut snapshot.limited);
         snapshot.egress = self.egress.stats();
-        for (_, link) in &self.links {
-            if let Kind::Tcp { .. } = link.kind {
+        for (slot, link) in &self.links {
+            if let Kind::Tcp { conn, .. } = &link.kind {
                 snapshot.connections += 1;
+                let published = (!self.publishers.is_empty()).then(|| self.server.published_in(ConnId(slot as u32)));
+                if let Some(Some(stream)) = published {
+                    let unread = conn.fd().and_then(|fd| crate::sys::unread_bytes(&fd).ok());
+                    snapshot.stream_mut(stream).unread = unread.map(|bytes| bytes as u64);
+                }
             }
             if let Some(playing) = &link.playing {
                 let log = &self.streams[usize::from(playing.stream.0)].log;
