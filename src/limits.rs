@@ -6,7 +6,15 @@
 pub const OP_BYTES_MAX: usize = 128 * 1024;
 
 /// The same for a client that has lagged within the last [`LAGGED_S`]: what is on its way to it cannot be skipped, so little is.
-pub const OP_BYTES_LAGGING_MAX: usize = 32 * 1024;
+pub const OP_BYTES_LAGGING_MAX: usize = 16 * 1024;
+
+/// Bytes of other tracks' frames that a skip of video keeps at most, the newest: nearly four seconds of PCMU, and more of most
+/// codecs.
+pub const SKIP_KEPT_BYTES_MAX: usize = 32 * 1024;
+
+/// Such a client's lag may be `queue.age` divided by this: what it is sent stands behind all that it has not read yet. As this is
+/// less than most cameras' keyframe interval, it then goes on with a keyframe that is new.
+pub const AGE_LAGGING_DIVISOR: u32 = 2;
 
 /// Seconds without a skip after which a client counts as one that keeps up again.
 pub const LAGGED_S: u64 = 10;
@@ -65,6 +73,13 @@ pub const INBOX_MESSAGES_MAX: usize = 16 * 1024;
 
 /// Seconds without a keyframe after which a video track is treated as one that has none.
 pub const KEYFRAME_WAIT_MAX_S: u64 = 10;
+
+/// Seconds of silence of a track after which its last keyframe is no longer kept for clients that begin.
+pub const KEYFRAME_KEPT_S: u64 = 10;
+
+/// UDP ports from a stream's multicast port on that no other stream may use: two for each of its tracks, if it has no more
+/// than four.
+pub const MULTICAST_PORTS: u16 = 8;
 
 /// Bytes of answers waiting for one client at most; a client that asks on without reading is closed.
 pub const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -183,7 +198,7 @@ pub const STOP_MAX_MS: u64 = 1_800;
 pub const NOTSENT_LOWAT_BYTES: u32 = 64 * 1024;
 
 /// The same for a client that has lagged within the last [`LAGGED_S`].
-pub const NOTSENT_LOWAT_LAGGING_BYTES: u32 = 16 * 1024;
+pub const NOTSENT_LOWAT_LAGGING_BYTES: u32 = 4 * 1024;
 
 /// Seconds beyond `queue.stall_timeout` for which sent bytes may stay unacknowledged (`TCP_USER_TIMEOUT`, tcp(7)): the relay
 /// judges a client that does not read, the kernel one that is gone.

@@ -99,7 +99,6 @@ impl Camera {
             number: u64::MAX,
             track,
             kind: ChunkKind::Media,
-            session: 0,
             frame,
             frame_start: start,
             frame_end: end,

@@ -42,7 +42,7 @@ struct Instantly {
 }
 
 impl Egress for Instantly {
-    fn send(&mut self, token: Token, _conn: &Conn, pieces: &mut Vec<Piece>) {
+    fn send(&mut self, token: Token, _conn: &Conn, pieces: &mut Vec<Piece>, _apart: bool) {
         let mut bytes = 0;
         for piece in pieces.drain(..) {
             bytes += piece.len();
@@ -50,7 +50,7 @@ impl Egress for Instantly {
                 self.answers.push(own);
             }
         }
-        self.queued.push(Completion { token, bytes, error: None, at: None });
+        self.queued.push(Completion { token, bytes, error: None, at: None, unsegmented: false });
     }
 
     fn send_datagrams(&mut self, _: Token, _: &Datagram, _: SocketAddr, _: &Rc<Datagrams>, _: bool) {

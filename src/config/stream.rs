@@ -7,7 +7,7 @@ use toml::de::DeTable;
 
 use super::read::{Faults, Field, Section};
 use super::{SECTIONS, SourceKind, Start, bounded, url, value};
-use crate::limits::{INTERFACE_NAME_BYTES_MAX, SOURCES_MAX, STREAMS_MAX};
+use crate::limits::{INTERFACE_NAME_BYTES_MAX, MULTICAST_PORTS, SOURCES_MAX, STREAMS_MAX};
 use crate::source::address::CameraAddress;
 use crate::source::camera::PullTransport;
 use crate::source::tunnel::{TlsOptions, parse_fingerprint};
@@ -62,6 +62,13 @@ pub struct Multicast {
     pub ttl: u8,
     /// The interface that it is sent by; `None` for what the routes say.
     pub interface: Option<String>,
+}
+
+impl Multicast {
+    /// Whether streams in both groups would send to the same ports ([`MULTICAST_PORTS`] each).
+    fn overlaps(&self, other: &Multicast) -> bool {
+        self.group.ip() == other.group.ip() && self.group.port().abs_diff(other.group.port()) < MULTICAST_PORTS
+    }
 }
 
 /// How a source is pulled on demand.
@@ -143,6 +150,19 @@ pub(super) fn streams(field: &Field<'_, '_>, streams: &mut Vec<StreamConfig>, fa
             field.fault(faults, "is for sources that are pulled; a publisher comes by itself: remove the key");
         }
         let multicast = multicast(table, faults);
+        let overlaps = |other: &&StreamConfig| {
+            other.multicast.as_ref().zip(multicast.as_ref()).is_some_and(|(other, this)| other.overlaps(this))
+        };
+        if let (Some(field), Some(other)) = (get("multicast"), streams.iter().find(overlaps)) {
+            field.fault(
+                faults,
+                format!(
+                    "stream {:?} sends to the same group, and each track takes two ports; choose another group, or a port at \
+                     least {MULTICAST_PORTS} away",
+                    other.name
+                ),
+            );
+        }
         let starts = [("cached", Start::Cached), ("live", Start::Live)];
         let start = get("start").and_then(|field| field.word(faults, &starts)).unwrap_or(Start::Cached);
         // A stream with a fault stands for its name, so that the next one of that name is found.

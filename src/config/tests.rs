@@ -312,4 +312,10 @@ fn a_multicast_group_has_a_group_address_and_an_even_port() {
     refused(&stream("multicast = \"239.1.2.3\""), 4, &["multicast"]);
     refused(&stream("multicast_ttl = 4"), 4, &["without stream.multicast"]);
     refused(&stream("multicast = \"239.1.2.3:5000\"\nmulticast_ttl = 0"), 5, &["from 1 to 255"]);
+    let two = |second: &str| {
+        let other = format!("[[stream]]\nname = \"other\"\nsource = \"test\"\nmulticast = \"{second}\"\n");
+        stream("multicast = \"239.1.2.3:5000\"") + "\n" + &other
+    };
+    refused(&two("239.1.2.3:5004"), 8, &["\"b\"", "another group", "least 8 away"]);
+    assert!(faults(&two("239.1.2.3:5008")).is_empty() && faults(&two("239.1.2.4:5000")).is_empty());
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -55,11 +55,6 @@ impl Conn {
             Conn::Epoll(stream) => Some(stream.as_fd()),
             Conn::Scripted => None,
         }
-    }
-
-    /// The descriptor's number, for logs; -1 for a scripted connection.
-    pub fn raw_fd(&self) -> RawFd {
-        self.fd().map_or(-1, |fd| fd.as_raw_fd())
     }
 
     /// Sets what a media connection needs: `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`

@@ -43,6 +43,7 @@ struct Blocked {
     pieces: VecDeque<Piece>,
     offset: usize,
     sent: usize,
+    apart: bool,
 }
 
 /// Slots whose sockets have become writable. A waker each and a list spare every wake-up the walk over all blocked clients.
@@ -100,7 +101,7 @@ impl EpollEgress {
 
     fn finish(&mut self, token: Token, bytes: usize, error: Option<io::Error>) {
         self.stats.operations += 1;
-        self.done.push_back(Completion { token, bytes, error, at: Some(Instant::now()) });
+        self.done.push_back(Completion { token, bytes, error, at: Some(Instant::now()), unsegmented: false });
     }
 
     /// Sends what the woken slots' sockets take.
@@ -128,10 +129,9 @@ impl EpollEgress {
                 Poll::Ready(Ok(())) => {}
             }
             self.stats.submits += 1;
-            let offset = op.offset;
-            let (stream, pieces) = (&op.stream, &op.pieces);
+            let (stream, pieces, offset, apart) = (&op.stream, &op.pieces, op.offset, op.apart);
             // A refusal through `try_io` clears tokio's readiness, so that the next poll waits for the kernel's word.
-            match stream.try_io(Interest::WRITABLE, || send_pieces(stream, pieces.iter(), offset)) {
+            match stream.try_io(Interest::WRITABLE, || send_pieces(stream, pieces.iter(), offset, apart)) {
                 Ok(bytes) => {
                     op.consume(bytes);
                     if op.pieces.is_empty() {
@@ -166,16 +166,22 @@ impl Blocked {
 }
 
 /// One `sendmsg` of the pieces, the first from `offset` on.
-fn send_pieces<'a>(stream: &TcpStream, pieces: impl Iterator<Item = &'a Piece>, offset: usize) -> io::Result<usize> {
+fn send_pieces<'a>(
+    stream: &TcpStream,
+    pieces: impl Iterator<Item = &'a Piece>,
+    offset: usize,
+    apart: bool,
+) -> io::Result<usize> {
     let mut slices: SmallVec<[IoSlice<'_>; 16]> = pieces.map(|piece| IoSlice::new(piece.as_slice())).collect();
     if let Some(first) = slices.first_mut() {
         first.advance(offset);
     }
-    SockRef::from(stream).send_vectored_with_flags(&slices, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    let end = if apart { libc::MSG_EOR } else { 0 };
+    SockRef::from(stream).send_vectored_with_flags(&slices, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | end)
 }
 
 impl Egress for EpollEgress {
-    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>) {
+    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>, apart: bool) {
         let Conn::Epoll(stream) = conn else { panic!("an epoll egress sends on connections of IoKind::Epoll") };
         let index = token.slot as usize;
         if index >= self.slots.len() {
@@ -183,7 +189,7 @@ impl Egress for EpollEgress {
         }
         assert!(self.slots[index].blocked.is_none(), "an idle client has no operation in flight");
         self.stats.submits += 1;
-        let bytes = match send_pieces(stream, pieces.iter(), 0) {
+        let bytes = match send_pieces(stream, pieces.iter(), 0, apart) {
             Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
             Err(error) => {
@@ -195,7 +201,8 @@ impl Egress for EpollEgress {
             pieces.clear();
             return self.finish(token, bytes, None);
         }
-        let mut op = Blocked { token, stream: stream.clone(), pieces: pieces.drain(..).collect(), offset: 0, sent: 0 };
+        let mut op =
+            Blocked { token, stream: stream.clone(), pieces: pieces.drain(..).collect(), offset: 0, sent: 0, apart };
         op.consume(bytes);
         self.slots[index].blocked = Some(op);
         self.blocked += 1;
@@ -205,11 +212,13 @@ impl Egress for EpollEgress {
     fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool) {
         let Datagram::Epoll(socket) = socket else { panic!("an epoll egress sends on sockets of IoKind::Epoll") };
         let to = SockaddrStorage::from(to);
-        let mut sent = 0;
-        for index in 0..chunk.messages_count(plain) {
+        let (mut plain, mut unsegmented) = (plain, false);
+        let (mut sent, mut index) = (0, 0);
+        let mut error = None;
+        while index < chunk.messages_count(plain) {
             let (packets, segment) = chunk.message(index, plain);
             let slices: SmallVec<[IoSlice<'_>; 64]> =
-                chunk.packets[packets].iter().map(|span| IoSlice::new(chunk.packet(span))).collect();
+                chunk.packets[packets.clone()].iter().map(|span| IoSlice::new(chunk.packet(span))).collect();
             let control = segment.as_ref().map(ControlMessage::UdpGsoSegments);
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let result = loop {
@@ -220,14 +229,21 @@ impl Egress for EpollEgress {
                 }
             };
             match result {
-                Ok(bytes) => sent += bytes,
-                Err(error) => {
-                    let errno = datagram_errno(error as i32, segment);
-                    return self.finish(token, sent, Some(io::Error::from_raw_os_error(errno)));
+                Ok(bytes) => {
+                    sent += bytes;
+                    index += 1;
                 }
+                Err(errno) => match datagram_errno(errno as i32, segment) {
+                    libc::EMSGSIZE if segment.is_some() => (plain, index, unsegmented) = (true, packets.start, true),
+                    errno => {
+                        error = Some(io::Error::from_raw_os_error(errno));
+                        break;
+                    }
+                },
             }
         }
-        self.finish(token, sent, None);
+        self.stats.operations += 1;
+        self.done.push_back(Completion { token, bytes: sent, error, at: Some(Instant::now()), unsegmented });
     }
 
     fn flush(&mut self) {}

@@ -18,6 +18,7 @@ mod uring_slot;
 #[cfg(test)]
 mod zero_copy_tests;
 
+use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -92,17 +93,32 @@ pub struct Datagrams {
     pub packets: Box<[Span]>,
     /// The packets cut into runs.
     pub runs: Box<[Run]>,
+    vectors: OnceCell<Box<[libc::iovec]>>,
 }
 
 impl Datagrams {
+    /// Packets that lie in `bytes` where `packets` says, one after the other in `runs`.
+    pub fn new(bytes: Bytes, packets: Box<[Span]>, runs: Box<[Run]>) -> Self {
+        Datagrams { bytes, packets, runs, vectors: OnceCell::new() }
+    }
+
     /// The packets of `chunk`.
     pub fn of(chunk: &Chunk) -> Self {
-        Datagrams { bytes: chunk.bytes.clone(), packets: chunk.packets.clone(), runs: chunk.runs.clone() }
+        Datagrams::new(chunk.bytes.clone(), chunk.packets.clone(), chunk.runs.clone())
     }
 
     /// The bytes of one packet.
     pub fn packet(&self, span: &Span) -> &[u8] {
         &self.bytes[span.offset as usize..][..usize::from(span.len)]
+    }
+
+    /// One I/O vector a packet, made when the first client needs them. They are good as long as these datagrams are there.
+    pub(crate) fn vectors(&self) -> &[libc::iovec] {
+        self.vectors.get_or_init(|| {
+            let vector =
+                |packet: &[u8]| libc::iovec { iov_base: packet.as_ptr().cast_mut().cast(), iov_len: packet.len() };
+            self.packets.iter().map(|span| vector(self.packet(span))).collect()
+        })
     }
 
     /// How many messages it takes to send them: one a run, or one a packet if `plain`.
@@ -164,6 +180,8 @@ pub struct Completion {
     pub error: Option<io::Error>,
     /// When the egress learnt of it; `None`: at the beginning of the [`Egress::reap`] that gives it.
     pub at: Option<Instant>,
+    /// Over UDP: the path took no run of several packets (`EMSGSIZE`), and they went one by one instead.
+    pub unsegmented: bool,
 }
 
 /// Sends for one shard. Implementations live on the shard's thread and are not `Send`.
@@ -172,13 +190,17 @@ pub trait Egress {
     ///
     /// The operation completes when everything is in the socket, on an error, or after [`Egress::cancel`]; the client's
     /// blocking delays nobody else. `pieces` are at most [`OP_IOVECS_MAX`](crate::limits::OP_IOVECS_MAX), none empty.
-    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>);
+    ///
+    /// `apart` keeps the next operation's bytes out of this one's last segment (`MSG_EOR`): a segment not sent yet is otherwise
+    /// filled up, to 64 KiB, whatever `TCP_NOTSENT_LOWAT` says.
+    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>, apart: bool);
 
     /// Queues a chunk's runs as one operation of datagrams to `to`. Never blocks: what the socket does not take at once
     /// fails. After a run that failed no further run of the operation is sent.
     ///
-    /// `plain` asks for one datagram a packet without `UDP_SEGMENT`, for a path that refused a run with `EMSGSIZE` (as every
-    /// refusal is told that comes of the segmentation).
+    /// `plain` asks for one datagram a packet without `UDP_SEGMENT`, for a path that refuses runs. When one is refused with
+    /// `EMSGSIZE` (as every refusal is taken that comes of the segmentation), its packets and those after it are sent so too,
+    /// and the completion says so. One packet alone that is too large is a run that failed.
     fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool);
 
     /// Hands to the kernel what it does not have yet of what was queued, in the order of queueing.

@@ -78,7 +78,8 @@ impl Socket {
         let operation = self.operation.as_mut()?;
         if self.reading == Reading::Broken {
             let error = Some(io::Error::from_raw_os_error(libc::EPIPE));
-            let completion = Completion { token: operation.token, bytes: operation.done, error, at: None };
+            let completion =
+                Completion { token: operation.token, bytes: operation.done, error, at: None, unsegmented: false };
             self.operation = None;
             return Some(completion);
         }
@@ -101,7 +102,8 @@ impl Socket {
             operation.offset = 0;
             operation.pieces.pop_front();
         }
-        let completion = Completion { token: operation.token, bytes: operation.done, error: None, at: None };
+        let completion =
+            Completion { token: operation.token, bytes: operation.done, error: None, at: None, unsegmented: false };
         self.operation = None;
         Some(completion)
     }
@@ -152,7 +154,7 @@ impl SimEgress {
 }
 
 impl Egress for SimEgress {
-    fn send(&mut self, token: Token, _conn: &Conn, pieces: &mut Vec<Piece>) {
+    fn send(&mut self, token: Token, _conn: &Conn, pieces: &mut Vec<Piece>, _apart: bool) {
         assert!(!pieces.is_empty() && pieces.iter().all(|piece| !piece.is_empty()), "an operation has bytes to send");
         assert!(pieces.len() <= crate::limits::OP_IOVECS_MAX);
         let socket = self.sockets.entry(token.slot).or_insert_with(Socket::new);
@@ -171,7 +173,7 @@ impl Egress for SimEgress {
     ) {
         if let Some(errno) = self.datagram_errors.pop_front() {
             let error = Some(io::Error::from_raw_os_error(errno));
-            self.completions.push_back(Completion { token, bytes: 0, error, at: None });
+            self.completions.push_back(Completion { token, bytes: 0, error, at: None, unsegmented: false });
             return;
         }
         let mut bytes = 0;
@@ -180,7 +182,7 @@ impl Egress for SimEgress {
             bytes += packet.len();
             self.datagrams.push((token, to, packet.to_vec()));
         }
-        self.completions.push_back(Completion { token, bytes, error: None, at: None });
+        self.completions.push_back(Completion { token, bytes, error: None, at: None, unsegmented: false });
     }
 
     fn flush(&mut self) {
@@ -201,7 +203,13 @@ impl Egress for SimEgress {
         let Some(socket) = self.sockets.get_mut(&token.slot) else { return };
         if let Some(operation) = socket.operation.take_if(|operation| operation.token == token) {
             let error = Some(io::Error::from_raw_os_error(libc::ECANCELED));
-            self.completions.push_back(Completion { token, bytes: operation.done, error, at: None });
+            self.completions.push_back(Completion {
+                token,
+                bytes: operation.done,
+                error,
+                at: None,
+                unsegmented: false,
+            });
         }
     }
 

@@ -15,7 +15,7 @@ use super::probe::probe;
 use super::runtime::Runtime;
 use super::*;
 use crate::limits::OP_IOVECS_MAX;
-use crate::stream::chunk::cut_runs;
+use crate::stream::chunk::{Run, cut_runs};
 
 /// The kinds that work on this machine.
 pub(super) fn kinds() -> Vec<IoKind> {
@@ -78,7 +78,7 @@ impl Rig {
                 if index % 2 == 0 { Piece::Shared(Rc::new(bytes)) } else { Piece::Own(bytes) }
             })
             .collect();
-        self.egress.send(token(slot), conn, &mut pieces);
+        self.egress.send(token(slot), conn, &mut pieces, false);
         assert!(pieces.is_empty());
     }
 
@@ -275,7 +275,7 @@ fn a_slot_goes_to_the_next_generation() {
         for generation in [0, 1, u32::MAX] {
             let (conn, mut far) = rig.connect();
             let token = Token { slot: 5, generation };
-            rig.egress.send(token, &conn, &mut vec![Piece::Own(Bytes::from_static(b"hello"))]);
+            rig.egress.send(token, &conn, &mut vec![Piece::Own(Bytes::from_static(b"hello"))], false);
             let completion = rig.wait(5).await;
             assert_eq!((completion.token, completion.bytes), (token, 5));
             far.read_exact(&mut [0; 5]).unwrap();
@@ -447,7 +447,7 @@ impl Storm {
             at += len;
         }
         client.asked = Some(at - client.sent);
-        rig.egress.send(client.token(slot), &client.conn, &mut pieces);
+        rig.egress.send(client.token(slot), &client.conn, &mut pieces, self.random.bool());
     }
 
     fn reap(&mut self, rig: &mut Rig) {
@@ -539,7 +539,7 @@ fn datagrams(sizes: &[u16]) -> Rc<Datagrams> {
         bytes.resize(bytes.len() + usize::from(len), index as u8);
     }
     let runs = cut_runs(&packets);
-    Rc::new(Datagrams { bytes: bytes.into(), packets: packets.into(), runs })
+    Rc::new(Datagrams::new(bytes.into(), packets.into(), runs))
 }
 
 fn receive_all(socket: &UdpSocket) -> Vec<(usize, u8)> {
@@ -633,6 +633,30 @@ fn no_run_is_sent_after_one_that_failed() {
         let completion = rig.wait(0).await;
         assert_eq!((completion.error.unwrap().raw_os_error(), completion.bytes), (Some(libc::EMSGSIZE), 0));
         assert_eq!(receive_all(&far), [(10, 0)]);
+    });
+}
+
+#[test]
+fn the_packets_of_a_run_that_is_refused_go_one_by_one() {
+    on_both(async |rig| {
+        let (rtp, _rtcp) = Datagram::bind_pair(LOOPBACKS[0], None, rig.kind).unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&far).set_recv_buffer_size(1 << 20).unwrap();
+        let to = far.local_addr().unwrap();
+        let sizes = [10, 30_000, 30_000, 30_000, 700];
+        let whole = datagrams(&sizes);
+        // The run in the middle is larger than a datagram may be, which is what the kernel says of a path's MTU as well.
+        let run = |first, count, segment| Run { first, count, segment };
+        let runs = Box::new([run(0, 1, 10), run(1, 3, 30_000), run(4, 1, 700)]);
+        let chunk = Rc::new(Datagrams::new(whole.bytes.clone(), whole.packets.clone(), runs));
+        rig.egress.send_datagrams(token(0), &rtp, to, &chunk, false);
+        let completion = rig.wait(0).await;
+        assert!(completion.error.is_none() && completion.unsegmented, "{completion:?}");
+        assert_eq!(completion.bytes, 90_710);
+        assert_eq!(receive_all(&far), expected(&sizes));
+        rig.egress.send_datagrams(token(0), &rtp, to, &datagrams(&[10, 10]), false);
+        let completion = rig.wait(0).await;
+        assert!(completion.error.is_none() && !completion.unsegmented, "a later operation is not concerned");
     });
 }
 

@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::probe::explained;
 use super::uring_hold::Holds;
 use super::uring_id::{SLOTS_MAX, Tag, UserData};
-use super::uring_slot::{Lending, Outcome, PacketVectors, Slot, State, is_refusal};
+use super::uring_slot::{Lending, Outcome, Slot, State, is_refusal};
 use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, ZeroCopy};
 use crate::limits::{EGRESS_DRAIN_MAX_MS, ZERO_COPY_BYTES_MIN, ZERO_COPY_HELD_MAX};
 
@@ -37,7 +37,6 @@ const PASSES_MAX: u32 = 16;
 pub struct UringEgress {
     ring: AsyncFd<IoUring>,
     slots: Vec<Slot>,
-    vectors: PacketVectors,
     /// Entries that the submission queue had no room for.
     backlog: VecDeque<Entry>,
     /// Completions taken from the queue to make room in it.
@@ -76,7 +75,6 @@ impl UringEgress {
         Ok(UringEgress {
             ring,
             slots: Vec::new(),
-            vectors: PacketVectors::default(),
             backlog: VecDeque::new(),
             done: VecDeque::new(),
             active: 0,
@@ -242,10 +240,11 @@ impl UringEgress {
                     self.queue_later(entry);
                 }
                 Outcome::Done(bytes, error) => {
+                    let unsegmented = mem::take(&mut slot.unsegmented);
                     self.active -= 1;
                     self.stats.operations += 1;
                     let error = error.map(io::Error::from_raw_os_error);
-                    return Some(Completion { token: id.token, bytes, error, at });
+                    return Some(Completion { token: id.token, bytes, error, at, unsegmented });
                 }
             }
         }
@@ -308,9 +307,9 @@ fn is_elsewhere(stream: &tokio_uring::net::TcpStream) -> bool {
 }
 
 impl Egress for UringEgress {
-    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>) {
+    fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>, apart: bool) {
         let Conn::Uring(stream) = conn else { panic!("an io_uring egress sends on connections of IoKind::Uring") };
-        self.slot(token).begin_stream(token, stream.clone(), pieces);
+        self.slot(token).begin_stream(token, stream.clone(), pieces, apart);
         if self.zero_copy != ZeroCopy::Off {
             self.lend(token.slot);
         }
@@ -321,9 +320,8 @@ impl Egress for UringEgress {
 
     fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool) {
         let Datagram::Uring(socket) = socket else { panic!("an io_uring egress sends on sockets of IoKind::Uring") };
-        let vectors = self.vectors.of(chunk);
         let slot = self.slot(token);
-        slot.begin_datagrams(token, socket.clone(), to, chunk.clone(), vectors, plain);
+        slot.begin_datagrams(token, socket.clone(), to, chunk.clone(), plain);
         let entry = slot.next_entry();
         self.active += 1;
         self.queue(entry);

@@ -4,8 +4,7 @@
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::ptr;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
@@ -30,6 +29,8 @@ pub(super) struct Slot {
     /// Made when it is needed first, then kept.
     message: Option<Box<Message>>,
     pub lending: Lending,
+    /// The operation of datagrams goes on without segmentation; taken at its end.
+    pub unsegmented: bool,
 }
 
 /// How the slot's client stands with zero copy.
@@ -55,6 +56,8 @@ pub(super) struct StreamOp {
     pub stream: Rc<tokio_uring::net::TcpStream>,
     pub total: usize,
     sent: usize,
+    /// Its last segment takes nothing of the next operation.
+    apart: bool,
     pub cancelled: bool,
     /// Where the pieces are kept that the entry now with the kernel lends it. Only the first entry of an operation does.
     pub lent: Option<Token>,
@@ -69,7 +72,6 @@ pub(super) struct DatagramsOp {
     /// Keeps the descriptor open.
     socket: Rc<tokio_uring::net::UdpSocket>,
     chunk: Rc<Datagrams>,
-    packets: Rc<[libc::iovec]>,
     plain: bool,
     /// The message that is with the kernel, or next.
     message: usize,
@@ -117,6 +119,7 @@ impl Slot {
             iovecs: Vec::new(),
             message: None,
             lending: Lending::default(),
+            unsegmented: false,
         }
     }
 
@@ -129,13 +132,19 @@ impl Slot {
         matches!(&self.state, State::Stream(op) if op.cancelled)
     }
 
-    pub fn begin_stream(&mut self, token: Token, stream: Rc<tokio_uring::net::TcpStream>, pieces: &mut Vec<Piece>) {
+    pub fn begin_stream(
+        &mut self,
+        token: Token,
+        stream: Rc<tokio_uring::net::TcpStream>,
+        pieces: &mut Vec<Piece>,
+        apart: bool,
+    ) {
         assert!(self.is_idle(), "an idle client has no operation in flight");
         self.token = token;
         let mut total = 0;
         self.pieces.extend(pieces.drain(..).inspect(|piece| total += piece.len()));
         debug_assert!(total > 0, "an operation has something to send");
-        self.state = State::Stream(StreamOp { stream, total, sent: 0, cancelled: false, lent: None });
+        self.state = State::Stream(StreamOp { stream, total, sent: 0, apart, cancelled: false, lent: None });
     }
 
     /// What the operation on a connection sends.
@@ -157,13 +166,12 @@ impl Slot {
         socket: Rc<tokio_uring::net::UdpSocket>,
         to: SocketAddr,
         chunk: Rc<Datagrams>,
-        packets: Rc<[libc::iovec]>,
         plain: bool,
     ) {
         assert!(self.is_idle(), "an idle client has no operation in flight");
         self.token = token;
         self.message.get_or_insert_with(Message::boxed).to = Some(to.into());
-        self.state = State::Datagrams(DatagramsOp { socket, chunk, packets, plain, message: 0, sent: 0 });
+        self.state = State::Datagrams(DatagramsOp { socket, chunk, plain, message: 0, sent: 0 });
     }
 
     /// The entry that the operation has to queue next; it points into the slot's memory.
@@ -181,7 +189,7 @@ impl Slot {
     fn stream_entry(&mut self) -> Entry {
         let State::Stream(op) = &self.state else { unreachable!("asked for a stream's operation alone") };
         let fd = types::Fd(op.stream.as_raw_fd());
-        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL | if op.apart { libc::MSG_EOR } else { 0 };
         let lent = op.lent.is_some();
         let entry = if let [piece] = &self.pieces[..] {
             let rest = &piece.as_slice()[op.sent..];
@@ -220,7 +228,7 @@ impl Slot {
         let (packets, segment) = op.chunk.message(op.message, op.plain);
         let message = self.message.as_mut().expect("made with the operation");
         let to = message.to.take();
-        message.set(&op.packets[packets], segment, to);
+        message.set(&op.chunk.vectors()[packets], segment, to);
         opcode::SendMsg::new(types::Fd(op.socket.as_raw_fd()), &raw const message.header)
             .flags((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32)
             .build()
@@ -232,7 +240,7 @@ impl Slot {
         let outcome = match &mut self.state {
             State::Idle => unreachable!("a completion without an operation"),
             State::Stream(op) => op.complete(result),
-            State::Datagrams(op) => op.complete(result),
+            State::Datagrams(op) => op.complete(result, &mut self.unsegmented),
         };
         if let Outcome::Done(..) = outcome {
             self.state = State::Idle;
@@ -278,12 +286,17 @@ pub(super) fn is_refusal(result: i32) -> bool {
 }
 
 impl DatagramsOp {
-    fn complete(&mut self, result: i32) -> Outcome {
+    fn complete(&mut self, result: i32, unsegmented: &mut bool) -> Outcome {
         match result {
             _ if -result == libc::EINTR => return Outcome::More,
             ..0 => {
-                let (_, segment) = self.chunk.message(self.message, self.plain);
-                return Outcome::Done(self.sent, Some(datagram_errno(-result, segment)));
+                let (packets, segment) = self.chunk.message(self.message, self.plain);
+                let errno = datagram_errno(-result, segment);
+                if errno == libc::EMSGSIZE && segment.is_some() {
+                    (self.plain, self.message, *unsegmented) = (true, packets.start, true);
+                    return Outcome::More;
+                }
+                return Outcome::Done(self.sent, Some(errno));
             }
             0.. => self.sent += result as usize,
         }
@@ -338,31 +351,4 @@ impl SegmentControl {
 
 fn iovec(bytes: &[u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
-}
-
-/// Chunks whose packets' vectors are remembered: a few streams and tracks come in turn.
-const REMEMBERED: usize = 8;
-
-/// The weak pointer keeps the address from being used again, not the bytes.
-type Remembered = (Weak<Datagrams>, Rc<[libc::iovec]>);
-
-/// The I/O vectors of the newest chunks' packets, which all clients of a chunk share.
-#[derive(Default)]
-pub(super) struct PacketVectors {
-    remembered: [Option<Remembered>; REMEMBERED],
-    oldest: usize,
-}
-
-impl PacketVectors {
-    /// One vector a packet. They are good as long as `chunk` is held.
-    pub fn of(&mut self, chunk: &Rc<Datagrams>) -> Rc<[libc::iovec]> {
-        let found = self.remembered.iter().flatten().find(|(key, _)| ptr::eq(key.as_ptr(), Rc::as_ptr(chunk)));
-        if let Some((_, vectors)) = found {
-            return vectors.clone();
-        }
-        let vectors: Rc<[libc::iovec]> = chunk.packets.iter().map(|span| iovec(chunk.packet(span))).collect();
-        self.remembered[self.oldest] = Some((Rc::downgrade(chunk), vectors.clone()));
-        self.oldest = (self.oldest + 1) % REMEMBERED;
-        vectors
-    }
 }

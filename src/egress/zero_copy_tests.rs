@@ -31,7 +31,7 @@ fn what_was_lent_is_kept_until_the_kernel_lets_go_of_it() {
         // The client reads nothing: what the kernel has taken waits in the socket's queue, in the pages that it was lent.
         let mut sent = 0;
         while rig.egress.in_flight() == 0 {
-            rig.egress.send(token(0), &conn, &mut vec![Piece::Shared(bytes.clone())]);
+            rig.egress.send(token(0), &conn, &mut vec![Piece::Shared(bytes.clone())], false);
             rig.egress.flush();
             rig.reap();
             sent += usize::from(rig.done.remove(&0).is_some());

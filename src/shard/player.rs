@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::egress::{Datagrams, Piece};
-use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX};
+use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX, SKIP_KEPT_BYTES_MAX};
 use crate::metrics::DropReason;
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::Log;
@@ -31,8 +31,6 @@ struct Wanted {
     open: Option<u64>,
     /// The frame that follows the last one begun.
     next_frame: Option<u64>,
-    /// The source's session that the last frame begun came in.
-    session: Option<u32>,
 }
 
 /// A chunk that is to be sent now, as the player wants it.
@@ -46,7 +44,8 @@ pub struct Taken {
     pub kind: ChunkKind,
 }
 
-/// A part of a frame begun that is sent before anything else: the log has let go of it, or the client skips past it.
+/// What is sent before anything else: a part of a frame begun that the log has let go of or that the client skips past, and the
+/// sound of the time that it skips.
 #[derive(Debug)]
 struct Rest {
     chunk: Arc<Chunk>,
@@ -61,10 +60,20 @@ pub struct Notes {
     pub skips: u32,
     /// Frames passed over because of its lag.
     pub lagging_frames: u64,
-    /// Frames passed over because they came before the first keyframe of the source's session.
-    pub waiting_frames: u64,
     /// Frames passed over because the log did not hold them any more.
     pub log_bytes_frames: u64,
+}
+
+impl Notes {
+    /// The chunk's frame is begun: counts those of its track that were passed over since the last one.
+    fn begin(&mut self, wanted: &mut Wanted, chunk: &Chunk, cause: DropReason) {
+        let passed = wanted.next_frame.map_or(0, |next| chunk.frame.saturating_sub(next));
+        match cause {
+            DropReason::LogBytes => self.log_bytes_frames += passed,
+            _ => self.lagging_frames += passed,
+        }
+        wanted.next_frame = Some(chunk.frame + 1);
+    }
 }
 
 /// One playing client's cursor and flags.
@@ -91,14 +100,8 @@ impl Player {
         let mut tracks: Vec<Option<Wanted>> = vec![None; description.tracks.len()];
         for (track, channels) in channels {
             let video = description.tracks[usize::from(track.0)].is_video();
-            tracks[usize::from(track.0)] = Some(Wanted {
-                channels: *channels,
-                video,
-                waiting: video,
-                open: None,
-                next_frame: None,
-                session: None,
-            });
+            tracks[usize::from(track.0)] =
+                Some(Wanted { channels: *channels, video, waiting: video, open: None, next_frame: None });
         }
         Player {
             cursor: log.head(),
@@ -135,7 +138,7 @@ impl Player {
 
     /// Goes on after a pause: at the newest keyframe, or where it stopped if it has been sent that keyframe already. No frame is
     /// ever sent twice.
-    pub fn resume(&mut self, log: &Log, now: Instant) {
+    pub fn resume(&mut self, log: &mut Log, now: Instant) {
         let newer = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor);
         let decoding = self.tracks.iter().flatten().any(|wanted| wanted.video && !wanted.waiting);
         if newer.is_none() && decoding && self.cursor >= log.first() {
@@ -143,7 +146,7 @@ impl Player {
             return;
         }
         let target = newer.unwrap_or(log.head());
-        self.keep_begun(log, target);
+        self.keep(log, target, target);
         self.cursor = target;
         self.started = now;
         for wanted in self.tracks.iter_mut().flatten() {
@@ -151,11 +154,6 @@ impl Player {
             // What it missed while it did not play was not dropped.
             wanted.next_frame = None;
         }
-    }
-
-    /// Number of the next chunk it gets.
-    pub fn cursor(&self) -> u64 {
-        self.cursor
     }
 
     /// The interleaved channels (RTP, RTCP) of a track that it is sent.
@@ -190,8 +188,9 @@ impl Player {
     }
 
     /// Keeps nothing but the rest of the frames begun, as far as it has arrived; for a client that is about to be closed.
-    pub fn finish(&mut self, log: &Log) {
-        self.keep_begun(log, log.head());
+    pub fn finish(&mut self, log: &mut Log) {
+        let head = log.head();
+        self.keep(log, head, head);
         self.cursor = u64::MAX;
     }
 
@@ -328,7 +327,7 @@ impl Player {
     }
 
     /// The slow-client rule: past `age`, or when the log has moved on, finish the frame begun and go to the newest keyframe.
-    fn catch_up(&mut self, log: &Log, age: Duration, now: Instant) {
+    fn catch_up(&mut self, log: &mut Log, age: Duration, now: Instant) {
         if self.is_finished() {
             return;
         }
@@ -338,8 +337,9 @@ impl Player {
         }
         // A keyframe at the cursor itself is one that it has not been sent.
         let target = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor).unwrap_or(log.head());
-        self.keep_begun(log, target);
         self.cause = if log.forced_out(self.cursor) { DropReason::LogBytes } else { DropReason::Lagging };
+        let sound_from = self.sound_from(log, target);
+        self.keep(log, target, sound_from);
         self.notes.skips += 1;
         self.cursor = target;
         self.started = now;
@@ -348,24 +348,48 @@ impl Player {
         }
     }
 
-    /// Takes hold of what the log has below `target` of the frames begun.
-    fn keep_begun(&mut self, log: &Log, target: u64) {
-        for number in self.cursor.max(log.first())..target {
+    /// From which chunk on a skip to `target` keeps the frames of tracks other than video, which cost little: `target` itself for
+    /// a client that got no video since its last skip, or has none, so that it lags because of them.
+    fn sound_from(&self, log: &Log, target: u64) -> u64 {
+        if !self.tracks.iter().flatten().any(|wanted| wanted.video && !wanted.waiting) {
+            return target;
+        }
+        let mut bytes = 0;
+        let oldest = self.cursor.max(log.first());
+        for number in (oldest..target).rev() {
             let Some(entry) = log.get(number) else { continue };
-            let chunk = entry.chunk();
-            let wanted = self.tracks.get(usize::from(chunk.track.0)).and_then(Option::as_ref);
-            let Some(wanted) = wanted.filter(|wanted| {
-                chunk.kind == ChunkKind::Media && wanted.open == Some(chunk.frame) && !chunk.frame_start
-            }) else {
+            bytes += if self.is_sound(entry.chunk()) { entry.chunk().bytes.len() } else { 0 };
+            if bytes > SKIP_KEPT_BYTES_MAX {
+                return number + 1;
+            }
+        }
+        oldest
+    }
+
+    /// Whether the chunk is a whole frame of a track other than video that this client gets.
+    fn is_sound(&self, chunk: &Chunk) -> bool {
+        let wanted = self.tracks.get(usize::from(chunk.track.0)).and_then(Option::as_ref);
+        chunk.kind == ChunkKind::Media
+            && chunk.frame_start
+            && chunk.frame_end
+            && wanted.is_some_and(|wanted| !wanted.video)
+    }
+
+    /// Takes hold of what the log has below `target` of the frames begun, and from `sound_from` on of tracks other than video.
+    fn keep(&mut self, log: &mut Log, target: u64, sound_from: u64) {
+        for number in self.cursor.max(log.first())..target {
+            let Some(entry) = log.get_mut(number) else { continue };
+            let chunk = Arc::clone(entry.chunk());
+            let sound = number >= sound_from && self.is_sound(&chunk);
+            let Some(Some(wanted)) = self.tracks.get_mut(usize::from(chunk.track.0)) else { continue };
+            let begun = chunk.kind == ChunkKind::Media && wanted.open == Some(chunk.frame) && !chunk.frame_start;
+            if sound {
+                self.notes.begin(wanted, &chunk, self.cause);
+            } else if !begun {
                 continue;
-            };
-            let piece = if wanted.channels.0 == chunk.channel() {
-                Piece::Own(chunk.bytes.clone())
-            } else {
-                // A lagging client's last part of a frame: too rare to be worth a rendering that is kept.
-                Piece::Own(chunk.render(wanted.channels.0))
-            };
-            self.rest.push_back(Rest { chunk: Arc::clone(chunk), piece });
+            }
+            let piece = entry.piece(wanted.channels.0);
+            self.rest.push_back(Rest { chunk, piece });
         }
     }
 
@@ -381,12 +405,6 @@ impl Player {
                 if !chunk.frame_start {
                     return None;
                 }
-                if wanted.session.is_some_and(|session| session != chunk.session) && !wanted.waiting {
-                    // The camera is back: what it sends before its first keyframe builds on pictures that nobody has.
-                    wanted.waiting = wanted.video;
-                    self.cause = DropReason::WaitingKeyframe;
-                }
-                wanted.session = Some(chunk.session);
                 if wanted.waiting {
                     if !chunk.keyframe {
                         return None;
@@ -394,13 +412,7 @@ impl Player {
                     wanted.waiting = false;
                     self.started = now;
                 }
-                let passed = wanted.next_frame.map_or(0, |next| chunk.frame.saturating_sub(next));
-                match self.cause {
-                    DropReason::LogBytes => self.notes.log_bytes_frames += passed,
-                    DropReason::WaitingKeyframe => self.notes.waiting_frames += passed,
-                    _ => self.notes.lagging_frames += passed,
-                }
-                wanted.next_frame = Some(chunk.frame + 1);
+                self.notes.begin(wanted, chunk, self.cause);
             }
             wanted.open = (!chunk.frame_end).then_some(chunk.frame);
         }

@@ -16,7 +16,6 @@ struct Bed {
     epoch: Instant,
     log: Log,
     number: u64,
-    session: u32,
     description: Description,
 }
 
@@ -36,7 +35,7 @@ impl Bed {
             clock: (epoch, 0),
         };
         let description = Description { tracks: vec![track("video"), track("audio")] };
-        Bed { epoch, log: Log::new(AGE, 1 << 20), number: 0, session: 0, description }
+        Bed { epoch, log: Log::new(AGE, 1 << 20), number: 0, description }
     }
 
     fn at(&self, ms: u64) -> Instant {
@@ -56,7 +55,6 @@ impl Bed {
             number,
             track,
             kind: ChunkKind::Media,
-            session: self.session,
             frame,
             frame_start: flags.contains('s'),
             frame_end: flags.contains('e'),
@@ -118,7 +116,46 @@ fn a_lagging_client_finishes_its_frame_and_skips_to_the_newest_keyframe() {
     assert_eq!(got[1], 31, "then comes the newest keyframe, frame 30");
     assert_eq!(got.len(), 11);
     let notes = player.take_notes();
-    assert_eq!(notes, Notes { skips: 1, lagging_frames: 29, log_bytes_frames: 0, waiting_frames: 0 });
+    assert_eq!(notes, Notes { skips: 1, lagging_frames: 29, log_bytes_frames: 0 });
+}
+
+#[test]
+fn a_skip_of_video_keeps_the_sound() {
+    let mut bed = Bed::new();
+    let mut player = bed.player(0);
+    bed.chunk(0, VIDEO, 0, "kse", 100);
+    bed.chunk(1, AUDIO, 0, "se", 10);
+    assert_eq!(bed.fill(&mut player, 1), [0, 1]);
+    let mut sound = Vec::new();
+    for frame in 1..60 {
+        bed.chunk(frame * 33, VIDEO, frame, "se", 100);
+        sound.push(bed.chunk(frame * 33 + 1, AUDIO, frame, "se", 10));
+    }
+    assert_eq!(bed.fill(&mut player, 2000), sound, "all of it while the video waits for a keyframe");
+    let notes = player.take_notes();
+    assert_eq!((notes.skips, notes.lagging_frames), (1, 0), "the video's are counted when it goes on");
+    let key = bed.chunk(2_010, VIDEO, 60, "kse", 100);
+    let next = bed.chunk(2_011, AUDIO, 60, "se", 10);
+    assert_eq!(bed.fill(&mut player, 2_011), [key, next]);
+    assert_eq!(player.take_notes().lagging_frames, 59);
+}
+
+#[test]
+fn who_lags_because_of_the_sound_alone_does_not_keep_it() {
+    let mut bed = Bed::new();
+    let mut player = bed.player(0);
+    for frame in 0..60 {
+        bed.chunk(frame * 33, AUDIO, frame, "se", 10);
+    }
+    assert_eq!(bed.fill(&mut player, 2_000), [0u64; 0], "it has not had a picture yet, and goes on with what is new");
+    // The newest of it, if it is much.
+    let key = bed.chunk(2_010, VIDEO, 0, "kse", 100);
+    let next = bed.chunk(2_011, AUDIO, 60, "se", 10);
+    assert_eq!(bed.fill(&mut player, 2_011), [key, next]);
+    let sound: Vec<u64> = (61..161).map(|frame| bed.chunk(frame * 33 + 100, AUDIO, frame, "se", 996)).collect();
+    let got = bed.fill(&mut player, 6_000);
+    assert_eq!(got, sound[sound.len() - 32..]);
+    assert_eq!(player.take_notes().lagging_frames, 68);
 }
 
 #[test]
@@ -172,22 +209,21 @@ fn a_frame_whose_start_the_log_has_lost_is_never_begun() {
 }
 
 #[test]
-fn after_the_source_was_away_video_goes_on_with_its_next_keyframe() {
+fn a_video_track_that_has_stopped_does_not_have_the_other_kept_for_ever() {
     let mut bed = Bed::new();
-    let mut player = bed.player(0);
+    bed.log = Log::new(AGE, 32 << 20);
+    let stopped = TrackId(2);
+    bed.chunk(0, stopped, 0, "kse", 100);
     bed.chunk(0, VIDEO, 0, "kse", 100);
-    bed.chunk(1, AUDIO, 0, "se", 10);
-    assert_eq!(bed.fill(&mut player, 1), [0, 1]);
-    bed.session += 1;
-    bed.chunk(33, VIDEO, 1, "se", 100);
-    let audio = bed.chunk(34, AUDIO, 1, "se", 10);
-    bed.chunk(66, VIDEO, 2, "se", 100);
-    let mut cached = bed.player(70);
-    cached.start_cached(&bed.log, bed.at(70));
-    let key = bed.chunk(99, VIDEO, 3, "kse", 100);
-    assert_eq!(bed.fill(&mut player, 100), [audio, key]);
-    assert_eq!(player.take_notes(), Notes { waiting_frames: 2, ..Notes::default() });
-    assert_eq!(bed.fill(&mut cached, 100), [0, 1, audio, key], "nor does a cached start run into the new session");
+    let mut most = 0;
+    for frame in 1..1_000 {
+        bed.chunk(frame * 33, VIDEO, frame, if frame % 30 == 0 { "kse" } else { "se" }, 100);
+        bed.log.trim(bed.at(frame * 33), |_| {});
+        most = most.max(bed.log.bytes());
+    }
+    assert!(most < 11 * 30 * 110, "{most} bytes: more than ten seconds of them");
+    assert!(bed.log.bytes() < 3 * 30 * 110, "{} bytes", bed.log.bytes());
+    assert_eq!((bed.log.newest_keyframe(stopped), bed.log.newest_keyframe(VIDEO)), (None, Some(991)));
 }
 
 #[test]
@@ -223,7 +259,7 @@ fn a_finished_player_sends_the_rest_of_its_frame_and_nothing_else() {
     assert_eq!(bed.fill(&mut player, 1), [0]);
     let rest = bed.chunk(2, VIDEO, 0, "e", 100);
     bed.chunk(33, VIDEO, 1, "kse", 100);
-    player.finish(&bed.log);
+    player.finish(&mut bed.log);
     assert!(player.is_behind(&bed.log));
     assert_eq!(bed.fill(&mut player, 34), [rest]);
     bed.chunk(66, VIDEO, 2, "se", 100);

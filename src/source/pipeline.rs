@@ -389,7 +389,6 @@ impl Pipeline {
         if let Some(timeline) = &mut self.timeline {
             timeline.new_session();
         }
-        self.chunker.new_session();
     }
 
     /// The next thing that the operator should know.

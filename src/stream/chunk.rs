@@ -45,9 +45,6 @@ pub struct Chunk {
     pub track: TrackId,
     /// What it carries.
     pub kind: ChunkKind,
-    /// Number of the source's session that it came in, dense from 0: decoding does not go on from one into the next without a
-    /// keyframe.
-    pub session: u32,
     /// Number of the frame in its track, dense from 0. Meaningless for [`ChunkKind::Report`].
     pub frame: u64,
     /// Whether the frame begins with this chunk.

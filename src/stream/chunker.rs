@@ -79,7 +79,6 @@ struct Track {
 #[derive(Debug, Default)]
 pub struct Chunker {
     next_number: u64,
-    session: u32,
     tracks: Vec<Track>,
 }
 
@@ -119,7 +118,7 @@ impl Chunker {
         let this = &mut self.tracks[usize::from(track.0)];
         this.frame.get_or_insert_default().key = key;
         if this.open.is_some() && this.buffer.len() + framed > CHUNK_BYTES_MAX {
-            out(this.close(false, &mut self.next_number, self.session));
+            out(this.close(false, &mut self.next_number));
         }
         let room = if this.open.is_none() { framed.max(this.likely) } else { framed };
         if this.buffer.capacity() - this.buffer.len() < room {
@@ -154,7 +153,7 @@ impl Chunker {
     pub fn cut(&mut self, track: TrackId, out: &mut impl FnMut(Arc<Chunk>)) {
         let this = &mut self.tracks[usize::from(track.0)];
         if this.open.is_some() {
-            out(this.close(false, &mut self.next_number, self.session));
+            out(this.close(false, &mut self.next_number));
         }
     }
 
@@ -165,7 +164,7 @@ impl Chunker {
     pub fn end_frame(&mut self, track: TrackId, out: &mut impl FnMut(Arc<Chunk>)) -> bool {
         let this = &mut self.tracks[usize::from(track.0)];
         if this.open.is_some() {
-            out(this.close(true, &mut self.next_number, self.session));
+            out(this.close(true, &mut self.next_number));
         }
         let ended = this.frame.take();
         this.next_frame += u64::from(ended.is_some());
@@ -191,7 +190,7 @@ impl Chunker {
     pub fn close_parts(&mut self, now: Instant, out: &mut impl FnMut(Arc<Chunk>)) {
         for this in &mut self.tracks {
             if this.part_due().is_some_and(|due| due <= now) {
-                out(this.close(false, &mut self.next_number, self.session));
+                out(this.close(false, &mut self.next_number));
             }
         }
     }
@@ -222,7 +221,6 @@ impl Chunker {
             number,
             track,
             kind: ChunkKind::Report,
-            session: self.session,
             frame: self.tracks[usize::from(track.0)].next_frame,
             frame_start: false,
             frame_end: true,
@@ -234,12 +232,6 @@ impl Chunker {
             packets: Box::new([Span { offset: INTERLEAVED_HEADER_BYTES as u32, len }]),
             runs: Box::new([Run { first: 0, count: 1, segment: len }]),
         }));
-    }
-
-    /// What comes from now on belongs to another session of the source.
-    pub fn new_session(&mut self) {
-        debug_assert!(self.tracks.iter().all(|track| track.open.is_none()), "frames end with their session");
-        self.session += 1;
     }
 
     /// What of the track has been published.
@@ -264,7 +256,7 @@ impl Track {
         self.buffer = buffer;
     }
 
-    fn close(&mut self, frame_end: bool, next_number: &mut u64, session: u32) -> Arc<Chunk> {
+    fn close(&mut self, frame_end: bool, next_number: &mut u64) -> Arc<Chunk> {
         let open = self.open.take().expect("only an open chunk is closed");
         let frame = self.frame.as_mut().expect("an open chunk belongs to a frame");
         let frame_start = frame.published.is_none();
@@ -284,7 +276,6 @@ impl Track {
             number,
             track: self.id,
             kind: ChunkKind::Media,
-            session,
             frame: self.next_frame,
             frame_start,
             frame_end,

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::TrackId;
-use super::chunk::Chunk;
+use super::chunk::{Chunk, ChunkKind};
 use crate::egress::{Datagrams, Piece};
-use crate::limits::TRACKS_MAX;
+use crate::limits::{KEYFRAME_KEPT_S, TRACKS_MAX};
 
 /// A chunk in the log, with what the shard has made of it for its clients.
 #[derive(Debug)]
@@ -61,8 +61,9 @@ pub enum Appended {
 
 /// The newest chunks of one stream.
 ///
-/// It keeps everything since the older of the last keyframe (of every video track) and `age` ago. Past `bytes_max` the oldest frames go, and with
-/// them perhaps the keyframe that new clients would start at ([`Log::cached_start`]).
+/// It keeps everything since the older of the last keyframe (of every video track that has not fallen silent) and `age` ago.
+/// Past `bytes_max` the oldest frames go, and with them perhaps the keyframe that new clients would start at
+/// ([`Log::cached_start`]).
 #[derive(Debug)]
 pub struct Log {
     entries: VecDeque<Entry>,
@@ -72,6 +73,8 @@ pub struct Log {
     bytes_max: usize,
     /// Number of the newest chunk that starts a keyframe, of each track, as long as the log holds it.
     keyframes: [Option<u64>; TRACKS_MAX],
+    /// When the newest media chunk of each track arrived.
+    heard: [Option<Instant>; TRACKS_MAX],
     overflowed: bool,
     /// Everything below this number that is gone went, at the latest, because of `bytes_max` while it was still young.
     forced_below: u64,
@@ -87,6 +90,7 @@ impl Log {
             age,
             bytes_max,
             keyframes: [None; TRACKS_MAX],
+            heard: [None; TRACKS_MAX],
             overflowed: false,
             forced_below: 0,
         }
@@ -169,6 +173,9 @@ impl Log {
             self.keyframes[usize::from(chunk.track.0)] = Some(chunk.number);
             self.overflowed = false;
         }
+        if chunk.kind == ChunkKind::Media {
+            self.heard[usize::from(chunk.track.0)] = Some(chunk.arrival);
+        }
         self.bytes += chunk.bytes.len();
         let shared = Rc::new(chunk.bytes.clone());
         self.entries.push_back(Entry { chunk, shared, renderings: SmallVec::new(), datagrams: None });
@@ -177,6 +184,11 @@ impl Log {
 
     /// Lets go of what need not be kept at `now`, oldest first, and gives each chunk to `gone` on its way out.
     pub fn trim(&mut self, now: Instant, mut gone: impl FnMut(Entry)) {
+        for (keyframe, heard) in self.keyframes.iter_mut().zip(&self.heard) {
+            // A track that has stopped for good would have the others' chunks kept for ever.
+            let silent = heard.is_none_or(|at| now.saturating_duration_since(at).as_secs() >= KEYFRAME_KEPT_S);
+            *keyframe = keyframe.filter(|_| !silent);
+        }
         let keyframe = self.keyframes.iter().flatten().copied().min();
         while let Some(entry) = self.entries.front() {
             let young = now.saturating_duration_since(entry.chunk.arrival) <= self.age;

@@ -240,8 +240,7 @@ impl<E: Egress> Core<E> {
             return;
         }
         playing.paused = false;
-        let log = &self.streams[usize::from(playing.stream.0)].log;
-        playing.player.resume(log, now);
+        playing.player.resume(&mut self.streams[usize::from(playing.stream.0)].log, now);
     }
 
     /// The first packet of each track, by the log where it has it, else by the numbers that come next.
@@ -379,7 +378,7 @@ impl<E: Egress> Core<E> {
     pub(super) fn end_client(&mut self, now: Instant, slot: u32, reason: EndReason) {
         let Some(mut playing) = self.links[slot as usize].playing.take() else { return };
         self.leave(&mut playing, reason);
-        playing.player.finish(&self.streams[usize::from(playing.stream.0)].log);
+        playing.player.finish(&mut self.streams[usize::from(playing.stream.0)].log);
         let session = playing.session;
         let stream = &self.streams[usize::from(playing.stream.0)];
         let link = &mut self.links[slot as usize];
@@ -508,9 +507,6 @@ impl<E: Egress> Core<E> {
 /// One packet that no chunk holds, as a UDP client is sent it.
 fn single_datagram(packet: Vec<u8>) -> Datagrams {
     let len = packet.len() as u16;
-    Datagrams {
-        bytes: Bytes::from(packet),
-        packets: Box::new([Span { offset: 0, len }]),
-        runs: Box::new([Run { first: 0, count: 1, segment: len }]),
-    }
+    let (packet_at, run) = (Span { offset: 0, len }, Run { first: 0, count: 1, segment: len });
+    Datagrams::new(Bytes::from(packet), Box::new([packet_at]), Box::new([run]))
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::{Closing, Core, Kind, Playing};
 use crate::egress::{Completion, Conn, Egress, Piece, Token};
 use crate::limits::{
-    LAGGED_S, NOTSENT_LOWAT_BYTES, NOTSENT_LOWAT_LAGGING_BYTES, OP_BYTES_LAGGING_MAX, OP_BYTES_MAX, OP_IOVECS_MAX,
+    AGE_LAGGING_DIVISOR, LAGGED_S, NOTSENT_LOWAT_BYTES, NOTSENT_LOWAT_LAGGING_BYTES, OP_BYTES_LAGGING_MAX,
+    OP_BYTES_MAX, OP_IOVECS_MAX,
 };
 use crate::metrics::{DropReason, ShardMetrics};
 use crate::session::ConnId;
@@ -139,7 +140,8 @@ impl<E: Egress> Core<E> {
                 let answered = answers.is_empty();
                 if let Some(playing) = link.playing.as_mut().filter(|playing| answered && !playing.paused) {
                     let log = &mut self.streams[usize::from(playing.stream.0)].log;
-                    link.media_bytes = playing.player.fill(log, self.age, now, bytes, pieces, &mut link.arrivals);
+                    let age = if playing.lagging_until.is_some() { self.age / AGE_LAGGING_DIVISOR } else { self.age };
+                    link.media_bytes = playing.player.fill(log, age, now, bytes, pieces, &mut link.arrivals);
                     bytes += link.media_bytes;
                     let skipped = playing.count_notes(&mut self.metrics);
                     playing.narrow(now, conn, skipped);
@@ -155,7 +157,8 @@ impl<E: Egress> Core<E> {
                 if !pieces.is_empty() {
                     link.op_bytes = bytes;
                     link.busy = Some(now);
-                    self.egress.send(token, conn, pieces);
+                    let lags = link.playing.as_ref().is_some_and(|playing| playing.lagging_until.is_some());
+                    self.egress.send(token, conn, pieces, lags);
                 } else if link.closing == Closing::Flush {
                     self.remove(slot);
                 }
@@ -265,15 +268,17 @@ impl<E: Egress> Core<E> {
             self.remove(slot);
             return;
         }
+        if let (Kind::Udp { plain, .. }, true) = (&mut link.kind, completion.unsegmented) {
+            *plain = true;
+        }
         match (&mut link.kind, completion.error) {
             (_, None) | (Kind::Receiver { .. }, _) => {}
             (Kind::Tcp { .. }, Some(error)) => {
                 self.send_failed(now, slot, &error);
                 return;
             }
-            (Kind::Udp { plain, own_sockets, .. }, Some(error)) => {
+            (Kind::Udp { own_sockets, .. }, Some(error)) => {
                 let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
-                    *plain = true;
                     DropReason::UdpMessageSize
                 } else {
                     // Of other errors, such as a route that is gone, a socket of its own would cure nothing.
@@ -347,7 +352,6 @@ impl Playing {
         }
         metrics.dropped(self.stream, DropReason::Lagging, notes.lagging_frames);
         metrics.dropped(self.stream, DropReason::LogBytes, notes.log_bytes_frames);
-        metrics.dropped(self.stream, DropReason::WaitingKeyframe, notes.waiting_frames);
         notes.skips > 0
     }
 

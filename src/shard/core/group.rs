@@ -81,14 +81,14 @@ impl<E: Egress> Core<E> {
 
     /// Has the group go on when somebody has joined, and pause when nobody is left.
     pub(super) fn wake_group(&mut self, now: Instant, index: usize) {
-        let stream = &self.streams[index];
+        let stream = &mut self.streams[index];
         let (Some(group), Some(slot)) = (&stream.group, stream.group_link) else { return };
         let wanted = group.receivers.load(Ordering::Relaxed) > 0;
         let Some(playing) = self.links.get_mut(slot as usize).and_then(|link| link.playing.as_mut()) else { return };
         if playing.paused == wanted {
             playing.paused = !wanted;
             if wanted {
-                playing.player.resume(&stream.log, now);
+                playing.player.resume(&mut stream.log, now);
             }
             tracing::info!(stream = %stream.name, group = %group.address, sends = wanted, "multicast");
         }

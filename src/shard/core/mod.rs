@@ -148,7 +148,7 @@ enum Kind {
         own: VecDeque<(SocketAddr, std::rc::Rc<Datagrams>)>,
         /// Sockets of its own, one a track, while its path is or may be backed up.
         own_sockets: Option<Box<OwnSockets>>,
-        /// The path has refused a GSO run with `EMSGSIZE`.
+        /// The path takes no runs of packets (GSO): they go one by one.
         plain: bool,
         /// Bytes sent since `burst_from`, so that a catching-up client's receive buffer is not overrun.
         burst_bytes: usize,

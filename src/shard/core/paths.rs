@@ -4,6 +4,10 @@
 //! clients share, and then the free ones' datagrams are refused. The shared socket does not tell whose datagrams it holds; so
 //! when much is held, clients are given sockets of their own in turn, and those in which nothing is ever held go back.
 
+#[cfg(test)]
+#[path = "paths_tests.rs"]
+mod tests;
+
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
