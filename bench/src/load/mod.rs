@@ -180,6 +180,8 @@ pub(crate) struct Load<'a> {
     /// Players of each role that the server closed.
     closed: [u64; 3],
     joined: u64,
+    /// Players on their way from connecting to playing.
+    joining: usize,
     left: u64,
     measuring: bool,
     next_slow: Instant,
@@ -216,6 +218,7 @@ impl<'a> Load<'a> {
             failures: BTreeMap::new(),
             closed: [0; 3],
             joined: 0,
+            joining: 0,
             left: 0,
             measuring: false,
             next_slow: now,
@@ -251,7 +254,10 @@ impl<'a> Load<'a> {
         let data = event_data(place, self.generations[place], 0);
         let watched = self.epoll.add(&player.stream, EpollEvent::new(EpollFlags::EPOLLOUT, data));
         match watched {
-            Ok(()) => self.players[place] = Some(player),
+            Ok(()) => {
+                self.players[place] = Some(player);
+                self.joining += 1;
+            }
             Err(error) => *self.failures.entry(format!("epoll: {error}")).or_default() += 1,
         }
     }
@@ -267,17 +273,14 @@ impl<'a> Load<'a> {
                 self.start_player(started);
                 started += 1;
             }
-            let waiting = self.players.iter().flatten().filter(|p| !matches!(p.phase, Phase::Playing | Phase::Over(_)));
-            let waiting = waiting.count();
-            if started == self.args.clients && waiting == 0 {
+            if started == self.args.clients && self.joining == 0 {
                 break;
             }
             if stop.load(Ordering::Relaxed) {
                 return Err("stopped while the players were joining".into());
             }
             self.step(now + Duration::from_millis(2))?;
-            self.overdue();
-            self.progress_line("joining", (started - waiting) as f64 / self.args.clients as f64);
+            self.progress_line("joining", (started - self.joining) as f64 / self.args.clients as f64);
         }
         if self.joined == 0 {
             let reasons: Vec<&str> = self.failures.keys().map(String::as_str).collect();
@@ -289,9 +292,9 @@ impl<'a> Load<'a> {
     /// Gives up players whose handshake takes too long.
     fn overdue(&mut self) {
         for place in 0..self.players.len() {
-            let late = self.players[place].as_ref().is_some_and(|p| {
-                matches!(p.phase, Phase::Connecting | Phase::Asking) && p.begun.elapsed() > self.args.join_timeout
-            });
+            let late = self.players[place]
+                .as_ref()
+                .is_some_and(|p| p.phase.is_joining() && p.begun.elapsed() > self.args.join_timeout);
             if late {
                 self.over(place, "the handshake took too long".into());
             }
@@ -413,6 +416,7 @@ impl<'a> Load<'a> {
             }
             Progress::Plays(media) => {
                 self.joined += 1;
+                self.joining -= 1;
                 // By edge, so that one wait and one read a frame are enough; the change tells of what is there already.
                 let normal = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
                 let flags = if player.role == Role::Normal { normal } else { EpollFlags::EPOLLRDHUP };
@@ -517,12 +521,13 @@ impl<'a> Load<'a> {
         }
         let place = self.random.usize(..normal);
         // Dropping it closes its sockets, and with them its places in epoll.
-        if let Some(mut player) = self.players[place].take()
-            && player.phase == Phase::Playing
-        {
-            let request = player.handshake.extra("TEARDOWN");
-            let _ = player.write(&request);
-            self.left += 1;
+        if let Some(mut player) = self.players[place].take() {
+            self.joining -= usize::from(player.phase.is_joining());
+            if player.phase == Phase::Playing {
+                let request = player.handshake.extra("TEARDOWN");
+                let _ = player.write(&request);
+                self.left += 1;
+            }
         }
         self.start_player(place);
     }
@@ -547,6 +552,7 @@ impl<'a> Load<'a> {
         for socket in &player.sockets {
             let _ = self.epoll.delete(socket);
         }
+        self.joining -= usize::from(player.phase.is_joining());
         if player.phase == Phase::Playing {
             self.closed[player.role as usize] += 1;
         }

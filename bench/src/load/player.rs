@@ -33,6 +33,13 @@ pub enum Phase {
     Over(String),
 }
 
+impl Phase {
+    /// Whether it is on its way from connecting to playing.
+    pub fn is_joining(&self) -> bool {
+        matches!(self, Phase::Connecting | Phase::Asking)
+    }
+}
+
 /// One player.
 pub struct Player {
     /// How it behaves.

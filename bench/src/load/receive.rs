@@ -60,6 +60,10 @@ pub struct Totals {
     pub began_elsewhere: u64,
     /// From PLAY to the end of the first keyframe, in µs, since the start.
     pub first_keyframe_us: Histogram<u64>,
+    /// From the read that brought an audio packet to the one that brought the next, in µs.
+    pub audio_wait_us: Histogram<u64>,
+    /// From an audio packet's timestamp to that of the next one, in µs.
+    pub audio_skip_us: Histogram<u64>,
 }
 
 impl Totals {
@@ -88,6 +92,8 @@ impl Totals {
             reads: 0,
             began_elsewhere: 0,
             first_keyframe_us: histogram(),
+            audio_wait_us: histogram(),
+            audio_skip_us: histogram(),
         }
     }
 }
@@ -156,6 +162,29 @@ struct Track {
     hash: crc32fast::Hasher,
     /// Number of the last frame that ended.
     last_number: Option<u64>,
+    /// Ticks a second of an audio track's timestamps.
+    clock_rate: u32,
+    /// Audio: when the last packet was read (CLOCK_REALTIME in ns), and its timestamp.
+    heard: Option<(u64, u32)>,
+}
+
+impl Track {
+    fn hear(&mut self, env: &mut Env<'_>) {
+        if let Some((at_ns, time)) = self.heard.replace((env.now_ns, self.time))
+            && env.totals.measuring
+        {
+            let skip_us = u64::from(self.time.wrapping_sub(time)) * 1_000_000 / u64::from(self.clock_rate);
+            env.totals.audio_wait_us.saturating_record(env.now_ns.saturating_sub(at_ns) / 1000);
+            env.totals.audio_skip_us.saturating_record(skip_us);
+        }
+    }
+}
+
+/// The clock rate that a track's description tells (`a=rtpmap:0 PCMU/8000`).
+fn clock_rate(sdp: &[String]) -> u32 {
+    let map = sdp.iter().find_map(|line| line.strip_prefix("a=rtpmap:"));
+    let rate = map.and_then(|map| map.split('/').nth(1)?.trim().parse().ok());
+    rate.filter(|rate| *rate > 0).unwrap_or(8_000)
 }
 
 /// The receiving side of one player.
@@ -187,7 +216,13 @@ impl Receiver {
     pub fn new(stream: u16, tracks: &[TrackInfo], hashes: bool, play_ns: u64) -> Receiver {
         let tracks = tracks
             .iter()
-            .map(|t| Track { video: t.video, codec: t.codec, rtp_channel: t.channels.0, ..Track::default() })
+            .map(|t| Track {
+                video: t.video,
+                codec: t.codec,
+                rtp_channel: t.channels.0,
+                clock_rate: clock_rate(&t.sdp),
+                ..Track::default()
+            })
             .collect();
         Receiver { stream, tracks, hashes, play_ns, ..Receiver::default() }
     }
@@ -392,6 +427,7 @@ impl Receiver {
             verify.frame(self.stream, index as u8, key, track.hash.clone().finalize());
         }
         if !track.video {
+            track.hear(env);
             return;
         }
         self.ended_now += 1;

@@ -95,6 +95,12 @@ pub struct Group {
     pub first_keyframe_us: Times,
     /// Players whose first frame was no keyframe, since the start.
     pub began_elsewhere: u64,
+    /// From the read that brought an audio packet to the one that brought the next, in µs.
+    #[serde(default)]
+    pub audio_wait_us: Times,
+    /// From an audio packet's timestamp to that of the next one, in µs.
+    #[serde(default)]
+    pub audio_skip_us: Times,
 }
 
 /// The generator's own state: whether the figures are the server's or its own.
@@ -203,6 +209,8 @@ fn group(load: &Load<'_>, role: Role, totals: &Totals, seconds: f64) -> Group {
         latency_us: Times::of(&totals.latency_us),
         first_keyframe_us: Times::of(&totals.first_keyframe_us),
         began_elsewhere: totals.began_elsewhere,
+        audio_wait_us: Times::of(&totals.audio_wait_us),
+        audio_skip_us: Times::of(&totals.audio_skip_us),
     }
 }
 
@@ -313,6 +321,10 @@ impl Report {
                     g.timeline_restarts
                 ),
             );
+            if g.audio_wait_us.count > 0 {
+                row("audio: time without µs", times(&g.audio_wait_us));
+                row("audio: skipped µs", times(&g.audio_skip_us));
+            }
             row("received", format!("{:.1} MB, {:.3} Gbit/s", g.bytes as f64 / 1e6, g.gbit_per_second));
         }
         if let Some(v) = &self.verified {
