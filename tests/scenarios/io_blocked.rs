@@ -76,7 +76,8 @@ fn nothing_warns_where_it_is_allowed() {
 #[test]
 fn asked_for_epoll_it_serves_through_epoll_without_a_warning() {
     let _turn = beside_others();
-    let relay = Relay::configured(
+    let relay = Relay::configured_with(
+        Uring::Unused,
         "listen = [\"127.0.0.1:0\"]\nio = \"epoll\"\n\n[[stream]]\nname = \"t\"\nsource = \"test\"\n",
     )
     .serving("/t");

@@ -1,14 +1,15 @@
-//! Clients at the ends of real links: a multicast group, and one link that is too narrow beside free ones.
+//! Clients at the ends of real links: a multicast group, links that are too narrow beside free ones, and one for short packets.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::camera::Camera;
 use crate::harness::machine::{alone, beside_others, cannot_run, is_root};
 use crate::harness::net::{BRIDGE, Net, SERVER};
 use crate::harness::relay::Relay;
-use crate::harness::rtsp::{Client, tracks};
-use crate::harness::{DEADLINE, wait_until};
+use crate::harness::rtsp::{Client, Packet, tracks};
+use crate::harness::{DEADLINE, h264, wait_until};
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 77, 0, 1);
 
@@ -171,4 +172,127 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
     let first = sequence(&ends[0].1, 50);
     assert!(!first.is_empty());
     ends.clear();
+}
+
+#[test]
+fn a_path_for_short_packets_gets_the_first_frame_whole() {
+    if !is_root() {
+        return cannot_run("network namespaces need root");
+    }
+    let _turn = beside_others();
+    let net = Net::new(1);
+    net.shorten(0, 1_280);
+    let (camera, relay, address) = serve(&net, "");
+    camera.keyframe(40_000);
+    let (mut client, socket) = net.at_client(0, || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6000)).unwrap();
+        let client = Client::connect(address);
+        (client, socket)
+    });
+    let described = client.describe(&format!("rtsp://{address}/cam")).expect(200);
+    let video = tracks(&described).into_iter().find(|track| track.media == "video").expect("a video track");
+    let transport = "RTP/AVP;unicast;client_port=6000-6001";
+    let answer = client.request("SETUP", &video.url, &[("Transport", transport)]).expect(200);
+    client.session = answer.session().map(str::to_owned);
+    let (_, first, _) = client.play(described.header("Content-Base").unwrap()).expect(200).rtp_info().remove(0);
+    for _ in 0..5 {
+        camera.delta_frame(10_000);
+    }
+    // The keyframe's 29 fragments and its parameter sets, then eight fragments a frame; the network cuts each of them.
+    let sequence = sequence(&socket, 31 + 5 * 8);
+    assert_eq!(sequence[0], first, "from the very first packet on");
+    assert_unbroken(&sequence);
+    assert!(!relay.printed().contains("dropped_udp_message_size_total=1"), "{}", relay.printed());
+}
+
+/// A frame as a client got it: when its last packet came, by its timestamp, which is the same for all clients.
+struct Got {
+    rtp_time: u32,
+    at: Instant,
+    first_seq: u16,
+    next_seq: u16,
+    keyframe: bool,
+}
+
+/// Reads frames until the deadline.
+fn frames_until(mut client: Client, deadline: Instant) -> Vec<Got> {
+    let mut got = Vec::new();
+    let mut packets: Vec<Packet> = Vec::new();
+    while let Some(packet) = client.packet_within(deadline.saturating_duration_since(Instant::now())) {
+        if packet.channel != 0 {
+            continue;
+        }
+        packets.push(packet);
+        let last = packets.last().unwrap();
+        if last.marker() {
+            got.push(Got {
+                rtp_time: last.rtp_time(),
+                at: last.at,
+                first_seq: packets[0].seq(),
+                next_seq: last.seq().wrapping_add(1),
+                keyframe: h264::is_complete_keyframe(&packets),
+            });
+            for pair in packets.windows(2) {
+                assert_eq!(pair[1].seq(), pair[0].seq().wrapping_add(1), "frames come whole");
+            }
+            packets.clear();
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    got
+}
+
+#[test]
+fn behind_half_the_rate_a_client_goes_from_keyframe_to_keyframe_and_stays_near() {
+    if !is_root() {
+        return cannot_run("network namespaces need root");
+    }
+    let _turn = alone();
+    let net = Net::new(2);
+    net.narrow(0, "2mbit", "64kb");
+    let (camera, _relay, address) = serve(&net, "");
+    let ends: Vec<Client> = (0..2)
+        .map(|number| {
+            net.at_client(number, || {
+                let mut client = Client::connect(address);
+                client.play_everything(&format!("rtsp://{address}/cam"));
+                client
+            })
+        })
+        .collect();
+    // 4 Mbit/s, 30 frames a second, a keyframe each second.
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_secs(12);
+    let readers: Vec<_> =
+        ends.into_iter().map(|client| std::thread::spawn(move || frames_until(client, deadline))).collect();
+    let mut number = 0;
+    while Instant::now() < deadline {
+        if number % 30 == 0 {
+            camera.keyframe(60_000);
+        } else {
+            camera.delta_frame(15_000);
+        }
+        number += 1;
+        std::thread::sleep((begun + Duration::from_micros(33_333) * number).saturating_duration_since(Instant::now()));
+    }
+    let got: Vec<Vec<Got>> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+    let (narrow, free) = (&got[0], &got[1]);
+    for pair in free.windows(2) {
+        assert_eq!(pair[1].first_seq, pair[0].next_seq, "the free one misses nothing");
+    }
+    let when: HashMap<u32, Instant> = free.iter().map(|frame| (frame.rtp_time, frame.at)).collect();
+    let ages = narrow.iter().filter_map(|frame| Some(frame.at.saturating_duration_since(*when.get(&frame.rtp_time)?)));
+    let (oldest, skips) =
+        (ages.max().expect("frames"), narrow.windows(2).filter(|pair| pair[1].first_seq != pair[0].next_seq));
+    let returns: Vec<bool> = skips.map(|pair| pair[1].keyframe).collect();
+    println!(
+        "behind 2 Mbit/s: {} of {} frames, the oldest {oldest:?}, {} skips",
+        narrow.len(),
+        free.len(),
+        returns.len()
+    );
+    assert!(returns.len() >= 3 && returns.iter().all(|keyframe| *keyframe), "{returns:?}");
+    assert!(oldest < Duration::from_secs(3), "{oldest:?} behind");
 }

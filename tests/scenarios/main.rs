@@ -1,7 +1,8 @@
 //! What rtsprelay does, seen from outside: the real binary, real players, real encoders and raw sockets.
 //!
 //! `tests/run` installs what these scenarios need. With `RTSPRELAY_TEST_IO=seccomp` in the environment every relay runs under
-//! a filter that refuses `io_uring_setup`, so that all of them are seen on epoll too.
+//! a filter that refuses `io_uring_setup`, so that all of them are seen on epoll too. With `RTSPRELAY_TEST_ZERO_COPY=on` every
+//! send to a TCP client is a zero-copy one (`RTSPRELAY_TEST_ZERO_COPY=on cargo test --test scenarios` runs all of them so).
 
 mod harness;
 
@@ -10,6 +11,7 @@ mod changes;
 mod codecs;
 mod config;
 mod controls;
+mod datagrams;
 mod delivery;
 mod exhaustion;
 mod first_keyframe;
@@ -32,3 +34,4 @@ mod subset;
 mod syslog;
 mod terminal;
 mod tshark;
+mod zero_copy;

@@ -1,4 +1,4 @@
-//! tshark reads what the relay sends without a malformed packet or a sequence error.
+//! tshark reads what the relay sends without a malformed packet or a sequence error, and with the mark that is configured.
 
 use std::process::Command;
 use std::time::Duration;
@@ -13,6 +13,9 @@ use crate::harness::{DEADLINE, scratch_file, servers, wait_until};
 /// UDP ports of the player.
 const PORTS: (u16, u16) = (20_000, 20_003);
 
+/// Expedited forwarding (RFC 3246).
+const DSCP: u8 = 46;
+
 fn read_without_fault(transport: &str) {
     if !is_root() {
         return cannot_run("capturing packets needs root");
@@ -25,7 +28,7 @@ fn read_without_fault(transport: &str) {
     // What is captured is the datagrams, not the runs of them that a sender hands over.
     run(DEADLINE, "ethtool", &["-K", "lo", "tx-udp-segmentation", "off"]).expect_silent_success();
     // Not the demo: tshark stumbles over the emulation prevention bytes in its SPS, in the SDP and in RTP alike.
-    let relay = servers::relayed(&["x264"]);
+    let relay = servers::relayed_with(&["x264"], &format!("dscp = {DSCP}"));
     let (url, port, (first, last)) = (relay.url("/"), relay.address().port(), PORTS);
     let file = scratch_file("capture.pcapng");
     let mut command = Command::new("dumpcap");
@@ -62,6 +65,17 @@ fn read_without_fault(transport: &str) {
         assert_ne!(tshark(&["-Y", &format!("rtsp.method == \"{method}\"")]), "", "no {method} in {path}");
     }
     assert_ne!(tshark(&["-Y", "rtcp.pt == 200"]), "", "no sender report in {path}");
+
+    let marks = tshark(&[
+        "-Y",
+        &format!("(tcp.srcport == {port} and tcp.len > 0) or udp.dstport in {{{first}..{last}}}"),
+        "-T",
+        "fields",
+        "-e",
+        "ip.dsfield.dscp",
+    ]);
+    let marks: std::collections::BTreeSet<&str> = marks.lines().collect();
+    assert_eq!(marks.into_iter().collect::<Vec<_>>(), [DSCP.to_string()], "marks in {path}");
 
     // Every packet of every stream, by our own eyes.
     // Those to the player: ffmpeg for its part sends an empty packet from each of its ports, to open firewalls.

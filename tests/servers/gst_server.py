@@ -1,6 +1,6 @@
 """Serves a real encoder's stream with gst-rtsp-server, as a camera would.
 
-    gst_server.py CODEC [--gop FRAMES] [--no-audio] [--size WIDTHxHEIGHT] [--port PORT]
+    gst_server.py CODEC [--gop FRAMES] [--mtu BYTES] [--no-audio] [--size WIDTHxHEIGHT] [--port PORT]
 
 CODEC is x264, x265, vp8, vp9 or mjpeg; 1280x720 at 30 fps, with AAC, at rtsp://127.0.0.1:PORT/cam. Or it is `others`: tracks without
 a picture, each at a path of its own. Prints "ready PORT", then serves until its standard input ends, so that it never outlives the
@@ -52,6 +52,7 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("codec", choices=[*ENCODERS, "others"])
     arguments.add_argument("--gop", type=int, default=30)
+    arguments.add_argument("--mtu", type=int, default=1400, help="bytes of a video packet at most")
     arguments.add_argument("--no-audio", action="store_true")
     arguments.add_argument("--size", default="1280x720")
     arguments.add_argument("--port", default="0")
@@ -68,6 +69,7 @@ def main():
         launch = (
             f"videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width={width},height={height},framerate=30/1 ! "
             + ENCODERS[options.codec].format(gop=options.gop)
+            + f" mtu={options.mtu}"
         )
         if not options.no_audio:
             launch += (

@@ -69,6 +69,11 @@ impl Net {
         run("tc", &format!("-n {server} qdisc add dev port{number} root tbf rate {rate} burst 16kb limit {limit}"));
     }
 
+    /// Lets no packet of more than `bytes` through to a client.
+    pub fn shorten(&self, number: u8, bytes: u16) {
+        ip(&format!("-n {} route add {}/32 dev {BRIDGE} mtu {bytes}", self.server(), Net::address(number)));
+    }
+
     /// Moves the calling thread, and what it starts from now on, to the server's namespace.
     pub fn enter_server(&self) {
         enter(&self.server());

@@ -28,12 +28,14 @@ pub enum Uring {
     AsAsked,
     /// Refused by a seccomp filter.
     Refused,
+    /// The arguments or the configuration say that it is not to be used.
+    Unused,
 }
 
 /// The command that runs the relay with `arguments`; `RTSPRELAY_TEST_ZERO_COPY` says which sends are to be zero-copy.
 pub fn command(uring: Uring, arguments: &[&str]) -> Command {
-    let refused = uring == Uring::Refused || std::env::var("RTSPRELAY_TEST_IO").is_ok_and(|io| io == "seccomp");
-    let mut command = if refused {
+    let filtered = uring == Uring::Refused || std::env::var("RTSPRELAY_TEST_IO").is_ok_and(|io| io == "seccomp");
+    let mut command = if filtered {
         let mut command = Command::new(SYSTEM_PYTHON);
         command.arg(test_file("servers/no_uring.py")).arg(BINARY);
         command
@@ -41,7 +43,10 @@ pub fn command(uring: Uring, arguments: &[&str]) -> Command {
         Command::new(BINARY)
     };
     command.args(arguments);
-    if let (Ok(zero_copy), Some(&("run" | "demo"))) = (std::env::var("RTSPRELAY_TEST_ZERO_COPY"), arguments.first()) {
+    // Without io_uring there is none, and the relay would say so.
+    if let (Ok(zero_copy), Some(&("run" | "demo")), Uring::AsAsked, false) =
+        (std::env::var("RTSPRELAY_TEST_ZERO_COPY"), arguments.first(), uring, filtered)
+    {
         command.args(["--zero-copy", &zero_copy]);
     }
     command.env_remove("RUST_LOG");
@@ -66,9 +71,14 @@ impl Relay {
 
     /// With a configuration file (that must listen at `127.0.0.1:0`); returns as soon as the relay listens.
     pub fn configured(config: &str) -> Relay {
+        Relay::configured_with(Uring::AsAsked, config)
+    }
+
+    /// The same; `uring` says how io_uring is kept from it.
+    pub fn configured_with(uring: Uring, config: &str) -> Relay {
         let path = scratch_file("rtsprelay.toml");
         std::fs::write(&path, config).expect("write the configuration");
-        let mut relay = Relay::start(command(Uring::AsAsked, &["run", "--config", path.to_str().unwrap()]));
+        let mut relay = Relay::start(command(uring, &["run", "--config", path.to_str().unwrap()]));
         relay.config = Some(path);
         relay
     }

@@ -71,8 +71,17 @@ impl std::ops::Deref for Relayed {
 /// Until then `RTP-Info` is an estimate, and nobody knows how the tracks' clocks lie to each other: players move their
 /// timestamps when they learn it.
 pub fn relayed(arguments: &[&str]) -> Relayed {
+    relayed_with(arguments, "")
+}
+
+/// The same by a relay that is configured with these keys besides.
+pub fn relayed_with(arguments: &[&str], keys: &str) -> Relayed {
     let encoder = Encoder::start(arguments);
-    let relay = Relay::of(&encoder.url());
+    let relay = Relay::configured(&format!(
+        "listen = [\"127.0.0.1:0\"]\n{keys}\n\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n",
+        encoder.url()
+    ));
+    let relay = relay.serving("/");
     let mut client = Client::connect(relay.address());
     let (tracks, _) = client.play_everything(&relay.url("/"));
     let mut channels: Vec<u8> = (0..tracks.len() as u8 * 2).collect();
