@@ -240,6 +240,22 @@ pub const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
 /// Zero-copy sends of one client whose pages the kernel may hold at a time; the next one copies.
 pub const ZERO_COPY_HELD_MAX: u8 = 8;
 
+/// TLS handshakes that are not done at a time, at most; beyond them the oldest is given up.
+pub const TLS_HALF_OPEN_MAX: usize = 1_024;
+
+/// Connections that wait for their TLS handshake or are in it, at most.
+pub const TLS_QUEUED_MAX: usize = 2 * TLS_HALF_OPEN_MAX;
+
+/// Bytes that are taken from the shard for a TLS client, and encrypted, before the last ones are in its socket.
+pub const TLS_CARRY_BYTES_MAX: usize = 32 * 1024;
+
+/// Bytes of send buffer of the socket that stands for a TLS client in its shard; the kernel doubles it and counts its overhead.
+/// What is in it cannot be skipped any more.
+pub const TLS_SHARD_SEND_BUFFER_BYTES: usize = 32 * 1024;
+
+/// Milliseconds for which a TLS client that the shard has ended may still take what was sent to it.
+pub const TLS_FAREWELL_MAX_MS: u64 = 1_000;
+
 /// Milliseconds that the end of an egress waits for its operations; then their memory is leaked rather than freed.
 pub const EGRESS_DRAIN_MAX_MS: u64 = 500;
 
@@ -266,6 +282,7 @@ pub const PASSWORD_BYTES_MAX: usize = 1_024;
 
 const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
+    assert!(TLS_FAREWELL_MAX_MS < STOP_MAX_MS);
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
     // A chunk always fits in an operation, even if one packet of the largest size made it overflow its bound.
     assert!(CHUNK_BYTES_MAX + PACKET_BYTES_MAX + INTERLEAVED_HEADER_BYTES <= OP_BYTES_MAX + INTERLEAVED_HEADER_BYTES);

@@ -133,7 +133,9 @@ fn check(path: &Path) -> ExitCode {
     match Config::load(path) {
         Ok(config) => {
             let streams: Vec<_> = config.streams.iter().map(|stream| stream.name.as_str()).collect();
-            let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+            let plain = config.listen.iter().map(ToString::to_string);
+            let secured = config.tls.iter().flat_map(|tls| &tls.listen).map(|address| format!("{address} (TLS)"));
+            let listen: Vec<_> = plain.chain(secured).collect();
             let count = streams.len();
             let noun = if count == 1 { "stream" } else { "streams" };
             for warning in &config.warnings {

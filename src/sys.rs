@@ -150,9 +150,9 @@ fn ends(fd: RawFd) -> Option<(SocketAddr, SocketAddr)> {
     Some((address(getsockname(fd).ok()?)?, address(getpeername(fd).ok()?)?))
 }
 
-/// The descriptors that the service manager has handed over, from 3 on (sd_listen_fds(3)); none if it has none for this
-/// process, or if they have been taken already.
-pub fn inherited_descriptors() -> Vec<OwnedFd> {
+/// The descriptors that the service manager has handed over, from 3 on (sd_listen_fds(3)), with the name of each, empty if it
+/// has none; nothing if there is none for this process, or if they have been taken already.
+pub fn inherited_descriptors() -> Vec<(OwnedFd, String)> {
     const FIRST: RawFd = 3;
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
@@ -160,12 +160,15 @@ pub fn inherited_descriptors() -> Vec<OwnedFd> {
         return Vec::new();
     }
     let count = number("LISTEN_FDS").unwrap_or(0).min(INHERITED_MAX) as RawFd;
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').chain(std::iter::repeat(""));
     (FIRST..FIRST + count)
-        .filter_map(|fd| {
+        .zip(names)
+        .filter_map(|(fd, name)| {
             // SAFETY: both calls only tell whether the descriptor is open, and close it in children.
             let open = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
             // SAFETY: the manager opened it for this process, nothing here has taken it (TAKEN), and it is open.
-            open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+            open.then(|| (unsafe { OwnedFd::from_raw_fd(fd) }, name.to_owned()))
         })
         .collect()
 }

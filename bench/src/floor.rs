@@ -47,6 +47,9 @@ struct Source {
 pub fn run(args: &Args) -> Result<(), String> {
     let stop = os::stop_flag()?;
     let url = Url::parse(&args.source)?;
+    if url.tls {
+        return Err(format!("{}: the floor pulls rtsp:// alone", args.source));
+    }
     let mut source = Source::connect(&url)?;
     let server = Server::start(args.listen, vec![source.presentation()])?;
     println!("rtsp://{}/", server.address);

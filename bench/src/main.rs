@@ -13,6 +13,7 @@ mod picture;
 mod proc;
 mod rtsp;
 mod server;
+mod tls;
 
 use std::process::ExitCode;
 

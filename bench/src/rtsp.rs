@@ -65,21 +65,27 @@ impl Message {
     }
 }
 
-/// The parts of an `rtsp://` URL.
+/// The parts of an `rtsp://` or `rtsps://` URL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
     /// Host and port, to connect to.
     pub host_port: String,
     /// The whole URL without credentials.
     pub bare: String,
+    /// Whether it is an `rtsps://` one.
+    pub tls: bool,
     /// User and password, if it has them.
     pub credentials: Option<(String, String)>,
 }
 
 impl Url {
-    /// Takes a URL apart; the port is 554 unless given.
+    /// Takes a URL apart; the port is 554 unless given, or 322 by TLS.
     pub fn parse(text: &str) -> Result<Url, String> {
-        let rest = text.strip_prefix("rtsp://").ok_or_else(|| format!("{text:?} does not begin with rtsp://"))?;
+        let (scheme, rest) = match text.split_once("://") {
+            Some((scheme @ ("rtsp" | "rtsps"), rest)) => (scheme, rest),
+            _ => return Err(format!("{text:?} does not begin with rtsp:// or rtsps://")),
+        };
+        let tls = scheme == "rtsps";
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (credentials, host) = match authority.rsplit_once('@') {
             Some((user, host)) => {
@@ -92,8 +98,9 @@ impl Url {
             return Err(format!("{text:?} names no host"));
         }
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let host_port = if has_port { host.to_string() } else { format!("{host}:554") };
-        Ok(Url { host_port, bare: format!("rtsp://{host}{path}"), credentials })
+        let port = if tls { 322 } else { 554 };
+        let host_port = if has_port { host.to_string() } else { format!("{host}:{port}") };
+        Ok(Url { host_port, bare: format!("{scheme}://{host}{path}"), tls, credentials })
     }
 }
 
@@ -131,6 +138,8 @@ mod tests {
         assert_eq!(url.bare, "rtsp://10.0.0.1:8554/front");
         assert_eq!(url.credentials, Some(("me".into(), "pass".into())));
         assert_eq!(Url::parse("rtsp://cam").unwrap().host_port, "cam:554");
+        let url = Url::parse("rtsps://cam/a").unwrap();
+        assert_eq!((url.host_port.as_str(), url.bare.as_str(), url.tls), ("cam:322", "rtsps://cam/a", true));
         assert!(Url::parse("http://cam/").is_err());
         assert_eq!(path_of("rtsp://h:1/a/b/?x=1"), "a/b");
     }

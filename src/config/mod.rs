@@ -2,6 +2,7 @@
 
 mod read;
 mod stream;
+mod tls;
 mod url;
 mod user;
 mod value;
@@ -16,6 +17,7 @@ use toml::de::DeTable;
 pub use read::Fault;
 use read::{Faults, Field, Section};
 pub use stream::{Multicast, OnDemandConfig, StreamConfig};
+pub use tls::TlsConfig;
 pub use url::{camera as parse_camera, redact};
 pub use user::user_name;
 pub use value::{duration as parse_duration, listen as parse_listen};
@@ -34,6 +36,8 @@ pub use crate::source::supervisor::SourceKind;
 pub struct Config {
     /// Addresses that RTSP is served at; never empty.
     pub listen: Vec<SocketAddr>,
+    /// What RTSPS is served with; `None` for no RTSPS.
+    pub tls: Option<TlsConfig>,
     /// Address of `/metrics`, `/status` and `/healthz`; `None` for no HTTP.
     pub http: Option<SocketAddr>,
     /// Shards; 0 for one per core.
@@ -135,6 +139,7 @@ impl Config {
     fn with_stream(stream: StreamConfig) -> Config {
         Config {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 8554))],
+            tls: None,
             http: None,
             workers: 0,
             io: IoChoice::Auto,
@@ -221,6 +226,11 @@ impl Config {
         if faults.is_empty() { Ok(config) } else { Err(faults) }
     }
 
+    /// Every address that players connect to.
+    fn served_at(&self) -> impl Iterator<Item = &SocketAddr> {
+        self.listen.iter().chain(self.tls.iter().flat_map(|tls| &tls.listen))
+    }
+
     /// The shards to start: what was asked for, or one per core.
     pub fn shards(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -256,6 +266,9 @@ const TOP: Section = Section {
     name: "",
     keys: &[
         "listen",
+        "listen_tls",
+        "tls_certificate",
+        "tls_key",
         "http",
         "workers",
         "io",
@@ -284,10 +297,11 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     if let Some(listen) = get("listen").and_then(|field| addresses(&field, faults)) {
         config.listen = listen;
     }
+    config.tls = tls::tls(&get, &config.listen, faults);
     config.http =
         get("http").and_then(|field| field.parsed(faults, "an address such as \"127.0.0.1:8580\"", value::listen));
     if let (Some(http), Some(field)) = (config.http, get("http"))
-        && let Some(listen) = config.listen.iter().find(|listen| value::clash(**listen, http))
+        && let Some(listen) = config.served_at().find(|listen| value::clash(**listen, http))
     {
         field.fault(
             faults,

@@ -149,7 +149,7 @@ fn a_key_in_the_wrong_table_is_answered_with_the_right_table() {
     refused("stall_timeout = \"3s\"", 1, &["did you mean queue.stall_timeout?"]);
     refused("[queue]\nclients = 3", 2, &["did you mean limits.clients?"]);
     refused("[limits]\nsource = \"test\"", 2, &["did you mean stream.source?"]);
-    refused("frobnicate = 1", 1, &["the keys are listen, http,"]);
+    refused("frobnicate = 1", 1, &["the keys are listen, listen_tls,"]);
     refused("[report]\nfrobnicate = 1", 2, &["the keys of report are every, format, syslog"]);
 }
 

@@ -11,6 +11,7 @@ use super::admission::SharedAdmission;
 use crate::egress::Listener;
 use crate::limits::ACCEPTED_AT_ONCE_MAX;
 use crate::shard::inbox::{ShardSender, ToShard};
+use crate::tls::TlsSender;
 
 /// The wait after the system ran out of what a connection needs.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -45,7 +46,9 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
 }
 
 /// Hands out the connections of one listener until the task is dropped.
-pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, admission: SharedAdmission) {
+///
+/// With `tls` the handshakes are done there first.
+pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, tls: Option<TlsSender>, admission: SharedAdmission) {
     let mut told = Told::default();
     for accepted in 1_usize.. {
         if accepted.is_multiple_of(ACCEPTED_AT_ONCE_MAX) {
@@ -59,8 +62,12 @@ pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, admission: Sh
                     told.warn(&limit);
                     continue;
                 }
+                if let Some(tls) = &tls {
+                    tls.connection(stream, peer);
+                    continue;
+                }
                 let shard = shards.iter().min_by_key(|shard| shard.connections()).expect("there is at least one shard");
-                shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), moves: 0 });
+                shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), secured: None, moves: 0 });
             }
             // The client gave up between the kernel's handshake and us.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}

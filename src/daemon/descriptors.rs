@@ -10,17 +10,26 @@ const SPARE: u64 = 256;
 /// Descriptors of a shard: rings, epoll, wake-ups, UDP sockets.
 const PER_SHARD: u64 = 16;
 
+/// Descriptors of a client that speaks TLS: its connection, twice, and the two ends of the socket to its shard.
+const PER_TLS_CLIENT: u64 = 4;
+
 /// Descriptors of a stream's source.
 const PER_STREAM: u64 = 4;
 
-/// Descriptors that the configuration may need.
-pub fn needed(config: &Config) -> u64 {
-    let shards = config.shards() as u64 * PER_SHARD;
-    config.limits.clients as u64 + shards + config.streams.len() as u64 * PER_STREAM + SPARE
+/// Descriptors of a client at most.
+fn per_client(config: &Config) -> u64 {
+    if config.tls.is_some() { PER_TLS_CLIENT } else { 1 }
 }
 
-/// Raises the limit to `needed`. Gives a warning with its cure if it cannot be raised so far.
-pub fn raise(needed: u64, clients: usize) -> Option<String> {
+/// Descriptors that the configuration may need.
+fn needed(config: &Config) -> u64 {
+    let shards = config.shards() as u64 * PER_SHARD;
+    config.limits.clients as u64 * per_client(config) + shards + config.streams.len() as u64 * PER_STREAM + SPARE
+}
+
+/// Raises the limit to what the configuration may need. Gives a warning with its cure if it cannot be raised so far.
+pub fn raise(config: &Config) -> Option<String> {
+    let (needed, clients) = (needed(config), config.limits.clients);
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
         Err(error) => return Some(format!("the limit of open files cannot be asked for ({error}); it stays as it is")),
@@ -37,7 +46,7 @@ pub fn raise(needed: u64, clients: usize) -> Option<String> {
         return Some(format!("the limit of open files stays at {soft} ({error}); {}", cure(needed)));
     }
     (hard < needed).then(|| {
-        let served = (clients as u64).saturating_sub(needed - hard);
+        let served = (clients as u64).saturating_sub((needed - hard).div_ceil(per_client(config)));
         format!(
             "limits.clients = {clients} needs {needed} open files, the hard limit is {hard}: enough for about {served} clients; {} or lower limits.clients",
             cure(needed)
@@ -49,12 +58,12 @@ pub fn raise(needed: u64, clients: usize) -> Option<String> {
 /// theirs.
 pub fn served(config: &Config) -> usize {
     let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return config.limits.clients };
-    served_by(soft, config.shards() as u64, config.streams.len() as u64, config.limits.clients)
+    served_by(soft, config.shards() as u64, config.streams.len() as u64, config.limits.clients, per_client(config))
 }
 
-fn served_by(soft: u64, shards: u64, streams: u64, clients: usize) -> usize {
+fn served_by(soft: u64, shards: u64, streams: u64, clients: usize, per_client: u64) -> usize {
     let besides = shards * PER_SHARD + streams * PER_STREAM + SPARE.min(soft / 3);
-    let room = usize::try_from(soft.saturating_sub(besides)).unwrap_or(usize::MAX);
+    let room = usize::try_from(soft.saturating_sub(besides) / per_client).unwrap_or(usize::MAX);
     clients.min(room.max(1))
 }
 
@@ -68,9 +77,10 @@ mod tests {
 
     #[test]
     fn few_descriptors_serve_few_clients_and_leave_some_over() {
-        assert_eq!(served_by(20_000, 2, 1, 10_000), 10_000);
-        assert_eq!(served_by(1_024, 2, 1, 10_000), 1_024 - 32 - 4 - 256);
-        assert_eq!(served_by(100, 1, 1, 10_000), 100 - 16 - 4 - 33);
-        assert_eq!(served_by(10, 8, 1, 10_000), 1);
+        assert_eq!(served_by(20_000, 2, 1, 10_000, 1), 10_000);
+        assert_eq!(served_by(1_024, 2, 1, 10_000, 1), 1_024 - 32 - 4 - 256);
+        assert_eq!(served_by(100, 1, 1, 10_000, 1), 100 - 16 - 4 - 33);
+        assert_eq!(served_by(10, 8, 1, 10_000, 1), 1);
+        assert_eq!(served_by(20_000, 2, 1, 10_000, PER_TLS_CLIENT), (20_000 - 32 - 4 - 256) / 4);
     }
 }

@@ -13,6 +13,7 @@ mod notify;
 mod panics;
 mod redraw;
 mod reporter;
+mod secure;
 mod signals;
 mod streams;
 mod syslog;
@@ -40,6 +41,7 @@ use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
 use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
 use crate::stream::StreamId;
+use crate::tls::Tls;
 use access::Doors;
 use admission::{Admission, SharedAdmission};
 use console::Console;
@@ -86,7 +88,7 @@ pub fn run(config: Config, load: Option<Load>) -> ExitCode {
 fn start(mut config: Config, load: Option<Load>) -> Result<(), String> {
     panics::tell();
     let asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
-    if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients) {
+    if let Some(warning) = descriptors::raise(&config) {
         warn!("{warning}");
     }
     config.limits.clients = descriptors::served(&config);
@@ -128,7 +130,8 @@ async fn control(
     mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
 ) -> Result<(), String> {
     let notifier = Rc::new(Notifier::from_env());
-    let listeners = listen(&config)?;
+    let (plain, for_tls) = notify::inherited_listeners();
+    let listeners = listen(plain, "listen", &config.listen)?;
     let addresses: Vec<SocketAddr> = listeners
         .iter()
         .map(|listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})")))
@@ -136,16 +139,23 @@ async fn control(
     let (control, messages) = mpsc::unbounded_channel();
     let (io, handles) = start_shards(&config, io, &control).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
+    let secured = secure::Secured::start(&config, for_tls, &shards, &ControlSender::new(0, control.clone()))?;
     let doors = Doors::new()?;
     doors.set(&config, &shards);
     tell_warnings(&config);
-    access::warn_if_open(&config, &addresses);
+    let all: Vec<SocketAddr> = addresses.iter().chain(&secured.addresses).copied().collect();
+    access::warn_if_open(&config, &all);
     let web = config.http.map(|address| http::bind(address, !config.users.is_empty())).transpose()?;
 
     let play = play_commands(&config, &addresses);
-    let served: Vec<String> = addresses.iter().map(|address| format!("rtsp://{address}")).collect();
+    let served = addresses.iter().map(|address| format!("rtsp://{address}"));
+    let served: Vec<String> =
+        served.chain(secured.addresses.iter().map(|address| format!("rtsps://{address}"))).collect();
     let title = format!("{}, {} shards, {}", io_name(io), handles.len(), served.join(" "));
-    let reporter = Reporter::new(&config.report, Rc::clone(&shards), title, play.clone());
+    let mut reporter = Reporter::new(&config.report, Rc::clone(&shards), title, play.clone());
+    if let Some(tls) = &secured.threads {
+        reporter.watch_tls(Arc::clone(tls.sender().counts()));
+    }
     let shows_commands = reporter.shows_commands();
     let reporter = Rc::new(Mutex::new(reporter));
     let outlets = Outlets::default();
@@ -157,6 +167,9 @@ async fn control(
     for address in &addresses {
         info!(%address, io = io_name(io), shards = handles.len(), streams = config.streams.len(), "listening");
     }
+    for address in &secured.addresses {
+        info!(%address, "listening for rtsps");
+    }
     if !shows_commands {
         for command in &play {
             info!("play it: {command}");
@@ -166,8 +179,12 @@ async fn control(
     let admission = Rc::new(RefCell::new(Admission::new(limits.clients, limits.clients_per_address)));
     let mut tasks: Vec<JoinHandle<()>> = listeners
         .into_iter()
-        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), Rc::clone(&admission))))
+        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), None, Rc::clone(&admission))))
         .collect();
+    for listener in secured.listeners {
+        let tls = secured.threads.as_ref().map(|tls| tls.sender().clone());
+        tasks.push(spawn_local(acceptor::accept(listener, Rc::clone(&shards), tls, Rc::clone(&admission))));
+    }
     if !config.test_unmeasured {
         tasks.push(spawn_local(Reporter::run(Rc::clone(&reporter))));
     }
@@ -189,7 +206,8 @@ async fn control(
     }
     notifier.tell("READY=1");
 
-    let mut relay = Relay { config, load, notifier, shards, reporter, streams, admission, doors };
+    let tls = secured.threads;
+    let mut relay = Relay { config, load, notifier, shards, reporter, streams, admission, doors, tls };
     let outcome = relay.serve(&handles, &mut asked).await;
 
     relay.notifier.tell("STOPPING=1\nSTATUS=stopping");
@@ -201,17 +219,20 @@ async fn control(
     let mut reporter = relay.reporter.lock().await;
     reporter.collect().await;
     stop_all(relay.streams.stop(), handles, &relay.shards, deadline).await;
+    // They have the last bytes of the shards' clients.
+    if let Some(tls) = relay.tls {
+        secure::stop(tls, deadline).await;
+    }
     reporter.tell_summary();
     outcome
 }
 
-/// The sockets that the service manager has handed over, or else those of the configuration.
-fn listen(config: &Config) -> Result<Vec<Listener>, String> {
-    let inherited = notify::inherited_listeners();
+/// The sockets that the service manager has handed over for RTSP or RTSPS, or else those at the addresses of the configuration.
+fn listen(inherited: Vec<std::net::TcpListener>, key: &str, addresses: &[SocketAddr]) -> Result<Vec<Listener>, String> {
     if inherited.is_empty() {
-        return acceptor::bind(&config.listen);
+        return acceptor::bind(addresses);
     }
-    info!("the sockets come from the service manager; `listen` is left aside");
+    info!("the sockets come from the service manager; `{key}` is left aside");
     let take =
         |listener| Listener::from_std(listener).map_err(|error| format!("an inherited socket is of no use ({error})"));
     inherited.into_iter().map(take).collect()
@@ -227,6 +248,7 @@ struct Relay {
     streams: Streams,
     admission: SharedAdmission,
     doors: Doors,
+    tls: Option<Tls>,
 }
 
 impl Relay {
@@ -255,6 +277,9 @@ impl Relay {
                     }
                 },
                 () = sleep(LOOK_EVERY) => {
+                    if self.tls.as_ref().is_some_and(Tls::has_failed) {
+                        return Err("a TLS thread has ended by itself, and its clients with it; the log says why".into());
+                    }
                     if let Some(index) = handles.iter().position(|handle| handle.thread.is_finished()) {
                         return Err(format!("shard {index} has ended by itself, and its clients with it; the log says why"));
                     }
@@ -292,7 +317,7 @@ impl Relay {
             self.doors.set(&config, &self.shards);
             info!(users = config.users.len(), "the users are others now");
         }
-        if let Some(warning) = descriptors::raise(descriptors::needed(&config), config.limits.clients)
+        if let Some(warning) = descriptors::raise(&config)
             && config.limits != self.config.limits
         {
             warn!("{warning}");
@@ -304,9 +329,20 @@ impl Relay {
             for shard in self.shards.iter() {
                 shard.tell(ToShard::Limits(shard_limits(&config)));
             }
+            if let Some(tls) = &self.tls {
+                tls.sender().set_timeout(config.limits.handshake_timeout);
+            }
+        }
+        if let (Some(tls), Some(wanted), Some(running)) = (&self.tls, &config.tls, &mut self.config.tls)
+            && wanted.identity != running.identity
+        {
+            tls.sender().set_identity(&wanted.identity);
+            info!(expires = secure::expires(&wanted.identity), "the certificate for rtsps has changed");
+            running.identity = wanted.identity.clone();
         }
         for (key, is_other) in [
             ("listen", config.listen != self.config.listen),
+            ("listen_tls", config.tls != self.config.tls),
             ("http", config.http != self.config.http),
             ("workers", config.workers != self.config.workers),
             ("io", config.io != self.config.io),
@@ -321,6 +357,7 @@ impl Relay {
         }
         // They are compared with what runs, not with what the file said last.
         config.listen.clone_from(&self.config.listen);
+        config.tls.clone_from(&self.config.tls);
         (config.http, config.workers) = (self.config.http, self.config.workers);
         (config.io, config.report) = (self.config.io, self.config.report);
         (config.dscp, config.zero_copy) = (self.config.dscp, self.config.zero_copy);

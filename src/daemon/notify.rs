@@ -99,19 +99,23 @@ pub async fn status(notifier: Rc<Notifier>, reporter: Rc<Mutex<Reporter>>) {
     }
 }
 
-/// The listening sockets that the service manager has handed over; none without one.
-pub fn inherited_listeners() -> Vec<TcpListener> {
-    let mut listeners = Vec::new();
-    for fd in sys::inherited_descriptors() {
+/// The name of a socket for RTSPS (systemd.socket(5), `FileDescriptorName=`).
+const TLS_NAME: &str = "rtsps";
+
+/// The listening sockets that the service manager has handed over: those for RTSP, and those for RTSPS; none without one.
+pub fn inherited_listeners() -> (Vec<TcpListener>, Vec<TcpListener>) {
+    let (mut plain, mut secured) = (Vec::new(), Vec::new());
+    for (fd, name) in sys::inherited_descriptors() {
         let socket = socket2::Socket::from(fd);
         let listens = socket.is_listener().unwrap_or(false);
         match socket.local_addr().ok().and_then(|address| address.as_socket()) {
-            Some(_) if listens => listeners.push(socket.into()),
+            Some(_) if listens && name == TLS_NAME => secured.push(socket.into()),
+            Some(_) if listens => plain.push(socket.into()),
             address => tracing::warn!(
                 ?address,
                 "a socket that the service manager handed over is not used: it is no listening TCP socket; see ListenStream="
             ),
         }
     }
-    listeners
+    (plain, secured)
 }

@@ -21,6 +21,7 @@ use crate::source::pipeline::{Publish, Published};
 use crate::source::supervisor::Source;
 use crate::stream::{Description, StreamId};
 use crate::sys;
+use crate::tls::TlsCounts;
 
 /// How long a shard may take to answer before its last counts stand in for it.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
@@ -139,6 +140,7 @@ pub struct Reporter {
     collector: Collector,
     /// The last interval's report.
     last: Option<Report>,
+    tls: Option<Arc<TlsCounts>>,
 }
 
 impl Reporter {
@@ -152,7 +154,13 @@ impl Reporter {
             shards,
             watched: Vec::new(),
             last: None,
+            tls: None,
         }
+    }
+
+    /// Tells of RTSPS as well from now on.
+    pub fn watch_tls(&mut self, counts: Arc<TlsCounts>) {
+        self.tls = Some(counts);
     }
 
     /// Reports on a stream from now on.
@@ -176,7 +184,7 @@ impl Reporter {
     pub async fn metrics(&mut self) -> String {
         self.collect().await;
         let scrape = self.collector.scrape(Instant::now(), SystemTime::now());
-        prometheus::text(&scrape, self.last.as_ref())
+        prometheus::text(&scrape, self.last.as_ref(), self.tls.as_deref())
     }
 
     /// What `/status` answers: the last interval's report, and the clients as they are now.
@@ -191,6 +199,9 @@ impl Reporter {
             watched.map(|watched| watched.name.clone()).unwrap_or_default()
         };
         let mut object = status::status(&report, &clients, name);
+        if let Some(tls) = &self.tls {
+            object.insert("tls".into(), status::tls(tls));
+        }
         object.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         object.insert("title".into(), self.frame.title.as_str().into());
         format!("{}\n", serde_json::Value::Object(object))

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -16,6 +17,7 @@ use crate::limits::{
     DATAGRAM_OWN_SEND_BUFFER_BYTES, DATAGRAM_RECEIVE_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES, KEEPALIVE_IDLE_S,
     KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES, LISTEN_BACKLOG_MAX, NOTSENT_LOWAT_BYTES, READ_BYTES_MAX,
 };
+use crate::tls::Secured;
 
 impl Conn {
     /// Takes over a connected stream, in whatever blocking mode it is, for the thread's runtime of that kind.
@@ -27,13 +29,35 @@ impl Conn {
             IoKind::Uring => {
                 // io_uring answers EAGAIN instead of waiting on a file that is in non-blocking mode.
                 stream.set_nonblocking(false)?;
-                Ok(Conn::Uring(Rc::new(tokio_uring::net::TcpStream::from_std(stream))))
+                Ok(Conn::Uring(Rc::new(tokio_uring::net::TcpStream::from_std(stream)), None))
             }
             IoKind::Epoll => {
                 stream.set_nonblocking(true)?;
-                Ok(Conn::Epoll(Rc::new(tokio::net::TcpStream::from_std(stream)?)))
+                Ok(Conn::Epoll(Rc::new(tokio::net::TcpStream::from_std(stream)?), None))
             }
         }
+    }
+
+    /// The same connection as the local socket that stands for a TLS client's; `None` leaves it as it is.
+    #[must_use]
+    pub fn with_tls(mut self, secured: Option<Arc<Secured>>) -> Conn {
+        if let Conn::Uring(_, of) | Conn::Epoll(_, of) = &mut self {
+            *of = secured;
+        }
+        self
+    }
+
+    /// The TCP connection of a client that speaks TLS; none for one that does not.
+    pub fn tls(&self) -> Option<&Arc<Secured>> {
+        match self {
+            Conn::Uring(_, secured) | Conn::Epoll(_, secured) => secured.as_ref(),
+            Conn::Scripted => None,
+        }
+    }
+
+    /// The descriptor of the TCP connection, which is what options and addresses are about; none for a scripted connection.
+    pub fn tcp(&self) -> Option<BorrowedFd<'_>> {
+        self.tls().map_or_else(|| self.fd(), |secured| Some(secured.as_fd()))
     }
 
     /// A second handle on the connection, non-blocking, for another shard to take over. Drop this one then; no read of it
@@ -48,11 +72,11 @@ impl Conn {
         Ok(stream)
     }
 
-    /// The descriptor; none for a scripted connection.
+    /// The descriptor that is read and sent on; none for a scripted connection.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Conn::Uring(stream) => Some(crate::sys::uring_stream_fd(stream)),
-            Conn::Epoll(stream) => Some(stream.as_fd()),
+            Conn::Uring(stream, _) => Some(crate::sys::uring_stream_fd(stream)),
+            Conn::Epoll(stream, _) => Some(stream.as_fd()),
             Conn::Scripted => None,
         }
     }
@@ -63,10 +87,10 @@ impl Conn {
     /// # Errors
     /// The first error of `setsockopt`.
     pub fn set_options(&self) -> io::Result<()> {
-        let Some(fd) = self.fd() else { return Ok(()) };
+        self.set_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+        let Some(fd) = self.tcp() else { return Ok(()) };
         let socket = SockRef::from(&fd);
         socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
         socket.set_tcp_keepalive(
             &TcpKeepalive::new()
                 .with_time(Duration::from_secs(KEEPALIVE_IDLE_S))
@@ -81,17 +105,19 @@ impl Conn {
     /// # Errors
     /// The error of `setsockopt`.
     pub fn set_path(&self, dscp: u8, user_timeout: Duration) -> io::Result<()> {
-        let Some(fd) = self.fd() else { return Ok(()) };
+        let Some(fd) = self.tcp() else { return Ok(()) };
         SockRef::from(&fd).set_tcp_user_timeout(Some(user_timeout))?;
         mark(fd, dscp)
     }
 
-    /// Sets how many bytes wait unsent in the kernel before the socket takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)).
+    /// Sets how many bytes wait unsent in the kernel before the socket takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)); of a TLS
+    /// client a quarter of that, for more wait on this side of the encryption.
     ///
     /// # Errors
     /// The error of `setsockopt`.
     pub fn set_notsent_lowat(&self, bytes: u32) -> io::Result<()> {
-        self.fd().map_or(Ok(()), |fd| SockRef::from(&fd).set_tcp_notsent_lowat(bytes))
+        let bytes = if self.tls().is_some() { bytes / 4 } else { bytes };
+        self.tcp().map_or(Ok(()), |fd| SockRef::from(&fd).set_tcp_notsent_lowat(bytes))
     }
 
     /// The address that the client reached.
@@ -99,7 +125,7 @@ impl Conn {
     /// # Errors
     /// The error of `getsockname`; `Unsupported` for a scripted connection.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address(self.fd(), |socket| socket.local_addr())
+        address(self.tcp(), |socket| socket.local_addr())
     }
 
     /// The client's address.
@@ -107,7 +133,7 @@ impl Conn {
     /// # Errors
     /// The error of `getpeername` (`NotConnected` once it is gone); `Unsupported` for a scripted connection.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        address(self.fd(), |socket| socket.peer_addr())
+        address(self.tcp(), |socket| socket.peer_addr())
     }
 
     /// Reads what has come, waiting for at least a byte. `buf` is emptied, then filled to its capacity at most (one without
@@ -120,13 +146,13 @@ impl Conn {
             buf.reserve_exact(READ_BYTES_MAX);
         }
         match self {
-            Conn::Uring(stream) => loop {
+            Conn::Uring(stream, _) => loop {
                 match stream.read(buf).await {
                     (Err(error), back) if error.kind() == io::ErrorKind::Interrupted => buf = back,
                     done => return done,
                 }
             },
-            Conn::Epoll(stream) => loop {
+            Conn::Epoll(stream, _) => loop {
                 if let Err(error) = stream.readable().await {
                     return (Err(error), buf);
                 }
@@ -145,6 +171,9 @@ impl Conn {
         if let Some(fd) = self.fd() {
             // It fails only if the connection is gone already.
             let _ = SockRef::from(&fd).shutdown(Shutdown::Both);
+        }
+        if let Some(secured) = self.tls() {
+            secured.end();
         }
     }
 

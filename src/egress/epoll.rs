@@ -182,7 +182,7 @@ fn send_pieces<'a>(
 
 impl Egress for EpollEgress {
     fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>, apart: bool) {
-        let Conn::Epoll(stream) = conn else { panic!("an epoll egress sends on connections of IoKind::Epoll") };
+        let Conn::Epoll(stream, _) = conn else { panic!("an epoll egress sends on connections of IoKind::Epoll") };
         let index = token.slot as usize;
         if index >= self.slots.len() {
             self.slots.resize_with(index + 1, Slot::default);

@@ -23,6 +23,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -33,6 +34,7 @@ pub use self::epoll::EpollEgress;
 pub use self::runtime::IoKind;
 pub use self::uring::UringEgress;
 use crate::stream::chunk::{Chunk, Run, Span};
+use crate::tls::Secured;
 
 /// Whether sends lend their pages to the kernel (`SEND_ZC`) instead of having them copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,13 +148,14 @@ fn datagram_errno(errno: i32, segment: Option<u16>) -> i32 {
     }
 }
 
-/// A TCP connection as both egress and ingress use it. The descriptor closes with the last clone.
+/// A client's connection as both egress and ingress use it. The descriptor closes with the last clone. It is a TCP connection or,
+/// for a client that speaks TLS, a local stream socket with the TCP connection beside it.
 #[derive(Clone)]
 pub enum Conn {
     /// Read through tokio-uring.
-    Uring(Rc<tokio_uring::net::TcpStream>),
+    Uring(Rc<tokio_uring::net::TcpStream>, Option<Arc<Secured>>),
     /// Read through tokio's epoll.
-    Epoll(Rc<tokio::net::TcpStream>),
+    Epoll(Rc<tokio::net::TcpStream>, Option<Arc<Secured>>),
     /// No descriptor at all: the scripted egress of the tests knows clients by their token.
     Scripted,
 }

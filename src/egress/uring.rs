@@ -308,7 +308,7 @@ fn is_elsewhere(stream: &tokio_uring::net::TcpStream) -> bool {
 
 impl Egress for UringEgress {
     fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>, apart: bool) {
-        let Conn::Uring(stream) = conn else { panic!("an io_uring egress sends on connections of IoKind::Uring") };
+        let Conn::Uring(stream, _) = conn else { panic!("an io_uring egress sends on connections of IoKind::Uring") };
         self.slot(token).begin_stream(token, stream.clone(), pieces, apart);
         if self.zero_copy != ZeroCopy::Off {
             self.lend(token.slot);

@@ -7,15 +7,19 @@ use super::report::{Report, StreamReport};
 use super::scrape::{BUCKETS, Scrape, StreamScrape, bucket_end_us};
 use super::{Counter, DropReason, LeaveReason, Limited, Panicked, Transport, process};
 use crate::shard::inbox::SourceState;
+use crate::tls::{Outcome, TlsCounts};
 
 /// The media type of [`text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The exposition: everything since the start, and gauges of the last interval.
-pub fn text(scrape: &Scrape, last: Option<&Report>) -> String {
+pub fn text(scrape: &Scrape, last: Option<&Report>, secured: Option<&TlsCounts>) -> String {
     let mut out = Text::default();
     let streams: Vec<(&StreamReport, &StreamScrape)> = scrape.summary.streams.iter().zip(&scrape.streams).collect();
     relay(&mut out, scrape);
+    if let Some(counts) = secured {
+        tls(&mut out, counts);
+    }
     source(&mut out, &streams, last);
     clients(&mut out, &streams);
     latency(&mut out, &streams, last);
@@ -63,6 +67,15 @@ fn relay(out: &mut Text, scrape: &Scrape) {
     }
     let dropped = process::lines_dropped_total();
     out.single("lines_dropped_total", "counter", "Lines of log and reports that could not be written.", dropped);
+}
+
+fn tls(out: &mut Text, counts: &TlsCounts) {
+    out.single("tls_half_open", "gauge", "TLS handshakes that are not done.", counts.half_open());
+    out.single("tls_connections", "gauge", "Connections that speak TLS.", counts.carried());
+    out.family("tls_handshakes_total", "counter", "Connections to TLS listeners, by how they went on.");
+    for outcome in Outcome::ALL {
+        out.value("tls_handshakes_total", &[("outcome", outcome.name())], counts.total(outcome));
+    }
 }
 
 fn help(counter: Counter) -> &'static str {
@@ -254,7 +267,11 @@ mod tests {
         metrics.dropped(StreamId(0), DropReason::Lagging, 3);
         collector.absorb(vec![Some(metrics.snapshot())], Vec::new());
         let report = collector.interval(now + Duration::from_secs(1), SystemTime::UNIX_EPOCH);
-        text(&collector.scrape(now + Duration::from_secs(1), SystemTime::UNIX_EPOCH), Some(&report))
+        text(
+            &collector.scrape(now + Duration::from_secs(1), SystemTime::UNIX_EPOCH),
+            Some(&report),
+            Some(&TlsCounts::default()),
+        )
     }
 
     #[test]

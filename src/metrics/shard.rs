@@ -119,6 +119,8 @@ pub struct ClientSnapshot {
     pub stream: StreamId,
     /// How it gets it.
     pub transport: Transport,
+    /// Whether it comes by TLS.
+    pub tls: bool,
     /// Bytes of media that it got.
     pub bytes: u64,
     /// Its lag now.

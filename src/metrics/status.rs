@@ -8,6 +8,7 @@ use super::lines;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
 use super::{ClientSnapshot, DropReason};
 use crate::shard::inbox::SourceState;
+use crate::tls::{Outcome, TlsCounts};
 
 /// The report's JSON with its histogram, and the clients. `name` gives a stream's name.
 pub fn status(
@@ -25,6 +26,7 @@ pub fn status(
             "stream": name(client),
             "session": client.session,
             "transport": client.transport.name(),
+            "tls": client.tls,
             "user_agent": client.user_agent,
             "since": lines::rfc3339(now.checked_sub(client.playing).unwrap_or(now)),
             "playing_s": client.playing.as_secs(),
@@ -38,6 +40,16 @@ pub fn status(
     });
     object.insert("clients".into(), clients.collect());
     object
+}
+
+/// How RTSPS goes: connections now, and since the start by their [`Outcome`].
+pub fn tls(counts: &TlsCounts) -> Value {
+    let outcomes = Outcome::ALL.iter().map(|&outcome| (outcome.name().to_owned(), json!(counts.total(outcome))));
+    json!({
+        "half_open": counts.half_open(),
+        "connections": counts.carried(),
+        "handshakes_total": Map::from_iter(outcomes),
+    })
 }
 
 /// The report in what [`status`] made; nothing when it is not that.
@@ -143,6 +155,7 @@ mod tests {
             playing: Duration::from_secs(90),
             stream: StreamId(0),
             transport: Transport::Tcp,
+            tls: false,
             bytes: 12,
             lag: Duration::from_millis(3),
             skips: 1,

@@ -178,7 +178,9 @@ impl Server {
             // The tracks' URLs are the publisher's own.
             return user.may(right, self.streams.name(announced.stream));
         }
-        let Resource::Stream { name, .. } = resource::parse(&request.url, connection.local) else { return true };
+        let Resource::Stream { name, .. } = resource::parse(&request.url, connection.local, connection.secure) else {
+            return true;
+        };
         let known = self.streams.find(&name).map(|stream| self.streams.name(stream));
         // A stream that is not there is refused like one that is: who may not have it is not told which it is.
         user.may(right, known.unwrap_or(&String::from_utf8_lossy(&name)))

@@ -63,6 +63,18 @@ pub(super) fn refusal(status: Status, name: &'static str, value: impl Into<Strin
 pub(super) type Outcome = Result<Option<Response>, Refusal>;
 
 impl Server {
+    /// A connection just made is encrypted.
+    pub fn set_secure(&mut self, conn: ConnId) {
+        if let Some(connection) = self.conns.get_mut(&conn) {
+            connection.secure = true;
+        }
+    }
+
+    /// Whether media may leave by datagrams for a client that asks on this connection.
+    pub(super) fn may_use_udp(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(|connection| !connection.secure)
+    }
+
     /// Answers a request, or puts it to the shard.
     pub(super) fn request(&mut self, now: Instant, conn: ConnId, request: Request) {
         if !request.version_1_0 {
@@ -170,9 +182,8 @@ impl Server {
 
     /// The stream and the track that a URL names.
     pub(super) fn resource(&self, asked: &Asked<'_>) -> Result<Found, Refusal> {
-        let local = self.conns.get(&asked.conn).map(|connection| connection.local);
-        let Some(local) = local else { return Err(Status::NOT_FOUND.into()) };
-        match resource::parse(&asked.request.url, local) {
+        let Some(connection) = self.conns.get(&asked.conn) else { return Err(Status::NOT_FOUND.into()) };
+        match resource::parse(&asked.request.url, connection.local, connection.secure) {
             Resource::Stream { name, track, base } => match self.streams.find(&name) {
                 Some(stream) => Ok(Found::Stream { stream, track, base }),
                 None => Err(Status::NOT_FOUND.into()),
@@ -232,7 +243,9 @@ impl Server {
             self.may_set_up(key, stream, asked)?;
         }
         let offered = asked.request.list("Transport").ok_or(Status::BAD_REQUEST)?;
-        let specs = transport::parse(&offered);
+        let mut specs = transport::parse(&offered);
+        // By datagrams the media would leave in the clear what the client has encrypted.
+        specs.retain(|spec| spec.lower == Some(Lower::Tcp) || self.may_use_udp(asked.conn));
         let spec =
             specs.iter().find(|spec| self.acceptable(spec, session, stream)).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let lower = spec.lower.unwrap_or(Lower::Tcp);

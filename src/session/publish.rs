@@ -120,7 +120,9 @@ impl Server {
         let possible = |spec: &&Spec| {
             let known = match spec.lower {
                 Some(Lower::Tcp) => true,
-                Some(Lower::Udp) => self.config.udp_ports.is_some() && spec.client_port.is_some(),
+                Some(Lower::Udp) => {
+                    self.config.udp_ports.is_some() && spec.client_port.is_some() && self.may_use_udp(asked.conn)
+                }
                 None => false,
             };
             known && !spec.multicast && lower.is_none_or(|lower| spec.lower == Some(lower))

@@ -22,15 +22,20 @@ pub(super) enum Resource {
     Foreign,
 }
 
-/// Takes a URL apart. One without a host is completed by `local`.
+/// Takes a URL apart. One without a host is completed by `local`, one without a scheme by whether the connection is `secure`.
 ///
 /// Players put the track behind the URL they know: behind `Content-Base`, but some behind a query string of their own.
-pub(super) fn parse(url: &str, local: SocketAddr) -> Resource {
+pub(super) fn parse(url: &str, local: SocketAddr, secure: bool) -> Resource {
     if url == "*" {
         return Resource::Server;
     }
+    let mut is_rtsps = secure;
     let (authority, rest) = match url.split_once("://") {
-        Some((scheme, rest)) if is_rtsp(scheme) => rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len())),
+        Some((scheme, rest)) if is_rtsp(scheme) => {
+            // Behind a proxy that does the TLS the client knows better than the connection.
+            is_rtsps = scheme.eq_ignore_ascii_case("rtsps");
+            rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()))
+        }
         // A query may hold a whole URL; only what stands before it is a scheme.
         Some((scheme, _)) if !scheme.contains(['/', '?']) => return Resource::Foreign,
         _ => ("", url),
@@ -50,7 +55,8 @@ pub(super) fn parse(url: &str, local: SocketAddr) -> Resource {
     let joined = segments.join("/");
     let host = if authority.is_empty() { local.to_string() } else { authority.to_owned() };
     let slash = if joined.is_empty() { "" } else { "/" };
-    Resource::Stream { name: percent_decoded(&joined), track, base: format!("rtsp://{host}/{joined}{slash}") }
+    let scheme = if is_rtsps { "rtsps" } else { "rtsp" };
+    Resource::Stream { name: percent_decoded(&joined), track, base: format!("{scheme}://{host}/{joined}{slash}") }
 }
 
 fn is_rtsp(scheme: &str) -> bool {
@@ -88,7 +94,7 @@ mod tests {
     use super::*;
 
     fn stream(url: &str) -> (String, Option<usize>, String) {
-        match parse(url, "192.0.2.1:8554".parse().unwrap()) {
+        match parse(url, "192.0.2.1:8554".parse().unwrap(), false) {
             Resource::Stream { name, track, base } => (String::from_utf8(name).unwrap(), track, base),
             other => panic!("{url}: {other:?}"),
         }
@@ -133,7 +139,23 @@ mod tests {
     #[test]
     fn the_server_and_other_schemes_are_no_stream() {
         let local = "192.0.2.1:8554".parse().unwrap();
-        assert_eq!(parse("*", local), Resource::Server);
-        assert_eq!(parse("http://h/front", local), Resource::Foreign);
+        assert_eq!(parse("*", local, false), Resource::Server);
+        assert_eq!(parse("http://h/front", local, false), Resource::Foreign);
+    }
+
+    #[test]
+    fn the_scheme_is_the_clients_or_else_the_connections() {
+        for (url, secure, scheme) in [
+            ("rtsps://h/front", false, "rtsps"),
+            ("RTSPS://h/front", true, "rtsps"),
+            ("rtsp://h/front", true, "rtsp"),
+            ("/front", true, "rtsps"),
+            ("/front", false, "rtsp"),
+        ] {
+            match parse(url, "192.0.2.1:8322".parse().unwrap(), secure) {
+                Resource::Stream { base, .. } => assert_eq!(base.split(':').next(), Some(scheme), "{url}"),
+                other => panic!("{url}: {other:?}"),
+            }
+        }
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Held {
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
+    /// Whether it is encrypted: then media does not leave it in the clear.
+    pub(super) secure: bool,
     decoder: Decoder,
     /// When it was made.
     pub(super) since: Instant,
@@ -298,6 +300,7 @@ impl Server {
         let connection = Connection {
             peer,
             local,
+            secure: false,
             decoder: Decoder::new(),
             since: now,
             heard: None,

@@ -17,6 +17,7 @@ use crate::session::{EndReason, SessionKey};
 use crate::source::pipeline::SourceTrack;
 use crate::stream::chunk::Chunk;
 use crate::stream::{Description, StreamId, TrackId};
+use crate::tls::Secured;
 
 /// How a source is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub enum ToShard {
         peer: SocketAddr,
         /// Bytes already read from it.
         unread: Bytes,
+        /// The TCP connection, if the socket is the local one that stands for a client that speaks TLS.
+        secured: Option<Arc<Secured>>,
         /// Shards that it has been handed to after its first.
         moves: u8,
     },

@@ -363,8 +363,9 @@ impl<E: Egress> Thread<E> {
             // Whoever asked may have given up.
             ToShard::Ping(reply) => drop(reply.send(())),
             ToShard::Stop => self.core.stop(now),
-            ToShard::Connection { stream, peer, unread, moves } => {
-                if let Err(error) = self.connection(now, stream, peer, &unread, moves) {
+            ToShard::Connection { stream, peer, unread, secured, moves } => {
+                let conn = Conn::from_std(stream, self.io).map(|conn| conn.with_tls(secured));
+                if let Err(error) = conn.and_then(|conn| self.connection(now, conn, peer, &unread, moves)) {
                     tracing::warn!(client = %peer, %error, "the connection could not be taken over: closed");
                     self.gone(peer);
                 }
@@ -372,16 +373,8 @@ impl<E: Egress> Thread<E> {
         }
     }
 
-    fn connection(
-        &mut self,
-        now: Instant,
-        stream: std::net::TcpStream,
-        peer: SocketAddr,
-        unread: &[u8],
-        moves: u8,
-    ) -> io::Result<()> {
-        let local = stream.local_addr()?;
-        let conn = Conn::from_std(stream, self.io)?;
+    fn connection(&mut self, now: Instant, conn: Conn, peer: SocketAddr, unread: &[u8], moves: u8) -> io::Result<()> {
+        let local = conn.local_addr()?;
         conn.set_options()?;
         conn.set_path(self.dscp, self.user_timeout)?;
         match self.core.moved_in(now, conn.clone(), (peer, local), unread, moves) {
@@ -429,7 +422,8 @@ impl<E: Egress> Thread<E> {
             match conn.to_std() {
                 Ok(stream) => {
                     self.inbox.connection_gone();
-                    shard.tell(ToShard::Connection { stream, peer, unread, moves });
+                    let secured = conn.tls().cloned();
+                    shard.tell(ToShard::Connection { stream, peer, unread, secured, moves });
                 }
                 Err(error) => {
                     self.gone(peer);

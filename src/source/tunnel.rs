@@ -13,8 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use url::Url;
@@ -23,6 +22,7 @@ use super::address::CameraAddress;
 use super::fault::Fault;
 use super::loopback::{self, Ends, Way};
 use crate::sys::Connection;
+use crate::tls::certificates;
 
 /// The port of an `rtsps://` URL without one.
 pub const PORT: u16 = 322;
@@ -98,7 +98,7 @@ where
 }
 
 fn config(options: &TlsOptions) -> Result<ClientConfig, Fault> {
-    let provider = Arc::new(ring::default_provider());
+    let provider = crate::tls::provider();
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| Fault::Tls(error.to_string()))?;
@@ -109,11 +109,9 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, Fault> {
     let mut roots = RootCertStore::empty();
     match &options.ca {
         Some(path) => {
-            let unreadable = |error: &dyn std::fmt::Display| Fault::Tls(format!("tls_ca {}: {error}", path.display()));
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
-            for certificate in certificates {
-                let certificate = certificate.map_err(|error| unreadable(&error))?;
-                roots.add(certificate).map_err(|error| unreadable(&error))?;
+            for certificate in certificates(path).map_err(|fault| Fault::Tls(format!("tls_ca: {fault}")))? {
+                let unusable = |error| Fault::Tls(format!("tls_ca {}: {error}", path.display()));
+                roots.add(certificate).map_err(unusable)?;
             }
         }
         // Single certificates that cannot be used do no harm to the others.
@@ -209,7 +207,7 @@ mod tests {
         let certificate = made.cert.der().clone();
         let print = fingerprint(&certificate).try_into().unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let config = ServerConfig::builder_with_provider(crate::tls::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()

@@ -33,5 +33,6 @@ mod stopping;
 mod subset;
 mod syslog;
 mod terminal;
+mod tls;
 mod tshark;
 mod zero_copy;

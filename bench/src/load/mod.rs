@@ -88,6 +88,9 @@ pub struct Args {
     /// Appends the report to this CSV file, with a header line if the file is new.
     #[arg(long)]
     pub csv: Option<PathBuf>,
+    /// Plays rtsps:// URLs, and takes any certificate.
+    #[arg(long)]
+    pub tls_insecure: bool,
     /// Shows no progress bar.
     #[arg(long)]
     pub quiet: bool,
@@ -201,6 +204,12 @@ impl<'a> Load<'a> {
         let mut urls = Vec::new();
         for text in &args.urls {
             let url = Url::parse(text)?;
+            if url.tls && !args.tls_insecure {
+                return Err(format!("{text}: certificates are not checked here; say --tls-insecure to take any"));
+            }
+            if url.tls && args.transport == Transport::Udp {
+                return Err(format!("{text}: by TLS media comes in the connection; use --transport tcp"));
+            }
             let address = url.host_port.to_socket_addrs().ok().and_then(|mut all| all.next());
             let address = address.ok_or_else(|| format!("{} has no address", url.host_port))?;
             urls.push((url, address));
@@ -407,7 +416,7 @@ impl<'a> Load<'a> {
         let fail = |e: nix::Error| format!("epoll: {e}");
         let Some(player) = &mut self.players[place] else { return Ok(()) };
         match player.ask()? {
-            Progress::None => {}
+            Progress::None | Progress::Some => {}
             Progress::Bound => {
                 for (index, socket) in player.sockets.iter().enumerate() {
                     let data = event_data(place, self.generations[place], index + 1);
@@ -422,7 +431,11 @@ impl<'a> Load<'a> {
                 let flags = if player.role == Role::Normal { normal } else { EpollFlags::EPOLLRDHUP };
                 let mut watch = EpollEvent::new(flags, event_data(place, self.generations[place], 0));
                 self.epoll.modify(&player.stream, &mut watch).map_err(fail)?;
+                let secure = player.is_secure();
                 self.take(place, &media)?;
+                if secure {
+                    self.read_all(place, false)?;
+                }
             }
         }
         Ok(())
@@ -441,7 +454,8 @@ impl<'a> Load<'a> {
     fn read_all(&mut self, place: usize, ends: bool) -> Result<(), String> {
         loop {
             let count = self.read(place, usize::MAX)?;
-            if count == 0 || (count < self.buffer.len() && !ends) {
+            let secure = self.players[place].as_ref().is_some_and(Player::is_secure);
+            if count == 0 || (count < self.buffer.len() && !ends && !secure) {
                 return Ok(());
             }
         }
@@ -451,7 +465,7 @@ impl<'a> Load<'a> {
     fn read(&mut self, place: usize, max: usize) -> Result<usize, String> {
         let Some(player) = &mut self.players[place] else { return Ok(0) };
         let max = max.min(self.buffer.len());
-        match recv(player.stream.as_raw_fd(), &mut self.buffer[..max], MsgFlags::empty()) {
+        match player.receive(&mut self.buffer[..max]) {
             Ok(0) => Err("the server closed the connection".into()),
             Ok(count) => {
                 let totals = &mut self.totals[player.role as usize];
@@ -459,7 +473,7 @@ impl<'a> Load<'a> {
                 player.receiver.interleaved(&self.buffer[..count], &mut env)?;
                 Ok(count)
             }
-            Err(nix::Error::EAGAIN) => Ok(0),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(0),
             Err(error) => Err(format!("the connection broke: {error}")),
         }
     }

@@ -8,6 +8,7 @@ use super::receive::Receiver;
 use crate::client::{Handshake, Step, Transport};
 use crate::os;
 use crate::rtsp::{Message, Url};
+use crate::tls::Tls;
 
 /// How a player behaves once it plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,7 @@ pub struct Player {
     pub phase: Phase,
     /// Its connection.
     pub stream: TcpStream,
+    tls: Option<Tls>,
     /// Its UDP sockets: RTP and RTCP of each track.
     pub sockets: Vec<UdpSocket>,
     /// What it has received, once it plays.
@@ -68,8 +70,10 @@ pub struct Player {
 
 /// What reading brought.
 pub enum Progress {
-    /// Nothing to do.
+    /// Nothing: it waits for more.
     None,
+    /// Something, and nothing to do for it.
+    Some,
     /// UDP sockets have been bound and want watching.
     Bound,
     /// It plays; these bytes of media came with the answer.
@@ -100,11 +104,14 @@ impl Player {
             Err(e) if e.raw_os_error() == Some(nix::Error::EINPROGRESS as i32) => {}
             Err(e) => return Err(e),
         }
+        let host = url.host_port.rsplit_once(':').map_or("", |(host, _)| host);
+        let tls = url.tls.then(|| Tls::new(host)).transpose().map_err(std::io::Error::other)?;
         let now = Instant::now();
         Ok(Player {
             role,
             phase: Phase::Connecting,
             stream: socket.into(),
+            tls,
             sockets: Vec::new(),
             receiver: Receiver::default(),
             steady: false,
@@ -131,6 +138,9 @@ impl Player {
     /// Sends a request, which a socket always takes whole before media flows the other way.
     pub fn write(&mut self, request: &[u8]) -> Result<(), String> {
         self.last_sent = Instant::now();
+        if let Some(tls) = &mut self.tls {
+            return tls.send(&mut self.stream, request).map_err(|e| format!("cannot send: {e}"));
+        }
         match self.stream.write(request) {
             Ok(count) if count == request.len() => Ok(()),
             Ok(_) => Err("the server does not read".into()),
@@ -138,16 +148,38 @@ impl Player {
         }
     }
 
+    /// Reads what there is, at most `into`'s length; 0 bytes at the end of the connection.
+    pub fn receive(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.tls {
+            Some(tls) => tls.receive(&mut self.stream, into),
+            None => self.stream.read(into),
+        }
+    }
+
+    /// Whether it has TLS, which may hold bytes back that the socket does not tell of.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Reads and goes on with the handshake.
     pub fn ask(&mut self) -> Result<Progress, String> {
+        let mut progress = self.ask_once()?;
+        // The socket does not tell of what TLS has read of it already.
+        while let (Progress::Some, true) = (&progress, self.is_secure()) {
+            progress = self.ask_once()?;
+        }
+        Ok(progress)
+    }
+
+    fn ask_once(&mut self) -> Result<Progress, String> {
         let mut buffer = [0u8; 4096];
-        match self.stream.read(&mut buffer) {
+        match self.receive(&mut buffer) {
             Ok(0) => return Err("the server closed the connection during the handshake".into()),
             Ok(count) => self.input.extend_from_slice(&buffer[..count]),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(Progress::None),
             Err(e) => return Err(format!("cannot read: {e}")),
         }
-        let mut progress = Progress::None;
+        let mut progress = Progress::Some;
         loop {
             if self.input.first() == Some(&b'$') {
                 return Err("media came before the answer to PLAY".into());

@@ -67,6 +67,19 @@ fn without_udp_ports_datagrams_are_461() {
 }
 
 #[test]
+fn what_is_asked_for_by_tls_does_not_leave_in_the_clear() {
+    let mut rig = rig();
+    rig.server.set_multicast(StreamId(0), "239.1.2.3:5000".parse().unwrap(), 1);
+    rig.connect(1);
+    rig.server.set_secure(ConnId(1));
+    for clear in ["RTP/AVP;unicast;client_port=5000-5001", "RTP/AVP;multicast"] {
+        assert_eq!(setup(&mut rig, 1, 0, clear, None).status, 461, "{clear}");
+        assert_eq!(setup(&mut rig, 0, 0, clear, None).status, 200, "{clear}");
+    }
+    assert_eq!(setup(&mut rig, 1, 0, "RTP/AVP;unicast;client_port=5000-5001, RTP/AVP/TCP", None).status, 200);
+}
+
+#[test]
 fn one_session_has_one_kind_of_transport() {
     let mut rig = rig();
     let key = setup(&mut rig, 0, 0, "RTP/AVP/TCP", None).session();

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Closing, Core, Handover, Kind, Link, Playing, Start, leave_reason};
-use crate::egress::{Datagrams, Egress, Token};
+use crate::egress::{Conn, Datagrams, Egress, Token};
 use crate::limits::{ANSWER_BYTES_MAX, MOVES_MAX};
 use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Limited, Reception, Transport};
-use crate::session::{ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
+use crate::session::{CloseReason, ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
 use crate::shard::inbox::{Backlog, Publishing, ToControl, Verdict};
 use crate::shard::player::Player;
 use crate::stream::chunk::{Run, Span};
@@ -90,7 +90,14 @@ impl<E: Egress> Core<E> {
                 Event::ReceiverReport { session, track, report } => self.received(session, track, &report),
                 Event::Demand { stream, wanted } => self.outbox.push(ToControl::Demand { stream, wanted }),
                 Event::Move { conn, shard, unread } => self.hand_over(conn.0, shard, unread),
-                Event::Close { conn, .. } => self.close(conn.0, Closing::Flush),
+                Event::Close { conn, reason } => {
+                    if let (CloseReason::NotRtsp(fault), Some(link)) = (reason, self.links.get(conn.0 as usize))
+                        && let Kind::Tcp { peer, .. } = &link.kind
+                    {
+                        tracing::warn!(client = %peer, "{fault}: closed");
+                    }
+                    self.close(conn.0, Closing::Flush);
+                }
             }
         }
         self.at = None;
@@ -482,10 +489,11 @@ impl<E: Egress> Core<E> {
         playing: &Playing,
         lag: Duration,
     ) -> ClientSnapshot {
-        let tcp = match &link.kind {
-            Kind::Tcp { conn, .. } => conn.fd().and_then(|fd| crate::sys::tcp_info(&fd).ok()),
+        let conn = match &link.kind {
+            Kind::Tcp { conn, .. } => Some(conn),
             _ => None,
         };
+        let tcp = conn.and_then(Conn::tcp).and_then(|fd| crate::sys::tcp_info(&fd).ok());
         ClientSnapshot {
             peer: playing.peer,
             session: playing.session.to_string(),
@@ -493,6 +501,7 @@ impl<E: Egress> Core<E> {
             playing: now.saturating_duration_since(playing.since),
             stream: playing.stream,
             transport: playing.transport,
+            tls: conn.and_then(Conn::tls).is_some(),
             bytes: playing.bytes,
             lag,
             skips: playing.skips,

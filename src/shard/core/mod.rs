@@ -418,10 +418,14 @@ impl<E: Egress> Core<E> {
             return None;
         }
         self.metrics.count(Counter::Connections, 1);
+        let is_secure = conn.tls().is_some();
         let kind = Kind::Tcp { conn, peer, answers: VecDeque::new(), answer_bytes: 0, moves };
         let token = self.add_link(kind);
         self.at = Some(token.slot);
         self.server.connected(now, ConnId(token.slot), peer, local);
+        if is_secure {
+            self.server.set_secure(ConnId(token.slot));
+        }
         if !unread.is_empty() {
             self.server.input(now, ConnId(token.slot), unread);
         }

@@ -25,7 +25,7 @@ const METHODS: [&str; 11] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 pub enum Fault {
     /// The first byte of a TLS record.
-    #[error("the client speaks TLS, which this port does not; use rtsp:// instead of rtsps://")]
+    #[error("the client speaks TLS, which this port does not; use rtsp:// here, or a port of listen_tls for rtsps://")]
     Tls,
     /// A line of HTTP.
     #[error(

@@ -123,6 +123,18 @@ impl Relay {
         format!("rtsp://{}{path}", self.address)
     }
 
+    /// Where it listens for RTSPS.
+    pub fn tls_address(&self) -> SocketAddr {
+        let mut found = None;
+        wait_until("the relay says where it listens for rtsps", DEADLINE, || {
+            let printed = self.printed();
+            let lines: Vec<&str> = printed.lines().filter(|line| line.contains("listening for rtsps")).collect();
+            found = listening_address(&(lines.join("\n") + "\n"));
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
     /// Everything it has printed.
     pub fn printed(&self) -> String {
         let program = self.program.as_ref().expect("running");

@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use tokio_rustls::rustls::{ClientConnection, Stream};
+
 use super::DEADLINE;
 
 /// An answer of the server.
@@ -146,6 +148,8 @@ pub fn tracks(answer: &Answer) -> Vec<Track> {
 /// A connection to an RTSP server.
 pub struct Client {
     stream: TcpStream,
+    /// What the bytes go through, over RTSPS.
+    tls: Option<Box<ClientConnection>>,
     buffer: Vec<u8>,
     cseq: u32,
     /// Sent in every request once it is set.
@@ -170,7 +174,21 @@ impl Client {
 
     fn over(stream: TcpStream) -> Client {
         stream.set_nodelay(true).unwrap();
-        Client { stream, buffer: Vec::new(), cseq: 0, session: None, queued: VecDeque::new() }
+        Client { stream, tls: None, buffer: Vec::new(), cseq: 0, session: None, queued: VecDeque::new() }
+    }
+
+    /// The same connection by TLS; the handshake is done with the first bytes.
+    pub fn by_tls(mut self, tls: ClientConnection) -> Client {
+        self.tls = Some(Box::new(tls));
+        self
+    }
+
+    /// Reads some bytes; none at the end of the connection, which TLS has to be told of.
+    fn read_bytes(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.tls {
+            Some(tls) => Stream::new(&mut **tls, &mut self.stream).read(into),
+            None => self.stream.read(into),
+        }
     }
 
     /// The connection itself.
@@ -180,7 +198,11 @@ impl Client {
 
     /// Sends bytes as they are.
     pub fn send_raw(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("send");
+        let sent = match &mut self.tls {
+            Some(tls) => Stream::new(&mut **tls, &mut self.stream).write_all(bytes),
+            None => self.stream.write_all(bytes),
+        };
+        sent.expect("send");
     }
 
     /// The text of a request, with the next `CSeq` and the session.
@@ -320,7 +342,7 @@ impl Client {
             let patience = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             self.stream.set_read_timeout(Some(patience))?;
             let mut chunk = [0; 64 * 1024];
-            let n = self.stream.read(&mut chunk)?;
+            let n = self.read_bytes(&mut chunk)?;
             if n == 0 {
                 assert!(self.buffer.is_empty(), "the connection ended within a message: {} bytes", self.buffer.len());
                 return Ok(None);
@@ -335,7 +357,7 @@ impl Client {
         self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
         while self.buffer.len() < wanted {
             let mut chunk = vec![0; wanted - self.buffer.len()];
-            let n = self.stream.read(&mut chunk).expect("more bytes");
+            let n = self.read_bytes(&mut chunk).expect("more bytes");
             assert!(n > 0, "more bytes before the end of the connection");
             self.buffer.extend_from_slice(&chunk[..n]);
         }

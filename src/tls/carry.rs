@@ -1,0 +1,248 @@
+//! Carries a client's bytes between its TLS connection and the local socket that the shard has in its place.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, BufRead as _, ErrorKind, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead as _, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+use tokio::time::sleep;
+use tokio_rustls::rustls::ServerConnection;
+
+use super::{Counted, Outcome, Secured, TlsCounts};
+use crate::limits::{TLS_CARRY_BYTES_MAX, TLS_FAREWELL_MAX_MS};
+
+/// Pieces of one client that are carried before the others have their turn.
+const TURN_PIECES_MAX: usize = 4;
+
+/// A client whose handshake is done.
+pub struct Established {
+    tls: ServerConnection,
+    tcp: std::net::TcpStream,
+    near: std::os::unix::net::UnixStream,
+    secured: Arc<Secured>,
+    counted: Counted,
+}
+
+impl Established {
+    /// The TLS on `tcp`, whose other handle `secured` the shard has, and the other end of the shard's socket; both in
+    /// non-blocking mode. Counts as carried from now on.
+    pub(super) fn new(
+        tls: ServerConnection,
+        tcp: std::net::TcpStream,
+        near: std::os::unix::net::UnixStream,
+        secured: Arc<Secured>,
+        counts: &Arc<TlsCounts>,
+    ) -> Established {
+        Established { tls, tcp, near, secured, counted: Counted::new(counts, |counts| &counts.carried) }
+    }
+}
+
+/// Carries all clients that come, until no more can come and the last has gone.
+pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>) {
+    // Whatever is read from one client's shard is encrypted before another's is: they share the memory for it.
+    let scratch: Scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
+    let (running, mut all_gone) = mpsc::channel::<()>(1);
+    while let Some(client) = clients.recv().await {
+        let (scratch, running) = (Rc::clone(&scratch), running.clone());
+        // A panic ends the task, and with it the client's two sockets.
+        spawn_local(async move {
+            carry(client, scratch).await;
+            drop(running);
+        });
+    }
+    drop(running);
+    all_gone.recv().await;
+}
+
+type Scratch = Rc<RefCell<Box<[u8]>>>;
+
+async fn carry(client: Established, scratch: Scratch) {
+    let Established { tls, tcp, near, secured, counted } = client;
+    let carrier = Carrier::new(tls, tcp, near, scratch);
+    let outcome = match carrier {
+        Ok(mut carrier) => {
+            let over = async {
+                secured.ended().await;
+                sleep(Duration::from_millis(TLS_FAREWELL_MAX_MS)).await;
+                Ok(())
+            };
+            tokio::select! {
+                outcome = poll_fn(|cx| carrier.poll(cx)) => outcome,
+                outcome = over => outcome,
+            }
+        }
+        Err(error) => Err(error),
+    };
+    let peer = secured.tcp().peer_addr();
+    // What has been sent is still delivered; nothing more comes. It fails only if the connection is gone already.
+    let _ = secured.tcp().shutdown(Shutdown::Both);
+    if let Err(error) = outcome
+        && error.kind() == ErrorKind::InvalidData
+    {
+        counted.counts.count(Outcome::Broken);
+        match peer {
+            Ok(client) => tracing::warn!(%client, "TLS: {error}: closed"),
+            Err(_) => tracing::warn!("TLS: {error}: closed"),
+        }
+    }
+}
+
+/// One client.
+struct Carrier {
+    tls: ServerConnection,
+    far: TcpStream,
+    near: UnixStream,
+    scratch: Scratch,
+    /// The shard sends no more.
+    near_ended: bool,
+    /// The client has been told that no more comes.
+    said_farewell: bool,
+    /// The client sends no more.
+    far_ended: bool,
+    /// The shard has been told so.
+    told_shard: bool,
+}
+
+impl Carrier {
+    fn new(
+        mut tls: ServerConnection,
+        far: std::net::TcpStream,
+        near: std::os::unix::net::UnixStream,
+        scratch: Scratch,
+    ) -> io::Result<Carrier> {
+        // It is bounded by never taking anything from the shard before the last has gone out.
+        tls.set_buffer_limit(None);
+        Ok(Carrier {
+            tls,
+            far: TcpStream::from_std(far)?,
+            near: UnixStream::from_std(near)?,
+            scratch,
+            near_ended: false,
+            said_farewell: false,
+            far_ended: false,
+            told_shard: false,
+        })
+    }
+
+    /// Carries what there is; ready when the shard has ended the connection and the client got all of it, or on an error.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let inward = self.inward(cx);
+        // Even after a fault of the client's: it is told of it.
+        let outward = self.outward(cx);
+        match (inward, outward) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (_, outward) => outward,
+        }
+    }
+
+    /// From the client to the shard.
+    fn inward(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        for _ in 0..TURN_PIECES_MAX {
+            while !self.told_shard {
+                let mut reader = self.tls.reader();
+                // Nothing more just now, or never again: the client has said farewell, or gone without.
+                let Ok(plain @ [_, ..]) = reader.fill_buf() else { break };
+                ready!(self.near.poll_write_ready(cx))?;
+                match self.near.try_write(plain) {
+                    Ok(count) => reader.consume(count),
+                    Err(error) if is_for_another_try(&error) => {}
+                    // The shard reads no more: it has ended the connection, which the other direction sees to.
+                    Err(_) => self.told_shard = true,
+                }
+            }
+            if self.far_ended {
+                if !self.told_shard {
+                    self.told_shard = true;
+                    // It fails only if the shard has closed its end.
+                    let _ = SockRef::from(&self.near).shutdown(Shutdown::Write);
+                }
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.far.poll_read_ready(cx))?;
+            match self.tls.read_tls(&mut Ready(&self.far)) {
+                Ok(0) => self.far_ended = true,
+                Ok(_) => {
+                    let state = self.tls.process_new_packets();
+                    let state = state.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+                    self.far_ended |= state.peer_has_closed();
+                }
+                Err(error) if is_for_another_try(&error) => {}
+                // It has broken off.
+                Err(_) => self.far_ended = true,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// From the shard to the client.
+    fn outward(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut pieces = 0;
+        loop {
+            while self.tls.wants_write() {
+                ready!(self.far.poll_write_ready(cx))?;
+                match self.tls.write_tls(&mut Ready(&self.far)) {
+                    Err(error) if !is_for_another_try(&error) => return Poll::Ready(Err(error)),
+                    Ok(_) | Err(_) => {}
+                }
+            }
+            if self.said_farewell {
+                return Poll::Ready(Ok(()));
+            }
+            if self.near_ended {
+                self.tls.send_close_notify();
+                self.said_farewell = true;
+                continue;
+            }
+            if pieces == TURN_PIECES_MAX {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            pieces += 1;
+            let mut scratch = self.scratch.borrow_mut();
+            let mut buf = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.near).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => self.tls.writer().write_all(buf.filled())?,
+                // The shard sends no more, or has closed its end with something of ours unread.
+                Ok(()) | Err(_) => self.near_ended = true,
+            }
+        }
+    }
+}
+
+fn is_for_another_try(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+/// A connection as TLS reads and writes it once it is said to be ready.
+struct Ready<'a>(&'a TcpStream);
+
+impl Read for Ready<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buf)
+    }
+}
+
+impl Write for Ready<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.try_write(buf)
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(bufs)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! The thread of the handshakes, and what it does for each connection.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::{self, AlertDescription, ServerConfig, ServerConnection};
+
+use super::carry::Established;
+use super::{Counted, Outcome, Secured, TlsCounts};
+use crate::limits::{TLS_HALF_OPEN_MAX, TLS_SHARD_SEND_BUFFER_BYTES};
+use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
+
+/// The first byte of a TLS record with a handshake (RFC 8446 section 5.1).
+const HANDSHAKE_RECORD: u8 = 22;
+
+/// What a client that speaks RTSP without TLS is told, in its own words.
+const PLAIN_ANSWER: &[u8] =
+    b"RTSP/1.0 400 This port speaks RTSPS: use rtsps:// here, or the port of rtsp://\r\nConnection: close\r\n\r\n";
+
+/// What the thread of the handshakes is told.
+pub(super) enum ToHandshakes {
+    /// A connection was accepted.
+    Connection(Accepted),
+    /// Handshakes are done with this from now on.
+    Config(Arc<ServerConfig>),
+    /// They may take so long from now on.
+    Timeout(Duration),
+}
+
+/// A connection whose handshake is to be done.
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    pub(super) admitted: Admitted,
+    counted: Counted,
+}
+
+impl Accepted {
+    pub(super) fn new(stream: TcpStream, admitted: Admitted, counts: &Arc<TlsCounts>) -> Accepted {
+        Accepted { stream, admitted, counted: Counted::new(counts, |counts| &counts.half_open) }
+    }
+}
+
+/// A client that the control thread has let in: told as gone when dropped, unless a shard answers for it by then.
+pub(super) struct Admitted {
+    peer: SocketAddr,
+    control: Option<ControlSender>,
+}
+
+impl Admitted {
+    pub(super) fn new(peer: SocketAddr, control: ControlSender) -> Admitted {
+        Admitted { peer, control: Some(control) }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.tell(ToControl::Gone { peer: self.peer });
+        }
+    }
+}
+
+/// Where connections go whose handshake is done.
+pub(super) struct Onward {
+    pub(super) shards: Vec<ShardSender>,
+    pub(super) carriers: Vec<mpsc::UnboundedSender<Established>>,
+}
+
+/// Does the handshakes of all connections that come, until no more can come.
+pub(super) async fn serve(
+    mut inbox: mpsc::UnboundedReceiver<ToHandshakes>,
+    mut config: Arc<ServerConfig>,
+    mut within: Duration,
+    onward: Onward,
+    counts: Arc<TlsCounts>,
+) {
+    let onward = Rc::new(onward);
+    let mut next_carrier = 0;
+    // In the order in which they came.
+    let mut begun: VecDeque<AbortHandle> = VecDeque::new();
+    while let Some(message) = inbox.recv().await {
+        let accepted = match message {
+            ToHandshakes::Connection(accepted) => accepted,
+            ToHandshakes::Config(new) => {
+                config = new;
+                continue;
+            }
+            ToHandshakes::Timeout(new) => {
+                within = new;
+                continue;
+            }
+        };
+        while begun.front().is_some_and(AbortHandle::is_finished) {
+            begun.pop_front();
+        }
+        if begun.len() >= TLS_HALF_OPEN_MAX {
+            begun.retain(|handshake| !handshake.is_finished());
+        }
+        if begun.len() >= TLS_HALF_OPEN_MAX
+            && let Some(oldest) = begun.pop_front()
+        {
+            // One that means it is done in a moment; so whoever came first and is still at it is the one to go.
+            oldest.abort();
+            counts.count(Outcome::CrowdedOut);
+            tracing::warn!(
+                "{TLS_HALF_OPEN_MAX} TLS handshakes are not done: the oldest is given up for each new one; see who connects"
+            );
+        }
+        let (onward, counts, acceptor) = (Rc::clone(&onward), Arc::clone(&counts), TlsAcceptor::from(config.clone()));
+        let carrier = next_carrier;
+        next_carrier = (next_carrier + 1) % onward.carriers.len();
+        let handshake = spawn_local(async move {
+            let Accepted { stream, admitted, counted } = accepted;
+            let peer = admitted.peer;
+            let outcome = match timeout(within, greet(stream, peer, acceptor)).await {
+                Ok(Ok((tcp, tls))) => match pass_on(tcp, tls, admitted, carrier, &onward, &counts) {
+                    Ok(()) => Outcome::Done,
+                    Err(error) => {
+                        tracing::warn!(client = %peer, %error, "a TLS connection could not be taken over: closed");
+                        Outcome::Failed
+                    }
+                },
+                Ok(Err(outcome)) => outcome,
+                Err(_) => Outcome::TimedOut,
+            };
+            counts.count(outcome);
+            drop(counted);
+        });
+        begun.push_back(handshake.abort_handle());
+    }
+}
+
+/// One handshake.
+async fn greet(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+) -> Result<(TcpStream, ServerConnection), Outcome> {
+    let mut tcp = tokio::net::TcpStream::from_std(stream).map_err(|error| {
+        tracing::warn!(client = %peer, %error, "a TLS connection could not be taken over: closed");
+        Outcome::Failed
+    })?;
+    let mut first = [0];
+    match tcp.peek(&mut first).await {
+        Ok(1) if first[0] == HANDSHAKE_RECORD => {}
+        Ok(1) if first[0].is_ascii_uppercase() => {
+            tracing::warn!(client = %peer, "speaks RTSP without TLS to a port of listen_tls; use rtsps:// there, or a port of listen");
+            // What is left unread would have the answer followed by a reset.
+            let _ = tcp.try_read(&mut [0; 4096]);
+            // Whoever does not wait for the answer needs none.
+            let _ = tcp.write_all(PLAIN_ANSWER).await;
+            let _ = tcp.shutdown().await;
+            return Err(Outcome::Plain);
+        }
+        Ok(1) => {
+            tracing::warn!(client = %peer, "what came to a port of listen_tls is no TLS: closed");
+            return Err(Outcome::Failed);
+        }
+        Ok(_) | Err(_) => return Err(Outcome::Left),
+    }
+    match acceptor.accept(tcp).await {
+        Ok(established) => {
+            let (tcp, tls) = established.into_inner();
+            let tcp = tcp.into_std().map_err(|_| Outcome::Left)?;
+            Ok((tcp, tls))
+        }
+        Err(error) => {
+            let Some(fault) = error.get_ref().and_then(|fault| fault.downcast_ref::<rustls::Error>()) else {
+                return Err(Outcome::Left);
+            };
+            tracing::warn!(client = %peer, "the TLS handshake failed: {fault}{}", cure(fault));
+            Err(Outcome::Failed)
+        }
+    }
+}
+
+fn cure(fault: &rustls::Error) -> &'static str {
+    match fault {
+        rustls::Error::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired,
+        ) => {
+            "; the client does not trust the relay's certificate: give it the authority's, or a certificate for the name it asks for"
+        }
+        rustls::Error::PeerIncompatible(_) => {
+            "; the client knows nothing newer than TLS 1.1, or no cipher that is safe"
+        }
+        _ => "",
+    }
+}
+
+/// Gives a connection to the shard with the fewest, and its TLS to a thread that carries.
+fn pass_on(
+    tcp: TcpStream,
+    tls: ServerConnection,
+    mut admitted: Admitted,
+    carrier: usize,
+    onward: &Onward,
+    counts: &Arc<TlsCounts>,
+) -> io::Result<()> {
+    let (near, shards) = UnixStream::pair()?;
+    near.set_nonblocking(true)?;
+    SockRef::from(&shards).set_send_buffer_size(TLS_SHARD_SEND_BUFFER_BYTES)?;
+    let secured = Secured::new(tcp.try_clone()?);
+    let shard = onward.shards.iter().min_by_key(|shard| shard.connections()).ok_or(ErrorKind::NotConnected)?;
+    // Whatever has ended ends only at a stop.
+    let _ = onward.carriers[carrier].send(Established::new(tls, tcp, near, Arc::clone(&secured), counts));
+    // A stream socket is one whatever its family is: only the addresses and the options of TCP are to be asked of `secured`.
+    let stream = TcpStream::from(OwnedFd::from(shards));
+    // From here on the shard tells of the client's end.
+    admitted.control = None;
+    let (peer, secured) = (admitted.peer, Some(secured));
+    shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), secured, moves: 0 });
+    Ok(())
+}

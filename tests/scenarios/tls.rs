@@ -1,0 +1,457 @@
+//! RTSPS: players get by TLS what others get without it, and whoever holds up a handshake or reads nothing holds up nobody.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+use crate::harness::camera::Camera;
+use crate::harness::machine::{alone, beside_others};
+use crate::harness::program::{Program, run};
+use crate::harness::relay::{BINARY, Relay, Uring, command};
+use crate::harness::rtsp::{Client, Packet, tracks};
+use crate::harness::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_until};
+
+/// How long a player may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A certificate for 127.0.0.1, and its key, in files of their own.
+struct Certificate {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Certificate {
+    fn new() -> Certificate {
+        let made = Certificate { certificate: scratch_file("certificate.pem"), key: scratch_file("key.pem") };
+        made.renew(None);
+        made
+    }
+
+    /// Writes another certificate into the same files; one that expired in 2020 if `expired`.
+    fn renew(&self, expired: impl Into<Option<i32>>) {
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        if let Some(year) = expired.into() {
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        }
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(&self.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(&self.key, key.serialize_pem()).unwrap();
+    }
+
+    fn keys(&self) -> String {
+        format!("tls_certificate = {:?}\ntls_key = {:?}\n", self.certificate, self.key)
+    }
+
+    /// What a client needs that trusts this certificate alone.
+    fn trusted(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&self.certificate).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(rtsprelay::tls::provider());
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        Arc::new(config.with_root_certificates(roots).with_no_client_auth())
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        for file in [&self.certificate, &self.key] {
+            // Scratch files; the build directory's cleaning takes what stays.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+fn connection(config: &Arc<ClientConfig>) -> ClientConnection {
+    ClientConnection::new(Arc::clone(config), ServerName::try_from("127.0.0.1").unwrap()).unwrap()
+}
+
+fn connect(relay: &Relay, trusted: &Arc<ClientConfig>) -> Client {
+    Client::connect(relay.tls_address()).by_tls(connection(trusted))
+}
+
+fn url(relay: &Relay, path: &str) -> String {
+    format!("rtsps://{}{path}", relay.tls_address())
+}
+
+fn configuration(certificate: &Certificate, more: &str) -> String {
+    let keys = certificate.keys();
+    format!(
+        "listen = [\"127.0.0.1:0\"]\nlisten_tls = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n{keys}\n{more}\n[[stream]]\nname = \"t\"\nsource = \"test\"\n"
+    )
+}
+
+fn relay(certificate: &Certificate, more: &str) -> Relay {
+    Relay::configured(&configuration(certificate, more)).serving("/")
+}
+
+fn status(relay: &Relay) -> Value {
+    let printed = relay.printed();
+    let line = printed.lines().find(|line| line.contains("listening for http ")).expect("it says where");
+    let address = line.split_once("address=").unwrap().1.split_whitespace().next().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET /status HTTP/1.0\r\nHost: here\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).expect("JSON")
+}
+
+fn assert_unbroken(packets: &[Packet]) {
+    for pair in packets.windows(2) {
+        assert_eq!(pair[1].seq(), pair[0].seq().wrapping_add(1), "a packet is missing");
+    }
+}
+
+#[test]
+fn ffmpeg_plays_by_tls() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "");
+    let of = ["-v", "error", "-read_intervals", "%+2", "-show_entries", "frame=media_type", "-of", "csv"];
+    let finished = run(PATIENCE, "ffprobe", &[&of[..], &[&url(&relay, "/")]].concat()).expect_silent_success();
+    let frames = finished.stdout.lines().filter(|line| line.contains("video")).count();
+    assert!(frames >= 45, "{frames} frames in two seconds: {}", finished.stdout);
+}
+
+#[test]
+fn gstreamer_plays_by_tls_and_checks_the_certificate() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "");
+    let play = |ca: &Path| {
+        let mut command = std::process::Command::new(SYSTEM_PYTHON);
+        command.arg(test_file("players/gst_player.py")).args([&url(&relay, "/t"), "tcp", "45"]).arg(ca);
+        let finished = Program::start(command).finish(PATIENCE).expect_silent_success();
+        serde_json::from_str::<Value>(&finished.stdout).expect("JSON")
+    };
+    let seen = play(&certificate.certificate);
+    assert_eq!(seen["problems"].as_array().map(Vec::len), Some(0), "{seen}");
+    assert_eq!((&seen["corrupt"], seen["times"].as_array().map(|times| times.len() >= 45)), (&0.into(), Some(true)));
+    // One that is signed by somebody else.
+    let other = Certificate::new();
+    let seen = play(&other.certificate);
+    assert!(seen["problems"][0].as_str().is_some_and(|problem| problem.contains("Failed to connect")), "{seen}");
+    assert_eq!(seen["times"].as_array().map(Vec::len), Some(0), "{seen}");
+}
+
+#[test]
+fn what_comes_by_tls_is_what_comes_without_it() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "");
+    let trusted = certificate.trusted();
+    let end = Instant::now() + Duration::from_secs(4);
+    let collect = |mut client: Client, url: String| {
+        let (_, played) = client.play_everything(&url);
+        let rtp_info = played.rtp_info();
+        assert!(rtp_info.iter().all(|(track, ..)| track.starts_with(&url)), "{rtp_info:?}");
+        let (mut video, mut audio) = (Vec::new(), Vec::new());
+        while Instant::now() < end {
+            let packet = client.packet();
+            match packet.channel {
+                0 => video.push(packet),
+                2 => audio.push(packet),
+                _ => {}
+            }
+        }
+        assert_eq!(video[0].seq(), rtp_info[0].1, "RTP-Info names the first packet");
+        client.request("TEARDOWN", &url, &[]).expect(200);
+        (video, audio)
+    };
+    let all: Vec<(Vec<Packet>, Vec<Packet>)> = std::thread::scope(|scope| {
+        let (relay, trusted, collect) = (&relay, &trusted, &collect);
+        let secured = (0..10).map(|_| scope.spawn(move || collect(connect(relay, trusted), url(relay, "/t"))));
+        let plain = (0..10).map(|_| scope.spawn(move || collect(Client::connect(relay.address()), relay.url("/t"))));
+        let clients: Vec<_> = secured.chain(plain).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let mut known = std::collections::HashMap::new();
+    for (video, audio) in &all {
+        assert!(video.len() >= 60 && audio.len() >= 60, "{} and {} packets", video.len(), audio.len());
+        for (track, packets) in [video, audio].into_iter().enumerate() {
+            assert_unbroken(packets);
+            for packet in packets {
+                let same = known.entry((track, packet.seq())).or_insert(&packet.bytes);
+                assert_eq!(*same, &packet.bytes, "track {track}, packet {}", packet.seq());
+            }
+        }
+    }
+    let told = status(&relay);
+    assert_eq!((&told["tls"]["half_open"], told["tls"]["handshakes_total"]["done"].as_u64()), (&0.into(), Some(10)));
+}
+
+#[test]
+fn the_status_knows_who_comes_by_tls() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "");
+    let mut client = connect(&relay, &certificate.trusted());
+    let described = client.describe(&url(&relay, "/t")).expect(200);
+    let base = described.header("Content-Base").unwrap().to_owned();
+    assert_eq!(base, url(&relay, "/t/"));
+    // By datagrams it would be in the clear.
+    let track = &tracks(&described)[0];
+    client.request("SETUP", &track.url, &[("Transport", "RTP/AVP;unicast;client_port=40000-40001")]).expect(461);
+    let both = "RTP/AVP;unicast;client_port=40000-40001,RTP/AVP/TCP;unicast;interleaved=0-1";
+    let answer = client.request("SETUP", &track.url, &[("Transport", both)]).expect(200);
+    client.session = answer.session().map(str::to_owned);
+    client.play(&base).expect(200);
+    client.frame_on(0);
+    wait_until("the status knows the client", DEADLINE, || {
+        let status = status(&relay);
+        let told = &status["clients"][0];
+        told["tls"] == true
+            && told["rtt_us"].as_u64() > Some(0)
+            && told["address"].as_str() == Some(&client.stream().local_addr().unwrap().to_string())
+            && status["tls"]["connections"] == 1
+    });
+    drop(client);
+    wait_until("nothing is left of it", DEADLINE, || {
+        let status = status(&relay);
+        status["tls"]["connections"] == 0 && status["total"]["connections"] == 0
+    });
+}
+
+#[test]
+fn a_client_is_told_when_the_relay_stops() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "");
+    let mut client = connect(&relay, &certificate.trusted());
+    client.play_everything(&url(&relay, "/t"));
+    let mut packets = client.frame_on(0);
+    relay.signal(Signal::SIGTERM);
+    // Its last packets, the farewell of RTCP, then that of TLS: without it the end would be an error.
+    while let Some(packet) = client.packet_or_end() {
+        if packet.channel == 0 {
+            packets.push(packet);
+        }
+    }
+    assert_unbroken(&packets);
+    let (status, took, printed) = relay.finish(DEADLINE);
+    assert!(status.success() && took < Duration::from_secs(10), "{printed}");
+    assert!(!printed.contains("left behind"), "{printed}");
+}
+
+#[test]
+fn the_wrong_port_says_so() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "");
+    let mut plain = Client::connect(relay.tls_address());
+    plain.send_raw(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n");
+    let answer = plain.answer().expect(400);
+    assert_eq!(answer.header("Connection"), Some("close"));
+    assert!(plain.is_closed());
+    let mut secured = connection(&certificate.trusted());
+    let mut stream = TcpStream::connect(relay.address()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    secured.complete_io(&mut stream).expect_err("no TLS here");
+    // Neither.
+    let mut rubbish = TcpStream::connect(relay.tls_address()).unwrap();
+    rubbish.write_all(b"\x00\x01\x02").unwrap();
+    assert_eq!(rubbish.read(&mut [0; 8]).unwrap_or(0), 0);
+    let mut bent = TcpStream::connect(relay.tls_address()).unwrap();
+    bent.write_all(b"\x16\x03\x01\x00\x05\xff\xff\xff\xff\xff").unwrap();
+    assert_eq!(bent.read(&mut [0; 8]).unwrap_or(0), 0);
+    for said in [
+        "speaks RTSP without TLS",
+        "the client speaks TLS, which this port does not; use rtsp:// here, or a port of listen_tls",
+        "what came to a port of listen_tls is no TLS",
+        "the TLS handshake failed",
+    ] {
+        wait_until(said, DEADLINE, || relay.printed().contains(said));
+    }
+}
+
+#[test]
+fn a_thousand_half_open_handshakes_delay_nobody() {
+    let _turn = alone();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "[limits]\nhandshake_timeout = \"3s\"\n");
+    let trusted = certificate.trusted();
+    let mut plain = Client::connect(relay.address());
+    plain.play_everything(&relay.url("/t"));
+    let mut packets = plain.frame_on(0);
+    let address = relay.tls_address();
+    let hello = {
+        let mut bytes = Vec::new();
+        connection(&trusted).write_tls(&mut bytes).unwrap();
+        bytes
+    };
+    let half_open: Vec<TcpStream> = (0..1_100)
+        .map(|number| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            // Some say nothing, some break off in the middle, some leave the relay's part unanswered.
+            stream.write_all(&hello[..[0, 1, hello.len() / 2, hello.len()][number % 4]]).unwrap();
+            stream
+        })
+        .collect();
+    wait_until("they are half open", DEADLINE, || {
+        packets.extend(plain.frame_on(0));
+        status(&relay)["tls"]["half_open"].as_u64() >= Some(1_000)
+    });
+    // A newcomer is served all the same: the oldest is given up for it.
+    let mut secured = connect(&relay, &trusted);
+    secured.play_everything(&url(&relay, "/t"));
+    let mut by_tls = Vec::new();
+    for _ in 0..30 {
+        packets.extend(plain.frame_on(0));
+        by_tls.extend(secured.frame_on(0));
+    }
+    assert_unbroken(&packets);
+    assert_unbroken(&by_tls);
+    let counted = status(&relay);
+    let total = |outcome: &str| counted["tls"]["handshakes_total"][outcome].as_u64();
+    assert!(total("crowded_out") >= Some(76), "{counted}");
+    assert_eq!((total("done"), counted["total"]["skips_total"].as_u64()), (Some(1), Some(0)), "{counted}");
+    wait_until("they are given up", DEADLINE, || status(&relay)["tls"]["half_open"] == 0);
+    drop(half_open);
+}
+
+#[test]
+fn a_client_that_reads_nothing_skips_and_is_closed() {
+    /// More than everything between shard and client takes.
+    const BLOCKING_FRAME_BYTES: usize = 3_000_000;
+    let _turn = alone();
+    let certificate = Certificate::new();
+    let camera = Camera::start();
+    let relay = Relay::configured(&format!(
+        "listen = [\"127.0.0.1:0\"]\nlisten_tls = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n{}\n[queue]\nstall_timeout = \"3s\"\n\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n",
+        certificate.keys(),
+        camera.url()
+    ));
+    camera.wait_playing();
+    camera.keyframe(2_000);
+    let relay = relay.serving("/cam");
+    let trusted = certificate.trusted();
+    let play = |narrow: Option<usize>| {
+        let client = match narrow {
+            Some(bytes) => Client::connect_narrow(relay.tls_address(), bytes),
+            None => Client::connect(relay.tls_address()),
+        };
+        let mut client = client.by_tls(connection(&trusted));
+        client.play_everything(&url(&relay, "/cam"));
+        client.frame_on(0);
+        client
+    };
+    let mut slow = play(Some(8 * 1024));
+    let mut healthy = play(None);
+    camera.keyframe(BLOCKING_FRAME_BYTES);
+    let mut all = healthy.frame_on(0);
+    // It stands for longer than queue.age: what it lacks beyond the frame begun is skipped.
+    let blocked = Instant::now();
+    while blocked.elapsed() < Duration::from_millis(1_500) {
+        camera.keyframe(4_000);
+        all.extend(healthy.frame_on(0));
+    }
+    let mut begun = slow.frame_on(0);
+    wait_until("it skips", DEADLINE, || {
+        camera.delta_frame(100);
+        all.extend(healthy.frame_on(0));
+        slow.packet_within(Duration::from_millis(1)).into_iter().for_each(|packet| begun.push(packet));
+        status(&relay)["clients"].as_array().unwrap().iter().any(|client| client["skips_total"].as_u64() > Some(0))
+    });
+    // Now it reads no more at all.
+    let stalled = |relay: &Relay| status(relay)["clients"].as_array().unwrap().len() == 1;
+    wait_until("it is closed", DEADLINE, || {
+        camera.keyframe(BLOCKING_FRAME_BYTES / 10);
+        all.extend(healthy.frame_on(0));
+        stalled(&relay)
+    });
+    assert_unbroken(&all);
+    wait_until("nothing of it is left", DEADLINE, || status(&relay)["tls"]["connections"] == 1);
+}
+
+#[test]
+fn a_new_certificate_is_shown_to_new_clients_and_a_bad_one_to_none() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let path = scratch_file("tls-reload.toml");
+    std::fs::write(&path, configuration(&certificate, "")).unwrap();
+    let relay = Relay::start(command(Uring::AsAsked, &["run", "--config", path.to_str().unwrap()])).serving("/");
+    let old = certificate.trusted();
+    let mut watching = connect(&relay, &old);
+    watching.play_everything(&url(&relay, "/t"));
+    let mut packets = watching.frame_on(0);
+    let mut reload = |said: &str| {
+        let before = relay.printed().matches(said).count();
+        relay.signal(Signal::SIGHUP);
+        wait_until(said, DEADLINE, || {
+            packets.extend(watching.frame_on(0));
+            relay.printed().matches(said).count() > before
+        });
+    };
+
+    certificate.renew(None);
+    reload("the certificate for rtsps has changed");
+    let greets = |config: &Arc<ClientConfig>| {
+        let mut stream = TcpStream::connect(relay.tls_address()).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut tls = connection(config);
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream)?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let new = certificate.trusted();
+    greets(&new).expect("the new certificate");
+    greets(&old).expect_err("the old certificate");
+
+    // Two files that do not belong together: neither is taken.
+    let other = Certificate::new();
+    std::fs::copy(&other.key, &certificate.key).unwrap();
+    reload("the configuration is not taken over");
+    assert!(relay.printed().contains("is not the key of the first certificate"), "{}", relay.printed());
+    greets(&new).expect("the certificate before");
+    // One that has expired is taken, with a warning.
+    certificate.renew(2020);
+    reload("expired at 2020-01-01");
+    reload("configuration reloaded");
+    assert_unbroken(&packets);
+    // A scratch file; the build directory's cleaning takes what stays.
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn a_check_says_what_is_wrong_with_the_files() {
+    let certificate = Certificate::new();
+    let check = |text: &str| {
+        let path = scratch_file("tls-check.toml");
+        std::fs::write(&path, text).unwrap();
+        let finished = run(PATIENCE, BINARY, &["check", "--config", path.to_str().unwrap()]);
+        // A scratch file; the build directory's cleaning takes what stays.
+        let _ = std::fs::remove_file(&path);
+        (finished.status.code(), finished.stdout + &finished.stderr)
+    };
+    let good = configuration(&certificate, "");
+    let (code, said) = check(&good);
+    assert!(code == Some(0) && said.contains("127.0.0.1:0 (TLS)"), "{said}");
+    let refused = |text: String, line: &str, parts: &[&str]| {
+        let (code, said) = check(&text);
+        assert_eq!(code, Some(2), "{said}");
+        for part in parts.iter().chain([&line]) {
+            assert!(said.contains(part), "{part:?} is not in {said}");
+        }
+    };
+    let file = |path: &Path| format!("{path:?}");
+    let (certificate_file, key_file) = (file(&certificate.certificate), file(&certificate.key));
+    refused(good.replace(&key_file, "\"/nonexistent.pem\""), ":5:", &["tls_key", "/nonexistent.pem cannot be read"]);
+    refused(good.replace(&certificate_file, &key_file), ":4:", &["tls_certificate", "holds no certificate"]);
+    refused(good.replace(&key_file, &certificate_file), ":5:", &["tls_key", "holds no private key"]);
+    let other = Certificate::new();
+    refused(good.replace(&key_file, &file(&other.key)), ":5:", &["is not the key of the first certificate"]);
+    refused(good.replace("tls_key", "#"), ":2:", &["listen_tls", "add tls_key"]);
+    refused(good.replace("listen_tls", "#"), ":4:", &["tls_certificate", "add listen_tls"]);
+    certificate.renew(2020);
+    let (code, said) = check(&good);
+    assert!(code == Some(0) && said.contains("expired at 2020-01-01") && said.contains("renew it"), "{said}");
+}
