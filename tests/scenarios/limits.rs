@@ -17,6 +17,7 @@ fn relay(limits: &str) -> Relay {
         "listen = [\"0.0.0.0:0\"]\nhttp = \"127.0.0.1:0\"\n\n[report]\nevery = \"0s\"\n\n[limits]\n{limits}\n\n\
          [[stream]]\nname = \"t\"\nsource = \"test\"\n"
     ))
+    .serving("/t")
 }
 
 /// The relay's address by another of this machine's, which it then sees the client come from as well.
