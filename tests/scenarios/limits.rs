@@ -1,7 +1,7 @@
 //! Whoever asks for too much gets his share, and the others theirs.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rtsprelay::limits::{STRANGERS_MIN, strangers_max};
@@ -9,7 +9,7 @@ use rtsprelay::limits::{STRANGERS_MIN, strangers_max};
 use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
-use crate::harness::rtsp::Client;
+use crate::harness::rtsp::{Client, stream_from};
 use crate::harness::{DEADLINE, wait_until};
 
 fn relay(limits: &str) -> Relay {
@@ -20,9 +20,14 @@ fn relay(limits: &str) -> Relay {
     .serving("/t")
 }
 
-/// The relay's address by another of this machine's, which it then sees the client come from as well.
-fn by(relay: &Relay, last: u8) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, last], relay.address().port()))
+/// The relay's address.
+fn at(relay: &Relay) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], relay.address().port()))
+}
+
+/// One of this machine's addresses for clients.
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([127, 0, 0, last])
 }
 
 fn limited(relay: &Relay, reason: &str) -> f64 {
@@ -36,9 +41,9 @@ struct Player {
 }
 
 impl Player {
-    fn new(address: SocketAddr) -> Player {
-        let mut client = Client::connect(address);
-        client.play_everything(&format!("rtsp://{address}/t"));
+    fn new(relay: &Relay, last: u8) -> Player {
+        let mut client = Client::connect_from(ip(last), at(relay));
+        client.play_everything(&format!("rtsp://{}/t", at(relay)));
         Player { client, next: None }
     }
 
@@ -57,11 +62,11 @@ impl Player {
 fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
     let _turn = beside_others();
     let relay = relay("clients = 200\nhandshake_timeout = \"3s\"");
-    let mut player = Player::new(by(&relay, 1));
+    let mut player = Player::new(&relay, 1);
     player.frames(5);
     let mut crowd = Vec::new();
     for number in 0..1_000 {
-        let mut stream = TcpStream::connect(by(&relay, 2)).expect("the listener answers");
+        let mut stream = stream_from(ip(2), at(&relay));
         if number % 2 == 0 {
             // The relay may have closed it already.
             let _ = stream.write_all(b"O");
@@ -77,9 +82,9 @@ fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
         value(&text, "rtsprelay_connections ") <= (most + 1) as f64
     });
     assert!(limited(&relay, "without_session") >= 700.0, "{}", limited(&relay, "without_session"));
-    // Others come in at once, from the crowd's address too.
-    Player::new(by(&relay, 3)).frames(5);
-    Player::new(by(&relay, 2)).frames(5);
+    // Others come in, from the crowd's address too.
+    Player::new(&relay, 3).frames(5);
+    Player::new(&relay, 2).frames(5);
     // One byte now and then is no request.
     let start = Instant::now();
     while limited(&relay, "handshake_timeout") < STRANGERS_MIN as f64 / 2.0 {
@@ -96,13 +101,13 @@ fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
 fn a_flood_of_requests_is_slowed_down_and_delays_nobody() {
     let _turn = beside_others();
     let relay = relay("clients = 200");
-    let mut player = Player::new(by(&relay, 1));
+    let mut player = Player::new(&relay, 1);
     player.frames(5);
     let floods: Vec<_> = (0..10)
         .map(|_| {
-            let address = by(&relay, 2);
+            let address = at(&relay);
             std::thread::spawn(move || {
-                let mut client = Client::connect(address);
+                let mut client = Client::connect_from(ip(2), address);
                 let request = client.compose("DESCRIBE", &format!("rtsp://{address}/nothing/here"), &[]).repeat(50);
                 let mut stream = client.stream().try_clone().unwrap();
                 let reader = std::thread::spawn(move || client.is_closed());
@@ -127,24 +132,24 @@ fn a_flood_of_requests_is_slowed_down_and_delays_nobody() {
 fn an_address_gets_its_share() {
     let _turn = beside_others();
     let relay = relay("clients = 100\nclients_per_address = 2");
-    let mut players = [Player::new(by(&relay, 2)), Player::new(by(&relay, 2))];
-    let url = format!("rtsp://{}/t", by(&relay, 2));
-    let mut third = Client::connect(by(&relay, 2));
+    let mut players = [Player::new(&relay, 2), Player::new(&relay, 2)];
+    let url = format!("rtsp://{}/t", at(&relay));
+    let mut third = Client::connect_from(ip(2), at(&relay));
     let tracks = crate::harness::rtsp::tracks(&third.describe(&url).expect(200));
     third.setup(&tracks[0], 0, 1).expect(453);
     assert!(limited(&relay, "sessions_per_address") >= 1.0);
     // Further ones do not even get an answer, …
-    let mut more: Vec<Client> = (0..8).map(|_| Client::connect(by(&relay, 2))).collect();
+    let mut more: Vec<Client> = (0..8).map(|_| Client::connect_from(ip(2), at(&relay))).collect();
     assert!(more.last_mut().unwrap().is_closed());
     // … others do.
-    Player::new(by(&relay, 3)).frames(5);
+    Player::new(&relay, 3).frames(5);
     for player in &mut players {
         player.frames(5);
     }
     let [_, leaves] = players;
     drop((leaves, third, more));
     wait_until("the place is free again", DEADLINE, || {
-        let mut client = Client::connect(by(&relay, 2));
+        let mut client = Client::connect_from(ip(2), at(&relay));
         client.send_raw(format!("OPTIONS {url} RTSP/1.0\r\nCSeq: 1\r\n\r\n").as_bytes());
         client.read(Instant::now() + Duration::from_secs(1)).is_ok_and(|answer| answer.is_some())
             && client.setup(&tracks[0], 0, 1).status == 200

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::{ClientConnection, Stream};
@@ -145,6 +145,14 @@ pub fn tracks(answer: &Answer) -> Vec<Track> {
     tracks
 }
 
+/// A connection from another address of this machine.
+pub fn stream_from(ip: IpAddr, address: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(ip, 0).into()).expect("bind");
+    socket.connect(&address.into()).expect("connect");
+    socket.into()
+}
+
 /// A connection to an RTSP server.
 pub struct Client {
     stream: TcpStream,
@@ -162,6 +170,11 @@ impl Client {
     /// Connects.
     pub fn connect(address: SocketAddr) -> Client {
         Client::over(TcpStream::connect(address).expect("connect"))
+    }
+
+    /// Connects from another address of this machine.
+    pub fn connect_from(ip: IpAddr, address: SocketAddr) -> Client {
+        Client::over(stream_from(ip, address))
     }
 
     /// Connects with a receive buffer of about `bytes`, so that it blocks the server soon.
