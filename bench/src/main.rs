@@ -13,6 +13,7 @@ mod picture;
 mod proc;
 mod rtsp;
 mod server;
+mod siege;
 mod tls;
 
 use std::process::ExitCode;
@@ -43,6 +44,10 @@ enum Command {
     Floor(floor::Args),
     /// Runs the whole experiment: camera, bare loop and relay in turn under growing load; writes a table and charts.
     Fanout(fanout::Args),
+    /// Measures what players of the relay feel of thousands of hostile connections, in pairs of windows with and without them.
+    Siege(siege::Args),
+    /// Opens connections that only cost a server something: half-open, dripping, flooding.
+    Attack(siege::attack::Args),
     /// Becomes another program, tied to the parent and the CPU that were given.
     #[command(hide = true)]
     Exec(ExecArgs),
@@ -85,6 +90,8 @@ fn run(cli: &Cli) -> Result<(), String> {
             floor::run(args)
         }
         Command::Fanout(args) => fanout::run(args),
+        Command::Siege(args) => siege::run(args),
+        Command::Attack(args) => siege::attack::run(args),
         Command::Exec(args) => Err(exec(args)),
     }
 }

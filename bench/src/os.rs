@@ -21,6 +21,16 @@ pub fn pin(cpu: usize) -> Result<(), String> {
         .map_err(|e| format!("cannot run on CPU {cpu} ({e}); take one that `nproc` and the cpuset allow"))
 }
 
+/// Lets a process run only when nobody else wants its CPU.
+pub fn come_last(pid: i32) -> Result<(), String> {
+    let renice = std::process::Command::new("renice").args(["-n", "19", "-p", &pid.to_string()]).output();
+    match renice {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("renice: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Err(format!("renice, of the package bsdutils: {error}")),
+    }
+}
+
 /// Raises the soft limit of open files to the hard one and returns it.
 pub fn raise_open_files() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };

@@ -51,6 +51,8 @@ struct Known {
     limited: [u64; Limited::COUNT],
     egress: EgressStats,
     connections: u64,
+    sessions: u64,
+    in_flight: u64,
 }
 
 /// A stream in a shard's answer.
@@ -143,6 +145,8 @@ impl Collector {
             known.counters = snapshot.counters;
             known.limited = snapshot.limited;
             known.connections = snapshot.connections;
+            known.sessions = snapshot.sessions;
+            known.in_flight = snapshot.in_flight;
             known.streams.clear();
             known.streams.resize_with(self.streams.len(), Default::default);
             for part in snapshot.streams {
@@ -194,6 +198,8 @@ impl Collector {
         let mut total = Totals { silent_shards: self.silent, ..Totals::default() };
         for shard in &self.shards {
             total.connections += shard.connections;
+            total.sessions += shard.sessions;
+            total.in_flight += shard.in_flight;
             total.operations += shard.egress.operations;
             total.submits += shard.egress.submits;
             total.zero_copy += shard.egress.zero_copy;

@@ -111,6 +111,8 @@ fn lines(report: &Report) -> Vec<Fields> {
     put(&mut fields, "streams", report.streams.len());
     flow(&mut fields, &report.total.flow);
     put(&mut fields, "connections", report.total.connections);
+    put(&mut fields, "sessions", report.total.sessions);
+    put(&mut fields, "sends_in_flight", report.total.in_flight);
     put(&mut fields, "operations_total", report.total.operations);
     put(&mut fields, "submits_total", report.total.submits);
     put(&mut fields, "zero_copy_total", report.total.zero_copy);

@@ -34,6 +34,8 @@ fn relay(out: &mut Text, scrape: &Scrape) {
     out.single("shards", "gauge", "Threads that serve clients.", scrape.shards);
     out.single("silent_shards", "gauge", "Shards that did not answer in time just now.", total.silent_shards);
     out.single("connections", "gauge", "RTSP connections open, playing or not.", total.connections);
+    out.single("sessions", "gauge", "RTSP sessions, playing or not.", total.sessions);
+    out.single("sends_in_flight", "gauge", "Send operations queued or under way.", total.in_flight);
     out.single("send_operations_total", "counter", "Send operations.", total.operations);
     out.single("submits_total", "counter", "System calls that handed send operations over.", total.submits);
     out.single(

@@ -152,6 +152,10 @@ pub struct Totals {
     pub flow: Flow,
     /// Connections open, playing or not.
     pub connections: u64,
+    /// RTSP sessions, playing or not.
+    pub sessions: u64,
+    /// Send operations queued or under way.
+    pub in_flight: u64,
     /// Send operations since the start.
     pub operations: u64,
     /// System calls that handed operations over, since the start.

@@ -82,6 +82,10 @@ pub struct ShardSnapshot {
     pub egress: EgressStats,
     /// Connections open, playing or not. Filled in by the shard.
     pub connections: u64,
+    /// RTSP sessions, playing or not. Filled in by the shard.
+    pub sessions: u64,
+    /// Send operations queued or under way. Filled in by the shard.
+    pub in_flight: u64,
     /// The clients, when they were asked for. Filled in by the shard.
     pub clients: Vec<ClientSnapshot>,
 }
@@ -261,6 +265,8 @@ impl ShardMetrics {
             limited: self.limited,
             egress: EgressStats::default(),
             connections: 0,
+            sessions: 0,
+            in_flight: 0,
             clients: Vec::new(),
         }
     }

@@ -71,6 +71,8 @@ pub fn report(status: &Value) -> Option<Report> {
         total: Totals {
             flow: flow(total)?,
             connections: number("connections"),
+            sessions: number("sessions"),
+            in_flight: number("sends_in_flight"),
             operations: number("operations_total"),
             submits: number("submits_total"),
             zero_copy: number("zero_copy_total"),

@@ -60,7 +60,15 @@ pub(super) fn report() -> Report {
                 drops: [0; DropReason::COUNT],
             },
         ],
-        total: Totals { flow, connections: 14, operations: 5_000, submits: 400, ..Totals::default() },
+        total: Totals {
+            flow,
+            connections: 14,
+            sessions: 13,
+            in_flight: 2,
+            operations: 5_000,
+            submits: 400,
+            ..Totals::default()
+        },
         histogram,
     }
 }

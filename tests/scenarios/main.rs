@@ -8,6 +8,7 @@ mod harness;
 
 mod auth;
 mod changes;
+mod chaos;
 mod codecs;
 mod config;
 mod controls;

@@ -95,6 +95,12 @@ impl Process {
         Ok(text)
     }
 
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        // Not waited for yet: its number is still its own.
+        let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
+    }
+
     /// Whether it has ended by itself.
     pub fn ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))

@@ -1,8 +1,8 @@
 //! `fanout`: the whole experiment. Servers take turns under the same load; what is compared is compared round by round.
 
 mod chart;
-mod children;
-mod summary;
+pub mod children;
+pub mod summary;
 
 use std::fs;
 use std::io::Write as _;

@@ -34,7 +34,8 @@ impl Spread {
         Spread { median, min, max }
     }
 
-    fn text(&self, digits: usize) -> String {
+    /// The median with so many digits, and the two others behind it.
+    pub fn text(&self, digits: usize) -> String {
         format!("{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.min, self.max)
     }
 }

@@ -639,6 +639,8 @@ impl<E: Egress> Core<E> {
         let mut snapshot = self.metrics.snapshot();
         self.add_limited(&mut snapshot.limited);
         snapshot.egress = self.egress.stats();
+        snapshot.sessions = self.server.sessions() as u64;
+        snapshot.in_flight = self.egress.in_flight() as u64;
         for (slot, link) in &self.links {
             if let Kind::Tcp { conn, .. } = &link.kind {
                 snapshot.connections += 1;

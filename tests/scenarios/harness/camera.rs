@@ -35,6 +35,8 @@ struct State {
     frames: u64,
     /// What it calls its picture's encoding, if that is not H264.
     encoding: Option<&'static str>,
+    /// Requests are read and not answered.
+    deaf: bool,
 }
 
 /// The camera. Everything closes when it is dropped.
@@ -112,6 +114,47 @@ impl Camera {
         self.state.lock().unwrap().encoding = Some(encoding);
     }
 
+    /// Breaks all connections off in the middle of a frame, with a reset.
+    pub fn reset_in_mid_frame(&self) {
+        let mut state = self.state.lock().unwrap();
+        let (_, wire) = state.compose(1, 10_000);
+        state.send(&wire[..wire.len() / 2]);
+        state.playing = None;
+        for connection in state.connections.drain(..) {
+            let socket = socket2::SockRef::from(&connection);
+            // The reset goes when the last descriptor closes, which is the one of the thread that reads and ends now.
+            let _ = socket.set_linger(Some(Duration::ZERO)).and_then(|()| socket.shutdown(Shutdown::Read));
+        }
+    }
+
+    /// Says that nothing more will come, and goes on reading.
+    pub fn half_close(&self) {
+        if let Some(playing) = self.state.lock().unwrap().playing.take() {
+            // It may be closed already.
+            let _ = playing.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Sends bytes that are no packet, between two frames.
+    pub fn send_rubbish(&self, bytes: &[u8]) {
+        self.state.lock().unwrap().send(bytes);
+    }
+
+    /// Sends a frame a byte at a time, with a pause after each.
+    pub fn drip(&self, bytes: usize, pause: Duration) {
+        let mut state = self.state.lock().unwrap();
+        let (_, wire) = state.compose(1, bytes);
+        for byte in wire {
+            state.send(&[byte]);
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// From now on requests are read and not answered, or answered again.
+    pub fn set_deaf(&self, deaf: bool) {
+        self.state.lock().unwrap().deaf = deaf;
+    }
+
     /// Sends a keyframe (SPS, PPS, IDR) of about `bytes`; gives its number.
     pub fn keyframe(&self, bytes: usize) -> u64 {
         self.frame(5, bytes)
@@ -124,7 +167,37 @@ impl Camera {
 
     fn frame(&self, nal_type: u8, bytes: usize) -> u64 {
         let mut state = self.state.lock().unwrap();
-        let number = state.frames;
+        let (number, wire) = state.compose(nal_type, bytes);
+        state.send(&wire);
+        number
+    }
+
+    /// Sends a sender report for the video track: its newest frame was taken at `ntp`.
+    pub fn sender_report(&self, ntp: u64) {
+        let mut state = self.state.lock().unwrap();
+        let time = state.video.2.wrapping_sub(FRAME_TICKS);
+        let mut wire = vec![b'$', state.video.0 + 1, 0, 28, 0x80, 200, 0, 6];
+        wire.extend(0x1111u32.to_be_bytes());
+        wire.extend(ntp.to_be_bytes());
+        wire.extend(time.to_be_bytes());
+        wire.extend([0, 0, 0, 9, 0, 0, 9, 9]);
+        state.send(&wire);
+    }
+}
+
+impl Drop for Camera {
+    fn drop(&mut self) {
+        self.stopped.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.hang_up();
+        // Wakes the acceptor, so that the port becomes free.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl State {
+    /// The next frame's number and its packets.
+    fn compose(&mut self, nal_type: u8, bytes: usize) -> (u64, Vec<u8>) {
+        let number = self.frames;
         let mut payloads: Vec<Vec<u8>> = Vec::new();
         if nal_type == 5 {
             payloads.push(SPS.to_vec());
@@ -154,42 +227,18 @@ impl Camera {
                 payloads.push(payload);
             }
         }
-        let (channel, mut seq, time) = state.video;
+        let (channel, mut seq, time) = self.video;
         let mut wire = Vec::new();
         let last = payloads.len() - 1;
         for (index, payload) in payloads.iter().enumerate() {
             rtp(&mut wire, channel, if index == last { 0x80 | 96 } else { 96 }, seq, time, 0x1111, payload);
             seq = seq.wrapping_add(1);
         }
-        state.video = (channel, seq, time.wrapping_add(FRAME_TICKS));
-        state.frames += 1;
-        state.send(&wire);
-        number
+        self.video = (channel, seq, time.wrapping_add(FRAME_TICKS));
+        self.frames += 1;
+        (number, wire)
     }
 
-    /// Sends a sender report for the video track: its newest frame was taken at `ntp`.
-    pub fn sender_report(&self, ntp: u64) {
-        let mut state = self.state.lock().unwrap();
-        let time = state.video.2.wrapping_sub(FRAME_TICKS);
-        let mut wire = vec![b'$', state.video.0 + 1, 0, 28, 0x80, 200, 0, 6];
-        wire.extend(0x1111u32.to_be_bytes());
-        wire.extend(ntp.to_be_bytes());
-        wire.extend(time.to_be_bytes());
-        wire.extend([0, 0, 0, 9, 0, 0, 9, 9]);
-        state.send(&wire);
-    }
-}
-
-impl Drop for Camera {
-    fn drop(&mut self) {
-        self.stopped.store(true, std::sync::atomic::Ordering::SeqCst);
-        self.hang_up();
-        // Wakes the acceptor, so that the port becomes free.
-        let _ = TcpStream::connect(self.address);
-    }
-}
-
-impl State {
     fn send(&mut self, wire: &[u8]) {
         if let Some(stream) = &mut self.playing {
             stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -251,6 +300,9 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
         let method = head.split(' ').next().unwrap().to_string();
         let url = head.split(' ').nth(1).unwrap().to_string();
         let mut state = state.lock().unwrap();
+        if state.deaf {
+            continue;
+        }
         let (mut extra, mut body) = (String::new(), String::new());
         match method.as_str() {
             "OPTIONS" => extra += "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER\r\n",

@@ -29,3 +29,10 @@ pub fn value(metrics: &str, name: &str) -> f64 {
     let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {metrics}"));
     line.rsplit_once(' ').unwrap().1.parse().unwrap()
 }
+
+/// The sum of a metric over all its labels.
+pub fn sum(metrics: &str, name: &str) -> f64 {
+    let labelled = format!("{name}{{");
+    let lines = metrics.lines().filter(|line| line.starts_with(&labelled));
+    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}

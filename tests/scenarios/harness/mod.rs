@@ -10,6 +10,7 @@ pub mod program;
 pub mod relay;
 pub mod rtsp;
 pub mod servers;
+pub mod vitals;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -74,6 +74,17 @@ impl Net {
         ip(&format!("-n {} route add {}/32 dev {BRIDGE} mtu {bytes}", self.server(), Net::address(number)));
     }
 
+    /// Cuts a client off: nothing comes through its cable, and neither end is told.
+    pub fn cut(&self, number: u8) {
+        // The bridge's port, not the client's: its own end stays up, as that of a machine behind a broken switch does.
+        ip(&format!("-n {} link set port{number} nomaster", self.server()));
+    }
+
+    /// Joins what was cut.
+    pub fn mend(&self, number: u8) {
+        ip(&format!("-n {} link set port{number} master {BRIDGE}", self.server()));
+    }
+
     /// Moves the calling thread, and what it starts from now on, to the server's namespace.
     pub fn enter_server(&self) {
         enter(&self.server());

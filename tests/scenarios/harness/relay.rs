@@ -32,15 +32,17 @@ pub enum Uring {
     Unused,
 }
 
-/// The command that runs the relay with `arguments`; `RTSPRELAY_TEST_ZERO_COPY` says which sends are to be zero-copy.
+/// The command that runs the relay with `arguments`; `RTSPRELAY_TEST_BINARY` says which, if not the one under test, and
+/// `RTSPRELAY_TEST_ZERO_COPY` which sends are to be zero-copy.
 pub fn command(uring: Uring, arguments: &[&str]) -> Command {
+    let binary = std::env::var_os("RTSPRELAY_TEST_BINARY").unwrap_or_else(|| BINARY.into());
     let filtered = uring == Uring::Refused || std::env::var("RTSPRELAY_TEST_IO").is_ok_and(|io| io == "seccomp");
     let mut command = if filtered {
         let mut command = Command::new(SYSTEM_PYTHON);
-        command.arg(test_file("servers/no_uring.py")).arg(BINARY);
+        command.arg(test_file("servers/no_uring.py")).arg(binary);
         command
     } else {
-        Command::new(BINARY)
+        Command::new(binary)
     };
     command.args(arguments);
     // Without io_uring there is none, and the relay would say so.
@@ -139,6 +141,11 @@ impl Relay {
     pub fn printed(&self) -> String {
         let program = self.program.as_ref().expect("running");
         program.stdout.text() + &program.stderr.text()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.program.as_ref().expect("running").pid().as_raw()
     }
 
     /// Sends it a signal.

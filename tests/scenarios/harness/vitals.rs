@@ -1,0 +1,76 @@
+//! What the relay holds at a moment: of the system by /proc, of its clients by what it tells itself. The leak check compares them.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::http::{get, sum, value};
+use super::relay::Relay;
+
+/// What the relay holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vitals {
+    /// Descriptors open.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// RTSP connections.
+    pub connections: u64,
+    /// RTSP sessions.
+    pub sessions: u64,
+    /// Clients that play.
+    pub clients: u64,
+    /// Send operations queued or under way.
+    pub in_flight: u64,
+}
+
+impl Vitals {
+    /// Takes them now. Asking costs the relay a connection for HTTP, which may still be counted.
+    pub fn of(relay: &Relay, http: SocketAddr) -> Vitals {
+        let (status, metrics) = get(http, "/metrics");
+        assert_eq!(status, 200, "{metrics}");
+        let count = |name: &str| value(&metrics, name) as u64;
+        Vitals {
+            descriptors: entries(relay, "fd"),
+            threads: entries(relay, "task"),
+            connections: count("rtsprelay_connections "),
+            sessions: count("rtsprelay_sessions "),
+            clients: sum(&metrics, "rtsprelay_clients") as u64,
+            in_flight: count("rtsprelay_sends_in_flight "),
+        }
+    }
+
+    /// Waits until the relay holds no more than these again; panics with what it holds after `deadline`.
+    pub fn come_back(&self, relay: &Relay, http: SocketAddr, deadline: Duration) {
+        let start = Instant::now();
+        loop {
+            let now = Vitals::of(relay, http);
+            if now.within(self) {
+                return;
+            }
+            assert!(start.elapsed() < deadline, "leaked after {deadline:?}:\nnow    {now:?}\nbefore {self:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn within(&self, before: &Vitals) -> bool {
+        // Threads of the runtime's pool (names are resolved there) come and go; they are not more than there were.
+        self.descriptors <= before.descriptors
+            && self.threads <= before.threads
+            && self.connections <= before.connections
+            && self.sessions <= before.sessions
+            && self.clients <= before.clients
+            && self.in_flight <= before.in_flight
+    }
+}
+
+fn entries(relay: &Relay, directory: &str) -> usize {
+    fs::read_dir(format!("/proc/{}/{directory}", relay.pid())).expect("/proc of the relay").count()
+}
+
+/// Resident memory of the relay in bytes.
+pub fn resident_bytes(relay: &Relay) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/smaps_rollup", relay.pid())).expect("/proc of the relay");
+    let line = status.lines().find(|line| line.starts_with("Rss:")).expect("Rss");
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
