@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod attacks;
 mod auth;
 mod changes;
 mod chaos;

@@ -248,8 +248,18 @@ impl Decoder {
     /// Bytes of the body behind a header block of `head` bytes.
     fn body_len(&self, head: usize) -> Result<usize, Invalid> {
         let mut found: Option<usize> = None;
+        let mut is_length = false;
         for (at, line) in lines(&self.buf[..head]) {
-            let Some(value) = value_of(line, "content-length") else { continue };
+            let value = value_of(line, "content-length");
+            if matches!(line.first(), Some(b' ' | b'\t')) {
+                // A folded line is of the value before it. A length that only some readers see hides a request from the others.
+                if is_length || value.is_some() {
+                    return Err(self.invalid(at, Fault::ContentLength));
+                }
+                continue;
+            }
+            is_length = value.is_some();
+            let Some(value) = value else { continue };
             let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
             if !digits {
                 return Err(self.invalid(at, Fault::ContentLength));

@@ -117,6 +117,10 @@ fn what_cannot_be_understood_names_its_place() {
         fault(b"OPTIONS * RTSP/1.0\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
         (Fault::ContentLength, 39)
     );
+    for folded in ["Content-Length:\r\n 0", "Content-Length: 0\r\n\t5", "X: y\r\n Content-Length: 5"] {
+        let text = format!("OPTIONS * RTSP/1.0\r\n{folded}\r\n\r\n");
+        assert_eq!(fault(text.as_bytes()).0, Fault::ContentLength, "{folded:?}");
+    }
     let (_, invalid) = all(b"OPTIONS * RTSP/1.0\r\nCSeq: 5\r\nno colon\r\n\r\n", 100);
     assert_eq!(invalid.unwrap().cseq.as_deref(), Some("5"));
 }

@@ -185,7 +185,8 @@ impl Client {
         Client::over(socket.into())
     }
 
-    fn over(stream: TcpStream) -> Client {
+    /// Over a connection that is there.
+    pub fn over(stream: TcpStream) -> Client {
         stream.set_nodelay(true).unwrap();
         Client { stream, tls: None, buffer: Vec::new(), cseq: 0, session: None, queued: VecDeque::new() }
     }
