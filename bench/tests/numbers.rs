@@ -209,3 +209,17 @@ fn wrong_arguments_are_2_and_failures_are_1() {
     // Nothing listens at the discard port.
     assert_eq!(code(&["load", "--url", "rtsp://127.0.0.1:9/", "--seconds", "1"]), Some(1));
 }
+
+#[test]
+fn an_attack_is_what_was_asked_for() {
+    let _turn = turn();
+    let camera = Serving::start(&["camera"]);
+    let arguments = ["attack", "--url", &camera.url, "--half-open", "7", "--dripping", "5", "--flooding", "2"];
+    let output = bench().args(arguments).args(["--seconds", "2500ms"]).output().expect("it runs");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let (ready, tally) = text.trim_end().split_once('\n').expect("two lines");
+    let tally: Value = serde_json::from_str(tally).expect("JSON");
+    assert_eq!((ready, tally["connected"].as_u64(), tally["failed"].as_u64()), ("ready", Some(14), Some(0)), "{text}");
+    // Some bytes were dripped, and many more flooded and answered.
+    assert!(tally["bytes_sent"].as_u64() > Some(10_000) && tally["bytes_received"].as_u64() > Some(10_000), "{text}");
+}

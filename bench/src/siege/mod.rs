@@ -42,6 +42,9 @@ pub struct Args {
     /// Time between the last player's start and the window.
     #[arg(long, default_value = "1", value_parser = os::duration)]
     pub warmup: Duration,
+    /// The largest ratio of the p99 with the attack to that without it, in the median of the pairs, that counts as a success.
+    #[arg(long, default_value_t = 1.5)]
+    pub ratio_max: f64,
     /// The relay's program; by default the one beside this.
     #[arg(long)]
     pub relay: Option<PathBuf>,
@@ -90,12 +93,14 @@ pub fn run(args: &Args) -> Result<(), String> {
         let p99 = |report: &Report| report.normal.latency_us.p99 as f64 / 1e3;
         let ratio = p99(&with) / p99(&without).max(1e-3);
         println!(
-            "pair {:>2}: p99 {:.2} ms without, {:.2} ms with the attack, ratio {ratio:.2}; relay {:.0} % and {:.0} % of its core; {}",
+            "pair {:>2}: p99 {:.2} ms without, {:.2} ms with the attack, ratio {ratio:.2}; relay {:.0} and {:.0} %, others {:.0} and {:.0} % of a core; {}",
             pair + 1,
             p99(&without),
             p99(&with),
             without.server.as_ref().map_or(0.0, |server| server.cpu_percent),
             with.server.as_ref().map_or(0.0, |server| server.cpu_percent),
+            without.generator.others_percent,
+            with.generator.others_percent,
             told(&tally)
         );
         calm.push(p99(&without));
@@ -107,7 +112,13 @@ pub fn run(args: &Args) -> Result<(), String> {
     println!("ratio of the pairs {} (median, smallest, largest)", ratios.text(2));
     println!("frames missing or damaged, and players closed: {hurt}");
     drop((server, camera));
-    if hurt > 0 { Err(format!("{hurt} frames or players were lost")) } else { Ok(()) }
+    if hurt > 0 {
+        return Err(format!("{hurt} frames or players were lost"));
+    }
+    if ratios.median > args.ratio_max {
+        return Err(format!("the p99 grew {:.2} times, more than {}", ratios.median, args.ratio_max));
+    }
+    Ok(())
 }
 
 fn told(tally: &Option<Tally>) -> String {

@@ -5,7 +5,7 @@ use crate::harness::http::{get, http_address, sum};
 use crate::harness::machine::beside_others;
 use crate::harness::relay::{Relay, Uring, command};
 use crate::harness::rtsp::Client;
-use crate::harness::vitals::{Vitals, resident_bytes};
+use crate::harness::vitals::{Memory, Vitals};
 
 /// Joins of each half of the test.
 const JOINS: usize = 1_000;
@@ -41,10 +41,10 @@ fn thousands_of_joins_leave_nothing_behind() {
     let before = Vitals::of(&relay, http);
     join_and_leave(&relay);
     before.come_back(&relay, http, QUIET_MAX);
-    let half = resident_bytes(&relay);
+    let half = Memory::of(&relay).anonymous;
     join_and_leave(&relay);
     before.come_back(&relay, http, QUIET_MAX);
-    let whole = resident_bytes(&relay);
+    let whole = Memory::of(&relay).anonymous;
     let joined = sum(&get(http, "/metrics").1, "rtsprelay_clients_joined_total");
     println!("memory after half of {joined} joins {} KiB, after all {} KiB", half >> 10, whole >> 10);
     assert!(joined >= (2 * JOINS) as f64, "{joined}");

@@ -68,9 +68,23 @@ fn entries(relay: &Relay, directory: &str) -> usize {
     fs::read_dir(format!("/proc/{}/{directory}", relay.pid())).expect("/proc of the relay").count()
 }
 
-/// Resident memory of the relay in bytes.
-pub fn resident_bytes(relay: &Relay) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/smaps_rollup", relay.pid())).expect("/proc of the relay");
-    let line = status.lines().find(|line| line.starts_with("Rss:")).expect("Rss");
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+/// Memory of the relay, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Resident: its own, and what it has touched of the program and its libraries.
+    pub resident: u64,
+    /// Of that, its own.
+    pub anonymous: u64,
+}
+
+impl Memory {
+    /// Takes it now.
+    pub fn of(relay: &Relay) -> Memory {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", relay.pid())).expect("/proc of the relay");
+        let bytes = |name: &str| {
+            let line = rollup.lines().find(|line| line.starts_with(name)).expect(name);
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+        };
+        Memory { resident: bytes("Rss:"), anonymous: bytes("Anonymous:") }
+    }
 }
