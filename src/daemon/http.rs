@@ -1,6 +1,6 @@
 //! `/metrics`, `/status` and `/healthz`, on the control thread.
 
-use std::cell::Cell;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Mutex;
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::access::{Doors, Entry};
@@ -24,7 +24,7 @@ use crate::egress::Listener;
 use crate::metrics::prometheus;
 use crate::shard::inbox::ShardSender;
 
-/// Connections at a time; more wait.
+/// Connections at a time; one more ends the oldest, so that nobody who is silent keeps others out.
 const CONNECTIONS_MAX: usize = 32;
 
 /// How long a connection may last: whoever scrapes comes back.
@@ -36,7 +36,7 @@ const HEAD_MAX: Duration = Duration::from_secs(5);
 /// How long a shard may take to answer `/healthz`.
 const HEALTHY_MAX: Duration = Duration::from_secs(1);
 
-/// The wait after connections cannot be accepted, and between looks at whether there is room for one more.
+/// The wait after connections cannot be accepted.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What requests are answered from.
@@ -69,12 +69,8 @@ pub fn bind(address: SocketAddr, asks: bool) -> Result<Listener, String> {
 
 /// Answers until the task is dropped.
 pub async fn serve(listener: Listener, pages: Pages) {
-    let open = Rc::new(Cell::new(0));
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
-        if open.get() >= CONNECTIONS_MAX {
-            sleep(PAUSE).await;
-            continue;
-        }
         let stream = match listener.accept().await {
             Ok((stream, peer)) => tokio::net::TcpStream::from_std(stream).map(|stream| (stream, peer)),
             Err(error) => Err(error),
@@ -85,16 +81,19 @@ pub async fn serve(listener: Listener, pages: Pages) {
             continue;
         };
         let pages = pages.clone();
-        open.set(open.get() + 1);
-        let open = Rc::clone(&open);
-        spawn_local(async move {
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        open.push_back(spawn_local(async move {
             let service = service_fn(|request| answer(request, peer.ip(), pages.clone()));
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
             // A connection that breaks or takes too long concerns nobody but its client.
             let _ = timeout(CONNECTION_MAX, builder.serve_connection(TokioIo::new(stream), service)).await;
-            open.set(open.get() - 1);
-        });
+        }));
     }
 }
 

@@ -563,6 +563,25 @@ fn the_pages_answer_to_nothing_but_get() {
 }
 
 #[test]
+fn silent_connections_keep_nobody_from_the_pages() {
+    let _turn = beside_others();
+    let relay = relay("");
+    let http = http_address(&relay);
+    let before = Vitals::of(&relay, http);
+    let silent: Vec<TcpStream> = (0..500)
+        .map(|_| {
+            let mut stream = TcpStream::connect(http).unwrap();
+            // Those that are there already may have been closed for it.
+            let _ = stream.write_all(b"GET /metr");
+            stream
+        })
+        .collect();
+    assert_eq!(get(http, "/healthz"), (200, "ok\n".into()));
+    drop(silent);
+    before.come_back(&relay, http, DEADLINE);
+}
+
+#[test]
 fn dripping_and_silent_connections_are_closed_and_leave_nothing() {
     let _turn = beside_others();
     let relay = relay("[limits]\nhandshake_timeout = \"1s\"");

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::http::{get, sum, value};
@@ -31,8 +32,8 @@ impl Vitals {
         assert_eq!(status, 200, "{metrics}");
         let count = |name: &str| value(&metrics, name) as u64;
         Vitals {
-            descriptors: entries(relay, "fd"),
-            threads: entries(relay, "task"),
+            descriptors: entries(relay, "fd").count(),
+            threads: entries(relay, "task").filter(|task| !is_kernels(task)).count(),
             connections: count("rtsprelay_connections "),
             sessions: count("rtsprelay_sessions "),
             clients: sum(&metrics, "rtsprelay_clients") as u64,
@@ -54,7 +55,6 @@ impl Vitals {
     }
 
     fn within(&self, before: &Vitals) -> bool {
-        // Threads of the runtime's pool (names are resolved there) come and go; they are not more than there were.
         self.descriptors <= before.descriptors
             && self.threads <= before.threads
             && self.connections <= before.connections
@@ -64,8 +64,14 @@ impl Vitals {
     }
 }
 
-fn entries(relay: &Relay, directory: &str) -> usize {
-    fs::read_dir(format!("/proc/{}/{directory}", relay.pid())).expect("/proc of the relay").count()
+fn entries(relay: &Relay, directory: &str) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{}/{directory}", relay.pid())).expect("/proc of the relay");
+    entries.map(|entry| entry.expect("an entry").path())
+}
+
+/// Whether a task is a worker of io_uring, which the kernel makes and ends as it likes.
+fn is_kernels(task: &Path) -> bool {
+    fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("iou-"))
 }
 
 /// Memory of the relay, in bytes.
