@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use rtsprelay::wire::auth;
+
 use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
@@ -95,10 +97,12 @@ fn a_session_is_of_no_use_to_another_address_however_its_id_was_found() {
     }
     // Guessed ones, near to a real one and far from it, and what is no id at all.
     let real = u64::from_str_radix(owner.session.as_ref().unwrap(), 16).unwrap();
-    let mut thief = from_elsewhere(&relay);
     for guess in (0..80).map(|step| real.wrapping_add(step)).chain((0..80).map(|_| fastrand::u64(..))) {
+        // One that goes on guessing ids of ever other shards is closed.
+        let mut thief = from_elsewhere(&relay);
         thief.request("TEARDOWN", &relay.url("/t"), &[("Session", &format!("{guess:016x}"))]).expect(454);
     }
+    let mut thief = from_elsewhere(&relay);
     for nonsense in ["", "0", "-1", "*", "00000000000000000", "ffffffffffffffffff", "../../x", "a b", "é"] {
         thief.request("TEARDOWN", &relay.url("/t"), &[("Session", nonsense)]).expect(454);
     }
@@ -318,10 +322,18 @@ fn nobody_has_datagrams_sent_to_somebody_else() {
         let mut other = Client::connect(relay.address());
         assert_eq!(set_up(&mut other, &relay, transport).status, status, "{transport}");
     }
-    // The relay's own ports, which would answer each other for ever; and those of other services.
-    for ports in [format!("{}-{server}", server - 1), "53-54".into(), "123-6000".into()] {
+    // Those of other services.
+    for ports in ["53-54", "123-6000"] {
         let mut other = Client::connect(relay.address());
         set_up(&mut other, &relay, &format!("RTP/AVP;unicast;client_port={ports}")).expect(461);
+    }
+    // The relay's own: refused by the shard whose they are; another shard's never answer.
+    let mut other = Client::connect(relay.address());
+    let answer = set_up(&mut other, &relay, &format!("RTP/AVP;unicast;client_port={}-{server}", server - 1));
+    assert!([200, 461].contains(&answer.status), "{answer:?}");
+    if answer.status == 200 {
+        other.session = answer.session().map(str::to_owned);
+        other.play(&relay.url("/t")).expect(200);
     }
     still_serves(&relay);
 }
@@ -560,6 +572,60 @@ fn the_pages_answer_to_nothing_but_get() {
         assert!([0, 400, 414, 431].contains(&status), "{what}: {status}");
     }
     assert_eq!(get(http, "/healthz").0, 200);
+}
+
+#[test]
+fn a_digest_answer_that_was_overheard_opens_nothing_else() {
+    let _turn = beside_others();
+    let user = "[[user]]\nname = \"viewer\"\npassword = \"secret\"\nstreams = [\"t\"]\n";
+    let streams = "[[stream]]\nname = \"t\"\nsource = \"test\"\n\n[[stream]]\nname = \"other\"\nsource = \"test\"\n\n";
+    let relay = Relay::configured(&format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n\n{streams}{user}"));
+    let url = relay.url("/t");
+    let mut owner = Client::connect(relay.address());
+    let answer = |client: &mut Client, method: &str, url: &str, password: &str| {
+        let challenge = client.request(method, url, &[]).expect(401);
+        auth::answer(challenge.header("WWW-Authenticate").unwrap(), "viewer", password, method, url).unwrap()
+    };
+    let overheard = answer(&mut owner, "DESCRIBE", &url, "secret");
+    wait_until("the stream is up", DEADLINE, || {
+        let mut owner = Client::connect(relay.address());
+        let fresh = answer(&mut owner, "DESCRIBE", &url, "secret");
+        owner.request("DESCRIBE", &url, &[("Authorization", &fresh)]).status == 200
+    });
+    let with = |client: &mut Client, method: &str, url: &str, value: &str| {
+        let headers = [("Authorization", value), ("Transport", "RTP/AVP/TCP;unicast")];
+        client.request(method, url, &headers).status
+    };
+    // From another address, for another method, for another stream, with the URL changed in both places.
+    assert_eq!(with(&mut from_elsewhere(&relay), "DESCRIBE", &url, &overheard), 401);
+    let other = relay.url("/other");
+    for (method, url, value) in [
+        ("SETUP", format!("{url}/trackID=0"), overheard.clone()),
+        ("PLAY", url.clone(), overheard.clone()),
+        ("DESCRIBE", other.clone(), overheard.clone()),
+        ("DESCRIBE", other.clone(), overheard.replace(&url, &other)),
+        ("DESCRIBE", url.clone(), overheard.replace("viewer", "admin")),
+        ("DESCRIBE", url.clone(), overheard.replace("Digest", "Basic")),
+        ("DESCRIBE", url.clone(), "Basic dmlld2VyOnNlY3JldA==".into()),
+        ("DESCRIBE", url.clone(), format!("Digest {}", "x=\"y\",".repeat(1_000))),
+    ] {
+        let mut thief = Client::connect(relay.address());
+        assert_eq!(with(&mut thief, method, &url, &value), 401, "{method} {url} {value}");
+    }
+    // The very same request from the very same address is what the player itself may send again.
+    let again = with(&mut Client::connect(relay.address()), "DESCRIBE", &url, &overheard);
+    println!("the same again: {again}");
+    // A session that the user made is nobody else's, without the password from the same address neither.
+    let mut player = Client::connect(relay.address());
+    let track = format!("{url}/trackID=0");
+    let value = answer(&mut player, "SETUP", &track, "secret");
+    let set_up = player.request("SETUP", &track, &[("Authorization", &value), ("Transport", "RTP/AVP/TCP;unicast")]);
+    let id = set_up.expect(200).session().unwrap().to_owned();
+    for method in ["PLAY", "PAUSE", "TEARDOWN", "GET_PARAMETER"] {
+        let status = Client::connect(relay.address()).request(method, &url, &[("Session", &id)]).status;
+        println!("{method} of a user's session without a password, from the same address: {status}");
+        assert!([401, 454].contains(&status), "{method}: {status}");
+    }
 }
 
 #[test]
