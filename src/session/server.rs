@@ -518,7 +518,8 @@ impl Server {
     pub(super) fn heard(&mut self, now: Instant, key: SessionKey, conn: ConnId) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         session.heard = now;
-        if session.lower == Lower::Udp && session.conn != Some(conn) {
+        // A publisher goes with the connection that announced it, whoever else names its session.
+        if session.lower == Lower::Udp && !session.publishes && session.conn != Some(conn) {
             self.bind(key, conn);
         }
     }

@@ -218,6 +218,12 @@ fn line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// Text for one word of a line: what would end it is left out.
+fn word(text: &str) -> String {
+    let word: String = text.chars().filter(|c| !c.is_control() && !c.is_whitespace()).collect();
+    if word.is_empty() { "-".to_owned() } else { word }
+}
+
 /// The description that players of a stream get. It names no address: players take that of the control connection.
 pub fn describe(name: &str, description: &Description) -> String {
     let mut media = String::new();
@@ -240,8 +246,8 @@ pub fn describe(name: &str, description: &Description) -> String {
 fn write_track(out: &mut String, index: usize, track: &Track) {
     let pt = track.payload_type;
     // Writing to a string cannot fail.
-    let _ = write!(out, "m={} 0 RTP/AVP {pt}\r\n", line(&track.media));
-    let _ = write!(out, "a=rtpmap:{pt} {}/{}", line(&track.encoding), track.clock_rate);
+    let _ = write!(out, "m={} 0 RTP/AVP {pt}\r\n", word(&track.media));
+    let _ = write!(out, "a=rtpmap:{pt} {}/{}", word(&track.encoding), track.clock_rate);
     if let Some(channels) = track.channels.filter(|channels| *channels != 1) {
         let _ = write!(out, "/{channels}");
     }

@@ -154,3 +154,24 @@ fn the_description_has_what_players_need() {
     let other = Description { tracks: vec![Track { fmtp: None, ..description.tracks[0].clone() }] };
     assert_ne!(describe("front", &other).split("\r\n").nth(1), Some(lines[1]));
 }
+
+#[test]
+fn control_characters_in_names_do_not_break_them_in_two() {
+    let sdp = b"m=au\x0bdio 0 RTP/AVP 97\r\na=rtpmap:97 L\x0116/8000\r\n";
+    let read = media_attributes(sdp).remove(0);
+    let rtpmap = read.rtpmap.unwrap();
+    let track = Track {
+        media: read.media,
+        encoding: rtpmap.encoding,
+        payload_type: 97,
+        clock_rate: rtpmap.clock_rate,
+        channels: None,
+        fmtp: None,
+        attributes: Vec::new(),
+        ssrc: 1,
+        first_seq: 1,
+        clock: (std::time::Instant::now(), 0),
+    };
+    let text = describe("x", &Description { tracks: vec![track] });
+    assert!(text.contains("m=audio 0 RTP/AVP 97\r\na=rtpmap:97 L16/8000\r\n"), "{text}");
+}

@@ -128,3 +128,23 @@ fn the_shard_ends_a_publisher() {
     assert_eq!(rig.take_events(), [Event::Close { conn: ConnId(1), reason }]);
     assert_eq!(rig.server.sessions(), 0);
 }
+
+#[test]
+fn a_publisher_over_udp_goes_with_its_connection_whoever_names_its_session() {
+    let mut rig = publishing();
+    rig.connect_from(2, "127.0.0.1:5001".parse().unwrap());
+    let key = rig.set_up_publisher(
+        1,
+        ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"],
+    );
+    let session = format!("Session: {key}");
+    assert_eq!(rig.status(2, "GET_PARAMETER rtsp://h/back", &[&session]), 200);
+    rig.server.check();
+    assert_eq!(rig.status(2, "TEARDOWN rtsp://h/back", &[&session]), 200);
+    rig.take_events();
+    // Its connection can begin anew.
+    let transport = "Transport: RTP/AVP/UDP;unicast;client_port=6000-6001";
+    assert_eq!(rig.status(1, "SETUP rtsp://h/back/streamid=0", &[transport]), 200);
+    rig.server.disconnected(rig.now, ConnId(1));
+    assert_eq!(rig.server.sessions(), 0);
+}
