@@ -9,6 +9,8 @@ mod auth;
 mod check;
 #[doc(hidden)]
 pub mod fuzz;
+#[doc(hidden)]
+pub mod fuzz_publish;
 mod ids;
 mod methods;
 mod publish;

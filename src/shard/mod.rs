@@ -2,6 +2,8 @@
 
 pub mod core;
 pub mod fanout;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod inbox;
 pub mod player;
 pub mod thread;

@@ -1,9 +1,13 @@
-//! The body of the pipeline's fuzz target, and the checker that its tests share. Panics are findings.
+//! The bodies of the pipeline's and the reordering's fuzz targets, and the checker that the pipeline's tests share. Panics are
+//! findings.
 
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
+
 use super::pipeline::{Pipeline, Publish, Published, SourceTrack};
-use crate::limits::{CHUNK_BYTES_MAX, RTP_PACKET_BYTES_MAX};
+use super::reorder::{Reorder, WAIT_MAX};
+use crate::limits::{CHUNK_BYTES_MAX, REORDER_PACKETS_MAX, RTP_PACKET_BYTES_MAX};
 use crate::stream::chunk::{Chunk, ChunkKind, cut_runs};
 use crate::stream::{Description, TrackId};
 use crate::wire::rtcp;
@@ -231,4 +235,44 @@ pub fn pipeline(data: &[u8]) {
         pipeline.deadline();
     }
     pipeline.disconnected(&mut out);
+}
+
+/// Packets in any order through the reordering: each comes out once, soon, and those near each other in their order.
+pub fn reorder(data: &[u8]) {
+    let mut now = Instant::now();
+    let mut reorder = Reorder::default();
+    let mut sequence = 0u16;
+    let (mut pushed, mut out) = (0u32, Vec::new());
+    let number = |packet: &Bytes| u32::from_be_bytes(packet[packet.len() - 4..].try_into().expect("4 bytes"));
+    for step in data.chunks_exact(3) {
+        let [op, a, b] = [step[0], step[1], step[2]];
+        match op % 16 {
+            0 => sequence = u16::from_be_bytes([a, b]),
+            1 => now += Duration::from_micros(u64::from(a) * 200),
+            2 => sequence = sequence.wrapping_add(u16::from(a)).wrapping_sub(u16::from(b)),
+            3 => {
+                // No RTP at all.
+                let came = now;
+                reorder.push(now, Bytes::from(vec![0x80; usize::from(a % 3)]), &mut |at, _| assert_eq!(at, came));
+                continue;
+            }
+            _ => {}
+        }
+        let at = sequence.wrapping_add(u16::from(a % 8));
+        sequence = sequence.wrapping_add(1);
+        let mut packet = vec![0x80, 96];
+        packet.extend(at.to_be_bytes());
+        packet.extend(u32::to_be_bytes(pushed));
+        pushed += 1;
+        reorder.push(now, Bytes::from(packet), &mut |at, packet| out.push((at, number(&packet))));
+        reorder.tick(now, &mut |at, packet| out.push((at, number(&packet))));
+        assert!(pushed as usize - out.len() <= REORDER_PACKETS_MAX, "more is kept than may be");
+        assert!(reorder.deadline().is_none_or(|due| due > now && due <= now + WAIT_MAX));
+        assert_eq!(reorder.deadline().is_none(), out.len() == pushed as usize);
+    }
+    reorder.tick(now + WAIT_MAX, &mut |at, packet| out.push((at, number(&packet))));
+    let mut numbers: Vec<u32> = out.iter().map(|(_, number)| *number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..pushed).collect::<Vec<_>>(), "each comes out once");
+    assert!(out.iter().all(|(at, _)| *at <= now));
 }

@@ -146,4 +146,13 @@ mod tests {
         let mut reorder = Reorder::default();
         assert_eq!(pushed(&mut reorder, now, &[100, 102, 30_000, 30_001]), [100, 102, 30_000, 30_001]);
     }
+
+    #[test]
+    fn in_whatever_order_they_come_each_passes_once() {
+        let mut random = fastrand::Rng::with_seed(5);
+        for _ in 0..500 {
+            let data: Vec<u8> = (0..random.usize(..900)).map(|_| random.u8(..)).collect();
+            crate::source::fuzz::reorder(&data);
+        }
+    }
 }

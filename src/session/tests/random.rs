@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
-use super::super::fuzz;
+use super::super::{fuzz, fuzz_publish};
 
 fn start() -> Instant {
     Instant::now()
@@ -92,5 +92,10 @@ proptest! {
     #[test]
     fn random_bytes_are_the_same_in_any_pieces(bytes in proptest::collection::vec(any::<u8>(), 0..300), step in 1usize..40) {
         fuzz::split(start(), &bytes, step);
+    }
+
+    #[test]
+    fn publishers_of_all_kinds_keep_the_books(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fuzz_publish::publishers(start(), &bytes);
     }
 }

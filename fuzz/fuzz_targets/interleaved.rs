@@ -1,0 +1,6 @@
+//! Interleaved frames between requests, in any pieces.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    rtsprelay::wire::fuzz::frames(data);
+});

@@ -1,0 +1,6 @@
+//! A camera's or publisher's description, and the one that is made of it.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    rtsprelay::wire::fuzz::descriptions(data);
+});
