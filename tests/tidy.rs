@@ -100,7 +100,7 @@ fn unsafe_code_stays_in_its_place() {
 fn every_dependency_has_its_reason() {
     let document = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
     let mut missing = Vec::new();
-    for path in ["Cargo.toml", "bench/Cargo.toml", "tools/Cargo.toml"] {
+    for path in ["Cargo.toml", "bench/Cargo.toml", "tools/Cargo.toml", "fuzz/Cargo.toml"] {
         let manifest: toml::Table = fs::read_to_string(root().join(path)).unwrap().parse().unwrap();
         // The table under the manifest's name, up to the next manifest's; what stands before its second column.
         let (_, reasons) = document.split_once(&format!("(`{path}`):")).unwrap_or_else(|| panic!("no table of {path}"));
@@ -123,7 +123,7 @@ fn every_dependency_has_its_reason() {
 
 #[test]
 fn links_in_the_documents_lead_somewhere() {
-    let mut open = vec![root().join("README.md")];
+    let mut open = vec![root().join("README.md"), root().join("SECURITY.md")];
     open.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     let mut broken = Vec::new();
     for document in open.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
@@ -136,4 +136,85 @@ fn links_in_the_documents_lead_somewhere() {
         }
     }
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// Whether an SPDX expression can be met with the licences in `allowed`: any of an OR, all of an AND.
+fn is_met(expression: &str, allowed: &[&str]) -> bool {
+    let expression = expression.trim();
+    // Operators outside parentheses, the weaker one first; "/" is how older manifests write OR.
+    for (operator, any) in [(" OR ", true), ("/", true), (" AND ", false)] {
+        let mut depth = 0;
+        let (mut parts, mut start) = (Vec::new(), 0);
+        for (at, c) in expression.char_indices() {
+            match c {
+                '(' => depth += 1,
+                ')' => depth -= 1,
+                _ if depth == 0 && at >= start && expression[at..].starts_with(operator) => {
+                    parts.push(&expression[start..at]);
+                    start = at + operator.len();
+                }
+                _ => {}
+            }
+        }
+        if !parts.is_empty() {
+            parts.push(&expression[start..]);
+            let mut met = parts.iter().map(|part| is_met(part, allowed));
+            return if any { met.any(|met| met) } else { met.all(|met| met) };
+        }
+    }
+    match expression.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
+        Some(inner) => is_met(inner, allowed),
+        None => allowed.contains(&expression),
+    }
+}
+
+#[test]
+fn expressions_of_licences_are_understood() {
+    let allowed = ["MIT", "ISC", "Apache-2.0", "Apache-2.0 WITH LLVM-exception"];
+    for met in ["MIT", "GPL-3.0 OR MIT", "GPL-3.0/MIT", "Apache-2.0 WITH LLVM-exception AND ISC", "(X OR MIT) AND ISC"]
+    {
+        assert!(is_met(met, &allowed), "{met}");
+    }
+    for unmet in ["GPL-3.0", "MIT AND GPL-3.0", "(MIT OR ISC) AND X", "X OR MIT AND Y", ""] {
+        assert!(!is_met(unmet, &allowed), "{unmet}");
+    }
+}
+
+#[test]
+fn dependencies_come_from_one_registry_under_licences_that_are_allowed() {
+    let rules: toml::Table = fs::read_to_string(root().join("deny.toml")).unwrap().parse().unwrap();
+    let strings = |section: &str, key: &str| -> Vec<String> {
+        rules[section][key].as_array().unwrap().iter().map(|value| value.as_str().unwrap().to_owned()).collect()
+    };
+    let allowed = strings("licenses", "allow");
+    let allowed: Vec<&str> = allowed.iter().map(String::as_str).collect();
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    // What other platforms would need need not be here to be looked at.
+    cargo.args([
+        "metadata",
+        "--format-version=1",
+        "--locked",
+        "--offline",
+        "--filter-platform=x86_64-unknown-linux-gnu",
+    ]);
+    let output = cargo.current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 50);
+    let mut wrong = Vec::new();
+    let mut sources = std::collections::BTreeSet::new();
+    for package in packages {
+        let licence = package["license"].as_str().unwrap_or_default();
+        if !is_met(licence, &allowed) {
+            wrong.push(format!("{} is under {licence:?}", package["name"]));
+        }
+        // Members of the workspace have no source.
+        if let Some(source) = package["source"].as_str() {
+            sources.insert(source);
+        }
+    }
+    let registry = |source: &&str| source.starts_with("registry+");
+    assert!(sources.len() == 1 && sources.iter().all(registry), "dependencies come from {sources:?}");
+    assert!(wrong.is_empty(), "deny.toml does not allow: {wrong:#?}");
 }
