@@ -17,6 +17,7 @@ mod datagrams;
 mod delivery;
 mod exhaustion;
 mod first_keyframe;
+mod hostile_camera;
 mod io_blocked;
 mod limits;
 mod links;
