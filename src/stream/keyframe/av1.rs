@@ -20,11 +20,11 @@ pub(super) fn inspect(payload: &[u8], sight: &mut Sight) {
     // The aggregation header: Z Y W W N - - -.
     let Some((&header, mut rest)) = payload.split_first() else { return };
     let continues = header & 0x80 != 0;
-    let count = header >> 4 & 3;
+    let count = usize::from(header >> 4 & 3);
     // The first packet of a coded video sequence, which begins with a key frame.
     sight.random_access |= header & 0x08 != 0;
     sight.add_picture(Some(!continues));
-    let mut index = 0;
+    let mut index = 0usize;
     while !rest.is_empty() {
         index += 1;
         // The last of a counted number of elements goes on to the end.
@@ -100,5 +100,18 @@ mod tests {
         // The rest of an element that would read as a key frame.
         assert!(!look(&[&[0x90, 0x30, 0x10, 0]]).starts());
         assert!(!look(&[&[0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]]).starts());
+    }
+
+    #[test]
+    fn a_packet_may_hold_more_elements_than_a_byte_counts() {
+        // W 0, and the second half of an element first: none of the empty ones behind it is taken for its rest.
+        let mut payload = vec![0x80];
+        payload.extend([0; 300]);
+        payload.extend([3, 0x30, 0x10, 0]);
+        assert!(look(&[&payload]).random_access);
+        let mut first_again = vec![0x80];
+        first_again.extend([0; 256]);
+        first_again.extend([3, 0x30, 0x10, 0]);
+        assert!(look(&[&first_again]).random_access);
     }
 }
