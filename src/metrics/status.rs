@@ -99,7 +99,7 @@ fn stream(value: &Value) -> Option<StreamReport> {
         state,
         // What shows a report that was read back shows the state alone.
         since: None,
-        fault: value.get("fault").and_then(Value::as_str).map(|fault| printable(fault)),
+        fault: value.get("fault").and_then(Value::as_str).map(printable),
         failures: value.get("failures_total").and_then(Value::as_u64).unwrap_or(0),
         fps: value.get("fps")?.as_f64()?,
         unread: value.get("unread_bytes").and_then(Value::as_u64),

@@ -83,6 +83,8 @@ impl Hostile {
             _ => None,
         };
         let error = errno.map(io::Error::from_raw_os_error);
+        // A path that takes no runs was sent the packets one by one.
+        let unsegmented = how & 0x40 != 0 && matches!(operation.what, What::Datagrams { plain: false, .. });
         let bytes = match operation.what {
             What::Stream(pieces) => {
                 let mut bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.as_slice()).copied().collect();
@@ -110,7 +112,7 @@ impl Hostile {
                 bytes
             }
         };
-        self.completions.push_back(Completion { token, bytes, error });
+        self.completions.push_back(Completion { token, bytes, error, at: None, unsegmented });
     }
 
     fn begin(&mut self, token: Token, what: What) {
@@ -122,7 +124,7 @@ impl Hostile {
 }
 
 impl Egress for Hostile {
-    fn send(&mut self, token: Token, _conn: &Conn, pieces: &mut Vec<Piece>) {
+    fn send(&mut self, token: Token, _conn: &Conn, pieces: &mut Vec<Piece>, _apart: bool) {
         assert!(!pieces.is_empty() && pieces.len() <= OP_IOVECS_MAX && pieces.iter().all(|piece| !piece.is_empty()));
         assert!(!self.broken.contains(&token), "more follows where a part is missing");
         self.begin(token, What::Stream(std::mem::take(pieces)));
@@ -265,7 +267,6 @@ struct Driver<'a> {
     frame: [u32; 2],
     /// Of the video frame under way: packets made, packets in all, whether it is a keyframe.
     open: Option<(u8, u8, bool)>,
-    source_session: u32,
     /// Chunks have gone missing on their way to the shard, and with them parts of frames.
     torn: bool,
 }
@@ -339,7 +340,6 @@ impl Driver<'_> {
             number: self.number,
             track,
             kind,
-            session: self.source_session,
             frame: u64::from(frame),
             frame_start: start,
             frame_end: end,
@@ -443,9 +443,6 @@ impl Driver<'_> {
                     SourceState::Idle,
                 ];
                 let state = STATES[usize::from(arg) % 5];
-                if state == SourceState::Connecting && self.open.is_none() {
-                    self.source_session += 1;
-                }
                 self.core.source(self.now, STREAM, state);
             }
             21 => {
@@ -568,7 +565,6 @@ pub fn completions(start: Instant, data: &[u8]) {
         sequence,
         frame,
         open: None,
-        source_session: 0,
         torn: false,
     };
     driver.described("H264");
