@@ -160,7 +160,8 @@ impl Driver<'_> {
                 let of = self.publishers.keys().nth(usize::from(arg >> 4)).copied();
                 if let Some(key) = of.or_else(|| self.publishers.keys().next().copied()) {
                     match arg & 7 {
-                        0 => {
+                        // One who sends already is never refused, but ended.
+                        0 if !self.publishers[&key].sends => {
                             self.publishers.remove(&key);
                             self.server.refuse(self.now, key, 503);
                         }

@@ -47,6 +47,10 @@ impl Operation {
     }
 }
 
+fn is_rtcp(packet: &[u8]) -> bool {
+    (200..=204).contains(&packet[1])
+}
+
 /// What reached a client.
 enum Reached {
     Stream(Token, Vec<u8>),
@@ -106,7 +110,7 @@ impl Hostile {
                     bytes += usize::from(span.len);
                     self.reached.push(Reached::Datagram(token, to, chunk.packet(span).to_vec()));
                 }
-                if error.is_some() {
+                if error.is_some() && !is_rtcp(chunk.packet(&chunk.packets[0])) {
                     self.reached.push(Reached::Lost(token));
                 }
                 bytes
@@ -190,7 +194,7 @@ struct Viewer {
 
 impl Viewer {
     fn packet(&mut self, packet: &[u8], torn: bool) {
-        if (200..=204).contains(&packet[1]) {
+        if is_rtcp(packet) {
             assert!(rtcp::parse(packet).all(|part| part.is_ok()), "a report in pieces");
             return;
         }
@@ -241,8 +245,8 @@ impl Viewer {
                 // PLAY.
             } else if good {
                 self.session = value("Session:").or(self.session.take());
-                if head.contains("Transport:") {
-                    // A new session, or a session with more tracks.
+                if head.contains("interleaved=") {
+                    // What this connection carries has not played yet.
                     self.seen = Default::default();
                 }
             } else if head.contains("Session Not Found") {
