@@ -233,6 +233,15 @@ fn witness(relay: SocketAddr, path: &str, stop: &AtomicBool, frames: &AtomicU64)
     (seen, skips)
 }
 
+/// Does something when it is dropped.
+struct AtEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// The relay's memory over the time.
 #[derive(Default)]
 struct Course(Vec<(Duration, Memory)>);
@@ -270,6 +279,11 @@ fn disasters_leave_nothing_behind() {
     let struck: Mutex<BTreeMap<&str, u64>> = Mutex::default();
     let count = |name| *struck.lock().unwrap().entry(name).or_default() += 1;
     let (before, course) = std::thread::scope(|scope| {
+        // A failure ends the other threads too, or nobody would ever hear of it.
+        let _end = AtEnd(|| {
+            stop.store(true, Ordering::Relaxed);
+            fed.store(false, Ordering::Relaxed);
+        });
         let feeder = scope.spawn(|| {
             let mut rng = Rng::with_seed(plan.seed ^ 1);
             for number in 1.. {

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{GOP, QUIET_MAX, witness};
+use super::{AtEnd, GOP, QUIET_MAX, witness};
 use crate::harness::camera::Camera;
 use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::{beside_others, cannot_run, is_root};
@@ -56,6 +56,7 @@ fn a_partition_ends_those_behind_it_and_nobody_else() {
     let address = SocketAddr::from((SERVER, relay.address().port()));
     let (stop, frames) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _end = AtEnd(|| stop.store(true, Ordering::Relaxed));
         let stays = net.at_client(STAYS, || scope.spawn(|| witness(address, "/cam", &stop, &frames)));
         feed_until(&camera, "the witness sees frames", || frames.load(Ordering::Relaxed) > 10);
         clients_are_cut_off(&net, &camera, &relay, address);
