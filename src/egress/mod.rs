@@ -14,6 +14,7 @@ mod tests;
 mod uring;
 mod uring_hold;
 mod uring_id;
+mod uring_moments;
 mod uring_slot;
 #[cfg(test)]
 mod zero_copy_tests;

@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::probe::explained;
 use super::uring_hold::Holds;
 use super::uring_id::{SLOTS_MAX, Tag, UserData};
+use super::uring_moments::Moments;
 use super::uring_slot::{Lending, Outcome, Slot, State, is_refusal};
 use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, ZeroCopy};
 use crate::limits::{EGRESS_DRAIN_MAX_MS, ZERO_COPY_BYTES_MIN, ZERO_COPY_HELD_MAX};
@@ -44,6 +45,7 @@ pub struct UringEgress {
     active: usize,
     zero_copy: ZeroCopy,
     holds: Holds,
+    moments: Moments,
     stats: EgressStats,
 }
 
@@ -80,6 +82,7 @@ impl UringEgress {
             active: 0,
             zero_copy: ZeroCopy::Off,
             holds: Holds::default(),
+            moments: Moments::default(),
             stats: EgressStats::default(),
         })
     }
@@ -182,7 +185,12 @@ impl UringEgress {
     fn submit(&mut self) -> bool {
         loop {
             self.stats.submits += 1;
-            match self.ring.get_mut().submit() {
+            let before = self.ring.get_mut().completion().len();
+            let begun = Instant::now();
+            let submitted = self.ring.get_mut().submit();
+            let after = self.ring.get_mut().completion().len();
+            self.moments.submitted(begun, Instant::now(), before, after);
+            match submitted {
                 Ok(taken) => return taken > 0,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
                 // Short of memory (EAGAIN), or wants its overflowed completions taken first (EBUSY).
@@ -201,10 +209,11 @@ impl UringEgress {
         }
     }
 
-    /// Moves the next completion of an operation from the ring's queue; `at` is when that was seen to have something new.
-    fn take(&mut self, at: Option<Instant>) -> Option<Completion> {
+    /// Moves the next completion of an operation from the ring's queue.
+    fn take(&mut self) -> Option<Completion> {
         loop {
             let entry = self.ring.get_mut().completion().next()?;
+            let at = self.moments.take();
             let mut id = UserData::unpack(entry.user_data()).expect("every entry has been given user data");
             if id.tag == Tag::ZeroCopy {
                 // The flags alone tell which of its completions this is, never the result.
@@ -252,8 +261,7 @@ impl UringEgress {
 
     /// Empties the completion queue into `done`.
     fn absorb(&mut self) {
-        let at = Some(Instant::now());
-        while let Some(completion) = self.take(at) {
+        while let Some(completion) = self.take() {
             self.done.push_back(completion);
         }
     }
@@ -341,10 +349,9 @@ impl Egress for UringEgress {
 
     fn reap(&mut self, max: usize, out: &mut Vec<Completion>) {
         let enough = out.len().saturating_add(max);
-        let mut at = None;
         for _ in 0..PASSES_MAX {
             while out.len() < enough {
-                let Some(completion) = self.done.pop_front().or_else(|| self.take(at)) else { break };
+                let Some(completion) = self.done.pop_front().or_else(|| self.take()) else { break };
                 out.push(completion);
             }
             if self.unsubmitted() {
@@ -359,7 +366,6 @@ impl Egress for UringEgress {
             if out.len() == enough {
                 return;
             }
-            at = Some(Instant::now());
         }
     }
 
