@@ -87,6 +87,13 @@ pub const ANSWER_BYTES_MAX: usize = 256 * 1024;
 /// Requests a second that one connection may go on sending; those beyond are answered later.
 pub const REQUESTS_PER_S_MAX: u32 = 50;
 
+/// How long an address is remembered from which a connection was closed for asking too much: a new one from there may send
+/// nothing at once.
+pub const FLOOD_REMEMBERED_S: u64 = 60;
+
+/// Addresses that a shard remembers so at most.
+pub const FLOODERS_MAX: usize = 1024;
+
 /// Requests that one connection may send at once.
 pub const REQUESTS_AT_ONCE_MAX: u32 = 200;
 

@@ -1,8 +1,10 @@
 //! How much one connection may ask.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::limits::{FRAMES_PER_REQUEST, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX};
+use crate::limits::{FLOOD_REMEMBERED_S, FLOODERS_MAX, FRAMES_PER_REQUEST, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX};
 
 /// What a request takes of the allowance, as the time in which as much comes back.
 const REQUEST: Duration = Duration::from_nanos(1_000_000_000 / REQUESTS_PER_S_MAX as u64);
@@ -26,6 +28,11 @@ impl Rate {
         Rate { whole_at: now }
     }
 
+    /// Nothing at once: for a connection from where a flood has come.
+    pub(super) fn spent(now: Instant) -> Rate {
+        Rate { whole_at: now + WHOLE }
+    }
+
     /// Until when the next request has to wait; `None` if it need not.
     pub(super) fn wait(&self, now: Instant) -> Option<Instant> {
         let missing = self.whole_at.saturating_duration_since(now);
@@ -40,6 +47,29 @@ impl Rate {
     /// An interleaved frame is looked at.
     pub(super) fn spend_frame(&mut self, now: Instant) {
         self.whole_at = self.whole_at.max(now) + FRAME;
+    }
+}
+
+/// Where floods came from: who is closed for asking too much comes back at once, and would have a new allowance each time.
+#[derive(Debug, Default)]
+pub(super) struct Flooders {
+    until: HashMap<IpAddr, Instant>,
+}
+
+impl Flooders {
+    /// A connection from there was closed for asking too much. Of more places than [`FLOODERS_MAX`] the newest are not remembered.
+    pub(super) fn add(&mut self, now: Instant, origin: IpAddr) {
+        if self.until.len() >= FLOODERS_MAX {
+            self.until.retain(|_, until| *until > now);
+        }
+        if self.until.len() < FLOODERS_MAX || self.until.contains_key(&origin) {
+            self.until.insert(origin, now + Duration::from_secs(FLOOD_REMEMBERED_S));
+        }
+    }
+
+    /// Whether a flood has come from there lately.
+    pub(super) fn has(&self, now: Instant, origin: IpAddr) -> bool {
+        self.until.get(&origin).is_some_and(|until| *until > now)
     }
 }
 
@@ -61,5 +91,21 @@ mod tests {
         let later = start + 2 * WHOLE;
         let asked = (0..).take_while(|_| rate.wait(later).is_none().then(|| rate.spend(later)).is_some()).count();
         assert_eq!(asked, REQUESTS_AT_ONCE_MAX as usize, "what has come back is no more than the whole");
+    }
+
+    #[test]
+    fn floods_are_remembered_for_a_while_and_only_so_many() {
+        let start = Instant::now();
+        let address = |number: usize| IpAddr::from((number as u32).to_be_bytes());
+        let mut flooders = Flooders::default();
+        for number in 0..=FLOODERS_MAX {
+            flooders.add(start, address(number));
+        }
+        assert!(flooders.has(start, address(0)) && !flooders.has(start, address(FLOODERS_MAX)));
+        assert!(Rate::spent(start).wait(start).is_some());
+        let later = start + Duration::from_secs(FLOOD_REMEMBERED_S);
+        assert!(!flooders.has(later, address(0)));
+        flooders.add(later, address(FLOODERS_MAX));
+        assert!(flooders.has(later, address(FLOODERS_MAX)), "those whose time is over make room");
     }
 }

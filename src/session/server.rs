@@ -11,13 +11,13 @@ use smallvec::SmallVec;
 use super::auth::Denied;
 use super::methods::RETRY_AFTER_S;
 use super::publish::Announced;
-use super::rate::Rate;
+use super::rate::{Flooders, Rate};
 use super::strangers::{Place, Strangers};
 use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
-    SessionKey,
+    SessionKey, origin,
 };
 use crate::access::{Access, User};
 use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
@@ -173,6 +173,8 @@ pub struct Server {
     pub(super) released: Vec<ConnId>,
     /// The connections without a session.
     pub(super) strangers: Strangers,
+    /// Where connections came from that asked too much.
+    flooders: Flooders,
     events: VecDeque<Event>,
     pub(super) counters: Counters,
     /// Session ids drawn so far.
@@ -203,6 +205,7 @@ impl Server {
             timers: BTreeSet::new(),
             released: Vec::new(),
             strangers: Strangers::default(),
+            flooders: Flooders::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
             keys_drawn: 0,
@@ -297,6 +300,7 @@ impl Server {
     /// A connection was accepted, or handed over by another shard.
     pub fn connected(&mut self, now: Instant, conn: ConnId, peer: SocketAddr, local: SocketAddr) {
         self.disconnected(now, conn);
+        let floods = self.flooders.has(now, origin(peer.ip()));
         let connection = Connection {
             peer,
             local,
@@ -307,7 +311,7 @@ impl Server {
             partial_since: None,
             waiting: None,
             held: None,
-            rate: Rate::new(now),
+            rate: if floods { Rate::spent(now) } else { Rate::new(now) },
             delayed: None,
             stranger: None,
             denied: None,
@@ -328,8 +332,16 @@ impl Server {
     pub fn input(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         connection.decoder.feed(bytes);
-        if connection.is_put_off() && connection.decoder.pending() > WAITING_BYTES_MAX {
-            self.close(conn, CloseReason::Flood);
+        if connection.is_put_off() && connection.decoder.pending() > REQUEST_HEADER_BYTES_MAX {
+            let origin = origin(connection.peer.ip());
+            let whole = connection.decoder.pending() > WAITING_BYTES_MAX;
+            // Reading more of a known flood would only cost.
+            if whole || (connection.delayed.is_some() && self.flooders.has(now, origin)) {
+                if connection.delayed.is_some() {
+                    self.flooders.add(now, origin);
+                }
+                self.close(conn, CloseReason::Flood);
+            }
         }
         self.process(now, conn);
         self.process_released(now);

@@ -1,7 +1,9 @@
 //! What strangers may make grow.
 
 use super::*;
-use crate::limits::{REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX, SESSIONS_PER_CONNECTION_MAX, STRANGERS_MIN};
+use crate::limits::{
+    FLOOD_REMEMBERED_S, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX, SESSIONS_PER_CONNECTION_MAX, STRANGERS_MIN,
+};
 
 const OPTIONS: &[u8] = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n";
 
@@ -53,6 +55,16 @@ fn many_requests_are_answered_later_and_too_many_close_the_connection() {
     }
     let closed = Event::Close { conn: ConnId(1), reason: CloseReason::Flood };
     assert!(rig.take_events().contains(&closed));
+    // Who comes back from there has no allowance but what comes back, and others have theirs.
+    rig.connect(2);
+    assert_eq!(rig.send(2, &burst).len(), 0);
+    rig.wait(seconds(1) / REQUESTS_PER_S_MAX);
+    assert_eq!(rig.drain(2).len(), 1);
+    rig.connect_from(3, "192.0.2.9:5".parse().unwrap());
+    assert_eq!(rig.send(3, &burst).len(), REQUESTS_AT_ONCE_MAX as usize);
+    rig.wait(seconds(FLOOD_REMEMBERED_S));
+    rig.connect(4);
+    assert_eq!(rig.send(4, &burst).len(), REQUESTS_AT_ONCE_MAX as usize, "it is forgotten");
 }
 
 #[test]
