@@ -73,7 +73,7 @@ _rtsprelay() {
             return 0
             ;;
         rtsprelay__subcmd__demo)
-            opts="-h --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-nonce-lifetime --help"
+            opts="-h --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-panic --test-nonce-lifetime --test-unmeasured --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -108,6 +108,10 @@ _rtsprelay() {
                     return 0
                     ;;
                 --test-delay)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --test-panic)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -155,7 +159,7 @@ _rtsprelay() {
             return 0
             ;;
         rtsprelay__subcmd__run)
-            opts="-h --config --source --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-nonce-lifetime --help"
+            opts="-h --config --source --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-panic --test-nonce-lifetime --test-unmeasured --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -198,6 +202,10 @@ _rtsprelay() {
                     return 0
                     ;;
                 --test-delay)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --test-panic)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

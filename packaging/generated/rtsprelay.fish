@@ -49,7 +49,9 @@ logfmt\t'Lines of key=value'
 json\t'A JSON object a line'"
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l report-every -d 'Time between two reports, such as 1s; 0 for none but the summary at the end' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l test-delay -d 'For tests: holds chunks back between chunker and shards' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l test-panic -d 'For tests: the code of sources fails so long after their start, and that of clients who ask for it' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l test-nonce-lifetime -d 'For tests: how long nonces are good' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l test-unmeasured -d 'For tests of what it costs: counts nothing of what is sent, and reports nothing'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l listen -d 'Address to serve RTSP at; may be given several times. Port 0 takes a free one' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l http -d 'Address to serve /metrics (Prometheus), /status (JSON) and /healthz at' -r
@@ -66,7 +68,9 @@ logfmt\t'Lines of key=value'
 json\t'A JSON object a line'"
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l report-every -d 'Time between two reports, such as 1s; 0 for none but the summary at the end' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-delay -d 'For tests: holds chunks back between chunker and shards' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-panic -d 'For tests: the code of sources fails so long after their start, and that of clients who ask for it' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-nonce-lifetime -d 'For tests: how long nonces are good' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-unmeasured -d 'For tests of what it costs: counts nothing of what is sent, and reports nothing'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l http -d 'Address of its HTTP server (`http` in its configuration), with a user\'s name and password where it asks for them. Other users of this machine may see a password here' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -s h -l help -d 'Print help'
