@@ -134,7 +134,8 @@ fn a_second_publisher_is_refused() {
     let relay = relay.serving("/live");
     let second = ffmpeg(&relay.url("/live"), "tcp", "640x480").finish(DEADLINE);
     assert!(!second.status.success() && second.stderr.contains("503"), "{second:#?}");
-    assert!(relay.printed().contains("refused: another publisher sends"), "{}", relay.printed());
+    let refused = "refused: another publisher sends";
+    wait_until(refused, DEADLINE, || relay.printed().contains(refused));
     assert!(widths(&relay.url("/live"), 30).iter().all(|width| *width == 320));
 }
 
