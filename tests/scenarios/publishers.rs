@@ -117,7 +117,6 @@ fn readers_stay_while_the_publisher_is_away_and_see_its_new_size() {
     let player = std::thread::spawn(move || widths(&url, 100));
     wait_until("the player plays", DEADLINE, || relay.printed().matches(" plays ").count() >= 2);
     // Pulling the plug: no TEARDOWN.
-    std::thread::sleep(Duration::from_millis(500));
     first.signal(Signal::SIGKILL);
     wait_until("the relay says so", DEADLINE, || relay.printed().contains("the publisher is gone"));
     let _second = ffmpeg(&relay.url("/live"), "tcp", "640x480");

@@ -171,6 +171,7 @@ fn window(
     });
     let tally = tally.transpose()?.and_then(|text| serde_json::from_str(text.lines().last()?).ok());
     if attacked && !stop.load(Ordering::Relaxed) {
+        // What the attack left behind is not to count in the next window; nothing tells when the kernel is done with it.
         std::thread::sleep(CALM);
     }
     Ok((report, tally))

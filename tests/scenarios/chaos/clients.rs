@@ -168,6 +168,7 @@ fn millis(rng: &mut Rng, from: u64, to: u64) -> Duration {
     Duration::from_millis(rng.u64(from..to))
 }
 
+/// How long a client behaves as it does: a part of the disaster, which nothing waits for.
 fn pause(rng: &mut Rng, from: u64, to: u64) {
     std::thread::sleep(millis(rng, from, to));
 }
@@ -246,6 +247,7 @@ fn drips_a_request(target: Target, rng: &mut Rng) -> Option<()> {
     let end = Instant::now() + Duration::from_secs(3);
     for byte in request.bytes().take_while(|_| Instant::now() < end) {
         peer.write(&[byte])?;
+        // The pause is what dripping is.
         std::thread::sleep(pause);
     }
     Some(())

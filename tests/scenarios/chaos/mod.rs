@@ -124,6 +124,7 @@ impl Unsteady {
     fn die(&self, lasts: Duration) {
         let mut place = self.hold();
         *place = None;
+        // Being away for so long is the disaster.
         std::thread::sleep(lasts);
         *place = Some(Camera::start_at(self.address));
     }
@@ -139,6 +140,7 @@ fn strike_camera(unsteady: &Unsteady, rng: &mut Rng, patient: bool) -> &'static 
         }
         2 => {
             let lasts = millis(rng, 300, 1_500);
+            // A camera that hangs sends nothing for so long.
             unsteady.with(|_| std::thread::sleep(lasts));
             "camera hangs"
         }

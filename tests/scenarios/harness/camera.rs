@@ -146,6 +146,7 @@ impl Camera {
         let (_, wire) = state.compose(1, bytes);
         for byte in wire {
             state.send(&[byte]);
+            // The pause is what dripping is.
             std::thread::sleep(pause);
         }
     }
