@@ -65,13 +65,13 @@ impl Own {
 /// Arguments of `fanout`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Numbers of TCP players, with the camera sending whole frames.
+    /// Numbers of TCP players, with the camera sending whole frames; 0 leaves them out.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 500, 1000, 2000])]
     pub clients: Vec<usize>,
-    /// Numbers of UDP players.
+    /// Numbers of UDP players; 0 leaves them out.
     #[arg(long, value_delimiter = ',', default_values_t = [200])]
     pub udp_clients: Vec<usize>,
-    /// Numbers of TCP players with a camera that spreads its frames (see --pace).
+    /// Numbers of TCP players with a camera that spreads its frames (see --pace); 0 leaves them out.
     #[arg(long, value_delimiter = ',', default_values_t = [500])]
     pub paced_clients: Vec<usize>,
     /// The time over which the paced camera spreads each frame.
@@ -167,6 +167,9 @@ pub fn run(args: &Args) -> Result<(), String> {
         args.seconds = Duration::from_secs(1);
         args.warmup = Duration::from_millis(300);
         args.settle = Duration::from_millis(200);
+    }
+    for counts in [&mut args.clients, &mut args.udp_clients, &mut args.paced_clients] {
+        counts.retain(|count| *count > 0);
     }
     let relay = relay_program(&args)?;
     fs::create_dir_all(&args.out).map_err(|e| format!("cannot make {}: {e}", args.out.display()))?;
