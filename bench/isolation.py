@@ -36,24 +36,26 @@ def free_port():
 
 
 class Rig:
-    """A camera and a relay that pulls it."""
+    """A relay, and the camera that it pulls: its own, or the one of another rig."""
 
-    def __init__(self, programs, camera=(), relay_keys=""):
+    def __init__(self, programs, camera=(), relay_keys="", relay=None, arguments=(), of=None):
         self.programs = programs
         self.scratch = tempfile.TemporaryDirectory()
-        self.camera = subprocess.Popen(
-            [programs / "rtsprelay-bench", "--cpu", "1", "camera", *camera], stdout=subprocess.PIPE, text=True
-        )
-        source = self.camera.stdout.readline().strip()
+        self.camera = None
+        if of is None:
+            self.camera = subprocess.Popen(
+                [programs / "rtsprelay-bench", "--cpu", "1", "camera", *camera], stdout=subprocess.PIPE, text=True
+            )
+        self.source = self.camera.stdout.readline().strip() if of is None else of.source
         self.port = free_port()
         config = pathlib.Path(self.scratch.name) / "rtsprelay.toml"
         config.write_text(
             f'listen = ["127.0.0.1:{self.port}"]\nworkers = 1\n\n[report]\nevery = "0s"\n\n[queue]\n{relay_keys}\n\n'
-            f'[[stream]]\nname = "cam"\nsource = "{source}"\n'
+            f'[[stream]]\nname = "cam"\nsource = "{self.source}"\n'
         )
         self.log = open(pathlib.Path(self.scratch.name) / "log", "w+")
         self.relay = subprocess.Popen(
-            ["taskset", "-c", "0", programs / "rtsprelay", "run", "--config", config],
+            ["taskset", "-c", "0", relay or programs / "rtsprelay", "run", "--config", config, *arguments],
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
@@ -100,8 +102,9 @@ class Rig:
 
     def __exit__(self, *_):
         for process in (self.relay, self.camera):
-            process.terminate()
-            process.wait(10)
+            if process is not None:
+                process.terminate()
+                process.wait(10)
         self.log.close()
         self.scratch.cleanup()
 

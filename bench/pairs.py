@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Compares the CPU of two relays that serve the same frames on the same core at the same time, and prints it as Markdown.
+
+    cargo build --release -p rtsprelay -p rtsprelay-bench
+    bench/pairs.py --other ../before/target/release/rtsprelay            # a change: before and after
+    bench/pairs.py --other-arguments=--test-unmeasured                   # what counting and histograms cost
+
+A machine whose speed changes from one second to the next changes for both alike, so that a few pairs show what many turns of
+one after the other do not. Which of the two is started, and asked by the players, first changes with every pair.
+"""
+
+import argparse
+import math
+import pathlib
+import statistics
+import sys
+
+from isolation import ROOT, Rig, head, missing, report_of, row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the relay and the load generator are")
+    parser.add_argument("--other", type=pathlib.Path, help="the other relay; by default the same program")
+    parser.add_argument("--other-arguments", default="", help="what the other is started with besides, separated by spaces")
+    parser.add_argument("--clients", type=int, default=500, help="players of each of the two")
+    parser.add_argument("--transport", choices=["tcp", "udp"], default="tcp")
+    parser.add_argument("--seconds", type=int, default=8, help="time of each measurement")
+    parser.add_argument("--pairs", type=int, default=10)
+    arguments = parser.parse_args()
+
+    head("pair", "this: µs of CPU a client and frame", "the other", "this / other")
+    ratios = []
+    for number in range(arguments.pairs):
+        costs = pair(arguments, number % 2 == 1)
+        ratios.append(costs["this"] / costs["other"])
+        row(number + 1, f"{costs['this']:.2f}", f"{costs['other']:.2f}", f"{ratios[-1]:.3f}")
+    mean = statistics.geometric_mean(ratios)
+    spread = statistics.stdev(map(math.log, ratios)) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+    print(
+        f"\nthis / other: median {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}), "
+        f"geometric mean {mean:.3f} ± {mean * spread:.3f} (standard error), {len(ratios)} pairs"
+    )
+
+
+def pair(arguments, other_first):
+    kinds = {"this": (None, []), "other": (arguments.other, arguments.other_arguments.split())}
+    first, second = ("other", "this") if other_first else ("this", "other")
+    with (
+        Rig(arguments.programs, relay=kinds[first][0], arguments=kinds[first][1]) as one,
+        Rig(arguments.programs, relay=kinds[second][0], arguments=kinds[second][1], of=one) as two,
+    ):
+        loads = [rig.start_load(arguments.clients, arguments.seconds, "--transport", arguments.transport) for rig in (one, two)]
+        reports = [report_of(load) for load in loads]
+    for kind, report in zip((first, second), reports):
+        if missing(report["normal"]):
+            sys.exit(f"{kind}: {missing(report['normal'])} frames are missing: the machine is too slow for so many players")
+    return {kind: report["server"]["cpu_us_per_client_frame"] for kind, report in zip((first, second), reports)}
+
+
+if __name__ == "__main__":
+    main()
