@@ -36,9 +36,9 @@ def free_port():
 
 
 class Rig:
-    """A relay, and the camera that it pulls: its own, or the one of another rig."""
+    """A relay (or the bare loop), and the camera that it pulls: its own, or the one of another rig."""
 
-    def __init__(self, programs, camera=(), relay_keys="", relay=None, arguments=(), of=None):
+    def __init__(self, programs, camera=(), relay_keys="", relay=None, arguments=(), of=None, floor=False):
         self.programs = programs
         self.scratch = tempfile.TemporaryDirectory()
         self.camera = None
@@ -53,13 +53,16 @@ class Rig:
             f'listen = ["127.0.0.1:{self.port}"]\nworkers = 1\n\n[report]\nevery = "0s"\n\n[queue]\n{relay_keys}\n\n'
             f'[[stream]]\nname = "cam"\nsource = "{self.source}"\n'
         )
+        command = [relay or programs / "rtsprelay", "run", "--config", config, *arguments]
+        if floor:
+            command = [programs / "rtsprelay-bench", "floor", "--source", self.source, "--listen", f"127.0.0.1:{self.port}"]
         self.log = open(pathlib.Path(self.scratch.name) / "log", "w+")
         self.relay = subprocess.Popen(
-            ["taskset", "-c", "0", relay or programs / "rtsprelay", "run", "--config", config, *arguments],
+            ["taskset", "-c", "0", *command],
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
-        self.url = f"rtsp://127.0.0.1:{self.port}/cam"
+        self.url = f"rtsp://127.0.0.1:{self.port}/" + ("" if floor else "cam")
         self.wait_ready()
 
     def wait_ready(self):

@@ -4,6 +4,7 @@
     cargo build --release -p rtsprelay -p rtsprelay-bench
     bench/pairs.py --other ../before/target/release/rtsprelay            # a change: before and after
     bench/pairs.py --other-arguments=--test-unmeasured                   # what counting and histograms cost
+    bench/pairs.py --floor                                               # beside one blocking write a frame and client
 
 A machine whose speed changes from one second to the next changes for both alike, so that a few pairs show what many turns of
 one after the other do not. Which of the two is started, and asked by the players, first changes with every pair.
@@ -23,6 +24,7 @@ def main():
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the relay and the load generator are")
     parser.add_argument("--other", type=pathlib.Path, help="the other relay; by default the same program")
     parser.add_argument("--other-arguments", default="", help="what the other is started with besides, separated by spaces")
+    parser.add_argument("--floor", action="store_true", help="the other is the bare loop of `rtsprelay-bench floor`")
     parser.add_argument("--clients", type=int, default=500, help="players of each of the two")
     parser.add_argument("--transport", choices=["tcp", "udp"], default="tcp")
     parser.add_argument("--seconds", type=int, default=8, help="time of each measurement")
@@ -44,11 +46,12 @@ def main():
 
 
 def pair(arguments, other_first):
-    kinds = {"this": (None, []), "other": (arguments.other, arguments.other_arguments.split())}
+    other = {"relay": arguments.other, "arguments": arguments.other_arguments.split(), "floor": arguments.floor}
+    kinds = {"this": {}, "other": other}
     first, second = ("other", "this") if other_first else ("this", "other")
     with (
-        Rig(arguments.programs, relay=kinds[first][0], arguments=kinds[first][1]) as one,
-        Rig(arguments.programs, relay=kinds[second][0], arguments=kinds[second][1], of=one) as two,
+        Rig(arguments.programs, **kinds[first]) as one,
+        Rig(arguments.programs, **kinds[second], of=one) as two,
     ):
         loads = [rig.start_load(arguments.clients, arguments.seconds, "--transport", arguments.transport) for rig in (one, two)]
         reports = [report_of(load) for load in loads]
