@@ -8,9 +8,15 @@ pub const OP_BYTES_MAX: usize = 128 * 1024;
 /// The same for a client that has lagged within the last [`LAGGED_S`]: what is on its way to it cannot be skipped, so little is.
 pub const OP_BYTES_LAGGING_MAX: usize = 16 * 1024;
 
-/// Bytes of other tracks' frames that a skip of video keeps at most, the newest: nearly four seconds of PCMU, and more of most
-/// codecs.
-pub const SKIP_KEPT_BYTES_MAX: usize = 32 * 1024;
+/// Seconds for which a skip of video keeps the sound at most, the newest: more than a start on a keyframe of some seconds ago
+/// and an operation that takes some more together. A stream's log holds the sound for as long.
+pub const SKIP_KEPT_S: u64 = 10;
+
+/// Bytes of sound that a skip of video keeps at most, of each track: 14 s of PCMU, 8 s of AAC with 128 kbit/s.
+pub const SKIP_KEPT_BYTES_MAX: usize = 128 * 1024;
+
+/// The same of a track that is neither video nor sound.
+pub const SKIP_KEPT_DATA_BYTES_MAX: usize = 32 * 1024;
 
 /// Such a client's lag may be `queue.age` divided by this: what it is sent stands behind all that it has not read yet. As this is
 /// less than most cameras' keyframe interval, it then goes on with a keyframe that is new.
@@ -303,6 +309,8 @@ const _: () = {
     assert!(PARAMETER_SET_BYTES_MAX + 12 <= RTP_PACKET_BYTES_MAX);
     assert!(GSO_BYTES_MAX < 65_536);
     assert!(LOG_BYTES_MIN as usize >= 2 * OP_BYTES_MAX);
+    // Sound is a small part of any log.
+    assert!(LOG_BYTES_MIN as usize >= 4 * SKIP_KEPT_BYTES_MAX);
     assert!(QUEUE_AGE_MIN_MS * 1_000 > CHUNK_OPEN_MAX_US);
     assert!(STREAMS_MAX <= 1 << 16);
     assert!(STRANGERS_MIN <= STRANGERS_MAX);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rtsprelay::egress::sim::{Reading, SimEgress};
 use rtsprelay::egress::{Conn, Datagram, Token};
-use rtsprelay::limits::OP_BYTES_MAX;
+use rtsprelay::limits::{OP_BYTES_MAX, SKIP_KEPT_S};
 use rtsprelay::metrics::ReportRequest;
 use rtsprelay::session::{ServerConfig, SessionIds, SessionLimit};
 use rtsprelay::shard::core::{Core, CoreConfig, Start, StreamSetup, UdpSockets};
@@ -21,6 +21,8 @@ use rtsprelay::stream::{Description, StreamId, Track, TrackId};
 const STREAM: StreamId = StreamId(0);
 const AGE: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_secs(10);
+/// What a log holds in most rounds: more than there ever is to hold.
+const LOG_BYTES: usize = 32 * 1024 * 1024;
 /// Magic, frame number, packet number, packets of the frame, keyframe: what each simulated packet says of itself.
 const LABEL_BYTES: usize = 8 + 4 + 4 + 1;
 const RTP_HEADER_BYTES: usize = 12;
@@ -31,6 +33,8 @@ struct Camera {
     number: u64,
     video_frame: u64,
     audio_frame: u64,
+    /// When each frame of the sound was sent.
+    audio_at: Vec<Instant>,
     seqs: [u16; 2],
     gop: u64,
     bitrate_scale: usize,
@@ -48,6 +52,7 @@ impl Camera {
             number: 0,
             video_frame: 0,
             audio_frame: 0,
+            audio_at: Vec::new(),
             seqs: [rng.u16(..), rng.u16(..)],
             gop: rng.u64(1..90),
             bitrate_scale: rng.usize(1..4),
@@ -146,6 +151,7 @@ impl Camera {
             self.next_audio = now + Duration::from_millis(20);
             let frame = self.audio_frame;
             self.audio_frame += 1;
+            self.audio_at.push(now);
             let packets = self.packets(TrackId(1), frame, false, &[172]);
             due.push(Self::chunk(TrackId(1), frame, [false, true, true], now, &packets));
         }
@@ -180,6 +186,8 @@ struct Seen {
     last: Option<u64>,
     frames: u64,
     gaps: u64,
+    /// The newest frame that it has missed before one that it got.
+    missed: Option<u64>,
     last_seq: Option<u16>,
 }
 
@@ -198,6 +206,8 @@ struct Client {
     setups: Vec<usize>,
     playing: bool,
     paused: bool,
+    /// It has paused, so that it may miss sound that is new.
+    has_paused: bool,
     cseq: u32,
     udp: Option<SocketAddr>,
 }
@@ -276,6 +286,7 @@ impl Client {
                 let follows = seen.last.is_some_and(|last| frame == last + 1);
                 if !follows {
                     seen.gaps += u64::from(seen.last.is_some());
+                    seen.missed = seen.last.map(|_| frame - 1);
                     assert!(track == 1 || keyframe, "client {name}: came back on frame {frame}, no keyframe");
                 } else if let Some(last_seq) = seen.last_seq {
                     assert_eq!(seq, last_seq.wrapping_add(1), "client {name}: a sequence gap without a missing frame");
@@ -369,10 +380,15 @@ impl Simulation {
             client.packet(track, &packet);
         }
         let slots: Vec<u32> = self.clients.keys().copied().collect();
+        for client in self.clients.values_mut() {
+            Self::check_sound(&self.camera, self.now, self.log_bytes, client);
+        }
         for slot in slots {
             let bytes = self.core.egress_mut().take_received(slot);
             let client = self.clients.get_mut(&slot).expect("listed");
-            for answer in client.take(&bytes) {
+            let answers = client.take(&bytes);
+            Self::check_sound(&self.camera, self.now, self.log_bytes, client);
+            for answer in answers {
                 self.answered(slot, &answer);
             }
         }
@@ -394,6 +410,18 @@ impl Simulation {
             self.stalled_closed += 1;
             self.retire(slot, client);
         }
+    }
+
+    /// However slow a client is, a skip of video leaves out no sound that is not too old to be kept.
+    fn check_sound(camera: &Camera, now: Instant, log_bytes: usize, client: &mut Client) {
+        let Some(missed) = client.seen[1].missed.take() else { return };
+        // Who has no video skips to now, and a log that is too small keeps nothing.
+        if !client.wants[0] || client.has_paused || log_bytes < LOG_BYTES {
+            return;
+        }
+        let age = now - camera.audio_at[missed as usize];
+        let kept = Duration::from_secs(SKIP_KEPT_S);
+        assert!(age >= kept, "client {}: frame {missed} of the sound was left out at {age:?}", client.name);
     }
 
     fn retire(&mut self, slot: u32, client: Client) {
@@ -466,6 +494,7 @@ impl Simulation {
             setups: (0..2).filter(|track| wants[*track]).collect(),
             playing: udp,
             paused: false,
+            has_paused: false,
             cseq: 0,
             udp: udp.then(|| SocketAddr::new(peer.ip(), 6000)),
         };
@@ -498,6 +527,7 @@ impl Simulation {
             75..=79 if client.playing && client.reading == Reading::AtOnce => {
                 let method = if client.paused { "PLAY" } else { "PAUSE" };
                 client.paused = !client.paused;
+                client.has_paused = true;
                 client.since = self.now;
                 let request = client.request(method, "", "");
                 let token = client.token;
@@ -593,7 +623,7 @@ fn clients_that_stall_join_leave_and_crawl_see_whole_frames_and_come_back_on_key
         let seed = rng.u64(..);
         println!("round {round}: seed {seed}");
         let start = if seed.is_multiple_of(3) { Start::Live } else { Start::Cached };
-        let log_bytes = if seed.is_multiple_of(4) { 1024 * 1024 } else { 32 * 1024 * 1024 };
+        let log_bytes = if seed.is_multiple_of(4) { 1024 * 1024 } else { LOG_BYTES };
         let mut simulation = Simulation::new(seed, start, log_bytes);
         for step in 0..3_000 {
             if simulation.clients.len() < 120 && simulation.rng.u8(0..10) < 2 {

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::egress::{Datagrams, Piece};
-use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX, SKIP_KEPT_BYTES_MAX};
+use crate::limits::{
+    OP_BYTES_MAX, OP_IOVECS_MAX, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_DATA_BYTES_MAX, SKIP_KEPT_S, TRACKS_MAX,
+};
 use crate::metrics::DropReason;
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::Log;
@@ -27,10 +29,26 @@ struct Wanted {
     video: bool,
     /// Video: its chunks are passed over until a keyframe starts.
     waiting: bool,
+    /// Frames that start before this chunk are passed over: a skip leaves them out.
+    from: u64,
+    /// Bytes of its frames that a skip of video keeps at most.
+    kept_max: usize,
     /// The frame that it has been sent a part of, but not the end.
     open: Option<u64>,
     /// The frame that follows the last one begun.
     next_frame: Option<u64>,
+}
+
+impl Wanted {
+    /// Whether it gets the frame that starts with the chunk; no if none does.
+    fn begins(&self, chunk: &Chunk) -> bool {
+        chunk.frame_start && chunk.number >= self.from && (!self.waiting || chunk.keyframe)
+    }
+
+    /// Whether the chunk goes on with a frame that it has got the beginning of.
+    fn goes_on(&self, chunk: &Chunk) -> bool {
+        chunk.kind == ChunkKind::Media && self.open == Some(chunk.frame) && !chunk.frame_start
+    }
 }
 
 /// A chunk that is to be sent now, as the player wants it.
@@ -42,10 +60,11 @@ pub struct Taken {
     pub channel: u8,
     /// Media or report.
     pub kind: ChunkKind,
+    /// Since when the client has been able to get it, unless it is newer.
+    pub since: Instant,
 }
 
-/// What is sent before anything else: a part of a frame begun that the log has let go of or that the client skips past, and the
-/// sound of the time that it skips.
+/// What is sent before anything else: a part of a frame begun that the log has let go of or that the client skips past.
 #[derive(Debug)]
 struct Rest {
     chunk: Arc<Chunk>,
@@ -81,7 +100,9 @@ impl Notes {
 pub struct Player {
     cursor: u64,
     tracks: Vec<Option<Wanted>>,
-    /// When it last started on a keyframe, or began to play.
+    /// When it began to play, or went on after a pause.
+    begun: Instant,
+    /// When it last started on a keyframe, skipped, or began to play.
     started: Instant,
     rest: VecDeque<Rest>,
     /// Bytes that one operation carries at most.
@@ -99,13 +120,17 @@ impl Player {
     pub fn new(description: &Description, channels: &[(TrackId, (u8, u8))], log: &Log, now: Instant) -> Self {
         let mut tracks: Vec<Option<Wanted>> = vec![None; description.tracks.len()];
         for (track, channels) in channels {
-            let video = description.tracks[usize::from(track.0)].is_video();
-            tracks[usize::from(track.0)] =
-                Some(Wanted { channels: *channels, video, waiting: video, open: None, next_frame: None });
+            let described = &description.tracks[usize::from(track.0)];
+            let video = described.is_video();
+            let kept_max = if described.is_audio() { SKIP_KEPT_BYTES_MAX } else { SKIP_KEPT_DATA_BYTES_MAX };
+            let channels = *channels;
+            let wanted = Wanted { channels, video, waiting: video, from: 0, kept_max, open: None, next_frame: None };
+            tracks[usize::from(track.0)] = Some(wanted);
         }
         Player {
             cursor: log.head(),
             tracks,
+            begun: now,
             started: now,
             rest: VecDeque::new(),
             op_bytes_max: OP_BYTES_MAX,
@@ -126,10 +151,11 @@ impl Player {
     /// whose stream has been cut off.
     pub fn restart(&mut self, log: &Log, now: Instant) {
         self.cursor = log.first();
-        self.started = now;
+        (self.begun, self.started) = (now, now);
         self.rest.clear();
         for wanted in self.tracks.iter_mut().flatten() {
             wanted.waiting = wanted.video;
+            wanted.from = 0;
             wanted.open = None;
             // What is missing has been counted before it came to the log.
             wanted.next_frame = None;
@@ -141,14 +167,13 @@ impl Player {
     pub fn resume(&mut self, log: &mut Log, now: Instant) {
         let newer = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor);
         let decoding = self.tracks.iter().flatten().any(|wanted| wanted.video && !wanted.waiting);
+        (self.begun, self.started) = (now, now);
         if newer.is_none() && decoding && self.cursor >= log.first() {
-            self.started = now;
             return;
         }
         let target = newer.unwrap_or(log.head());
-        self.keep(log, target, target);
+        self.keep(log, target);
         self.cursor = target;
-        self.started = now;
         for wanted in self.tracks.iter_mut().flatten() {
             wanted.waiting = wanted.video;
             // What it missed while it did not play was not dropped.
@@ -169,7 +194,7 @@ impl Player {
     /// How old what it gets next is: now − the later of the arrival of the chunk at the cursor and its last start on a keyframe.
     /// Zero at the head.
     pub fn lag(&self, log: &Log, now: Instant) -> Duration {
-        let arrival = match (self.rest.front(), log.get(self.cursor.max(log.first()))) {
+        let arrival = match (self.rest.front(), log.next(self.cursor)) {
             (Some(rest), _) => rest.chunk.arrival,
             (None, Some(entry)) => entry.chunk().arrival,
             (None, None) => return Duration::ZERO,
@@ -189,8 +214,7 @@ impl Player {
 
     /// Keeps nothing but the rest of the frames begun, as far as it has arrived; for a client that is about to be closed.
     pub fn finish(&mut self, log: &mut Log) {
-        let head = log.head();
-        self.keep(log, head, head);
+        self.keep(log, log.head());
         self.cursor = u64::MAX;
     }
 
@@ -210,8 +234,8 @@ impl Player {
         (self.cursor.max(log.first())..log.head())
             .filter_map(|number| log.get(number))
             .map(|entry| entry.chunk().as_ref())
-            .filter(|chunk| chunk.track == track && chunk.kind == ChunkKind::Media && chunk.frame_start)
-            .find(|chunk| !wanted.waiting || chunk.keyframe)
+            .filter(|chunk| chunk.track == track && chunk.kind == ChunkKind::Media)
+            .find(|chunk| wanted.begins(chunk))
     }
 
     /// Fills `pieces` with what a TCP client lacks, as far as one operation goes, and `arrivals` with each media chunk's
@@ -241,17 +265,17 @@ impl Player {
         if !self.rest.is_empty() {
             return bytes - before + self.fill(log, age, now, bytes, pieces, arrivals);
         }
-        while let Some(entry) = log.get_mut(self.cursor) {
+        while let Some(entry) = log.next_mut(self.cursor) {
             let chunk = entry.chunk();
-            if pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + chunk.bytes.len() > self.op_bytes_max) {
+            let full = pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + chunk.bytes.len() > self.op_bytes_max);
+            if full && !self.passes_over(chunk) {
                 break;
             }
-            self.cursor += 1;
+            self.cursor = chunk.number + 1;
             if let Some(taken) = self.take(chunk, now) {
                 bytes += chunk.bytes.len();
                 if taken.kind == ChunkKind::Media {
-                    // What the log had before this client began was not kept waiting for it.
-                    arrivals.extend([chunk.arrival.max(self.started)]);
+                    arrivals.extend([chunk.arrival.max(taken.since)]);
                 }
                 pieces.push(entry.piece(taken.channel));
             }
@@ -273,14 +297,15 @@ impl Player {
         if let Some(rest) = self.rest.pop_front() {
             let chunk = &rest.chunk;
             self.end_frame(chunk);
-            let taken = Taken { track: chunk.track, channel: chunk.channel(), kind: chunk.kind };
+            let taken = Taken { track: chunk.track, channel: chunk.channel(), kind: chunk.kind, since: self.begun };
             return Some((Rc::new(Datagrams::of(chunk)), taken, chunk.arrival));
         }
-        while let Some(entry) = log.get_mut(self.cursor) {
-            self.cursor += 1;
-            let arrival = entry.chunk().arrival;
-            if let Some(taken) = self.take(entry.chunk(), now) {
-                return Some((entry.datagrams(), taken, arrival.max(self.started)));
+        while let Some(entry) = log.next_mut(self.cursor) {
+            let chunk = entry.chunk();
+            let arrival = chunk.arrival;
+            self.cursor = chunk.number + 1;
+            if let Some(taken) = self.take(chunk, now) {
+                return Some((entry.datagrams(), taken, arrival.max(taken.since)));
             }
         }
         None
@@ -297,11 +322,11 @@ impl Player {
     /// Takes hold of a chunk that the log lets go of, if it continues a frame that this client has begun: a frame begun is
     /// finished, however long the operation under way takes.
     pub fn pin(&mut self, chunk: &Arc<Chunk>, piece: impl FnOnce(u8) -> Piece) {
-        if chunk.number < self.cursor || chunk.kind != ChunkKind::Media {
+        if chunk.number < self.cursor {
             return;
         }
         let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { return };
-        if wanted.open == Some(chunk.frame) && !chunk.frame_start {
+        if wanted.goes_on(chunk) {
             let piece = piece(wanted.channels.0);
             self.rest.push_back(Rest { chunk: Arc::clone(chunk), piece });
         }
@@ -327,70 +352,90 @@ impl Player {
     }
 
     /// The slow-client rule: past `age`, or when the log has moved on, finish the frame begun and go to the newest keyframe.
+    ///
+    /// The cursor goes there at once only if there is no sound on the way: it passes over the video that is skipped while the sound
+    /// flows.
     fn catch_up(&mut self, log: &mut Log, age: Duration, now: Instant) {
         if self.is_finished() {
             return;
         }
-        let cut_off = self.cursor < log.first();
+        // Who waits for a keyframe misses none of the video that the log has let go of.
+        let cut_off = self.cursor < log.first() && !self.waits();
         if !cut_off && self.lag(log, now) <= age {
             return;
         }
         // A keyframe at the cursor itself is one that it has not been sent.
         let target = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor).unwrap_or(log.head());
         self.cause = if log.forced_out(self.cursor) { DropReason::LogBytes } else { DropReason::Lagging };
-        let sound_from = self.sound_from(log, target);
-        self.keep(log, target, sound_from);
-        self.notes.skips += 1;
-        self.cursor = target;
+        let leaves_out = self.leave_out(log, target, now) || cut_off;
+        self.notes.skips += u32::from(leaves_out);
+        let kept_from = self.tracks.iter().flatten().map(|wanted| wanted.from).min().unwrap_or(target);
+        let cursor = kept_from.clamp(self.cursor, target);
+        self.keep(log, cursor);
+        self.cursor = cursor;
         self.started = now;
-        for wanted in self.tracks.iter_mut().flatten() {
-            wanted.waiting = wanted.video;
-        }
     }
 
-    /// From which chunk on a skip to `target` keeps the frames of tracks other than video, which cost little: `target` itself for
-    /// a client that got no video since its last skip, or has none, so that it lags because of them.
-    fn sound_from(&self, log: &Log, target: u64) -> u64 {
-        if !self.tracks.iter().flatten().any(|wanted| wanted.video && !wanted.waiting) {
-            return target;
-        }
-        let mut bytes = 0;
-        let oldest = self.cursor.max(log.first());
-        for number in (oldest..target).rev() {
-            let Some(entry) = log.get(number) else { continue };
-            bytes += if self.is_sound(entry.chunk()) { entry.chunk().bytes.len() } else { 0 };
-            if bytes > SKIP_KEPT_BYTES_MAX {
-                return number + 1;
+    /// Whether it has video, and gets none of it before the next keyframe.
+    fn waits(&self) -> bool {
+        let mut videos = self.tracks.iter().flatten().filter(|wanted| wanted.video).peekable();
+        videos.peek().is_some() && videos.all(|wanted| wanted.waiting)
+    }
+
+    /// Has video passed over until `target`, and of what other tracks have before that all but the newest, as far as it is little;
+    /// if there is no video, it is those tracks themselves that it lags with, and all of it goes. Returns whether there is
+    /// anything among that which it would have got.
+    fn leave_out(&mut self, log: &Log, target: u64, now: Instant) -> bool {
+        let mut leaves_out = false;
+        let mut room = [0; TRACKS_MAX];
+        if self.tracks.iter().flatten().any(|wanted| wanted.video) {
+            for (room, wanted) in room.iter_mut().zip(&self.tracks) {
+                *room = wanted.as_ref().map_or(0, |wanted| wanted.kept_max);
             }
         }
-        oldest
-    }
-
-    /// Whether the chunk is a whole frame of a track other than video that this client gets.
-    fn is_sound(&self, chunk: &Chunk) -> bool {
-        let wanted = self.tracks.get(usize::from(chunk.track.0)).and_then(Option::as_ref);
-        chunk.kind == ChunkKind::Media
-            && chunk.frame_start
-            && chunk.frame_end
-            && wanted.is_some_and(|wanted| !wanted.video)
-    }
-
-    /// Takes hold of what the log has below `target` of the frames begun, and from `sound_from` on of tracks other than video.
-    fn keep(&mut self, log: &mut Log, target: u64, sound_from: u64) {
-        for number in self.cursor.max(log.first())..target {
-            let Some(entry) = log.get_mut(number) else { continue };
-            let chunk = Arc::clone(entry.chunk());
-            let sound = number >= sound_from && self.is_sound(&chunk);
-            let Some(Some(wanted)) = self.tracks.get_mut(usize::from(chunk.track.0)) else { continue };
-            let begun = chunk.kind == ChunkKind::Media && wanted.open == Some(chunk.frame) && !chunk.frame_start;
-            if sound {
-                self.notes.begin(wanted, &chunk, self.cause);
-            } else if !begun {
+        let mut kept_from = [target; TRACKS_MAX];
+        for chunk in log.newest_first(self.cursor..target).filter(|chunk| chunk.kind == ChunkKind::Media) {
+            let track = usize::from(chunk.track.0);
+            let Some(Some(wanted)) = self.tracks.get(track) else { continue };
+            if !wanted.begins(chunk) {
                 continue;
             }
-            let piece = entry.piece(wanted.channels.0);
-            self.rest.push_back(Rest { chunk, piece });
+            let new = now.saturating_duration_since(chunk.arrival) <= Duration::from_secs(SKIP_KEPT_S);
+            if !wanted.video && new && chunk.bytes.len() <= room[track] {
+                room[track] -= chunk.bytes.len();
+                kept_from[track] = chunk.number;
+            } else {
+                room[track] = 0;
+                leaves_out = true;
+            }
         }
+        for (wanted, kept_from) in self.tracks.iter_mut().zip(kept_from) {
+            let Some(wanted) = wanted else { continue };
+            // A skip is counted also if the video goes on with the very next frame, a keyframe.
+            leaves_out |= wanted.video && !wanted.waiting;
+            wanted.waiting = wanted.video;
+            wanted.from = kept_from;
+        }
+        leaves_out
+    }
+
+    /// Takes hold of what the log has below `end` of the frames begun.
+    fn keep(&mut self, log: &mut Log, end: u64) {
+        for number in self.cursor.max(log.first())..end {
+            let Some(entry) = log.get_mut(number) else { continue };
+            let chunk = Arc::clone(entry.chunk());
+            let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { continue };
+            if wanted.goes_on(&chunk) {
+                let piece = entry.piece(wanted.channels.0);
+                self.rest.push_back(Rest { chunk, piece });
+            }
+        }
+    }
+
+    /// Whether the chunk at the cursor is nothing that it gets.
+    fn passes_over(&self, chunk: &Chunk) -> bool {
+        let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { return true };
+        chunk.kind == ChunkKind::Media && !wanted.goes_on(chunk) && !wanted.begins(chunk)
     }
 
     /// Decides about the chunk at the cursor: how it goes out, or that it is passed over.
@@ -401,21 +446,19 @@ impl Player {
             ChunkKind::Media => wanted.channels.0,
         };
         if chunk.kind == ChunkKind::Media {
-            if wanted.open != Some(chunk.frame) || chunk.frame_start {
-                if !chunk.frame_start {
+            if !wanted.goes_on(chunk) {
+                if !wanted.begins(chunk) {
                     return None;
                 }
-                if wanted.waiting {
-                    if !chunk.keyframe {
-                        return None;
-                    }
-                    wanted.waiting = false;
+                if std::mem::take(&mut wanted.waiting) {
                     self.started = now;
                 }
                 self.notes.begin(wanted, chunk, self.cause);
             }
             wanted.open = (!chunk.frame_end).then_some(chunk.frame);
         }
-        Some(Taken { track: chunk.track, channel, kind: chunk.kind })
+        // What the log had before this client began, or went on with a keyframe, was not kept waiting for it.
+        let since = if wanted.video { self.started } else { self.begun };
+        Some(Taken { track: chunk.track, channel, kind: chunk.kind, since })
     }
 }

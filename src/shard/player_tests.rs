@@ -1,5 +1,6 @@
 //! The cursor's rules, one by one.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use crate::stream::chunk::{Span, cut_runs};
 const AGE: Duration = Duration::from_secs(1);
 const VIDEO: TrackId = TrackId(0);
 const AUDIO: TrackId = TrackId(1);
+const DATA: TrackId = TrackId(2);
 
 struct Bed {
     epoch: Instant,
@@ -34,8 +36,10 @@ impl Bed {
             first_seq: 0,
             clock: (epoch, 0),
         };
-        let description = Description { tracks: vec![track("video"), track("audio")] };
-        Bed { epoch, log: Log::new(AGE, 1 << 20), number: 0, description }
+        let description = Description { tracks: vec![track("video"), track("audio"), track("application")] };
+        let mut log = Log::new(AGE, 1 << 20);
+        log.describe(&description);
+        Bed { epoch, log, number: 0, description }
     }
 
     fn at(&self, ms: u64) -> Instant {
@@ -68,6 +72,35 @@ impl Bed {
         };
         self.log.append(Arc::new(chunk));
         number
+    }
+
+    /// A picture every 33 ms, every `gop`th of them a keyframe, and 20 ms of PCMU every 20 ms; the log is trimmed as they come.
+    /// Returns the numbers of the sound.
+    fn camera(&mut self, ms: Range<u64>, gop: u64) -> Vec<u64> {
+        let mut sound = Vec::new();
+        for ms in ms {
+            if ms % 33 == 0 {
+                let flags = if (ms / 33) % gop == 0 { "kse" } else { "se" };
+                self.chunk(ms, VIDEO, ms / 33, flags, 500);
+            }
+            if ms % 20 == 0 {
+                sound.push(self.chunk(ms, AUDIO, ms / 20, "se", 172));
+            }
+            self.log.trim(self.at(ms), |_| {});
+        }
+        sound
+    }
+
+    fn track(&self, number: u64) -> TrackId {
+        self.log.get(number).expect("the log has it").chunk().track
+    }
+
+    /// What a UDP client is sent, by its numbers.
+    fn datagrams(&mut self, player: &mut Player, ms: u64) -> Vec<u64> {
+        let now = self.at(ms);
+        let next = || Some(player.next_chunk(&mut self.log, AGE, now)?.0);
+        let number = |chunk: Rc<Datagrams>| u64::from_be_bytes(chunk.bytes[4..12].try_into().expect("8 bytes"));
+        std::iter::from_fn(next).map(number).collect()
     }
 
     fn player(&self, ms: u64) -> Player {
@@ -141,21 +174,116 @@ fn a_skip_of_video_keeps_the_sound() {
 }
 
 #[test]
-fn who_lags_because_of_the_sound_alone_does_not_keep_it() {
+fn a_skip_keeps_the_sound_since_a_cached_start_of_long_ago() {
+    let mut bed = Bed::new();
+    bed.camera(0..4_800, 1_000);
+    let mut player = bed.player(4_800);
+    player.start_cached(&bed.log, bed.at(4_800));
+    player.set_op_bytes_max(10_000);
+    let begun = bed.fill(&mut player, 4_800).len() as u64;
+    player.set_op_bytes_max(OP_BYTES_MAX);
+    let sound = bed.camera(4_800..7_500, 1_000);
+    let got = bed.fill(&mut player, 7_500);
+    let (first, last) = (got[0], *got.last().expect("there is sound"));
+    assert!(first < begun + 2, "it goes on where it was, and not with {first} after {begun}");
+    assert_eq!(last, *sound.last().expect("there is sound"));
+    let count = |numbers: &[u64]| numbers.iter().filter(|number| (first..=last).contains(number)).count();
+    assert_eq!(got.len(), count(&(0..bed.number).filter(|n| bed.track(*n) == AUDIO).collect::<Vec<_>>()));
+    assert_eq!(player.take_notes(), Notes { skips: 1, ..Notes::default() });
+}
+
+#[test]
+fn who_waits_for_a_keyframe_gets_all_the_sound_however_late() {
     let mut bed = Bed::new();
     let mut player = bed.player(0);
-    for frame in 0..60 {
-        bed.chunk(frame * 33, AUDIO, frame, "se", 10);
+    bed.camera(0..1_000, 1_000);
+    bed.fill(&mut player, 1_000);
+    let sound = bed.camera(1_000..2_500, 1_000);
+    assert_eq!(bed.fill(&mut player, 2_500), sound);
+    assert_eq!(player.take_notes().skips, 1);
+    // That operation stood behind the video that was on its way already.
+    let sound = bed.camera(2_500..5_500, 1_000);
+    assert_eq!(bed.fill(&mut player, 5_500), sound);
+    assert_eq!(player.take_notes(), Notes::default(), "nothing more was left out");
+}
+
+#[test]
+fn the_sound_that_the_log_has_moved_on_from_is_kept() {
+    for udp in [false, true] {
+        let mut bed = Bed::new();
+        let mut player = bed.player(0);
+        bed.camera(0..4_000, 150);
+        let send = |bed: &mut Bed, player: &mut Player, ms| {
+            if udp { bed.datagrams(player, ms) } else { bed.fill(player, ms) }
+        };
+        send(&mut bed, &mut player, 4_000);
+        player.take_notes();
+        let cursor = bed.number;
+        let sound = bed.camera(4_000..7_000, 150);
+        assert!(bed.log.first() > cursor, "the keyframe of 4.95 s has taken the place of what was before");
+        let got = send(&mut bed, &mut player, 7_000);
+        let (got_sound, got_video): (Vec<u64>, Vec<u64>) = got.into_iter().partition(|n| sound.contains(n));
+        assert_eq!(got_sound, sound);
+        assert_eq!(Some(got_video[0]), bed.log.newest_keyframe(VIDEO));
+        assert_eq!(got_video.len(), 7_000 / 33 - 149);
+        assert_eq!(player.take_notes().skips, 1);
     }
-    assert_eq!(bed.fill(&mut player, 2_000), [0u64; 0], "it has not had a picture yet, and goes on with what is new");
-    // The newest of it, if it is much.
-    let key = bed.chunk(2_010, VIDEO, 0, "kse", 100);
-    let next = bed.chunk(2_011, AUDIO, 60, "se", 10);
-    assert_eq!(bed.fill(&mut player, 2_011), [key, next]);
-    let sound: Vec<u64> = (61..161).map(|frame| bed.chunk(frame * 33 + 100, AUDIO, frame, "se", 996)).collect();
-    let got = bed.fill(&mut player, 6_000);
-    assert_eq!(got, sound[sound.len() - 32..]);
-    assert_eq!(player.take_notes().lagging_frames, 68);
+}
+
+#[test]
+fn of_much_or_old_sound_a_skip_keeps_the_newest() {
+    let mut bed = Bed::new();
+    let mut player = bed.player(0);
+    bed.camera(0..100, 1_000);
+    bed.fill(&mut player, 100);
+    let sound = bed.camera(100..15_000, 1_000);
+    let kept = bed.fill(&mut player, 15_000);
+    assert_eq!(kept, sound[sound.len() - 50 * SKIP_KEPT_S as usize..]);
+    assert_eq!(player.take_notes().lagging_frames as usize, sound.len() - kept.len());
+    let much: Vec<u64> = (750..1_050).map(|frame| bed.chunk(frame * 20, AUDIO, frame, "se", 996)).collect();
+    assert_eq!(bed.fill(&mut player, 21_000), much[much.len() - SKIP_KEPT_BYTES_MAX / 1_000..]);
+    assert_eq!(player.take_notes().skips, 1);
+    // The log itself keeps no more of what is behind the last keyframe.
+    bed.chunk(22_000, VIDEO, 700, "kse", 100);
+    bed.log.trim(bed.at(23_500), |_| {});
+    assert!(bed.log.bytes() <= SKIP_KEPT_BYTES_MAX + 104);
+}
+
+#[test]
+fn who_gets_sound_alone_skips_to_now() {
+    let mut bed = Bed::new();
+    let mut player = Player::new(&bed.description, &[(AUDIO, (2, 3))], &bed.log, bed.epoch);
+    bed.camera(0..100, 30);
+    assert_eq!(bed.fill(&mut player, 100).len(), 5);
+    bed.camera(100..2_000, 30);
+    assert_eq!(bed.fill(&mut player, 2_000), [0u64; 0]);
+    let next = bed.camera(2_000..2_100, 30);
+    assert_eq!(bed.fill(&mut player, 2_100), next);
+    assert_eq!(player.take_notes(), Notes { skips: 1, lagging_frames: 95, log_bytes_frames: 0 });
+    // Nor is the sound sent that the log keeps for others.
+    bed.camera(2_100..6_000, 30);
+    assert_eq!(bed.fill(&mut player, 6_000), [0u64; 0]);
+}
+
+#[test]
+fn a_skip_keeps_less_of_what_is_neither_video_nor_sound() {
+    let mut bed = Bed::new();
+    let mut player = Player::new(&bed.description, &[(VIDEO, (0, 1)), (DATA, (4, 5))], &bed.log, bed.epoch);
+    bed.chunk(0, VIDEO, 0, "kse", 100);
+    bed.fill(&mut player, 0);
+    let data: Vec<u64> = (0..50).map(|frame| bed.chunk(frame * 40, DATA, frame, "se", 996)).collect();
+    assert_eq!(bed.fill(&mut player, 2_000), data[data.len() - SKIP_KEPT_DATA_BYTES_MAX / 1_000..]);
+}
+
+#[test]
+fn video_that_is_passed_over_ends_no_operation() {
+    let mut bed = Bed::new();
+    let mut player = bed.player(0);
+    bed.camera(0..1_000, 1_000);
+    bed.fill(&mut player, 1_000);
+    player.set_op_bytes_max(1_000);
+    let sound = bed.camera(1_000..2_500, 1_000);
+    assert_eq!(bed.fill(&mut player, 2_500), sound[..5], "as many as fit");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The log: the newest chunks of a stream, in order, numbered; a shard keeps one for each stream.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::TrackId;
 use super::chunk::{Chunk, ChunkKind};
+use super::{Description, TrackId};
 use crate::egress::{Datagrams, Piece};
-use crate::limits::{KEYFRAME_KEPT_S, TRACKS_MAX};
+use crate::limits::{KEYFRAME_KEPT_S, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_S, TRACKS_MAX};
 
 /// A chunk in the log, with what the shard has made of it for its clients.
 #[derive(Debug)]
@@ -61,13 +62,19 @@ pub enum Appended {
 
 /// The newest chunks of one stream.
 ///
-/// It keeps everything since the older of the last keyframe (of every video track that has not fallen silent) and `age` ago.
-/// Past `bytes_max` the oldest frames go, and with them perhaps the keyframe that new clients would start at
+/// It keeps everything since the older of the last keyframe (of every video track that has not fallen silent) and `age` ago, and
+/// the sound of [`SKIP_KEPT_S`] before that ([`SKIP_KEPT_BYTES_MAX`] at most) for clients that were busy for longer. Past
+/// `bytes_max` the oldest frames go, and with them perhaps the keyframe that new clients would start at
 /// ([`Log::cached_start`]).
 #[derive(Debug)]
 pub struct Log {
     entries: VecDeque<Entry>,
     first: u64,
+    /// What has left `entries` of the tracks that `audio` names.
+    sound: VecDeque<Entry>,
+    sound_bytes: usize,
+    audio: [bool; TRACKS_MAX],
+    /// Of `entries` and `sound`.
     bytes: usize,
     age: Duration,
     bytes_max: usize,
@@ -86,6 +93,9 @@ impl Log {
         Log {
             entries: VecDeque::new(),
             first: 0,
+            sound: VecDeque::new(),
+            sound_bytes: 0,
+            audio: [false; TRACKS_MAX],
             bytes: 0,
             age,
             bytes_max,
@@ -102,7 +112,15 @@ impl Log {
         self.bytes_max = bytes_max;
     }
 
-    /// Number of the oldest chunk it holds; [`Log::head`] if it holds none.
+    /// Says which of the tracks are sound; before that none is.
+    pub fn describe(&mut self, description: &Description) {
+        self.audio = [false; TRACKS_MAX];
+        for (audio, track) in self.audio.iter_mut().zip(&description.tracks) {
+            *audio = track.is_audio();
+        }
+    }
+
+    /// Number of the oldest chunk from which on it holds everything; [`Log::head`] if it holds none.
     pub fn first(&self) -> u64 {
         self.first
     }
@@ -127,7 +145,7 @@ impl Log {
         number < self.first && number < self.forced_below
     }
 
-    /// The chunk of that number, if the log holds it.
+    /// The chunk of that number, if it is not older than [`Log::first`] and has come.
     pub fn get(&self, number: u64) -> Option<&Entry> {
         self.entries.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
@@ -135,6 +153,35 @@ impl Log {
     /// As [`Log::get`], for making renderings.
     pub fn get_mut(&mut self, number: u64) -> Option<&mut Entry> {
         self.entries.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// The oldest chunk that it holds of those from `number` on: before [`Log::first`] there is sound alone.
+    pub fn next(&self, number: u64) -> Option<&Entry> {
+        if number >= self.first {
+            return self.get(number);
+        }
+        self.sound.get(self.sound_from(number)).or_else(|| self.entries.front())
+    }
+
+    /// As [`Log::next`], for making renderings.
+    pub fn next_mut(&mut self, number: u64) -> Option<&mut Entry> {
+        if number >= self.first {
+            return self.get_mut(number);
+        }
+        let at = self.sound_from(number);
+        self.sound.get_mut(at).or_else(|| self.entries.front_mut())
+    }
+
+    /// What it holds of those numbers, the newest first.
+    pub fn newest_first(&self, numbers: Range<u64>) -> impl Iterator<Item = &Chunk> {
+        let place = |number: u64| (number.saturating_sub(self.first) as usize).min(self.entries.len());
+        let sound = self.sound.range(self.sound_from(numbers.start)..).rev();
+        let entries = self.entries.range(place(numbers.start)..place(numbers.end)).rev();
+        entries.chain(sound).map(|entry| entry.chunk.as_ref())
+    }
+
+    fn sound_from(&self, number: u64) -> usize {
+        self.sound.partition_point(|entry| entry.chunk.number < number)
     }
 
     /// Number of the newest chunk that starts a keyframe of `track`.
@@ -146,8 +193,13 @@ impl Log {
     pub fn clear(&mut self) {
         self.first = self.head();
         self.forced_below = self.first;
+        self.empty();
+    }
+
+    fn empty(&mut self) {
         self.entries.clear();
-        self.bytes = 0;
+        self.sound.clear();
+        (self.bytes, self.sound_bytes) = (0, 0);
         self.keyframes = [None; TRACKS_MAX];
     }
 
@@ -163,9 +215,7 @@ impl Log {
             if self.head() != 0 || !self.entries.is_empty() {
                 appended = Appended::AfterGap;
             }
-            self.entries.clear();
-            self.bytes = 0;
-            self.keyframes = [None; TRACKS_MAX];
+            self.empty();
             self.first = chunk.number;
             self.forced_below = chunk.number;
         }
@@ -190,9 +240,13 @@ impl Log {
             *keyframe = keyframe.filter(|_| !silent);
         }
         let keyframe = self.keyframes.iter().flatten().copied().min();
-        while let Some(entry) = self.entries.front() {
-            let young = now.saturating_duration_since(entry.chunk.arrival) <= self.age;
+        loop {
             let over = self.bytes > self.bytes_max;
+            if over && self.forget_sound() {
+                continue;
+            }
+            let Some(entry) = self.entries.front() else { break };
+            let young = now.saturating_duration_since(entry.chunk.arrival) <= self.age;
             let needed = keyframe.is_some_and(|keyframe| self.first >= keyframe);
             if !over && (young || needed) {
                 break;
@@ -208,13 +262,41 @@ impl Log {
                 self.forced_below = self.first + 1;
             }
             let entry = self.entries.pop_front().expect("front was there");
-            self.bytes -= entry.chunk.bytes.len();
             for keyframe in &mut self.keyframes {
                 *keyframe = keyframe.filter(|number| *number != self.first);
             }
             self.first += 1;
-            gone(entry);
+            if self.is_sound(&entry.chunk) {
+                self.sound_bytes += entry.chunk.bytes.len();
+                self.sound.push_back(entry);
+            } else {
+                self.bytes -= entry.chunk.bytes.len();
+                gone(entry);
+            }
         }
-        debug_assert_eq!(self.bytes, self.entries.iter().map(|e| e.chunk.bytes.len()).sum::<usize>());
+        let kept = Duration::from_secs(SKIP_KEPT_S);
+        while let Some(entry) = self.sound.front()
+            && (self.sound_bytes > SKIP_KEPT_BYTES_MAX || now.saturating_duration_since(entry.chunk.arrival) > kept)
+        {
+            self.forget_sound();
+        }
+        debug_assert_eq!(
+            self.bytes,
+            self.sound.iter().chain(&self.entries).map(|e| e.chunk.bytes.len()).sum::<usize>()
+        );
+    }
+
+    /// Lets go of the oldest sound; false if it holds none from before [`Log::first`].
+    fn forget_sound(&mut self) -> bool {
+        let Some(entry) = self.sound.pop_front() else { return false };
+        self.sound_bytes -= entry.chunk.bytes.len();
+        self.bytes -= entry.chunk.bytes.len();
+        true
+    }
+
+    /// Whether the chunk is a whole frame of sound.
+    fn is_sound(&self, chunk: &Chunk) -> bool {
+        let whole = chunk.kind == ChunkKind::Media && chunk.frame_start && chunk.frame_end;
+        whole && self.audio[usize::from(chunk.track.0)]
     }
 }

@@ -81,6 +81,11 @@ impl Track {
         self.media == "video"
     }
 
+    /// Whether the track is sound.
+    pub fn is_audio(&self) -> bool {
+        self.media == "audio"
+    }
+
     /// The track's RTP timestamp at `now`, from a known pair, by the clock rate.
     pub fn rtp_time_at(&self, known: (Instant, u32), now: Instant) -> u32 {
         let elapsed = now.saturating_duration_since(known.0).as_nanos();

@@ -603,6 +603,7 @@ impl<E: Egress> Core<E> {
             let stream = &mut self.streams[usize::from(id.0)];
             stream.log.clear();
         }
+        self.streams[usize::from(id.0)].log.describe(&description);
         self.streams[usize::from(id.0)].description = Some(Arc::clone(&description));
         self.open_group(now, id);
         self.server.set_description(id, Some(description));
