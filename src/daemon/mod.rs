@@ -36,7 +36,7 @@ use crate::config::{Config, IoChoice, SourceKind};
 use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, Listener, ZeroCopy, probe};
 use crate::limits::STOP_MAX_MS;
-use crate::session::{ServerConfig, SessionIds, SessionLimit};
+use crate::session::{OwnPorts, ServerConfig, SessionIds, SessionLimit};
 use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
 use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
@@ -481,6 +481,7 @@ fn start_shards_with(
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
     limit.set_max(config.limits.clients, config.limits.clients_per_address);
+    let own_ports = OwnPorts::new(count);
     for ((shard, inbox), sender) in (0u16..).zip(inboxes).zip(&senders) {
         let server = ServerConfig {
             shard,
@@ -505,6 +506,7 @@ fn start_shards_with(
             io,
             ring_entries: entries.next_power_of_two(),
             udp: Some(udp_address(&config.listen)),
+            own_ports: Arc::clone(&own_ports),
             dscp: config.dscp,
             zero_copy: config.zero_copy,
             multicast: multicast.clone(),

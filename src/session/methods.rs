@@ -377,8 +377,8 @@ impl Server {
             address
         };
         let (rtp, rtcp) = (at(client_port.0), at(client_port.1));
-        let own = local.ip().to_canonical() == peer.ip().to_canonical();
-        let served = |port| port == server_port.0 || port == server_port.1;
+        let own = local.ip().to_canonical() == peer.ip().to_canonical() || peer.ip().to_canonical().is_loopback();
+        let served = |port| self.own_ports.contains(port);
         // Neither another host's service nor the relay itself is to be talked to in a client's name.
         if client_port.0.min(client_port.1) < CLIENT_PORT_MIN || own && (served(client_port.0) || served(client_port.1))
         {

@@ -29,6 +29,6 @@ pub(crate) use auth::tell_failure;
 pub(crate) use resource::percent_decoded;
 pub use server::Server;
 pub use types::{
-    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionIds,
-    SessionInfo, SessionKey, SessionLimit, origin,
+    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, OwnPorts, PlayTrack, ServerConfig,
+    SessionIds, SessionInfo, SessionKey, SessionLimit, origin,
 };

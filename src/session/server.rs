@@ -16,8 +16,8 @@ use super::strangers::{Place, Strangers};
 use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
-    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
-    SessionKey, origin,
+    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, OwnPorts, PlayTrack, ServerConfig,
+    SessionInfo, SessionKey, origin,
 };
 use crate::access::{Access, User};
 use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
@@ -153,6 +153,8 @@ impl Session {
 /// The RTSP server of one shard.
 pub struct Server {
     pub(super) config: ServerConfig,
+    /// The ports of all shards, this one's among them.
+    pub(super) own_ports: Arc<OwnPorts>,
     /// Who may do what; `None` where no users are configured.
     pub(super) access: Option<Arc<Access>>,
     pub(super) streams: Streams,
@@ -192,8 +194,13 @@ impl Server {
     /// If `config.shard` is not below `config.shards`.
     pub fn new(config: ServerConfig) -> Self {
         assert!(config.shard < config.shards, "shard {} of {}", config.shard, config.shards);
+        let own_ports = OwnPorts::new(config.shards.into());
+        if let Some(ports) = config.udp_ports {
+            own_ports.set(config.shard, ports);
+        }
         Server {
             config,
+            own_ports,
             access: None,
             streams: Streams::default(),
             conns: HashMap::new(),
@@ -210,6 +217,11 @@ impl Server {
             counters: Counters::default(),
             keys_drawn: 0,
         }
+    }
+
+    /// The ports that all shards share their knowledge of; without them it knows its own alone.
+    pub fn set_own_ports(&mut self, ports: Arc<OwnPorts>) {
+        self.own_ports = ports;
     }
 
     /// Offers a stream to a multicast group as well: `group` has the port of the first track's RTP, each track takes two.

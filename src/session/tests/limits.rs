@@ -1,5 +1,7 @@
 //! What strangers may make grow.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::limits::{
     FLOOD_REMEMBERED_S, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX, SESSIONS_PER_CONNECTION_MAX, STRANGERS_MIN,
@@ -96,11 +98,33 @@ fn ports_of_other_services_are_not_sent_to() {
         let transport = format!("Transport: RTP/AVP;unicast;client_port={ports}");
         assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &[&transport]), 461, "{ports}");
     }
-    // The relay's own, of a client on its machine.
+    // The relay's own, of a client on its machine, whichever of its loopback addresses that has.
+    rig.connect_from(3, "127.0.0.9:5".parse().unwrap());
+    assert_eq!(
+        rig.status(3, "SETUP rtsp://h/front/trackID=0", &["Transport: RTP/AVP;unicast;client_port=7000-7001"]),
+        461
+    );
     rig.connect_from(1, "198.51.100.1:5".parse().unwrap());
     let own = ["Transport: RTP/AVP;unicast;client_port=7000-7001"];
     assert_eq!(rig.status(1, "SETUP rtsp://h/front/trackID=0", &own), 461);
     assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &own), 200);
+    // Nor those of another of its shards, which have come to be known since.
+    let ports = OwnPorts::new(2);
+    rig.server.set_own_ports(Arc::clone(&ports));
+    ports.set(0, (7000, 7001));
+    ports.set(1, (7010, 7011));
+    for (pair, status) in
+        [("7010-7011", 461), ("7009-7010", 461), ("7011-7012", 461), ("7000-7001", 461), ("7012-7013", 200)]
+    {
+        let transport = format!("Transport: RTP/AVP;unicast;client_port={pair}");
+        rig.connect_from(2, "198.51.100.1:6".parse().unwrap());
+        assert_eq!(rig.status(2, "SETUP rtsp://h/front/trackID=0", &[&transport]), status, "{pair}");
+        rig.server.disconnected(rig.now, ConnId(2));
+    }
+    assert_eq!(
+        rig.status(0, "SETUP rtsp://h/front/trackID=0", &["Transport: RTP/AVP;unicast;client_port=7010-7011"]),
+        200
+    );
 }
 
 #[test]

@@ -27,7 +27,7 @@ use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token}
 use crate::metrics::{
     ClientLatency, Counter, DropReason, LeaveReason, Reception, ReportRequest, ShardMetrics, Transport,
 };
-use crate::session::{CloseReason, ConnId, EndReason, Server, ServerConfig, SessionKey};
+use crate::session::{CloseReason, ConnId, EndReason, OwnPorts, Server, ServerConfig, SessionKey};
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::{Appended, Log};
 use crate::stream::{Description, StreamId, TrackId};
@@ -365,6 +365,11 @@ impl<E: Egress> Core<E> {
     pub fn set_group(&mut self, id: StreamId, group: Group) {
         self.server.set_multicast(id, group.address, group.ttl);
         self.streams[usize::from(id.0)].group = Some(group);
+    }
+
+    /// Shares knowledge of the UDP ports with the other shards.
+    pub fn set_own_ports(&mut self, ports: Arc<OwnPorts>) {
+        self.server.set_own_ports(ports);
     }
 
     /// Counts no sends any more, for tests of what counting costs.
