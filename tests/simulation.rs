@@ -541,6 +541,11 @@ impl Simulation {
                 }
                 self.retire(slot, client);
             }
+            // The system is short of memory for a moment: it is sent the rest a little later.
+            90..=95 => {
+                let bytes = self.rng.usize(0..20_000);
+                self.core.egress_mut().refuse(slot, bytes, libc::ENOBUFS);
+            }
             _ => {}
         }
     }

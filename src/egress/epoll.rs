@@ -15,7 +15,9 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, datagram_errno};
+use super::{
+    Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, datagram_errno, is_shortage, rest_of,
+};
 
 /// Sends at once; what a socket does not take waits for its writability, which tokio watches.
 pub struct EpollEgress {
@@ -31,6 +33,8 @@ pub struct EpollEgress {
 #[derive(Default)]
 struct Slot {
     blocked: Option<Blocked>,
+    /// See [`Egress::take_unsent`].
+    unsent: Vec<Piece>,
     /// Puts the slot on the list of [`Woken`]; made when the slot blocks for the first time.
     waker: Option<Waker>,
 }
@@ -143,6 +147,9 @@ impl EpollEgress {
             }
         };
         let (token, sent) = (op.token, op.sent);
+        if error.as_ref().is_some_and(is_shortage) {
+            slot.unsent = rest_of(op.pieces.drain(..), op.offset);
+        }
         slot.blocked = None;
         self.blocked -= 1;
         self.finish(token, sent, error);
@@ -193,6 +200,9 @@ impl Egress for EpollEgress {
             Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
             Err(error) => {
+                if is_shortage(&error) {
+                    self.slots[index].unsent = std::mem::take(pieces);
+                }
                 pieces.clear();
                 return self.finish(token, 0, Some(error));
             }
@@ -260,6 +270,10 @@ impl Egress for EpollEgress {
             self.blocked -= 1;
             self.finish(token, op.sent, Some(io::Error::from_raw_os_error(libc::ECANCELED)));
         }
+    }
+
+    fn take_unsent(&mut self, token: Token) -> Vec<Piece> {
+        self.slots.get_mut(token.slot as usize).map(|slot| std::mem::take(&mut slot.unsent)).unwrap_or_default()
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -8,6 +8,8 @@ mod conn;
 mod epoll;
 pub mod probe;
 pub mod runtime;
+#[cfg(test)]
+mod shortage_tests;
 pub mod sim;
 #[cfg(test)]
 mod tests;
@@ -15,6 +17,7 @@ mod uring;
 mod uring_hold;
 mod uring_id;
 mod uring_moments;
+mod uring_refusals;
 mod uring_slot;
 #[cfg(test)]
 mod zero_copy_tests;
@@ -149,6 +152,26 @@ fn datagram_errno(errno: i32, segment: Option<u16>) -> i32 {
     }
 }
 
+/// Whether the error says that the system is short of something just now, mostly memory; what failed may be tried again later.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN))
+}
+
+/// What is left of the pieces when the first `sent` bytes are gone.
+fn rest_of(pieces: impl Iterator<Item = Piece>, mut sent: usize) -> Vec<Piece> {
+    let rest = pieces.filter_map(|piece| {
+        let gone = sent.min(piece.len());
+        sent -= gone;
+        match &piece {
+            _ if gone == 0 => Some(piece),
+            _ if gone == piece.len() => None,
+            Piece::Shared(bytes) => Some(Piece::Own(bytes.slice(gone..))),
+            Piece::Own(bytes) => Some(Piece::Own(bytes.slice(gone..))),
+        }
+    });
+    rest.collect()
+}
+
 /// A client's connection as both egress and ingress use it. The descriptor closes with the last clone. It is a TCP connection or,
 /// for a client that speaks TLS, a local stream socket with the TCP connection beside it.
 #[derive(Clone)]
@@ -217,6 +240,12 @@ pub trait Egress {
     /// flight: nothing happens.
     fn cancel(&mut self, token: Token);
 
+    /// What a connection's operation did not get into its socket, when its completion has told of a shortage ([`is_shortage`]); to
+    /// be taken then, and sent again later or dropped. Nothing after any other error.
+    fn take_unsent(&mut self, _token: Token) -> Vec<Piece> {
+        Vec::new()
+    }
+
     /// Whether there may be completions to reap; registers the waker otherwise.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
@@ -243,6 +272,8 @@ pub struct EgressStats {
     pub operations: u64,
     /// System calls that handed operations over (`io_uring_enter`; one a send for epoll).
     pub submits: u64,
+    /// Of those the ones that the kernel refused because it was short of memory.
+    pub submits_refused: u64,
     /// Zero-copy sends of which the kernel has said that it copied nothing.
     pub zero_copy: u64,
     /// Zero-copy sends that the kernel copied all the same.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
+use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, is_shortage, rest_of};
 
 /// How a scripted client reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +34,9 @@ struct Socket {
     /// What the client has been sent, in order, until the test takes it.
     received: Vec<u8>,
     operation: Option<Operation>,
+    /// The error that the operation under way, or the next, ends with, after so many more bytes at most.
+    refusal: Option<(usize, i32)>,
+    unsent: Vec<Piece>,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,8 @@ impl Socket {
             carry: 0.0,
             received: Vec::new(),
             operation: None,
+            refusal: None,
+            unsent: Vec::new(),
         }
     }
 
@@ -83,11 +88,13 @@ impl Socket {
             self.operation = None;
             return Some(completion);
         }
+        let mut before = self.refusal.map_or(usize::MAX, |(bytes, _)| bytes);
         while let Some(piece) = operation.pieces.front() {
             let room = match self.reading {
                 Reading::AtOnce => usize::MAX,
                 _ => self.capacity - self.buffered.min(self.capacity),
             };
+            let room = room.min(before);
             let part = &piece.as_slice()[operation.offset..];
             let taken = part.len().min(room);
             self.received.extend_from_slice(&part[..taken]);
@@ -95,9 +102,19 @@ impl Socket {
                 self.buffered += taken;
             }
             operation.done += taken;
+            before -= taken;
             if taken < part.len() {
                 operation.offset += taken;
-                return None;
+                let (_, errno) = self.refusal.take_if(|(bytes, _)| {
+                    *bytes = before;
+                    before == 0
+                })?;
+                let Operation { token, pieces, offset, done: bytes } = self.operation.take()?;
+                let error = io::Error::from_raw_os_error(errno);
+                if is_shortage(&error) {
+                    self.unsent = rest_of(pieces.into_iter(), offset);
+                }
+                return Some(Completion { token, bytes, error: Some(error), at: None, unsegmented: false });
             }
             operation.offset = 0;
             operation.pieces.pop_front();
@@ -122,6 +139,12 @@ impl SimEgress {
         if reading == Reading::AtOnce {
             socket.buffered = 0;
         }
+    }
+
+    /// Has the operation of the client in that slot that is under way, or its next, end with the error after so many more bytes;
+    /// if it has no more than that, the one after it.
+    pub fn refuse(&mut self, slot: u32, bytes: usize, errno: i32) {
+        self.sockets.entry(slot).or_insert_with(Socket::new).refusal = Some((bytes, errno));
     }
 
     /// Lets `elapsed` go by: clients read, and operations that were blocked go on.
@@ -211,6 +234,10 @@ impl Egress for SimEgress {
                 unsegmented: false,
             });
         }
+    }
+
+    fn take_unsent(&mut self, token: Token) -> Vec<Piece> {
+        self.sockets.get_mut(&token.slot).map(|socket| std::mem::take(&mut socket.unsent)).unwrap_or_default()
     }
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {

@@ -18,6 +18,7 @@ use super::probe::explained;
 use super::uring_hold::Holds;
 use super::uring_id::{SLOTS_MAX, Tag, UserData};
 use super::uring_moments::Moments;
+use super::uring_refusals::Refusals;
 use super::uring_slot::{Lending, Outcome, Slot, State, is_refusal};
 use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, ZeroCopy};
 use crate::limits::{EGRESS_DRAIN_MAX_MS, ZERO_COPY_BYTES_MIN, ZERO_COPY_HELD_MAX};
@@ -46,6 +47,7 @@ pub struct UringEgress {
     zero_copy: ZeroCopy,
     holds: Holds,
     moments: Moments,
+    pub(super) refusals: Refusals,
     stats: EgressStats,
 }
 
@@ -83,6 +85,7 @@ impl UringEgress {
             zero_copy: ZeroCopy::Off,
             holds: Holds::default(),
             moments: Moments::default(),
+            refusals: Refusals::default(),
             stats: EgressStats::default(),
         })
     }
@@ -187,14 +190,19 @@ impl UringEgress {
             self.stats.submits += 1;
             let before = self.ring.get_mut().completion().len();
             let begun = Instant::now();
-            let submitted = self.ring.get_mut().submit();
+            let submitted = self.refusals.scripted().map_or_else(|| self.ring.get_mut().submit(), Err);
             let after = self.ring.get_mut().completion().len();
             self.moments.submitted(begun, Instant::now(), before, after);
             match submitted {
                 Ok(taken) => return taken > 0,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                // Short of memory (EAGAIN), or wants its overflowed completions taken first (EBUSY).
-                Err(_) => return false,
+                // Wants its overflowed completions taken first.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return false,
+                Err(error) => {
+                    self.stats.submits_refused += 1;
+                    self.refusals.tell(&error);
+                    return false;
+                }
             }
         }
     }
@@ -337,6 +345,7 @@ impl Egress for UringEgress {
 
     fn flush(&mut self) {
         let mut refusals = 0;
+        let refused = self.stats.submits_refused;
         self.refill();
         while self.unsubmitted() && refusals < REFUSALS_MAX {
             refusals = if self.submit() { 0 } else { refusals + 1 };
@@ -344,6 +353,9 @@ impl Egress for UringEgress {
                 self.absorb();
                 self.refill();
             }
+        }
+        if refusals == REFUSALS_MAX && self.stats.submits_refused > refused {
+            self.refusals.pause();
         }
     }
 
@@ -357,6 +369,9 @@ impl Egress for UringEgress {
             if self.unsubmitted() {
                 // What goes on with operations that have more to send.
                 self.flush();
+                if self.unsubmitted() && self.refusals.is_paused() {
+                    return;
+                }
             } else if self.ring.get_mut().submission().cq_overflow() {
                 // Completions that the kernel kept for want of room.
                 self.submit();
@@ -383,9 +398,13 @@ impl Egress for UringEgress {
         }
     }
 
+    fn take_unsent(&mut self, token: Token) -> Vec<Piece> {
+        self.slots.get_mut(token.slot as usize).map(|slot| mem::take(&mut slot.unsent)).unwrap_or_default()
+    }
+
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if !self.done.is_empty() || self.unsubmitted() {
+            if !self.done.is_empty() || (self.unsubmitted() && self.refusals.poll_over(cx).is_ready()) {
                 return Poll::Ready(());
             }
             let ring = self.ring.get_mut();

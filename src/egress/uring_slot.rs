@@ -1,6 +1,7 @@
 //! What the kernel reads of an operation while it is under way: one slot a client, its memory used again and again.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -12,7 +13,7 @@ use smallvec::SmallVec;
 use socket2::SockAddr;
 
 use super::uring_id::{Tag, UserData};
-use super::{Datagrams, Piece, Token, datagram_errno};
+use super::{Datagrams, Piece, Token, datagram_errno, is_shortage, rest_of};
 
 /// Entries above which a slot's vector is given back after its operation.
 const KEPT_ENTRIES_MAX: usize = 16;
@@ -25,6 +26,8 @@ pub(super) struct Slot {
     pub token: Token,
     pub state: State,
     pieces: SmallVec<[Piece; 1]>,
+    /// See [`Egress::take_unsent`](super::Egress::take_unsent).
+    pub unsent: Vec<Piece>,
     iovecs: Vec<libc::iovec>,
     /// Made when it is needed first, then kept.
     message: Option<Box<Message>>,
@@ -116,6 +119,7 @@ impl Slot {
             token: Token { slot: 0, generation: 0 },
             state: State::Idle,
             pieces: SmallVec::new(),
+            unsent: Vec::new(),
             iovecs: Vec::new(),
             message: None,
             lending: Lending::default(),
@@ -242,7 +246,12 @@ impl Slot {
             State::Stream(op) => op.complete(result),
             State::Datagrams(op) => op.complete(result, &mut self.unsegmented),
         };
-        if let Outcome::Done(..) = outcome {
+        if let Outcome::Done(sent, error) = outcome {
+            if let (State::Stream(_), Some(errno)) = (&self.state, error)
+                && is_shortage(&io::Error::from_raw_os_error(errno))
+            {
+                self.unsent = rest_of(self.pieces.drain(..), sent);
+            }
             self.state = State::Idle;
             if self.pieces.len() > KEPT_ENTRIES_MAX {
                 self.pieces = SmallVec::new();

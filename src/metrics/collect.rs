@@ -202,6 +202,7 @@ impl Collector {
             total.in_flight += shard.in_flight;
             total.operations += shard.egress.operations;
             total.submits += shard.egress.submits;
+            total.submits_refused += shard.egress.submits_refused;
             total.zero_copy += shard.egress.zero_copy;
             total.zero_copy_copied += shard.egress.zero_copy_copied;
             total.zero_copy_refused += shard.egress.zero_copy_refused;

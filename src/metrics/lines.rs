@@ -115,6 +115,7 @@ fn lines(report: &Report) -> Vec<Fields> {
     put(&mut fields, "sends_in_flight", report.total.in_flight);
     put(&mut fields, "operations_total", report.total.operations);
     put(&mut fields, "submits_total", report.total.submits);
+    put(&mut fields, "submits_refused_total", report.total.submits_refused);
     put(&mut fields, "zero_copy_total", report.total.zero_copy);
     put(&mut fields, "zero_copy_copied_total", report.total.zero_copy_copied);
     put(&mut fields, "zero_copy_refused_total", report.total.zero_copy_refused);

@@ -182,5 +182,7 @@ counted! {
         ReceiverReports = "receiver_reports",
         /// Connections handed to the shard that owns their session.
         Moved = "moved",
+        /// Sends on connections that the system had no memory for, tried again later.
+        SendsPutOff = "sends_put_off",
     }
 }

@@ -39,6 +39,12 @@ fn relay(out: &mut Text, scrape: &Scrape) {
     out.single("send_operations_total", "counter", "Send operations.", total.operations);
     out.single("submits_total", "counter", "System calls that handed send operations over.", total.submits);
     out.single(
+        "submits_refused_total",
+        "counter",
+        "Such system calls that the kernel refused for want of memory, tried again.",
+        total.submits_refused,
+    );
+    out.single(
         "zero_copy_sends_total",
         "counter",
         "Zero-copy sends that the kernel did without a copy.",
@@ -92,6 +98,7 @@ fn help(counter: Counter) -> &'static str {
         Counter::Malformed => "Connections closed because they sent what is not RTSP.",
         Counter::ReceiverReports => "RTCP receiver reports taken in.",
         Counter::Moved => "Connections handed to the shard that owns their session.",
+        Counter::SendsPutOff => "Sends over TCP that the system had no memory for, tried again later.",
     }
 }
 

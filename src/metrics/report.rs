@@ -160,6 +160,8 @@ pub struct Totals {
     pub operations: u64,
     /// System calls that handed operations over, since the start.
     pub submits: u64,
+    /// Of those the ones that the kernel refused because it was short of memory.
+    pub submits_refused: u64,
     /// Zero-copy sends since the start of which the kernel copied nothing.
     pub zero_copy: u64,
     /// Zero-copy sends since the start that the kernel copied all the same.

@@ -75,6 +75,7 @@ pub fn report(status: &Value) -> Option<Report> {
             in_flight: number("sends_in_flight"),
             operations: number("operations_total"),
             submits: number("submits_total"),
+            submits_refused: number("submits_refused_total"),
             zero_copy: number("zero_copy_total"),
             zero_copy_copied: number("zero_copy_copied_total"),
             zero_copy_refused: number("zero_copy_refused_total"),

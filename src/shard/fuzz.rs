@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::core::{Core, CoreConfig, ShardLimits, Start, StreamSetup, UdpSockets};
 use super::inbox::SourceState;
-use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
+use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, is_shortage};
 use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX, REQUEST_BODY_BYTES_MAX};
 use crate::metrics::ReportRequest;
 use crate::session::{ServerConfig, SessionIds, SessionLimit};
@@ -67,6 +67,8 @@ struct Hostile {
     reached: Vec<Reached>,
     /// Connections of which a part of an operation is missing: nothing may follow.
     broken: HashSet<Token>,
+    /// What is missing there because of a shortage. Whoever takes it may send it, and then more.
+    unsent: BTreeMap<u32, Vec<Piece>>,
     /// What is said of every client's pages.
     holds: bool,
 }
@@ -92,9 +94,12 @@ impl Hostile {
         let bytes = match operation.what {
             What::Stream(pieces) => {
                 let mut bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.as_slice()).copied().collect();
-                if error.is_some() {
-                    bytes.truncate(bytes.len() * usize::from(part) / 256);
+                if let Some(error) = &error {
+                    let rest = bytes.split_off(bytes.len() * usize::from(part) / 256);
                     self.broken.insert(token);
+                    if is_shortage(error) {
+                        self.unsent.insert(token.slot, vec![Piece::Own(rest.into())]);
+                    }
                 }
                 let len = bytes.len();
                 self.reached.push(Reached::Stream(token, bytes));
@@ -151,6 +156,11 @@ impl Egress for Hostile {
         if let Some(operation) = self.operations.iter_mut().find(|operation| operation.token == token) {
             operation.cancelled = true;
         }
+    }
+
+    fn take_unsent(&mut self, token: Token) -> Vec<Piece> {
+        self.broken.remove(&token);
+        self.unsent.remove(&token.slot).unwrap_or_default()
     }
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {

@@ -447,8 +447,14 @@ impl<E: Egress> Core<E> {
         }
         match (link.closing, link.busy) {
             (Closing::Join, Some(_)) => {
-                let generation = link.generation;
-                self.egress.cancel(Token { slot, generation });
+                let token = Token { slot, generation: link.generation };
+                if self.put_off.forget(token) {
+                    // Nothing of it is with the egress.
+                    link.busy = None;
+                    self.remove(slot);
+                } else {
+                    self.egress.cancel(token);
+                }
             }
             (Closing::Join, None) => self.remove(slot),
             _ => self.wake(slot),

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Closing, Core, Kind, Playing};
-use crate::egress::{Completion, Conn, Egress, Piece, Token};
+use crate::egress::{Completion, Conn, Egress, Piece, Token, is_shortage};
 use crate::limits::{
     AGE_LAGGING_DIVISOR, LAGGED_S, NOTSENT_LOWAT_BYTES, NOTSENT_LOWAT_LAGGING_BYTES, OP_BYTES_LAGGING_MAX,
     OP_BYTES_MAX, OP_IOVECS_MAX,
@@ -238,6 +238,12 @@ impl<E: Egress> Core<E> {
     /// An operation has ended: what it carried is counted, and the link goes on, or is closed if it failed.
     fn completed(&mut self, now: Instant, completion: Completion) {
         let slot = completion.token.slot;
+        if let Some(error) = &completion.error
+            && is_shortage(error)
+            && self.shortage(now, completion.token, error)
+        {
+            return;
+        }
         let Some(link) =
             self.links.get_mut(slot as usize).filter(|link| link.generation == completion.token.generation)
         else {
@@ -282,8 +288,7 @@ impl<E: Egress> Core<E> {
                     DropReason::UdpMessageSize
                 } else {
                     // Of other errors, such as a route that is gone, a socket of its own would cure nothing.
-                    let full = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM));
-                    self.path_refused |= full && own_sockets.is_none();
+                    self.path_refused |= is_shortage(&error) && own_sockets.is_none();
                     DropReason::UdpSend
                 };
                 if let (Some(playing), Some(track)) = (&mut link.playing, link.op_track) {

@@ -9,6 +9,7 @@ mod drive;
 mod group;
 mod panics;
 mod paths;
+mod put_off;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -291,6 +292,7 @@ pub struct Core<E: Egress> {
     /// UDP links that wait for their next burst, and when that is due.
     paced: Vec<u32>,
     paced_until: Instant,
+    put_off: put_off::PutOff,
     /// UDP clients that have sockets of their own.
     own_paths: usize,
     /// The shared UDP socket has refused a datagram since the last check.
@@ -345,6 +347,7 @@ impl<E: Egress> Core<E> {
             ready: VecDeque::new(),
             paced: Vec::new(),
             paced_until: now,
+            put_off: put_off::PutOff::new(now),
             own_paths: 0,
             path_refused: false,
             handovers: Vec::new(),
@@ -723,6 +726,7 @@ impl<E: Egress> Core<E> {
                 self.wake(slot);
             }
         }
+        self.send_again(now);
         if self.next_check.is_none_or(|at| at <= now) {
             self.next_check = Some(now + CHECK_EVERY);
             self.check_stalled(now);
@@ -735,7 +739,7 @@ impl<E: Egress> Core<E> {
         let check = self.next_check.unwrap_or(now);
         let server = self.server.next_timeout().unwrap_or(check);
         let paced = if self.paced.is_empty() { check } else { self.paced_until };
-        check.min(server).min(paced)
+        check.min(server).min(paced).min(self.put_off.due().unwrap_or(check))
     }
 
     fn check_stalled(&mut self, now: Instant) {

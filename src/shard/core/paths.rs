@@ -6,7 +6,7 @@
 
 #[cfg(test)]
 #[path = "paths_tests.rs"]
-mod tests;
+pub(super) mod tests;
 
 use std::time::{Duration, Instant};
 

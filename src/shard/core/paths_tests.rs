@@ -12,7 +12,7 @@ use crate::shard::core::{Closing, CoreConfig};
 
 const VIDEO: TrackId = TrackId(0);
 
-fn core(now: Instant) -> Core<SimEgress> {
+pub fn core(now: Instant) -> Core<SimEgress> {
     let config = CoreConfig {
         age: Duration::from_secs(1),
         log_bytes: 1 << 20,
