@@ -74,6 +74,9 @@ pub const RENDERINGS_MAX: usize = 8;
 /// Bytes of a request's header block at most.
 pub const REQUEST_HEADER_BYTES_MAX: usize = 16 * 1024;
 
+/// Header lines of a request at most; read, each takes many times its bytes.
+pub const REQUEST_HEADERS_MAX: usize = 128;
+
 /// Bytes of a request's body at most.
 pub const REQUEST_BODY_BYTES_MAX: usize = 64 * 1024;
 

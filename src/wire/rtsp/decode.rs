@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{Message, Request};
-use crate::limits::{INTERLEAVED_HEADER_BYTES, REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
+use crate::limits::{INTERLEAVED_HEADER_BYTES, REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX, REQUEST_HEADERS_MAX};
 use crate::wire::interleaved;
 
 /// The methods of RFC 2326. Whatever else begins a line that is no RTSP is of another protocol.
@@ -50,6 +50,9 @@ pub enum Fault {
     /// The header block passes [`REQUEST_HEADER_BYTES_MAX`].
     #[error("a header block of more than {REQUEST_HEADER_BYTES_MAX} bytes")]
     HeaderTooLarge,
+    /// More header lines than [`REQUEST_HEADERS_MAX`].
+    #[error("more than {REQUEST_HEADERS_MAX} header lines")]
+    TooManyHeaders,
     /// The body passes [`REQUEST_BODY_BYTES_MAX`].
     #[error("a body of more than {REQUEST_BODY_BYTES_MAX} bytes")]
     BodyTooLarge,
@@ -63,7 +66,7 @@ impl Fault {
 
     /// Whether a limit is passed.
     pub fn is_too_large(self) -> bool {
-        matches!(self, Fault::HeaderTooLarge | Fault::BodyTooLarge)
+        matches!(self, Fault::HeaderTooLarge | Fault::TooManyHeaders | Fault::BodyTooLarge)
     }
 }
 
@@ -362,6 +365,9 @@ fn parse_head(block: &[u8]) -> Result<Request, (usize, Fault)> {
         let name = name.trim_end();
         if name.is_empty() || !name.bytes().all(is_token) {
             return Err((at, Fault::HeaderLine));
+        }
+        if headers.len() == REQUEST_HEADERS_MAX {
+            return Err((at, Fault::TooManyHeaders));
         }
         headers.push((name.to_owned(), value.trim().to_owned()));
     }

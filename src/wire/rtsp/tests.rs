@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
+use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX, REQUEST_HEADERS_MAX};
 
 fn all(bytes: &[u8], step: usize) -> (Vec<Message>, Option<Invalid>) {
     let mut decoder = Decoder::new();
@@ -139,6 +139,16 @@ fn limits_hold_to_the_byte() {
     assert_eq!(request(&most).body.len(), REQUEST_BODY_BYTES_MAX);
     assert_eq!(fault(&with(&(REQUEST_BODY_BYTES_MAX + 1).to_string())).0, Fault::BodyTooLarge);
     assert_eq!(fault(&with("99999999999999999999999999")).0, Fault::BodyTooLarge);
+}
+
+#[test]
+fn a_request_has_only_so_many_header_lines() {
+    let with = |lines: usize| format!("OPTIONS * RTSP/1.0\r\nCSeq: 3\r\n{}\r\n", "a:\n".repeat(lines)).into_bytes();
+    assert_eq!(request(&with(REQUEST_HEADERS_MAX - 1)).headers.len(), REQUEST_HEADERS_MAX);
+    let (_, invalid) = all(&with(REQUEST_HEADERS_MAX), 100);
+    let invalid = invalid.unwrap();
+    assert_eq!((invalid.fault, invalid.cseq.as_deref()), (Fault::TooManyHeaders, Some("3")));
+    assert!(invalid.fault.is_too_large());
 }
 
 #[test]
