@@ -217,14 +217,16 @@ impl Bridge {
         format!("RTP/AVP/TCP;unicast;interleaved={}-{}", channels.0, channels.1)
     }
 
-    /// Sends something to the camera's ports, so that firewalls on the way let its datagrams in.
+    /// Sends something to the camera's ports, so that firewalls on the way let its datagrams in. To the camera itself, whoever it
+    /// says will send: nobody is to be sent something because a camera names him.
     async fn open_paths(&mut self) {
+        let camera = self.ends.camera;
         for track in &mut self.tracks {
             let Some((rtp, rtcp)) = track.unopened.take() else { continue };
             let opening = Header::write(false, 0, 0, 0, 0);
             // It is worth a try, no more.
-            let _ = track.rtp.send_to(&opening, (track.source, rtp)).await;
-            let _ = track.rtcp.send_to(&EMPTY_REPORT, (track.source, rtcp)).await;
+            let _ = track.rtp.send_to(&opening, (camera, rtp)).await;
+            let _ = track.rtcp.send_to(&EMPTY_REPORT, (camera, rtcp)).await;
         }
     }
 
@@ -442,6 +444,35 @@ mod tests {
                 assert_eq!(told, "RTSP/1.0 200 OK\r\nTransport: RTP/AVP/TCP;unicast;interleaved=4-5\r\n\r\n");
                 assert!(bridge.tracks.is_empty());
             }
+        });
+    }
+
+    #[test]
+    fn nobody_but_the_camera_is_sent_something() {
+        in_runtime(async {
+            let ends = Ends { local: IpAddr::V4(Ipv4Addr::UNSPECIFIED), camera: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+            let (camera, named) = ("127.0.0.1", "127.0.0.2");
+            // The camera's port, and somebody else's of the same number.
+            let (camera, other) = loop {
+                let camera = UdpSocket::bind((camera, 0)).await.expect("a port");
+                let port = camera.local_addr().expect("bound").port();
+                if let Ok(other) = UdpSocket::bind((named, port)).await {
+                    break (camera, other);
+                }
+            };
+            let port = camera.local_addr().expect("bound").port();
+            let mut bridge = Bridge::new(ends, UDP);
+            asked(&mut bridge, SETUP);
+            let answer = format!(
+                "RTSP/1.0 200 OK\r\nTransport: RTP/AVP;unicast;source={named};server_port={port}-{port}\r\n\r\n"
+            );
+            answered(&mut bridge, &answer);
+            bridge.open_paths().await;
+            for _ in 0..2 {
+                camera.recv_from(&mut [0; 64]).await.expect("something");
+            }
+            // On loopback both would have come by now.
+            assert!(other.try_recv_from(&mut [0; 64]).is_err());
         });
     }
 
