@@ -176,6 +176,14 @@ pub const REORDER_PACKETS_MAX: usize = 64;
 /// Bytes of a camera's answer at most, where it is looked at before the RTSP library gets it.
 pub const CAMERA_ANSWER_BYTES_MAX: usize = 256 * 1024;
 
+/// Bytes that may be read from a camera without a packet in them, or in one step before its media: the RTSP library takes an
+/// answer of any length.
+pub const CAMERA_SILENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Sessions of a source with TEARDOWNs that its cameras have not answered, at most: the RTSP library goes on trying for as long as
+/// the camera has said that a session lives. Beyond them sessions end without one.
+pub const TEARDOWNS_OWED_MAX: usize = 4;
+
 /// Bytes that one read from a publisher's connection takes at most.
 pub const PUBLISHER_READ_BYTES_MAX: usize = 64 * 1024;
 
@@ -326,6 +334,8 @@ const _: () = {
     assert!(REQUESTS_AT_ONCE_MAX >= REQUESTS_PER_S_MAX);
     // What a publisher may have sent in one read always fits.
     assert!(PUBLISHED_BYTES_MAX > 2 * PUBLISHER_READ_BYTES_MAX);
+    // What passes for one answer never counts as too much.
+    assert!(CAMERA_ANSWER_BYTES_MAX as u64 * 2 <= CAMERA_SILENT_BYTES_MAX);
     // Channel numbers are one byte, two a track.
     assert!(TRACKS_MAX * 2 <= 256);
 };

@@ -22,12 +22,15 @@ pub struct TcpInfo {
     pub retransmits: u32,
     /// Bytes in the socket that have not been sent once; 0 before Linux 4.6, which does not tell.
     pub notsent_bytes: u32,
+    /// Bytes that have come since the connection began, read or not; 0 before Linux 4.1, which does not tell.
+    pub received_bytes: u64,
 }
 
 /// Words of `struct tcp_info` up to and with `tcpi_notsent_bytes`. The kernel only ever appends to the structure.
 const TCP_INFO_WORDS: usize = 37;
 const TCP_INFO_RTT: usize = 17;
 const TCP_INFO_TOTAL_RETRANS: usize = 25;
+const TCP_INFO_BYTES_RECEIVED: usize = 32;
 const TCP_INFO_NOTSENT_BYTES: usize = 36;
 
 /// Asks for `TCP_INFO` (tcp(7)).
@@ -35,18 +38,16 @@ const TCP_INFO_NOTSENT_BYTES: usize = 36;
 /// # Errors
 /// The error of `getsockopt`, and `InvalidData` from a kernel whose structure is too short to tell the retransmissions.
 pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
+    tcp_info_of(socket.as_fd().as_raw_fd())
+}
+
+fn tcp_info_of(fd: RawFd) -> io::Result<TcpInfo> {
     let mut words = [0u32; TCP_INFO_WORDS];
     let mut len = size_of_val(&words) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes to `words`, which is that long and lives through the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            words.as_mut_ptr().cast(),
-            &mut len,
-        )
-    };
+    // SAFETY: it only tells, whatever the number stands for; the kernel writes at most `len` bytes to `words`, which is that long
+    // and lives through the call.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, words.as_mut_ptr().cast(), &mut len) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -57,7 +58,14 @@ pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
         rtt: Duration::from_micros(u64::from(words[TCP_INFO_RTT])),
         retransmits: words[TCP_INFO_TOTAL_RETRANS],
         notsent_bytes: words[TCP_INFO_NOTSENT_BYTES],
+        received_bytes: wide(words[TCP_INFO_BYTES_RECEIVED], words[TCP_INFO_BYTES_RECEIVED + 1]),
     })
+}
+
+/// The 64-bit number that lies in two words of memory.
+fn wide(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// Columns and rows of the terminal behind a descriptor (`TIOCGWINSZ`, ioctl_tty(2)); nothing when it is none, or does not know.
@@ -135,8 +143,17 @@ impl Connection {
 
     /// Bytes that have come and were not read yet; nothing if the connection was closed on this side.
     pub fn unread(&self) -> Option<usize> {
-        let is_same = is_tcp(self.fd) && ends(self.fd) == Some((self.local, self.peer));
-        is_same.then(|| queue_bytes_of(self.fd, libc::FIONREAD).ok()).flatten()
+        self.is_same().then(|| queue_bytes_of(self.fd, libc::FIONREAD).ok()).flatten()
+    }
+
+    /// Bytes that were read from it; nothing if the connection was closed on this side.
+    pub fn read(&self) -> Option<u64> {
+        let unread = self.unread()? as u64;
+        Some(tcp_info_of(self.fd).ok()?.received_bytes.saturating_sub(unread))
+    }
+
+    fn is_same(&self) -> bool {
+        is_tcp(self.fd) && ends(self.fd) == Some((self.local, self.peer))
     }
 }
 
@@ -210,7 +227,9 @@ mod tests {
         }
         let info = tcp_info(&near).unwrap();
         assert!(info.rtt > Duration::ZERO);
-        assert_eq!((info.retransmits, info.notsent_bytes), (0, 0));
+        assert_eq!((info.retransmits, info.notsent_bytes, info.received_bytes), (0, 0, 10));
+        let connection = Connection::of(far.as_raw_fd()).unwrap();
+        assert_eq!((connection.read(), connection.unread()), (Some(1), Some(999)));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::feed::Feed;
 use super::loopback::Way;
 use super::pipeline::{Publish, SourceTrack};
 use super::tunnel::{self, TlsOptions};
-use super::unread::connecting;
+use super::unread::{Appetite, TooMuch, connecting, reading};
 use crate::limits::TRACKS_MAX;
 use crate::stream::TrackId;
 use crate::sys::Connection;
@@ -87,6 +87,8 @@ pub(super) struct Camera<'a> {
     pub(super) way: Way,
     /// Tracks the session after it has been dropped, until its TEARDOWN is done.
     pub(super) group: Arc<SessionGroup>,
+    /// Whether the session is to say TEARDOWN at its end.
+    pub(super) says_goodbye: bool,
 }
 
 /// Tracks of the session: which of the pipeline's tracks each of retina's streams is.
@@ -97,10 +99,10 @@ impl Camera<'_> {
     /// says TEARDOWN in the background; `group` tells when it has.
     pub(super) async fn session<P: Publish>(&self, feed: &mut Feed<'_, P>) -> Fault {
         match self.begin(feed).await {
-            Ok((session, map, tracks)) => {
+            Ok((session, map, tracks, connection)) => {
                 let sounds = tracks.iter().any(|track| track.media == "video" || track.media == "audio");
                 feed.connected(tracks);
-                self.receive(session, &map, sounds, feed).await
+                self.receive(session, &map, sounds, Appetite::new(connection), feed).await
             }
             Err(fault) => fault,
         }
@@ -115,29 +117,31 @@ impl Camera<'_> {
     async fn begin<P: Publish>(
         &self,
         feed: &mut Feed<'_, P>,
-    ) -> Result<(Session<Playing>, TrackMap, Vec<SourceTrack>), Fault> {
-        let (mut session, connections) = self.describe().await?;
-        let (map, tracks) = self.set_up(&mut session, feed).await?;
+    ) -> Result<(Session<Playing>, TrackMap, Vec<SourceTrack>, Option<Connection>), Fault> {
+        let (mut session, connections, own) = self.describe().await?;
+        let (map, tracks) = self.set_up(&mut session, own, feed).await?;
         let options = PlayOptions::default()
             .initial_timestamp(InitialTimestampPolicy::Permissive)
             .initial_seq(InitialSequenceNumberPolicy::Ignore)
             // The pipeline judges sender reports by itself. Any other policy takes the SSRC of a report that comes first for
             // the track's, and ends the session if the packets then have another.
             .unknown_rtcp_ssrc(UnknownRtcpSsrcPolicy::ProcessPackets);
-        let session = self.step(Step::Play, self.timeouts.play, session.play(options)).await?;
+        let play = reading(own, session.play(options));
+        let session = self.step(Step::Play, self.timeouts.play, play).await?;
         feed.comes_by(if self.way.udp { Vec::new() } else { connections });
-        Ok((session, map, tracks))
+        Ok((session, map, tracks, own))
     }
 
-    /// The session, and the connections by which it comes as far as they could be found.
-    async fn describe(&self) -> Result<(Session<Described>, Vec<Connection>), Fault> {
+    /// The session, and the connections by which it comes as far as they could be found; the library's own among them once more.
+    async fn describe(&self) -> Result<(Session<Described>, Vec<Connection>, Option<Connection>), Fault> {
+        let teardown = if self.says_goodbye { TeardownPolicy::Always } else { TeardownPolicy::Never };
         let options = SessionOptions::default()
             .creds(self.address.credentials().cloned())
             .user_agent(concat!("rtsprelay/", env!("CARGO_PKG_VERSION")).to_owned())
             .session_group(self.group.clone())
             .session_id(SessionIdPolicy::UseFirst)
             .unassigned_channel_data(UnassignedChannelDataPolicy::Ignore)
-            .teardown(TeardownPolicy::Always);
+            .teardown(teardown);
         let limit = self.timeouts.describe;
         let mut connections = Vec::new();
         let url = if self.address.is_secure() || self.way != Way::default() {
@@ -152,13 +156,13 @@ impl Camera<'_> {
         };
         let mut found = None;
         let described = async {
-            let described;
-            (described, found) = connecting(url.port().unwrap_or(PORT), Session::describe(url, options)).await;
-            described
+            let (described, made) = connecting(url.port().unwrap_or(PORT), Session::describe(url, options)).await?;
+            found = made;
+            Ok(described)
         };
         let session = self.step(Step::Describe, limit, described).await?;
         connections.extend(found);
-        Ok((session, connections))
+        Ok((session, connections, found))
     }
 
     /// Sets up every track that can be; one that the camera refuses is left out if another is not.
@@ -168,6 +172,7 @@ impl Camera<'_> {
     async fn set_up<P: Publish>(
         &self,
         session: &mut Session<Described>,
+        connection: Option<Connection>,
         feed: &mut Feed<'_, P>,
     ) -> Result<(TrackMap, Vec<SourceTrack>), Fault> {
         let offers = offers(session);
@@ -191,12 +196,13 @@ impl Camera<'_> {
             let has_video = tracks.iter().any(|track: &SourceTrack| track.media == "video");
             let dispensable = !tracks.is_empty() && (has_video || !video);
             let limit = self.timeouts.setup;
-            match timeout(limit, session.setup(index, SetupOptions::default())).await {
-                Ok(Ok(())) => {
+            match timeout(limit, reading(connection, session.setup(index, SetupOptions::default()))).await {
+                Ok(Err(TooMuch)) => return Err(Fault::TooMuch(Step::Setup)),
+                Ok(Ok(Ok(()))) => {
                     map[index] = Some(TrackId(tracks.len() as u8));
                     tracks.push(offer.track);
                 }
-                Ok(Err(error)) => {
+                Ok(Ok(Err(error))) => {
                     let fault = match error.status_code() {
                         Some(461) => Fault::NoTransport { udp: self.way.udp },
                         _ => Fault::from_retina(&error, Step::Setup, self.address),
@@ -227,6 +233,7 @@ impl Camera<'_> {
         mut session: Session<Playing>,
         map: &TrackMap,
         sounds: bool,
+        mut appetite: Appetite,
         feed: &mut Feed<'_, P>,
     ) -> Fault {
         let silence = self.timeouts.silence;
@@ -235,9 +242,14 @@ impl Camera<'_> {
         let mut timer = pin!(sleep_until((heard + quiet).into()));
         let mut fresh = false;
         loop {
+            let mut woken = false;
             let item = poll_fn(|cx| {
                 if let Poll::Ready(item) = Pin::new(&mut session).poll_next(cx) {
-                    return Poll::Ready(Some(item));
+                    return Poll::Ready(Ok(Some(item)));
+                }
+                // Woken, and nothing came of it: the rest of a packet is not there yet, or something else is being sent.
+                if std::mem::replace(&mut woken, true) && appetite.is_too_much() {
+                    return Poll::Ready(Err(TooMuch));
                 }
                 // Pending without budget says that it is another task's turn, not that there is nothing more to read.
                 if fresh && tokio::task::coop::has_budget_remaining() {
@@ -249,9 +261,13 @@ impl Camera<'_> {
                 if timer.deadline() != deadline {
                     timer.as_mut().reset(deadline);
                 }
-                timer.as_mut().poll(cx).map(|()| None)
+                timer.as_mut().poll(cx).map(|()| Ok(None))
             })
             .await;
+            let Ok(item) = item else { return Fault::TooMuch(Step::Playing) };
+            if item.is_some() {
+                appetite.fed();
+            }
             match item {
                 Some(Some(Ok(PacketItem::Rtp(packet)))) => {
                     if let Some(track) = map[packet.stream_id()] {
@@ -291,10 +307,11 @@ impl Camera<'_> {
         &self,
         step: Step,
         limit: Duration,
-        future: impl Future<Output = Result<T, retina::Error>>,
+        future: impl Future<Output = Result<Result<T, retina::Error>, TooMuch>>,
     ) -> Result<T, Fault> {
         match timeout(limit, future).await {
-            Ok(result) => result.map_err(|error| Fault::from_retina(&error, step, self.address)),
+            Ok(Ok(result)) => result.map_err(|error| Fault::from_retina(&error, step, self.address)),
+            Ok(Err(TooMuch)) => Err(Fault::TooMuch(step)),
             Err(_) => Err(Fault::TimedOut(step, limit)),
         }
     }

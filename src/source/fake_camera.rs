@@ -30,6 +30,8 @@ pub(super) enum Play {
     RenumberAfter(u32),
     /// Sends what is no RTP packet after so many that are.
     GarbleAfter(u32),
+    /// Begins an answer to nothing after so many packets a track, and never comes to its end.
+    RambleAfter(u32),
 }
 
 /// What the camera is like.
@@ -52,6 +54,12 @@ pub(super) struct Script {
     pub(super) hang_up_on: Option<usize>,
     /// A method that is never answered.
     pub(super) mute: Option<&'static str>,
+    /// A method that is answered 400.
+    pub(super) refuses: Option<&'static str>,
+    /// A method whose answer never comes to its end.
+    pub(super) rambles: Option<&'static str>,
+    /// What follows the session's number.
+    pub(super) lifetime: &'static str,
     /// Bytes that a connection is greeted with instead of RTSP.
     pub(super) greeting: Option<&'static [u8]>,
 }
@@ -68,6 +76,9 @@ impl Default for Script {
             announced_ssrc: None,
             hang_up_on: None,
             mute: None,
+            refuses: None,
+            rambles: None,
+            lifetime: ";timeout=60",
             greeting: None,
         }
     }
@@ -191,20 +202,29 @@ fn serve(
     loop {
         let request = read_request(&mut reader)?;
         log.lock().expect("not poisoned").push(format!("{} {}", request.method, path(&request.url)));
-        if script.mute == Some(request.method.as_str()) {
-            continue;
-        }
         let reply = |status: &str, headers: &str, body: &str| {
             let cseq = &request.cseq;
             let length = body.len();
             format!("RTSP/1.0 {status}\r\nCSeq: {cseq}\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
         };
+        if script.mute == Some(request.method.as_str()) {
+            continue;
+        }
+        if script.refuses == Some(request.method.as_str()) {
+            writer.write_all(reply("400 Bad Request", "", "").as_bytes())?;
+            continue;
+        }
+        if script.rambles == Some(request.method.as_str()) {
+            let begin = format!("RTSP/1.0 200 OK\r\nCSeq: {}\r\n", request.cseq);
+            writer.write_all(begin.as_bytes())?;
+            return ramble(&mut writer);
+        }
         if !authorized(script, &request) {
             let challenge = format!("WWW-Authenticate: Digest realm=\"{REALM}\", nonce=\"{NONCE}\"\r\n");
             writer.write_all(reply("401 Unauthorized", &challenge, "").as_bytes())?;
             continue;
         }
-        let session = "Session: 1234;timeout=60\r\n";
+        let session = &format!("Session: 1234{}\r\n", script.lifetime);
         match request.method.as_str() {
             "DESCRIBE" => {
                 let mut sdp = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=cam\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n".to_owned();
@@ -282,6 +302,10 @@ fn play_tracks(
             }
             Play::RenumberAfter(packets) if count == packets => packetizers = numbered(0, 7),
             Play::PauseAfter(packets) if count == packets => std::thread::sleep(Duration::from_secs(1)),
+            Play::RambleAfter(packets) if count == packets => {
+                writer.write_all(b"RTSP/1.0 200 OK\r\n")?;
+                ramble(writer)?;
+            }
             Play::GarbleAfter(packets) if count == packets => writer.write_all(b"$\x00\x00\x04junk")?,
             _ => {}
         }
@@ -324,6 +348,14 @@ fn play_tracks(
         }
     }
     Ok(true)
+}
+
+/// Sends a body of which there is always more, until the client leaves.
+fn ramble(writer: &mut TcpStream) -> std::io::Result<()> {
+    writer.write_all(b"Content-Length: 1099511627776\r\n\r\n")?;
+    loop {
+        writer.write_all(&[b'x'; 64 * 1024])?;
+    }
 }
 
 fn path(url: &str) -> &str {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::address::CameraAddress;
+use crate::limits::CAMERA_SILENT_BYTES_MAX;
 
 /// What a session with a camera was doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub enum Fault {
     TimedOut(Step, Duration),
     /// The session played, but no packet came.
     Silent(Duration),
+    /// More came than any camera has to say, and no packet.
+    TooMuch(Step),
     /// 401. Whether the URL has credentials.
     Unauthorized(bool),
     /// Another status than 200.
@@ -159,6 +162,11 @@ impl fmt::Display for Fault {
             Fault::Silent(limit) => {
                 write!(f, "the camera sent no media for {} s, though the connection stands", limit.as_secs_f32())
             }
+            Fault::TooMuch(step) => write!(
+                f,
+                "{step}: the camera sent {} MiB without a packet or the end of an answer; check that the URL is a camera's",
+                CAMERA_SILENT_BYTES_MAX / (1024 * 1024)
+            ),
             Fault::Unauthorized(true) => {
                 write!(f, "401: the camera refuses the user name and password in the URL")
             }

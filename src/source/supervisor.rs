@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use retina::client::SessionGroup;
@@ -21,6 +21,7 @@ use super::pattern::{Emitted, Pattern};
 use super::pipeline::{Pipeline, Publish, Published};
 use super::timeline::to_ntp;
 use super::tunnel::TlsOptions;
+use crate::limits::TEARDOWNS_OWED_MAX;
 use crate::shard::inbox::SourceState;
 use crate::sys::Connection;
 
@@ -238,12 +239,19 @@ async fn supervise<P: Publish>(
     let mut at_once = true;
     let mut at = 0;
     let mut look_back = timeouts.look_back;
+    // Of the sessions before, as far as their TEARDOWN is still to be answered.
+    let mut owed = Vec::new();
     info!(stream = feed.name, camera = %addresses[0], "connecting");
     loop {
         let address = &addresses[at];
         feed.connecting();
         let group = Arc::new(SessionGroup::default());
-        let camera = Camera { address, timeouts, tls: &spec.tls, way: ways[at], group: group.clone() };
+        // What still tries to say TEARDOWN holds its group.
+        owed.retain(|group: &Weak<SessionGroup>| group.strong_count() > 0);
+        let says_goodbye = owed.len() < TEARDOWNS_OWED_MAX;
+        owed.push(Arc::downgrade(&group));
+        let camera =
+            Camera { address, timeouts, tls: &spec.tls, way: ways[at], group: Arc::clone(&group), says_goodbye };
         let end = tokio::select! {
             biased;
             () = stopped(stop) => End::Stop,
@@ -342,7 +350,7 @@ async fn one_is_back(before: &[CameraAddress], timeouts: Timeouts, tls: &TlsOpti
         sleep(every).await;
         for (index, address) in before.iter().enumerate() {
             let group = Arc::new(SessionGroup::default());
-            let camera = Camera { address, timeouts, tls, way: Way::default(), group };
+            let camera = Camera { address, timeouts, tls, way: Way::default(), group, says_goodbye: true };
             if camera.answers().await {
                 return index;
             }

@@ -15,6 +15,7 @@ use super::pattern;
 use super::pipeline::{Pipeline, Publish, Published};
 use super::stamp;
 use super::supervisor::{Source, SourceKind, SourceSpec, run_with};
+use crate::limits::TEARDOWNS_OWED_MAX;
 use crate::shard::inbox::SourceState;
 use crate::stream::TrackId;
 use crate::stream::chunk::{Chunk, ChunkKind};
@@ -114,6 +115,49 @@ fn a_refused_connection_is_named_and_tried_again() {
     let fault = source.status.borrow().fault.clone().expect("a fault");
     assert!(fault.contains("connection refused"), "{fault}");
     assert!(!collector.states().contains(&SourceState::Live));
+}
+
+#[test]
+fn an_answer_that_never_ends_is_not_read_for_long() {
+    for (step, script) in [
+        ("DESCRIBE", Script { rambles: Some("DESCRIBE"), ..Script::default() }),
+        ("SETUP", Script { rambles: Some("SETUP"), ..Script::default() }),
+        ("PLAY", Script { rambles: Some("PLAY"), ..Script::default() }),
+        ("playing", Script { plays: vec![Play::RambleAfter(20)], ..Script::default() }),
+    ] {
+        let camera = FakeCamera::start(script);
+        let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+        // Nothing but what is read is to end it.
+        (spec.timeouts.describe, spec.timeouts.setup, spec.timeouts.play) = (PATIENCE, PATIENCE, PATIENCE);
+        (spec.timeouts.silence, spec.timeouts.teardown) = (PATIENCE, Duration::ZERO);
+        supervise(spec, move |source, _| {
+            let status = source.status.borrow();
+            status.fault.as_ref().is_some_and(|fault| fault.starts_with(step) && fault.contains("4 MiB"))
+        });
+    }
+}
+
+#[test]
+fn a_camera_that_refuses_teardown_is_not_owed_ever_more_of_them() {
+    let script = Script {
+        plays: vec![Play::CloseAfter(2)],
+        refuses: Some("TEARDOWN"),
+        lifetime: ";timeout=4294967295",
+        ..Script::default()
+    };
+    let camera = FakeCamera::start(script);
+    let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+    spec.timeouts.teardown = Duration::ZERO;
+    let sessions = TEARDOWNS_OWED_MAX as u64 + 3;
+    let (tasks, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (seen, highest) = (Rc::clone(&tasks), Rc::clone(&most));
+    supervise(spec, move |source, _| {
+        // Nothing else in this runtime runs on its own.
+        seen.set(tokio::runtime::Handle::current().metrics().num_alive_tasks());
+        highest.set(highest.get().max(seen.get()));
+        source.status.borrow().sessions >= sessions
+    });
+    assert!((1..=TEARDOWNS_OWED_MAX).contains(&most.get()), "{} at a time", most.get());
 }
 
 #[test]

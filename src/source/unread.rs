@@ -1,4 +1,5 @@
-//! What cameras have sent and nobody has read yet: the time stamps of packets do not tell of it, as they are made on reading.
+//! What cameras have sent and nobody has read yet: the time stamps of packets do not tell of it, as they are made on reading. And
+//! what the library has read of them, which keeps an answer of any length.
 //!
 //! The RTSP library keeps its connection's descriptor to itself. But it makes the connection while its future is polled, on
 //! this thread, and a new descriptor is always the lowest that is free: so the number that was free before a poll, and is a
@@ -9,13 +10,27 @@ use std::future::poll_fn;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::pin::pin;
+use std::task::Poll;
 
+use crate::limits::CAMERA_SILENT_BYTES_MAX;
 use crate::sys::{Connection, is_tcp};
 
+/// More than [`CAMERA_SILENT_BYTES_MAX`] were read with nothing to show for them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooMuch;
+
 /// Awaits `future`, and finds the connection to `port` that it has made, if it still has it.
-pub(super) async fn connecting<T>(port: u16, future: impl Future<Output = T>) -> (T, Option<Connection>) {
+///
+/// # Errors
+/// [`TooMuch`], as soon as it has read so much on that connection.
+pub(super) async fn connecting<T>(
+    port: u16,
+    future: impl Future<Output = T>,
+) -> Result<(T, Option<Connection>), TooMuch> {
     let mut future = pin!(future);
     let mut made: Vec<RawFd> = Vec::new();
+    let is_its = |connection: &Connection| connection.peer().port() == port;
+    let find = |made: &[RawFd]| made.iter().rev().copied().filter_map(Connection::of).find(is_its);
     let output = poll_fn(|cx| {
         let free = lowest_free();
         let polled = future.as_mut().poll(cx);
@@ -25,12 +40,56 @@ pub(super) async fn connecting<T>(port: u16, future: impl Future<Output = T>) ->
         {
             made.push(fd);
         }
-        polled
+        let read = || find(&made)?.read();
+        match polled {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending if read().is_some_and(|read| read > CAMERA_SILENT_BYTES_MAX) => Poll::Ready(Err(TooMuch)),
+            Poll::Pending => Poll::Pending,
+        }
     })
-    .await;
-    let is_its = |connection: &Connection| connection.peer().port() == port;
-    let found = made.into_iter().rev().filter_map(Connection::of).find(is_its);
-    (output, found)
+    .await?;
+    Ok((output, find(&made)))
+}
+
+/// Awaits `future`, which reads from the connection, if that is known.
+///
+/// # Errors
+/// [`TooMuch`], as soon as it has read so much.
+pub(super) async fn reading<T>(connection: Option<Connection>, future: impl Future<Output = T>) -> Result<T, TooMuch> {
+    let mut future = pin!(future);
+    let mut appetite = Appetite::new(connection);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending if appetite.is_too_much() => Poll::Ready(Err(TooMuch)),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// What is read from a connection while nothing comes of it.
+#[derive(Debug)]
+pub(super) struct Appetite {
+    connection: Option<Connection>,
+    /// What had been read when it was first asked about since something came.
+    before: Option<u64>,
+}
+
+impl Appetite {
+    /// Nothing has been read yet. Of a connection that is not known nothing is ever too much.
+    pub(super) fn new(connection: Option<Connection>) -> Appetite {
+        Appetite { connection, before: None }
+    }
+
+    /// Something came.
+    pub(super) fn fed(&mut self) {
+        self.before = None;
+    }
+
+    /// Whether too much has been read since.
+    pub(super) fn is_too_much(&mut self) -> bool {
+        let Some(read) = self.connection.and_then(|connection| connection.read()) else { return false };
+        read.saturating_sub(*self.before.get_or_insert(read)) > CAMERA_SILENT_BYTES_MAX
+    }
 }
 
 fn lowest_free() -> Option<RawFd> {
@@ -55,7 +114,7 @@ mod tests {
         Runtime::new(IoKind::Epoll).unwrap().block_on(async {
             // Other threads of the tests make descriptors as well, and may take the number; not every time.
             let (near, connection) = loop {
-                let (near, found) = connecting(address.port(), TcpStream::connect(address)).await;
+                let (near, found) = connecting(address.port(), TcpStream::connect(address)).await.unwrap();
                 if let Some(connection) = found {
                     break (near.unwrap(), connection);
                 }
