@@ -93,8 +93,8 @@ impl Piece {
 /// A chunk as UDP clients are sent it; made once per shard and chunk, shared by the clients.
 #[derive(Debug)]
 pub struct Datagrams {
-    /// The chunk's bytes.
-    pub bytes: Bytes,
+    /// The chunk's bytes. Private, because the vectors point at them: nobody may put others in their place.
+    bytes: Bytes,
     /// Where each packet lies.
     pub packets: Box<[Span]>,
     /// The packets cut into runs.
@@ -111,6 +111,11 @@ impl Datagrams {
     /// The packets of `chunk`.
     pub fn of(chunk: &Chunk) -> Self {
         Datagrams::new(chunk.bytes.clone(), chunk.packets.clone(), chunk.runs.clone())
+    }
+
+    /// The chunk's bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// The bytes of one packet.

@@ -42,7 +42,7 @@ impl Operation {
     fn bytes(&self) -> usize {
         match &self.what {
             What::Stream(pieces) => pieces.iter().map(Piece::len).sum(),
-            What::Datagrams { chunk, .. } => chunk.bytes.len(),
+            What::Datagrams { chunk, .. } => chunk.bytes().len(),
         }
     }
 }

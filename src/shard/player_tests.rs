@@ -99,7 +99,7 @@ impl Bed {
     fn datagrams(&mut self, player: &mut Player, ms: u64) -> Vec<u64> {
         let now = self.at(ms);
         let next = || Some(player.next_chunk(&mut self.log, AGE, now)?.0);
-        let number = |chunk: Rc<Datagrams>| u64::from_be_bytes(chunk.bytes[4..12].try_into().expect("8 bytes"));
+        let number = |chunk: Rc<Datagrams>| u64::from_be_bytes(chunk.bytes()[4..12].try_into().expect("8 bytes"));
         std::iter::from_fn(next).map(number).collect()
     }
 

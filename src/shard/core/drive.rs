@@ -182,7 +182,7 @@ impl<E: Egress> Core<E> {
         let rest_first = link.closing == Closing::Flush
             && link.playing.as_ref().is_some_and(|playing| !playing.paused && playing.player.is_rest_left());
         if !rest_first && let Some((to, datagrams)) = own.pop_front() {
-            link.op_bytes = datagrams.bytes.len();
+            link.op_bytes = datagrams.bytes().len();
             link.op_track = None;
             link.busy = Some(now);
             let rtcp = own_sockets.as_ref().and_then(|own| own.rtcp.as_ref()).unwrap_or(&sockets.rtcp);
@@ -210,14 +210,14 @@ impl<E: Egress> Core<E> {
             if let Some((chunk, taken, arrival)) = next {
                 let target = targets.iter().find(|(track, ..)| *track == taken.track);
                 let (_, rtp, rtcp) = target.expect("a player is made of the tracks that have targets");
-                link.op_bytes = chunk.bytes.len();
+                link.op_bytes = chunk.bytes().len();
                 link.op_track = (taken.kind == ChunkKind::Media).then_some(taken.track);
                 link.busy = Some(now);
                 let (socket, to) = match taken.kind {
                     ChunkKind::Media => {
                         link.arrivals.push(arrival);
-                        link.media_bytes = chunk.bytes.len();
-                        *burst_bytes += chunk.bytes.len();
+                        link.media_bytes = chunk.bytes().len();
+                        *burst_bytes += chunk.bytes().len();
                         let own = own_sockets.as_ref().and_then(|own| own.of(taken.track));
                         (own.unwrap_or(&sockets.rtp), *rtp)
                     }
