@@ -59,8 +59,9 @@ pub struct Presented<'a> {
     pub url: &'a str,
     /// The value of the `Authorization` header.
     pub authorization: Option<&'a str>,
-    /// Whether its connection has shown a right password before: it is heard even if others fail at the same address.
-    pub trusted: bool,
+    /// The user whose right password its connection has shown before: as that one it is heard even if others fail at the same
+    /// address.
+    pub known: Option<&'a str>,
 }
 
 /// What comes of a request's credentials.
@@ -86,7 +87,7 @@ pub enum Checked {
         /// Whether the address is refused from now on.
         last: bool,
     },
-    /// The address has failed too often: they have not been looked at.
+    /// The address has failed too often: whether they are right has not been looked at.
     Refused,
 }
 
@@ -109,10 +110,13 @@ impl Access {
     /// Looks at the credentials of a request.
     pub fn check(&self, now: Instant, presented: &Presented<'_>) -> Checked {
         let Some(authorization) = presented.authorization else { return Checked::Missing };
-        if !presented.trusted && self.guard.failures.is_refused(now, presented.peer) {
+        let parsed = auth::parse(authorization);
+        // Who is one user has no more tries at another one's password than a stranger.
+        let is_known = presented.known.is_some() && presented.known == parsed.as_ref().map(Authorization::user);
+        if !is_known && self.guard.failures.is_refused(now, presented.peer) {
             return Checked::Refused;
         }
-        let checked = match auth::parse(authorization) {
+        let checked = match parsed {
             Some(Authorization::Digest(digest)) if digest.realm == REALM => self.check_digest(now, presented, &digest),
             Some(Authorization::Basic { user, password }) if self.basic => self.check_basic(&user, &password),
             _ => return Checked::Missing,

@@ -26,7 +26,7 @@ fn digest(access: &Access, now: Instant, challenge: usize, user: &str, password:
 }
 
 fn presented(authorization: &str) -> Presented<'_> {
-    Presented { peer: peer(1), method: "DESCRIBE", url: URL, authorization: Some(authorization), trusted: false }
+    Presented { peer: peer(1), method: "DESCRIBE", url: URL, authorization: Some(authorization), known: None }
 }
 
 fn reason(checked: Checked) -> &'static str {
@@ -123,7 +123,9 @@ fn an_address_that_fails_often_is_not_heard_for_a_while() {
     assert!(matches!(access.check(now, &presented(&right)), Checked::Refused));
     assert!(matches!(access.check(now, &Presented { authorization: None, ..presented("") }), Checked::Missing));
     // Others, and who was there before, notice nothing.
-    assert!(matches!(access.check(now, &Presented { trusted: true, ..presented(&right) }), Checked::Granted(_)));
+    let known = |name| Presented { known: Some(name), ..presented(&right) };
+    assert!(matches!(access.check(now, &known("viewer")), Checked::Granted(_)));
+    assert!(matches!(access.check(now, &known("guest")), Checked::Refused));
     let elsewhere = access.challenges(now, peer(2), false);
     let elsewhere = auth::answer(&elsewhere[0], "viewer", "secret", "DESCRIBE", URL).unwrap();
     assert!(matches!(access.check(now, &Presented { peer: peer(2), ..presented(&elsewhere) }), Checked::Granted(_)));

@@ -57,7 +57,7 @@ impl Doors {
         let access = self.access.borrow().clone();
         let Some(access) = access else { return Entry::Open };
         let now = Instant::now();
-        let stale = match access.check(now, &Presented { peer, method, url, authorization, trusted: false }) {
+        let stale = match access.check(now, &Presented { peer, method, url, authorization, known: None }) {
             Checked::Granted(user) if user.may_read_all() => return Entry::Open,
             Checked::Granted(_) | Checked::Refused => return Entry::Closed,
             Checked::Wrong { user, reason, last } => {

@@ -76,7 +76,7 @@ impl Server {
             method: &request.method,
             url: &request.url,
             authorization,
-            trusted: connection.user.is_some(),
+            known: connection.user.as_ref().map(|user| user.name.as_str()),
         };
         match access.check(now, &presented) {
             Checked::Granted(user) => {
@@ -88,9 +88,9 @@ impl Server {
                 may
             }
             Checked::Stale { user, expired } => {
-                if expired && request.method == "TEARDOWN" {
-                    // Whoever says goodbye does not come again.
-                    connection.user = Some(user);
+                let known = connection.user.as_ref().is_some_and(|known| known.name == user.name);
+                if expired && known && request.method == "TEARDOWN" {
+                    // Whoever says goodbye does not come again. One that was overheard opens nothing on another connection.
                     return true;
                 }
                 // It shows all the same that the client is there, even if it should never come to terms with the new nonce.

@@ -90,6 +90,16 @@ pub enum Authorization {
     Digest(Digest),
 }
 
+impl Authorization {
+    /// The user that it names.
+    pub fn user(&self) -> &str {
+        match self {
+            Authorization::Basic { user, .. } => user,
+            Authorization::Digest(digest) => &digest.user,
+        }
+    }
+}
+
 impl fmt::Debug for Authorization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -246,6 +246,44 @@ fn a_stale_nonce_is_replaced_and_the_session_lives_on() {
 }
 
 #[test]
+fn an_overheard_goodbye_opens_nothing_once_its_nonce_is_old() {
+    let mut guarded = guarded();
+    guarded.rig.connect(1);
+    let line = format!("TEARDOWN {FRONT}");
+    let overheard = guarded.credentials(1, "viewer", &line);
+    guarded.rig.wait(seconds(45));
+    guarded.rig.connect(2);
+    let named = format!("Session: {}", guarded.play(2, "viewer"));
+    // A connection that has shown nothing that is still good, of the same address.
+    let reply = guarded.rig.ask(1, &line, &[&overheard, &named]);
+    assert!(reply.status == 401 && challenges(&reply)[0].contains("stale=true"), "{reply:?}");
+    assert_eq!(guarded.rig.server.sessions(), 1);
+    // Nor does it count as the user's from then on.
+    for _ in 0..AUTH_FAILURES_MAX {
+        guarded.nonces[1] = challenges(&reply)[1].clone();
+        guarded.wrong(1, "viewer:guess");
+        guarded.rig.wait(seconds(1));
+        guarded.rig.take_events();
+    }
+    assert_eq!(guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 403);
+}
+
+#[test]
+fn who_is_one_user_cannot_go_on_guessing_at_another() {
+    let mut guarded = guarded();
+    guarded.rig.connect(1);
+    assert_eq!(guarded.ask(1, "guest", "DESCRIBE rtsp://h/audio", &[]).status, 200);
+    for _ in 0..AUTH_FAILURES_MAX {
+        guarded.wrong(1, "viewer:guess");
+        guarded.rig.wait(seconds(1));
+        guarded.rig.take_events();
+    }
+    // Even the right one is not heard now, and its own is.
+    assert_eq!(guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 403);
+    assert_eq!(guarded.ask(1, "guest", "DESCRIBE rtsp://h/audio", &[]).status, 200);
+}
+
+#[test]
 fn credentials_cannot_be_used_for_anything_else() {
     let mut guarded = guarded();
     let line = format!("DESCRIBE {FRONT}");
