@@ -469,8 +469,8 @@ impl Server {
         let track = self.track_in(key, asked)?;
         let session = self.sessions.get(&key).ok_or(Status::SESSION_NOT_FOUND)?;
         if let Some(track) = track.filter(|_| session.tracks.len() > 1) {
-            // One of several tracks can go before they play together.
-            if session.state != State::Ready || session.played {
+            // One of several tracks can go before they play together; what is published was announced as a whole.
+            if session.publishes || session.state != State::Ready || session.played {
                 return Err(Status::ONLY_AGGREGATE.into());
             }
             self.drop_track(key, track);

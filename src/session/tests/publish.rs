@@ -148,3 +148,17 @@ fn a_publisher_over_udp_goes_with_its_connection_whoever_names_its_session() {
     rig.server.disconnected(rig.now, ConnId(1));
     assert_eq!(rig.server.sessions(), 0);
 }
+
+#[test]
+fn a_publisher_leaves_with_all_of_its_tracks() {
+    let mut rig = publishing();
+    let elsewhere = ["RTP/AVP/TCP;unicast;interleaved=4-5", "RTP/AVP/TCP;unicast;interleaved=6-7"];
+    let key = rig.set_up_publisher(1, elsewhere);
+    let session = format!("Session: {key}");
+    assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back/trackID=0", &[&session]), 460);
+    assert_eq!(rig.record(1, key), ["H264", "MPEG4-GENERIC"]);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back/trackID=0", &[&session]), 460);
+    assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back", &[&session]), 200);
+}
