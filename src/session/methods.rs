@@ -385,6 +385,14 @@ impl Server {
             self.count(Limited::UdpPorts);
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
+        let old = self.session_at(rtcp).filter(|old| Some(*old) != session);
+        if let Some(old) = old.and_then(|old| self.sessions.get(&old))
+            && !self.is_users(old, conn)
+        {
+            // Behind one translated address two users can have the same ports; neither ends the other's session.
+            self.count(Limited::UdpPorts);
+            return Err(Status::UNSUPPORTED_TRANSPORT.into());
+        }
         if let Some(key) = session {
             let taken = self.sessions.get(&key).into_iter().flat_map(|session| &session.tracks).any(|have| {
                 matches!(have.delivery, Delivery::Udp { rtcp: other, .. }
@@ -395,7 +403,7 @@ impl Server {
             }
             self.drop_track(key, track);
         }
-        if let Some(old) = self.session_at(rtcp).filter(|old| Some(*old) != session) {
+        if let Some(old) = old {
             // The ports have a new owner, or the player has started again: it must not get both.
             self.remove_session(old, EndReason::Replaced, true);
         }

@@ -129,6 +129,9 @@ impl Server {
         };
         let spec = specs.iter().find(possible).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let (delivery, told) = self.publisher_delivery(spec, track, peer, &used)?;
+        if let Delivery::Udp { rtp, rtcp } = delivery {
+            self.claim_ports(asked.conn, session, [rtp, rtcp])?;
+        }
         let key = match session {
             Some(key) => key,
             None => {
@@ -186,6 +189,25 @@ impl Server {
         let (rtp_channel, rtcp_channel) = pair.ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let told = format!("{protocol};unicast;interleaved={rtp_channel}-{rtcp_channel};mode=record");
         Ok((Delivery::Interleaved { rtp_channel, rtcp_channel }, told))
+    }
+
+    /// Has datagrams from these ports be this publisher's alone: whoever else sends from there could not be told from it.
+    fn claim_ports(
+        &mut self,
+        conn: ConnId,
+        session: Option<SessionKey>,
+        ports: [SocketAddr; 2],
+    ) -> Result<(), Refusal> {
+        for port in ports {
+            let Some((old, ..)) = self.publisher_at(port) else { continue };
+            if Some(old) == session || !self.sessions.get(&old).is_some_and(|old| self.is_users(old, conn)) {
+                self.count(Limited::UdpPorts);
+                return Err(Status::UNSUPPORTED_TRANSPORT.into());
+            }
+            // An encoder that has started again, while its old connection is not known to be gone.
+            self.remove_session(old, EndReason::Replaced, true);
+        }
+        Ok(())
     }
 
     pub(super) fn record(&mut self, asked: &Asked<'_>) -> Outcome {

@@ -284,6 +284,25 @@ fn who_is_one_user_cannot_go_on_guessing_at_another() {
 }
 
 #[test]
+fn ports_of_another_user_are_not_taken_over() {
+    let mut guarded = guarded();
+    let mut users = users();
+    users.push(user("other"));
+    guarded.set_users(users);
+    let line = format!("SETUP {FRONT}/trackID=0");
+    let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
+    let session = guarded.ask(0, "viewer", &line, &[udp]).session();
+    // The same address: a translated one, or another user of the machine.
+    guarded.rig.connect(1);
+    assert_eq!(guarded.ask(1, "other", &line, &[udp]).status, 461);
+    assert_eq!(guarded.rig.limited(Limited::UdpPorts), 1);
+    assert!(guarded.rig.server.session_info(session).is_some());
+    // Its own user's player, which has started again.
+    assert_eq!(guarded.ask(1, "viewer", &line, &[udp]).status, 200);
+    assert_eq!((guarded.rig.server.sessions(), guarded.rig.server.session_info(session).is_some()), (1, false));
+}
+
+#[test]
 fn credentials_cannot_be_used_for_anything_else() {
     let mut guarded = guarded();
     let line = format!("DESCRIBE {FRONT}");

@@ -162,3 +162,25 @@ fn a_publisher_leaves_with_all_of_its_tracks() {
     assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back/trackID=0", &[&session]), 460);
     assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back", &[&session]), 200);
 }
+
+#[test]
+fn a_publishers_ports_are_its_own() {
+    const PORTS: [&str; 2] = ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"];
+    let mut rig = publishing();
+    let key = rig.set_up_publisher(1, PORTS);
+    rig.record(1, key);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    // Its packets could not be told from those of the next one.
+    let same = "Transport: RTP/AVP/UDP;unicast;client_port=6000-6001";
+    rig.connect_from(2, "127.0.0.1:5001".parse().unwrap());
+    assert_eq!(rig.announce(2, "rtsp://h/back"), 200);
+    let next = rig.ask(2, "SETUP rtsp://h/back/streamid=0", &[same]).session();
+    assert_eq!(rig.take_events(), [Event::End { session: key, reason: EndReason::Replaced }]);
+    let named = format!("Session: {next}");
+    assert_eq!(rig.status(2, "SETUP rtsp://h/back/streamid=1", &[same, &named]), 461, "two tracks at the same ports");
+    rig.server.rtcp(rig.now, "127.0.0.1:6002".parse().unwrap(), b"media");
+    rig.drain(2);
+    assert!(rig.take_events().is_empty());
+    assert_eq!(rig.server.sessions(), 1);
+}
