@@ -72,10 +72,18 @@ impl Doors {
     }
 }
 
-/// Says so when anybody who reaches the relay may watch.
-pub fn warn_if_open(config: &Config, addresses: &[SocketAddr]) {
-    let open = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
-    if let (true, Some(address)) = (config.users.is_empty(), open) {
+/// Says so when anybody who reaches the relay may watch, or see who does; it serves at these addresses, and `http`.
+pub fn warn_if_open(config: &Config, addresses: &[SocketAddr], http: Option<SocketAddr>) {
+    if !config.users.is_empty() {
+        return;
+    }
+    let is_open = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
+    if let Some(address) = http.filter(is_open) {
+        warn!(
+            "http = \"{address}\" shows everybody who reaches it the clients' addresses; add [[user]], or use 127.0.0.1"
+        );
+    }
+    if let Some(address) = addresses.iter().find(|address| is_open(address)) {
         warn!(
             "no [[user]] is configured: whoever reaches {address} may watch every stream; add users, or listen at 127.0.0.1"
         );

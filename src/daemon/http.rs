@@ -50,16 +50,11 @@ pub struct Pages {
     pub doors: Option<Doors>,
 }
 
-/// Listens at `address`; `asks` says whether there are users, who are asked for their passwords there.
+/// Listens at `address`.
 ///
 /// # Errors
 /// A sentence that names the address and the cure.
-pub fn bind(address: SocketAddr, asks: bool) -> Result<Listener, String> {
-    if !asks && !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(
-            "http = \"{address}\" shows everybody who reaches it the clients' addresses; add [[user]], or use 127.0.0.1"
-        );
-    }
+pub fn bind(address: SocketAddr) -> Result<Listener, String> {
     Listener::bind(address).map_err(|error| {
         format!(
             "cannot serve HTTP at {address} ({error}); free the port, choose another with --http or `http`, or remove the key"

@@ -144,8 +144,8 @@ async fn control(
     doors.set(&config, &shards);
     tell_warnings(&config);
     let all: Vec<SocketAddr> = addresses.iter().chain(&secured.addresses).copied().collect();
-    access::warn_if_open(&config, &all);
-    let web = config.http.map(|address| http::bind(address, !config.users.is_empty())).transpose()?;
+    access::warn_if_open(&config, &all, config.http);
+    let web = config.http.map(http::bind).transpose()?;
 
     let play = play_commands(&config, &addresses);
     let served = addresses.iter().map(|address| format!("rtsp://{address}"));
@@ -207,7 +207,7 @@ async fn control(
     notifier.tell("READY=1");
 
     let tls = secured.threads;
-    let mut relay = Relay { config, load, notifier, shards, reporter, streams, admission, doors, tls };
+    let mut relay = Relay { config, addresses: all, load, notifier, shards, reporter, streams, admission, doors, tls };
     let outcome = relay.serve(&handles, &mut asked).await;
 
     relay.notifier.tell("STOPPING=1\nSTATUS=stopping");
@@ -241,6 +241,8 @@ fn listen(inherited: Vec<std::net::TcpListener>, key: &str, addresses: &[SocketA
 /// What runs, and may change while it does.
 struct Relay {
     config: Config,
+    /// Where RTSP is served, by TLS or without.
+    addresses: Vec<SocketAddr>,
     load: Option<Load>,
     notifier: Rc<Notifier>,
     shards: Rc<[ShardSender]>,
@@ -316,6 +318,7 @@ impl Relay {
             // After the streams: what a user may do with one that is new, its first request finds.
             self.doors.set(&config, &self.shards);
             info!(users = config.users.len(), "the users are others now");
+            access::warn_if_open(&config, &self.addresses, self.config.http);
         }
         if let Some(warning) = descriptors::raise(&config)
             && config.limits != self.config.limits

@@ -289,6 +289,21 @@ fn pages_beyond_loopback_are_for_users() {
 }
 
 #[test]
+fn the_last_user_does_not_go_without_a_word() {
+    let _turn = beside_others();
+    let open = "listen = [\"0.0.0.0:0\"]\nhttp = \"0.0.0.0:0\"\n\n[[stream]]\nname = \"front\"\nsource = \"test\"\n\n";
+    let user = "[[user]]\nname = \"viewer\"\npassword = \"secret\"\n";
+    let relay = Configured::start(&format!("{open}{user}"), &[]);
+    let said = ["whoever reaches 0.0.0.0:", "shows everybody who reaches it"];
+    assert!(!said.iter().any(|said| relay.relay.printed().contains(said)), "{}", relay.relay.printed());
+    std::fs::write(&relay.path, open).unwrap();
+    relay.relay.signal(Signal::SIGHUP);
+    for said in said {
+        wait_until(said, DEADLINE, || relay.relay.printed().contains(said));
+    }
+}
+
+#[test]
 fn no_password_need_be_stored() {
     let _turn = beside_others();
     let input = scratch_file("password");
