@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use rtsprelay::wire::auth;
 
+use crate::harness::http::{http_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::program::{Finished, Program, run};
 use crate::harness::relay::{BINARY, Relay, Uring, command};
@@ -84,8 +85,8 @@ fn gstreamer(url: &str, transport: &str, frames: &str) -> Finished {
     Program::start(command).finish(DEADLINE)
 }
 
-/// The first frames by retina, or why there are none.
-fn retina(relay: &Relay, user: Option<(&str, &str)>) -> Result<usize, String> {
+/// So many frames by retina, or why there are none.
+fn retina(relay: &Relay, user: Option<(&str, &str)>, wanted: usize) -> Result<usize, String> {
     use futures::StreamExt as _;
     use retina::client::{Credentials, PlayOptions, Session, SessionOptions, SetupOptions};
 
@@ -99,7 +100,7 @@ fn retina(relay: &Relay, user: Option<(&str, &str)>) -> Result<usize, String> {
         let session = session.play(PlayOptions::default()).await.map_err(|error| error.to_string())?;
         let mut session = session.demuxed().map_err(|error| error.to_string())?;
         let mut frames = 0;
-        while frames < 30 {
+        while frames < wanted {
             session.next().await.ok_or("the end")?.map_err(|error| error.to_string())?;
             frames += 1;
         }
@@ -123,7 +124,7 @@ fn players_with_the_right_password_play() {
         let seen: Value = serde_json::from_str(&seen.stdout).unwrap();
         assert!(seen["problems"].as_array().unwrap().is_empty() && seen["times"].as_array().unwrap().len() >= 30);
     }
-    assert_eq!(retina(&relay.relay, Some(("viewer", "se:c ret"))), Ok(30));
+    assert_eq!(retina(&relay.relay, Some(("viewer", "se:c ret")), 30), Ok(30));
     assert!(!relay.relay.printed().contains("authentication failed"), "{}", relay.relay.printed());
 }
 
@@ -137,10 +138,11 @@ fn players_without_a_password_or_with_a_wrong_one_do_not() {
         assert!(!probed.status.success() && probed.stderr.contains("401"), "{probed:#?}");
         let seen = gstreamer(url, "tcp", "30");
         let seen: Value = serde_json::from_str(&seen.stdout).unwrap();
-        assert!(!seen["problems"].as_array().unwrap().is_empty() && seen["times"].as_array().unwrap().is_empty());
+        let why = seen["problems"].to_string();
+        assert!(why.contains("Unauthorized") && seen["times"].as_array().unwrap().is_empty(), "{seen}");
     }
     for user in [None, Some(("viewer", "guess")), Some(("nobody", "se:c ret"))] {
-        let refused = retina(&relay.relay, user).unwrap_err();
+        let refused = retina(&relay.relay, user, 30).unwrap_err();
         assert!(refused.contains("401") || refused.contains("nauthorized"), "{refused}");
     }
     // Who is known and has not the right is told so.
@@ -154,8 +156,15 @@ fn players_without_a_password_or_with_a_wrong_one_do_not() {
 fn players_play_on_when_their_nonces_grow_old() {
     let _turn = beside_others();
     // Every nonce is stale before the next request but one; players are told to keep alive every other second.
-    let config = USERS.replace("workers = 2\n", "workers = 2\nlimits.session_timeout = \"4s\"\n");
+    let config =
+        USERS.replace("workers = 2\n", "workers = 2\nhttp = \"127.0.0.1:0\"\nlimits.session_timeout = \"4s\"\n");
     let relay = Configured::start(&config, &["--test-nonce-lifetime", "700ms"]).serving();
+    let refused = || {
+        let (status, metrics) = get(http_address(&relay.relay), "/metrics", "");
+        assert_eq!(status, 200);
+        value(&metrics, "rtsprelay_requests_failed_total")
+    };
+    let before = refused();
     let url = relay.url(VIEWER, "/front");
     let players: Vec<_> = ["tcp", "udp"]
         .map(|transport| {
@@ -171,6 +180,9 @@ fn players_play_on_when_their_nonces_grow_old() {
         .into_iter()
         .flatten()
         .collect();
+    // It shows its first nonce again and again, and is kept for that.
+    assert_eq!(retina(&relay.relay, Some(("viewer", "se:c ret")), 250), Ok(250));
+    let count = players.len() + 1;
     for (number, player) in players.into_iter().enumerate() {
         let finished = player.join().unwrap();
         if number % 2 == 1 {
@@ -178,6 +190,9 @@ fn players_play_on_when_their_nonces_grow_old() {
             assert!(seen["problems"].as_array().unwrap().is_empty(), "{seen}");
         }
     }
+    // One at first, and one at least later: so it was old nonces that were shown.
+    let refused = refused() - before;
+    assert!(refused >= 2.0 * count as f64, "{refused} requests of {count} players were answered 401");
     let printed = relay.relay.printed();
     assert!(!printed.contains("session_timeout") && !printed.contains("authentication failed"), "{printed}");
 }
