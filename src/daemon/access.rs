@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::access::{Access, Checked, Guard, Presented};
 use crate::config::Config;
+use crate::metrics::{Counter, process};
 use crate::session::tell_failure;
 use crate::shard::inbox::{ShardSender, ToShard};
 
@@ -59,8 +60,13 @@ impl Doors {
         let now = Instant::now();
         let stale = match access.check(now, &Presented { peer, method, url, authorization, known: None }) {
             Checked::Granted(user) if user.may_read_all() => return Entry::Open,
-            Checked::Granted(_) | Checked::Refused => return Entry::Closed,
+            Checked::Granted(_) => return Entry::Closed,
+            Checked::Refused => {
+                process::count(Counter::AuthRefused);
+                return Entry::Closed;
+            }
             Checked::Wrong { user, reason, last } => {
+                process::count(Counter::AuthFailed);
                 tell_failure(peer, user.as_deref(), reason, last);
                 let delay = Duration::from_millis(crate::limits::AUTH_DELAY_MS);
                 return Entry::Asked(access.challenges(now, peer, false), delay);

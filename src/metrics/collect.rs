@@ -281,7 +281,7 @@ impl Collector {
             let latency = stream.latency.as_ref().map(Latencies::whole);
             Some(StreamScrape::new(latency.as_ref(), counts, stream.source.frames, stream.source.bytes, log_bytes))
         });
-        let (mut counters, mut limited) = ([0; Counter::COUNT], process::limited_total());
+        let (mut counters, mut limited) = (process::counted_total(), process::limited_total());
         for shard in &self.shards {
             add(&mut counters, &shard.counters);
             add(&mut limited, &shard.limited);

@@ -2,15 +2,21 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Limited, Panicked};
+use super::{Counter, Limited, Panicked};
 
 static LIMITED: [AtomicU64; Limited::COUNT] = [const { AtomicU64::new(0) }; Limited::COUNT];
+static COUNTED: [AtomicU64; Counter::COUNT] = [const { AtomicU64::new(0) }; Counter::COUNT];
 static PANICKED: [AtomicU64; Panicked::COUNT] = [const { AtomicU64::new(0) }; Panicked::COUNT];
 static LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// Somebody passed a limit before any shard knew of him.
 pub fn limited(limited: Limited) {
     LIMITED[limited.index()].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Something happened on no shard that is counted together with the shards' own.
+pub fn count(counter: Counter) {
+    COUNTED[counter.index()].fetch_add(1, Ordering::Relaxed);
 }
 
 /// Code has panicked, and only that which it worked for was ended.
@@ -26,6 +32,11 @@ pub fn lines_dropped(lines: u64) {
 /// What [`limited`] counted, by [`Limited`].
 pub(super) fn limited_total() -> [u64; Limited::COUNT] {
     std::array::from_fn(|index| LIMITED[index].load(Ordering::Relaxed))
+}
+
+/// What [`count`] counted, by [`Counter`].
+pub(super) fn counted_total() -> [u64; Counter::COUNT] {
+    std::array::from_fn(|index| COUNTED[index].load(Ordering::Relaxed))
 }
 
 /// What [`panicked`] counted.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use rtsprelay::limits::AUTH_FAILURES_MAX;
 use rtsprelay::wire::auth;
 
 use crate::harness::http::{http_address, value};
@@ -301,6 +302,13 @@ fn pages_beyond_loopback_are_for_users() {
         assert!(!refused.status.success() && refused.stderr.contains(said), "{refused:#?}");
         assert!(!refused.stderr.contains("guess"), "{refused:#?}");
     }
+    let admin = "Authorization: Basic YWRtaW46c2VjcmV0\r\n";
+    // The page's, and that of `top`.
+    assert_eq!(value(&get(http, "/metrics", admin).1, "rtsprelay_auth_failed_total"), 2.0);
+    for _ in 2..AUTH_FAILURES_MAX {
+        assert_eq!(get(http, "/metrics", "Authorization: Basic YWRtaW46Z3Vlc3M=\r\n").0, 401);
+    }
+    assert_eq!(get(http, "/metrics", admin).0, 403);
 }
 
 #[test]
