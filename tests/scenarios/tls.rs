@@ -122,6 +122,67 @@ fn ffmpeg_plays_by_tls() {
 }
 
 #[test]
+fn ffprobe_told_to_check_the_certificate_plays() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, "");
+    // That a wrong one is refused cannot be seen with every ffprobe: the RTSP of 5.1 passes neither option on to the TLS.
+    let checks = ["-v", "error", "-tls_verify", "1", "-ca_file", certificate.certificate.to_str().unwrap()];
+    let url = format!("rtsps://localhost:{}/t", relay.tls_address().port());
+    let shown = ["-show_entries", "stream=codec_type", "-of", "csv", &url];
+    let seen = run(PATIENCE, "ffprobe", &[&checks[..], &shown].concat()).expect_silent_success();
+    assert!(seen.stdout.contains("video") && seen.stdout.contains("audio"), "{seen:#?}");
+}
+
+#[test]
+fn rsa_keys_of_both_kinds_are_taken() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let (path, key) = (certificate.certificate.to_str().unwrap(), certificate.key.to_str().unwrap());
+    let made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"];
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
+    assert!(run(PATIENCE, "openssl", &[&made[..], &names, &["-keyout", key, "-out", path]].concat()).status.success());
+    for kind in ["BEGIN PRIVATE KEY", "BEGIN RSA PRIVATE KEY"] {
+        if kind.contains("RSA") {
+            assert!(run(PATIENCE, "openssl", &["rsa", "-traditional", "-in", key, "-out", key]).status.success());
+        }
+        assert!(std::fs::read_to_string(&certificate.key).unwrap().contains(kind));
+        let relay = relay(&certificate, "");
+        let mut client = connect(&relay, &certificate.trusted());
+        client.play_everything(&url(&relay, "/t"));
+        client.frame_on(0);
+    }
+}
+
+#[test]
+fn sockets_of_the_service_manager_are_told_apart_by_their_names() {
+    /// Hands over what systemd would: descriptors from 3 on, with their names and the process they are for.
+    const MANAGER: &str = "import os, socket, sys\n\
+        sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]\n\
+        print('\\n'.join('handed over %d' % s.getsockname()[1] for s in sockets), flush=True)\n\
+        high = [os.dup(os.dup2(s.fileno(), 20 + n)) for n, s in enumerate(sockets)]\n\
+        [os.dup2(fd, 3 + n) for n, fd in enumerate(high)]\n\
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='rtsps:rtsp')\n\
+        os.execv(sys.argv[1], sys.argv[1:])";
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let path = scratch_file("tls-sockets.toml");
+    std::fs::write(&path, configuration(&certificate, "")).unwrap();
+    let mut manager = std::process::Command::new(SYSTEM_PYTHON);
+    manager.args(["-c", MANAGER, BINARY, "run", "--config", path.to_str().unwrap()]);
+    let relay = Relay::start(manager).serving("/t");
+    let printed = relay.printed();
+    let ports: Vec<u16> = printed.lines().filter_map(|line| line.strip_prefix("handed over ")?.parse().ok()).collect();
+    // The first one's name says that it is for RTSPS.
+    assert_eq!([relay.tls_address().port(), relay.address().port()], ports[..], "{printed}");
+    let mut client = connect(&relay, &certificate.trusted());
+    client.play_everything(&url(&relay, "/t"));
+    client.frame_on(0);
+    // A scratch file; the build directory's cleaning takes what stays.
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
 fn gstreamer_plays_by_tls_and_checks_the_certificate() {
     let _turn = beside_others();
     let certificate = Certificate::new();
