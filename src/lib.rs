@@ -16,6 +16,7 @@
 
 pub mod access;
 pub mod config;
+mod crowd;
 pub mod daemon;
 pub mod egress;
 pub mod limits;

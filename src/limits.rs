@@ -121,20 +121,29 @@ pub const SESSIONS_PER_CONNECTION_MAX: usize = 16;
 /// Connections without a session at most, over all shards, if `limits.clients` does not ask for fewer ([`strangers_max`]).
 pub const STRANGERS_MAX: usize = 4_096;
 
-/// Connections without a session for which there is room in any case.
+/// Connections without a session for which there is room, as far as others keep theirs.
 pub const STRANGERS_MIN: usize = 64;
 
 /// Connections without a session at most, over all shards: half of `limits.clients`, within bounds. Beyond them the oldest
 /// of the address that has most of them is closed, so that nobody keeps others from connecting.
 pub const fn strangers_max(clients: usize) -> usize {
     let half = clients / 2;
+    // Of all connections that are let in, half are left to who has a session.
+    let most = half + answered_beyond(clients) / 2;
+    let least = if most < STRANGERS_MIN { most } else { STRANGERS_MIN };
     if half > STRANGERS_MAX {
         STRANGERS_MAX
-    } else if half < STRANGERS_MIN {
-        STRANGERS_MIN
+    } else if half < least {
+        least
     } else {
         half
     }
+}
+
+/// Connections beyond `limits.clients` that still get an answer: in proportion to it, for they take descriptors as well.
+pub const fn answered_beyond(clients: usize) -> usize {
+    let beyond = clients / 4 + 8;
+    if beyond < REFUSED_WITH_ANSWER_MAX { beyond } else { REFUSED_WITH_ANSWER_MAX }
 }
 
 /// Bits of an IPv6 address that the limits of an address look at: whoever has one of a network has them all.
@@ -270,8 +279,21 @@ pub const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
 /// Zero-copy sends of one client whose pages the kernel may hold at a time; the next one copies.
 pub const ZERO_COPY_HELD_MAX: u8 = 8;
 
-/// TLS handshakes that are not done at a time, at most; beyond them the oldest is given up.
+/// TLS handshakes that are not done at a time, at most, if `limits.clients` does not ask for fewer ([`tls_half_open_max`]).
 pub const TLS_HALF_OPEN_MAX: usize = 1_024;
+
+/// TLS handshakes that are not done at a time, at most: a quarter of `limits.clients`, within bounds. Beyond them the oldest of the
+/// address that has most of them is given up.
+pub const fn tls_half_open_max(clients: usize) -> usize {
+    let quarter = clients / 4;
+    if quarter > TLS_HALF_OPEN_MAX {
+        TLS_HALF_OPEN_MAX
+    } else if quarter < 1 {
+        1
+    } else {
+        quarter
+    }
+}
 
 /// Connections that wait for their TLS handshake or are in it, at most.
 pub const TLS_QUEUED_MAX: usize = 2 * TLS_HALF_OPEN_MAX;
@@ -331,6 +353,12 @@ const _: () = {
     assert!(QUEUE_AGE_MIN_MS * 1_000 > CHUNK_OPEN_MAX_US);
     assert!(STREAMS_MAX <= 1 << 16);
     assert!(STRANGERS_MIN <= STRANGERS_MAX);
+    // However many come without a session, by TLS or not, some place is left.
+    let mut clients = 1;
+    while clients <= 4 * TLS_HALF_OPEN_MAX {
+        assert!(strangers_max(clients) + tls_half_open_max(clients) < clients + answered_beyond(clients));
+        clients += 1;
+    }
     assert!(REQUESTS_AT_ONCE_MAX >= REQUESTS_PER_S_MAX);
     // What a publisher may have sent in one read always fits.
     assert!(PUBLISHED_BYTES_MAX > 2 * PUBLISHER_READ_BYTES_MAX);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use crate::limits::{REFUSED_WITH_ANSWER_MAX, REFUSED_WITH_ANSWER_PER_ADDRESS_MAX};
+use crate::limits::{REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, answered_beyond};
 use crate::metrics::{Limited, process};
 use crate::session::origin;
 
@@ -20,11 +20,6 @@ pub struct Admission {
 
 /// It, as the control thread's tasks share it. No borrow is held across an `await`.
 pub type SharedAdmission = Rc<RefCell<Admission>>;
-
-/// Connections beyond the limit that still get an answer: in proportion to it, for they take descriptors as well.
-pub fn answered_beyond(clients_max: usize) -> usize {
-    (clients_max / 4 + 8).min(REFUSED_WITH_ANSWER_MAX)
-}
 
 impl Admission {
     /// Nobody is connected yet.

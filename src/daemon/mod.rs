@@ -35,7 +35,7 @@ use tracing::{error, info, warn};
 use crate::config::{Config, IoChoice, SourceKind};
 use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, Listener, ZeroCopy, probe};
-use crate::limits::STOP_MAX_MS;
+use crate::limits::{STOP_MAX_MS, answered_beyond};
 use crate::session::{OwnPorts, ServerConfig, SessionIds, SessionLimit};
 use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
 use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
@@ -333,7 +333,7 @@ impl Relay {
                 shard.tell(ToShard::Limits(shard_limits(&config)));
             }
             if let Some(tls) = &self.tls {
-                tls.sender().set_timeout(config.limits.handshake_timeout);
+                tls.sender().set_limits(secure::limits(&config));
             }
         }
         if let (Some(tls), Some(wanted), Some(running)) = (&self.tls, &config.tls, &mut self.config.tls)
@@ -480,7 +480,7 @@ fn start_shards_with(
             })
         })
         .collect();
-    let per_shard = config.limits.clients.div_ceil(count) + admission::answered_beyond(config.limits.clients);
+    let per_shard = config.limits.clients.div_ceil(count) + answered_beyond(config.limits.clients);
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
     limit.set_max(config.limits.clients, config.limits.clients_per_address);

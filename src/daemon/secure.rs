@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::egress::Listener;
 use crate::metrics::lines::rfc3339;
 use crate::shard::inbox::{ControlSender, ShardSender};
-use crate::tls::{Identity, Tls};
+use crate::tls::{Identity, Limits, Tls};
 
 /// What serves RTSPS; nothing without `listen_tls`.
 pub struct Secured {
@@ -49,12 +49,17 @@ impl Secured {
         let addresses = listeners.iter().map(address).collect::<Result<_, _>>()?;
         let carriers = shards.len().min(available_parallelism().map_or(1, usize::from));
         let threads =
-            Tls::spawn(&tls.identity, config.limits.handshake_timeout, carriers, shards.to_vec(), control.clone());
+            Tls::spawn(&tls.identity, limits(config), carriers, shards.to_vec(), control.clone());
         let threads = threads.map_err(|error| {
             format!("the threads for TLS cannot start ({error}); raise the limit of threads (`ulimit -u`, TasksMax= in a unit)")
         })?;
         Ok(Secured { listeners, addresses, threads: Some(threads) })
     }
+}
+
+/// What handshakes may take.
+pub fn limits(config: &Config) -> Limits {
+    Limits { handshake_timeout: config.limits.handshake_timeout, clients: config.limits.clients }
 }
 
 /// Lets the threads give the last bytes to clients, but not for longer than to the deadline.

@@ -12,7 +12,6 @@ use super::auth::Denied;
 use super::methods::RETRY_AFTER_S;
 use super::publish::Announced;
 use super::rate::{Flooders, Rate};
-use super::strangers::{Place, Strangers};
 use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
@@ -20,6 +19,7 @@ use super::types::{
     SessionInfo, SessionKey, origin,
 };
 use crate::access::{Access, User};
+use crate::crowd::{Crowd, Place};
 use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
 use crate::metrics::Limited;
 use crate::stream::{Description, StreamId, TrackId};
@@ -174,7 +174,7 @@ pub struct Server {
     /// Connections whose PLAY was answered, with bytes left to look at.
     pub(super) released: Vec<ConnId>,
     /// The connections without a session.
-    pub(super) strangers: Strangers,
+    pub(super) strangers: Crowd<ConnId>,
     /// Where connections came from that asked too much.
     flooders: Flooders,
     events: VecDeque<Event>,
@@ -211,7 +211,7 @@ impl Server {
             by_address: HashMap::new(),
             timers: BTreeSet::new(),
             released: Vec::new(),
-            strangers: Strangers::default(),
+            strangers: Crowd::default(),
             flooders: Flooders::default(),
             events: VecDeque::new(),
             counters: Counters::default(),

@@ -1,26 +1,26 @@
 //! The thread of the handshakes, and what it does for each connection.
 
-use std::collections::VecDeque;
+use bytes::Bytes;
+use socket2::SockRef;
+use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
-
-use bytes::Bytes;
-use socket2::SockRef;
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, AlertDescription, ServerConfig, ServerConnection};
 
 use super::carry::Established;
-use super::{Counted, Outcome, Secured, TlsCounts};
-use crate::limits::{TLS_HALF_OPEN_MAX, TLS_SHARD_SEND_BUFFER_BYTES};
+use super::{Counted, Limits, Outcome, Secured, TlsCounts};
+use crate::crowd::{Crowd, Place};
+use crate::limits::{TLS_SHARD_SEND_BUFFER_BYTES, tls_half_open_max};
+use crate::session::origin;
 use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
 
 /// The first byte of a TLS record with a handshake (RFC 8446 section 5.1).
@@ -36,8 +36,8 @@ pub(super) enum ToHandshakes {
     Connection(Accepted),
     /// Handshakes are done with this from now on.
     Config(Arc<ServerConfig>),
-    /// They may take so long from now on.
-    Timeout(Duration),
+    /// This is what they may take from now on.
+    Limits(Limits),
 }
 
 /// A connection whose handshake is to be done.
@@ -83,14 +83,13 @@ pub(super) struct Onward {
 pub(super) async fn serve(
     mut inbox: mpsc::UnboundedReceiver<ToHandshakes>,
     mut config: Arc<ServerConfig>,
-    mut within: Duration,
+    mut limits: Limits,
     onward: Onward,
     counts: Arc<TlsCounts>,
 ) {
     let onward = Rc::new(onward);
     let mut next_carrier = 0;
-    // In the order in which they came.
-    let mut begun: VecDeque<AbortHandle> = VecDeque::new();
+    let crowd = SharedCrowd::default();
     while let Some(message) = inbox.recv().await {
         let accepted = match message {
             ToHandshakes::Connection(accepted) => accepted,
@@ -98,48 +97,74 @@ pub(super) async fn serve(
                 config = new;
                 continue;
             }
-            ToHandshakes::Timeout(new) => {
-                within = new;
+            ToHandshakes::Limits(new) => {
+                limits = new;
                 continue;
             }
         };
-        while begun.front().is_some_and(AbortHandle::is_finished) {
-            begun.pop_front();
-        }
-        if begun.len() >= TLS_HALF_OPEN_MAX {
-            begun.retain(|handshake| !handshake.is_finished());
-        }
-        if begun.len() >= TLS_HALF_OPEN_MAX
-            && let Some(oldest) = begun.pop_front()
-        {
-            // One that means it is done in a moment; so whoever came first and is still at it is the one to go.
-            oldest.abort();
-            counts.count(Outcome::CrowdedOut);
-            tracing::warn!(
-                "{TLS_HALF_OPEN_MAX} TLS handshakes are not done: the oldest is given up for each new one; see who connects"
-            );
-        }
+        make_room(&crowd, tls_half_open_max(limits.clients));
+        let told = Rc::new(Notify::new());
+        let place = crowd.borrow_mut().add(Rc::clone(&told), origin(accepted.admitted.peer.ip()));
+        let standing = Standing { crowd: Rc::clone(&crowd), place };
         let (onward, counts, acceptor) = (Rc::clone(&onward), Arc::clone(&counts), TlsAcceptor::from(config.clone()));
         let carrier = next_carrier;
         next_carrier = (next_carrier + 1) % onward.carriers.len();
-        let handshake = spawn_local(async move {
+        spawn_local(async move {
+            let _standing = standing;
             let Accepted { stream, admitted, counted } = accepted;
             let peer = admitted.peer;
-            let outcome = match timeout(within, greet(stream, peer, acceptor)).await {
-                Ok(Ok((tcp, tls))) => match pass_on(tcp, tls, admitted, carrier, &onward, &counts) {
-                    Ok(()) => Outcome::Done,
-                    Err(error) => {
-                        tracing::warn!(client = %peer, %error, "a TLS connection could not be taken over: closed");
-                        Outcome::Failed
-                    }
-                },
-                Ok(Err(outcome)) => outcome,
-                Err(_) => Outcome::TimedOut,
+            let handshake = async {
+                match timeout(limits.handshake_timeout, greet(stream, peer, acceptor)).await {
+                    Ok(Ok((tcp, tls))) => match pass_on(tcp, tls, admitted, carrier, &onward, &counts) {
+                        Ok(()) => Outcome::Done,
+                        Err(error) => {
+                            tracing::warn!(client = %peer, %error, "a TLS connection could not be taken over: closed");
+                            Outcome::Failed
+                        }
+                    },
+                    Ok(Err(outcome)) => outcome,
+                    Err(_) => Outcome::TimedOut,
+                }
+            };
+            let outcome = tokio::select! {
+                biased;
+                () = told.notified() => Outcome::CrowdedOut,
+                outcome = handshake => outcome,
             };
             counts.count(outcome);
             drop(counted);
         });
-        begun.push_back(handshake.abort_handle());
+    }
+}
+
+/// The handshakes that are not done, and what tells each of them that it is given up. No borrow is held across an `await`.
+type SharedCrowd = Rc<RefCell<Crowd<Rc<Notify>>>>;
+
+/// Gives handshakes up until there is room for one more.
+fn make_room(crowd: &SharedCrowd, max: usize) {
+    let mut crowd = crowd.borrow_mut();
+    while crowd.len() >= max
+        && let Some((place, _)) = crowd.first_to_go()
+    {
+        // One that means it is done in a moment; so whoever came first and is still at it is the one to go.
+        if let Some(told) = crowd.remove(place) {
+            told.notify_one();
+        }
+        tracing::warn!(
+            "{max} TLS handshakes are not done: for each new one the oldest of the address that has most is given up; see who connects"
+        );
+    }
+}
+
+/// A handshake's place among those that are not done.
+struct Standing {
+    crowd: SharedCrowd,
+    place: Place,
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.crowd.borrow_mut().remove(self.place);
     }
 }
 

@@ -19,7 +19,7 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 
 pub use identity::{Identity, Part, certificates};
 pub use secured::Secured;
-pub use service::{Tls, TlsSender};
+pub use service::{Limits, Tls, TlsSender};
 
 /// What all TLS of the relay is computed by, towards clients and towards cameras.
 pub fn provider() -> Arc<CryptoProvider> {

@@ -15,6 +15,15 @@ use crate::egress::runtime::Runtime;
 use crate::limits::TLS_QUEUED_MAX;
 use crate::shard::inbox::{ControlSender, ShardSender};
 
+/// What connections may take before their handshake is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long it may take.
+    pub handshake_timeout: Duration,
+    /// `limits.clients`, which it follows from how many there may be.
+    pub clients: usize,
+}
+
 /// The running threads.
 #[derive(Debug)]
 pub struct Tls {
@@ -49,10 +58,10 @@ impl TlsSender {
         let _ = self.queue.send(ToHandshakes::Config(identity.config()));
     }
 
-    /// Lets handshakes take so long from now on.
-    pub fn set_timeout(&self, within: Duration) {
+    /// Lets handshakes take so much from now on.
+    pub fn set_limits(&self, limits: Limits) {
         // As above.
-        let _ = self.queue.send(ToHandshakes::Timeout(within));
+        let _ = self.queue.send(ToHandshakes::Limits(limits));
     }
 
     /// What is counted.
@@ -62,14 +71,14 @@ impl TlsSender {
 }
 
 impl Tls {
-    /// Starts the thread of the handshakes and `carriers` threads that carry; handshakes may take `within`. Of connections that do
-    /// not reach a shard `control` is told when they are gone.
+    /// Starts the thread of the handshakes and `carriers` threads that carry. Of connections that do not reach a shard `control` is
+    /// told when they are gone.
     ///
     /// # Errors
     /// If a thread or its runtime cannot be made.
     pub fn spawn(
         identity: &Identity,
-        within: Duration,
+        limits: Limits,
         carriers: usize,
         shards: Vec<ShardSender>,
         control: ControlSender,
@@ -86,7 +95,7 @@ impl Tls {
         let (config, of_thread) = (identity.config(), Arc::clone(&counts));
         let onward = Onward { shards, carriers: senders };
         threads
-            .push(thread("tls-handshakes".into(), move || handshake::serve(inbox, config, within, onward, of_thread))?);
+            .push(thread("tls-handshakes".into(), move || handshake::serve(inbox, config, limits, onward, of_thread))?);
         Ok(Tls { sender: TlsSender { queue, control, counts }, threads })
     }
 

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -12,11 +13,13 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
+use rtsprelay::limits::{strangers_max, tls_half_open_max};
+
 use crate::harness::camera::Camera;
 use crate::harness::machine::{alone, beside_others};
 use crate::harness::program::{Program, run};
 use crate::harness::relay::{BINARY, Relay, Uring, command};
-use crate::harness::rtsp::{Client, Packet, tracks};
+use crate::harness::rtsp::{Client, Packet, stream_from, tracks};
 use crate::harness::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_until};
 
 /// How long a player may take.
@@ -180,6 +183,34 @@ fn sockets_of_the_service_manager_are_told_apart_by_their_names() {
     client.frame_on(0);
     // A scratch file; the build directory's cleaning takes what stays.
     let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
+    const CLIENTS: usize = 40;
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, &format!("[limits]\nclients = {CLIENTS}\nhandshake_timeout = \"60s\"\n"));
+    let first = stream_from([127, 0, 0, 3].into(), relay.tls_address());
+    let crowd =
+        |address| (0..4 * CLIENTS).map(move |_| stream_from([127, 0, 0, 2].into(), address)).collect::<Vec<_>>();
+    let half_open = crowd(relay.tls_address());
+    let silent = crowd(relay.address());
+    let shards = available_parallelism().unwrap().get();
+    let room = (tls_half_open_max(CLIENTS), strangers_max(CLIENTS).next_multiple_of(shards));
+    wait_until("most are given up", DEADLINE, || {
+        let told = status(&relay);
+        let count = |of: &Value| of.as_u64().unwrap() as usize;
+        count(&told["tls"]["half_open"]) <= room.0 && count(&told["total"]["connections"]) <= room.1
+    });
+    // Who speaks without TLS comes in, and so does who was there before the crowd.
+    let mut plain = Client::connect(relay.address());
+    plain.play_everything(&relay.url("/t"));
+    plain.frame_on(0);
+    let mut secured = Client::over(first).by_tls(connection(&certificate.trusted()));
+    secured.play_everything(&url(&relay, "/t"));
+    secured.frame_on(0);
+    drop((half_open, silent));
 }
 
 #[test]
