@@ -48,8 +48,9 @@ impl Secured {
             |listener: &Listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})"));
         let addresses = listeners.iter().map(address).collect::<Result<_, _>>()?;
         let carriers = shards.len().min(available_parallelism().map_or(1, usize::from));
+        let test_panics = config.test_panic.is_some();
         let threads =
-            Tls::spawn(&tls.identity, limits(config), carriers, shards.to_vec(), control.clone());
+            Tls::spawn(&tls.identity, limits(config), carriers, shards.to_vec(), control.clone(), test_panics);
         let threads = threads.map_err(|error| {
             format!("the threads for TLS cannot start ({error}); raise the limit of threads (`ulimit -u`, TasksMax= in a unit)")
         })?;

@@ -47,8 +47,12 @@ impl Established {
     }
 }
 
-/// Carries all clients that come, until no more can come and the last has gone.
-pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>) {
+/// What a client sends, of a relay that is told to be tested so, to have its code fail here.
+const ASKS_FOR_FAULT: &[u8] = b"X-Test-Panic: tls";
+
+/// Carries all clients that come, until no more can come and the last has gone. With `test_panics` clients may have their own code
+/// fail.
+pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>, test_panics: bool) {
     // Whatever is read from one client's shard is encrypted before another's is: they share the memory for it.
     let scratch: Scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
     let (running, mut all_gone) = mpsc::channel::<()>(1);
@@ -56,7 +60,7 @@ pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>) {
         let (scratch, running) = (Rc::clone(&scratch), running.clone());
         // A panic ends the task, and with it the client's two sockets.
         spawn_local(async move {
-            carry(client, scratch).await;
+            carry(client, scratch, test_panics).await;
             drop(running);
         });
     }
@@ -66,11 +70,12 @@ pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>) {
 
 type Scratch = Rc<RefCell<Box<[u8]>>>;
 
-async fn carry(client: Established, scratch: Scratch) {
+async fn carry(client: Established, scratch: Scratch, test_panics: bool) {
     let Established { tls, tcp, near, secured, counted } = client;
     let carrier = Carrier::new(tls, tcp, near, scratch);
     let outcome = match carrier {
         Ok(mut carrier) => {
+            carrier.test_panics = test_panics;
             let over = async {
                 secured.ended().await;
                 sleep(Duration::from_millis(TLS_FAREWELL_MAX_MS)).await;
@@ -111,6 +116,7 @@ struct Carrier {
     far_ended: bool,
     /// The shard has been told so.
     told_shard: bool,
+    test_panics: bool,
 }
 
 impl Carrier {
@@ -131,6 +137,7 @@ impl Carrier {
             said_farewell: false,
             far_ended: false,
             told_shard: false,
+            test_panics: false,
         })
     }
 
@@ -152,6 +159,8 @@ impl Carrier {
                 let mut reader = self.tls.reader();
                 // Nothing more just now, or never again: the client has said farewell, or gone without.
                 let Ok(plain @ [_, ..]) = reader.fill_buf() else { break };
+                let asks = |plain: &[u8]| plain.windows(ASKS_FOR_FAULT.len()).any(|window| window == ASKS_FOR_FAULT);
+                assert!(!(self.test_panics && asks(plain)), "a test wants it so");
                 ready!(self.near.poll_write_ready(cx))?;
                 match self.near.try_write(plain) {
                     Ok(count) => reader.consume(count),

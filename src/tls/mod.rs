@@ -21,6 +21,8 @@ pub use identity::{Identity, Part, certificates};
 pub use secured::Secured;
 pub use service::{Limits, Tls, TlsSender};
 
+use crate::metrics::{Panicked, process};
+
 /// What all TLS of the relay is computed by, towards clients and towards cameras.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
@@ -126,6 +128,7 @@ impl Drop for Counted {
         (self.which)(&self.counts).fetch_sub(1, Ordering::Relaxed);
         if std::thread::panicking() {
             self.counts.count(Outcome::Panicked);
+            process::panicked(Panicked::Client);
         }
     }
 }

@@ -72,7 +72,7 @@ impl TlsSender {
 
 impl Tls {
     /// Starts the thread of the handshakes and `carriers` threads that carry. Of connections that do not reach a shard `control` is
-    /// told when they are gone.
+    /// told when they are gone. With `test_panics` clients may have the code that carries them fail.
     ///
     /// # Errors
     /// If a thread or its runtime cannot be made.
@@ -82,13 +82,14 @@ impl Tls {
         carriers: usize,
         shards: Vec<ShardSender>,
         control: ControlSender,
+        test_panics: bool,
     ) -> io::Result<Tls> {
         let counts = Arc::new(TlsCounts::default());
         let mut threads = Vec::with_capacity(carriers + 1);
         let mut senders = Vec::with_capacity(carriers);
         for index in 0..carriers {
             let (sender, clients) = mpsc::unbounded_channel();
-            threads.push(thread(format!("tls-{index}"), move || carry::carry_all(clients))?);
+            threads.push(thread(format!("tls-{index}"), move || carry::carry_all(clients, test_panics))?);
             senders.push(sender);
         }
         let (queue, inbox) = mpsc::unbounded_channel();

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 use rtsprelay::limits::{strangers_max, tls_half_open_max};
 
 use crate::harness::camera::Camera;
+use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::{alone, beside_others};
 use crate::harness::program::{Program, run};
 use crate::harness::relay::{BINARY, Relay, Uring, command};
@@ -181,6 +182,38 @@ fn sockets_of_the_service_manager_are_told_apart_by_their_names() {
     let mut client = connect(&relay, &certificate.trusted());
     client.play_everything(&url(&relay, "/t"));
     client.frame_on(0);
+    // A scratch file; the build directory's cleaning takes what stays.
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn a_fault_at_one_client_ends_that_one_alone() {
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let path = scratch_file("tls-fault.toml");
+    std::fs::write(&path, configuration(&certificate, "workers = 1\n")).unwrap();
+    let arguments = ["run", "--config", path.to_str().unwrap(), "--test-panic", "1h"];
+    let relay = Relay::start(command(Uring::AsAsked, &arguments)).serving("/");
+    let trusted = certificate.trusted();
+    let player = || {
+        let mut client = connect(&relay, &trusted);
+        client.play_everything(&url(&relay, "/t"));
+        client
+    };
+    // Both are carried by the one thread that there is.
+    let (mut healthy, mut broken) = (player(), player());
+    let mut packets = healthy.frame_on(0);
+    let text = broken.compose("OPTIONS", &url(&relay, "/t"), &[("X-Test-Panic", "tls")]);
+    broken.send_raw(text.as_bytes());
+    wait_until("it is counted, and nothing is left of it", DEADLINE, || {
+        packets.extend(healthy.frame_on(0));
+        let metrics = get(http_address(&relay), "/metrics").1;
+        value(&metrics, "rtsprelay_panics_total{where=\"client\"}") == 1.0 && status(&relay)["tls"]["connections"] == 1
+    });
+    assert!(relay.printed().contains("a test wants it so"), "{}", relay.printed());
+    player().frame_on(0);
+    packets.extend(healthy.frame_on(0));
+    assert_unbroken(&packets);
     // A scratch file; the build directory's cleaning takes what stays.
     let _ = std::fs::remove_file(&path);
 }
