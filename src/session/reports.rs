@@ -19,11 +19,7 @@ impl Server {
         if let Some((key, index, rtcp)) = self.publisher_at(from) {
             return self.publisher_packet(now, key, index, rtcp, Bytes::copy_from_slice(bytes));
         }
-        let key = self.by_rtcp.get(&from).copied().or_else(|| match self.by_address.get(&from.ip())?.as_slice() {
-            [only] => Some(*only),
-            _ => None,
-        });
-        let Some(key) = key else {
+        let Some(key) = self.player_at(from) else {
             return self.count(Limited::RtcpUnasked);
         };
         let track = self.sessions[&key].tracks.iter().find_map(|set_up| match set_up.delivery {
@@ -31,6 +27,21 @@ impl Server {
             _ => None,
         });
         self.report(now, key, track, bytes);
+    }
+
+    /// The player that sends RTCP from an address in its canonical form; one whose port was translated, if it is the only one there.
+    fn player_at(&self, from: SocketAddr) -> Option<SessionKey> {
+        self.by_rtcp.get(&from).copied().or_else(|| match self.by_address.get(&from.ip())?.as_slice() {
+            [only] => Some(*only),
+            _ => None,
+        })
+    }
+
+    /// Whose datagrams come from this address: the session, and its connection while that is open.
+    pub fn sender_at(&self, from: SocketAddr) -> Option<(SessionKey, Option<ConnId>)> {
+        let from = canonical(from);
+        let key = self.publisher_at(from).map(|(key, ..)| key).or_else(|| self.player_at(from))?;
+        Some((key, self.sessions.get(&key)?.conn))
     }
 
     /// An interleaved packet from a client.

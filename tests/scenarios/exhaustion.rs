@@ -1,6 +1,6 @@
 //! When something runs out, or the relay's own code fails, those who are served go on being served.
 
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -107,6 +107,28 @@ fn a_fault_at_one_client_ends_that_one_alone() {
     relay.signal(Signal::SIGTERM);
     let (status, ..) = relay.finish(DEADLINE);
     assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_fault_at_a_datagram_ends_its_sender_alone() {
+    let _turn = beside_others();
+    let relay = Relay::start(command(Uring::AsAsked, &[&DEMO[..], &["--test-panic", "1h"]].concat())).serving("/");
+    let mut healthy = player(&relay);
+    // The even port may be anybody's; only the other one sends.
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let mut control = Client::connect(relay.address());
+    let transport = format!("RTP/AVP;unicast;client_port={}-{port}", port ^ 1);
+    let set_up = control.request("SETUP", &relay.url("/test/trackID=0"), &[("Transport", &transport)]).expect(200);
+    control.session = set_up.session().map(str::to_owned);
+    control.play(&relay.url("/test")).expect(200);
+    let told = set_up.header("Transport").unwrap();
+    let server = told.split(';').find_map(|part| part.strip_prefix("server_port=")?.split_once('-')).unwrap().1;
+    socket.send_to(b"X-Test-Panic: request", ("127.0.0.1", server.parse().unwrap())).unwrap();
+    wait_until("it is counted", DEADLINE, || metric(&relay, "rtsprelay_panics_total{where=\"client\"}") == 1.0);
+    assert!(control.is_closed());
+    unbroken(&mut healthy, 10);
+    unbroken(&mut player(&relay), 10);
 }
 
 #[test]

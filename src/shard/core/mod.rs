@@ -480,6 +480,11 @@ impl<E: Egress> Core<E> {
 
     /// A datagram came to the RTCP socket.
     pub fn rtcp(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        let sender = self.server.sender_at(from);
+        self.at = sender.and_then(|(key, conn)| self.sessions.get(&key).copied().or(conn.map(|conn| conn.0)));
+        if let (true, Some(slot)) = (self.test_panics, self.at) {
+            self.panic_if_asked(now, slot, bytes);
+        }
         self.server.rtcp(now, from, bytes);
         self.process_events(now);
     }
