@@ -301,6 +301,7 @@ fn play_tracks(
                 packetizers = numbered(0x100, 700);
             }
             Play::RenumberAfter(packets) if count == packets => packetizers = numbered(0, 7),
+            // The pause is what the client is to see; it is told apart from the packets' pace by its length alone.
             Play::PauseAfter(packets) if count == packets => std::thread::sleep(Duration::from_secs(1)),
             Play::RambleAfter(packets) if count == packets => {
                 writer.write_all(b"RTSP/1.0 200 OK\r\n")?;

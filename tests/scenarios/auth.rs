@@ -282,10 +282,7 @@ fn pages_beyond_loopback_are_for_users() {
     let all = "[[user]]\nname = \"admin\"\npassword = \"secret\"\n\n";
     // Bound to every address of this machine, and asked for by loopback alone.
     let relay = Configured::start(&format!("basic = true\n{USERS}{all}"), &["--http", "0.0.0.0:0"]);
-    let printed = relay.relay.printed();
-    let line = printed.lines().find(|line| line.contains("listening for http")).expect("it says where");
-    let port: u16 = line.rsplit_once(':').unwrap().1.trim().parse().unwrap();
-    let http = SocketAddr::from(([127, 0, 0, 1], port));
+    let http = SocketAddr::from(([127, 0, 0, 1], http_address(&relay.relay).port()));
     assert_eq!(get(http, "/healthz", "").0, 200);
     for path in ["/metrics", "/status"] {
         let (status, head) = get(http, path, "");

@@ -33,10 +33,18 @@ fn players_that_are_connected_show_the_new_size() {
     let interval = format!("%+#{FRAMES}");
     ffprobe.args(["-v", "error", "-rtsp_transport", "tcp", "-read_intervals", &interval]);
     ffprobe.args(["-show_entries", "frame=width", "-of", "csv=p=0", &url]);
-    let ffprobe = Program::start(ffprobe);
-    let gstreamer = player(SYSTEM_PYTHON, "players/gst_player.py", &[&url, "tcp", FRAMES]);
+    // One after the other, the slowest to start first: none has taken all its frames when the last plays.
+    let play = |count| {
+        wait_until(&format!("{count} of them play"), DEADLINE, || {
+            relay.printed().matches("plays stream=").count() >= count
+        });
+    };
     let opencv = player(python.to_str().unwrap(), "players/opencv_player.py", &[&url, FRAMES]);
-    wait_until("all of them play", DEADLINE, || relay.printed().matches("plays stream=").count() >= 3);
+    play(1);
+    let gstreamer = player(SYSTEM_PYTHON, "players/gst_player.py", &[&url, "tcp", FRAMES]);
+    play(2);
+    let ffprobe = Program::start(ffprobe);
+    play(3);
     drop(small);
     let large = Encoder::start(&["x264", "--no-audio", "--size", "640x480", "--port", &port]);
 

@@ -19,12 +19,17 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// Video packets that each client waits for, however slow the machine: at half of 30 frames a second, one a frame.
+fn packets_min(seconds: u64) -> usize {
+    seconds as usize * 30 / 2
+}
+
 fn over_tcp(relay: &Relay, seconds: u64) -> Got {
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/"));
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut got = Got::new();
-    while Instant::now() < end {
+    while Instant::now() < end || got.get(&0).map_or(0, Vec::len) <= packets_min(seconds) {
         let packet = client.packet();
         if packet.channel.is_multiple_of(2) {
             got.entry(packet.channel / 2).or_default().push((packet.seq(), hash(&packet.bytes)));
@@ -55,11 +60,13 @@ fn over_udp(relay: &Relay, seconds: u64) -> Got {
     let end = Instant::now() + Duration::from_secs(seconds);
     let readers: Vec<_> = sockets
         .into_iter()
-        .map(|(rtp, rtcp)| {
+        .enumerate()
+        .map(|(track, (rtp, rtcp))| {
+            let wanted = if track == 0 { packets_min(seconds) } else { 0 };
             std::thread::spawn(move || {
                 rtp.set_read_timeout(Some(DEADLINE)).unwrap();
                 let (mut buffer, mut got) = (vec![0; 65_536], Vec::new());
-                while Instant::now() < end {
+                while Instant::now() < end || got.len() <= wanted {
                     let n = rtp.recv(&mut buffer).expect("a datagram");
                     got.push((u16::from_be_bytes([buffer[2], buffer[3]]), hash(&buffer[..n])));
                 }
@@ -97,10 +104,6 @@ fn deliver(relay: &Relay, tcp: usize, udp: usize, seconds: u64) {
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     assert_same(&all);
-    for got in &all {
-        // 30 fps, at least a packet a frame; some joined late, and the machine may have been slow.
-        assert!(got[&0].len() as u64 > seconds * 30 / 2, "{} video packets", got[&0].len());
-    }
 }
 
 #[test]

@@ -51,8 +51,10 @@ fn without_descriptors_left_players_lose_nothing_and_it_recovers() {
     let mut playing = player(&relay);
     let crowd: Vec<TcpStream> = (0..150).map(|_| TcpStream::connect(relay.address()).expect("a backlog")).collect();
     unbroken(&mut playing, 30);
+    wait_until("the cure is told", DEADLINE, || {
+        relay.printed().contains("ulimit -Hn") || relay.printed().contains("ulimit -n")
+    });
     let printed = relay.printed();
-    assert!(printed.contains("ulimit -Hn") || printed.contains("ulimit -n"), "the cure: {printed}");
     assert!(printed.lines().filter(|line| line.contains("WARN")).count() < 10, "{printed}");
     drop(crowd);
     wait_until("a new player is served", DEADLINE, || {
@@ -99,10 +101,11 @@ fn a_fault_at_one_client_ends_that_one_alone() {
     wait_until("both are gone", DEADLINE, || {
         metric(&relay, "rtsprelay_clients{stream=\"test\",transport=\"tcp\"}") == 1.0
     });
+    let told = |line: &&str| line.contains("failed at a client") && line.contains("client=127.0.0.1:");
+    wait_until("both are told of", DEADLINE, || relay.printed().lines().filter(told).count() >= 2);
     let printed = relay.printed();
     assert!(printed.contains("a test wants it so") && printed.contains("panics.rs"), "where: {printed}");
-    let told = printed.lines().filter(|line| line.contains("failed at a client") && line.contains("client=127.0.0.1:"));
-    assert_eq!(told.count(), 2, "{printed}");
+    assert_eq!(printed.lines().filter(told).count(), 2, "{printed}");
     unbroken(&mut player(&relay), 10);
     relay.signal(Signal::SIGTERM);
     let (status, ..) = relay.finish(DEADLINE);
@@ -137,8 +140,10 @@ fn a_fault_of_a_source_starts_it_again_and_leaves_the_clients() {
     let relay = Relay::start(command(Uring::AsAsked, &[&DEMO[..], &["--test-panic", "1500ms"]].concat())).serving("/");
     let mut client = player(&relay);
     wait_until("the source fails", DEADLINE, || metric(&relay, "rtsprelay_panics_total{where=\"source\"}") >= 1.0);
-    let printed = relay.printed();
-    assert!(printed.contains("the source's code failed") && printed.contains("stream=\"test\""), "{printed}");
+    wait_until("it is told", DEADLINE, || {
+        let printed = relay.printed();
+        printed.lines().any(|line| line.contains("the source's code failed") && line.contains("stream=\"test\""))
+    });
     // It is back, and the sequence goes on.
     let mut before = client.packet_on(0);
     let back = |relay: &Relay| metric(relay, "rtsprelay_source_reconnects_total{stream=\"test\"}") >= 1.0;

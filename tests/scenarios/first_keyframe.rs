@@ -87,6 +87,7 @@ fn comes_from_the_log_with_all_that_followed_it() {
     camera.delta_frame(3_000);
     camera.delta_frame(100);
     let relay = relay.serving("/");
+    relay.has_sent("/", 3);
     let (_, first) = join(&relay);
     assert!(h264::is_complete_keyframe(&first));
 
@@ -110,9 +111,13 @@ fn is_the_next_one_with_start_live() {
         camera.url()
     ));
     camera.wait_playing();
+    let relay = relay.serving("/cam");
+    let mut before = Client::connect(relay.address());
+    before.play_everything(&relay.url("/cam"));
     camera.keyframe(5_000);
     camera.delta_frame(100);
-    let relay = relay.serving("/cam");
+    before.frame_on(0);
+    before.frame_on(0);
     let mut client = Client::connect(relay.address());
     let (_, played) = client.play_everything(&relay.url("/cam"));
     assert_eq!(played.rtp_info().len(), 2);

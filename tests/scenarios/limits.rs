@@ -77,11 +77,11 @@ fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
         }
     }
     let most = strangers_max(200) + 2;
+    // Those that the kernel keeps for the relay are neither connections yet nor refused.
     wait_until("the crowd has been cut down", DEADLINE, || {
         let text = get(http_address(&relay), "/metrics").1;
-        value(&text, "rtsprelay_connections ") <= (most + 1) as f64
+        value(&text, "rtsprelay_connections ") <= (most + 1) as f64 && limited(&relay, "without_session") >= 700.0
     });
-    assert!(limited(&relay, "without_session") >= 700.0, "{}", limited(&relay, "without_session"));
     // Others come in, from the crowd's address too.
     Player::new(&relay, 3).frames(5);
     Player::new(&relay, 2).frames(5);

@@ -26,7 +26,8 @@ struct Expected {
 
 const DEMO: Expected = Expected { video: "h264", audio: "pcm_mulaw", size: (640, 360) };
 const X264: Expected = Expected { video: "h264", audio: "aac", size: (1280, 720) };
-const X265: Expected = Expected { video: "hevc", audio: "aac", size: (1280, 720) };
+// Small: where the encoder is too slow for 30 frames a second, no player gets them.
+const X265: Expected = Expected { video: "hevc", audio: "aac", size: (640, 360) };
 
 /// Every player by its name, a test each, for a relayed source.
 macro_rules! every_player {
@@ -87,7 +88,7 @@ macro_rules! every_player {
 
 every_player!(demo, Relay::demo(), DEMO);
 every_player!(x264_with_aac, servers::relayed(&["x264"]), X264);
-every_player!(x265_with_aac, servers::relayed(&["x265"]), X265);
+every_player!(x265_with_aac, servers::relayed(&["x265", "--size", "640x360"]), X265);
 
 /// Other codecs: whoever joins, whenever, decodes from the first frame on.
 fn joins_decode(codec: &str) {

@@ -1,6 +1,6 @@
 //! A camera that goes away and comes back is a pause to the players, not an end.
 
-use crate::harness::camera::Camera;
+use crate::harness::camera::{Camera, Place};
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::Client;
@@ -37,9 +37,9 @@ fn clients_stay_and_go_on_with_the_next_keyframe() {
 #[test]
 fn a_stream_that_has_been_up_is_described_and_played_while_its_camera_is_away() {
     let _turn = beside_others();
-    let camera = Camera::start();
-    let address = camera.address();
-    let relay = Relay::connecting_to(&camera.url());
+    let place = Place::reserve();
+    let camera = Camera::start_at(place.address());
+    let relay = Relay::connecting_to(&place.url());
     camera.wait_playing();
     camera.keyframe(5_000);
     let relay = relay.serving("/");
@@ -49,7 +49,7 @@ fn a_stream_that_has_been_up_is_described_and_played_while_its_camera_is_away() 
     let (_, played) = client.play_everything(&relay.url("/"));
     assert_eq!(played.rtp_info().len(), 2);
 
-    let camera = Camera::start_at(address);
+    let camera = Camera::start_at(place.address());
     camera.wait_playing();
     camera.keyframe(7_000);
     wait_until("the camera's new keyframe", DEADLINE, || {
@@ -61,14 +61,11 @@ fn a_stream_that_has_been_up_is_described_and_played_while_its_camera_is_away() 
 #[test]
 fn a_stream_that_has_never_been_up_answers_503_and_comes_up_later() {
     let _turn = beside_others();
-    let camera = Camera::start();
-    let address = camera.address();
-    let url = camera.url();
-    drop(camera);
-    let relay = Relay::connecting_to(&url);
+    let place = Place::reserve();
+    let relay = Relay::connecting_to(&place.url());
     let answer = Client::connect(relay.address()).describe(&relay.url("/")).expect(503);
     assert!(answer.header("Retry-After").is_some(), "{answer:#?}");
-    let _camera = Camera::start_at(address);
+    let _camera = Camera::start_at(place.address());
     relay.serving("/");
 }
 

@@ -1,11 +1,13 @@
 //! Whatever a camera does, viewers stay; and which camera is pulled, and when.
 
+use std::io::Write;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::camera::Camera;
+use crate::harness::camera::{Camera, Place};
 use crate::harness::machine::beside_others;
 use crate::harness::program::{Program, run};
 use crate::harness::relay::{Relay, Uring, command};
@@ -25,28 +27,36 @@ fn camera_relay(port: u16) -> Relay {
 #[test]
 fn a_recording_goes_on_over_the_cameras_restarts() {
     let _turn = beside_others();
-    let camera = camera_relay(0);
-    let port = camera.address().port();
+    let place = Place::reserve();
+    let port = place.address().port();
+    let camera = camera_relay(port);
     let relay = Relay::of(&camera.url("/test"));
     // MP4 has no place for the pattern's sound; Matroska has.
     let files = [scratch_file("recording.mp4"), scratch_file("recording.mkv")];
     let names = files.each_ref().map(|file| file.to_str().unwrap());
     let mut recorder = std::process::Command::new("ffmpeg");
     let url = relay.url("/");
-    recorder.args(["-v", "error", "-rtsp_transport", "tcp", "-i", &url]);
-    recorder.args(["-c", "copy", "-an", "-t", "10", "-y", names[0], "-c", "copy", "-t", "10", "-y", names[1]]);
-    let recorder = Program::start(recorder);
+    recorder.args(["-v", "error", "-progress", "-", "-rtsp_transport", "tcp", "-i", &url]);
+    recorder.args(["-c", "copy", "-an", "-y", names[0], "-c", "copy", "-y", names[1]]).stdin(Stdio::piped());
+    let mut recorder = Program::start_fed(recorder);
     let mut camera = Some(camera);
-    wait_until("ffmpeg plays", DEADLINE, || relay.printed().contains(" plays "));
-    // It looks at the stream for a while before it records.
-    std::thread::sleep(Duration::from_millis(2_000));
+    let frames = |recorder: &Program| -> u32 {
+        let printed = recorder.stdout.text();
+        let mut counts = printed.lines().filter_map(|line| line.strip_prefix("frame=")?.trim().parse().ok());
+        counts.next_back().unwrap_or(0)
+    };
+    wait_until("ffmpeg records", DEADLINE, || frames(&recorder) >= 30);
     for _ in 0..2 {
         drop(camera.take());
+        // The break in the recording.
         std::thread::sleep(Duration::from_millis(1_000));
         camera = Some(camera_relay(port).serving("/test"));
         wait_until("the relay is live again", DEADLINE, || live_in_a_row(&relay));
+        let recorded = frames(&recorder);
+        wait_until("ffmpeg records on", DEADLINE, || frames(&recorder) >= recorded + 30);
     }
-    let recorded = recorder.finish(Duration::from_secs(60));
+    recorder.stdin().unwrap().write_all(b"q").unwrap();
+    let recorded = recorder.finish(DEADLINE);
     assert!(recorded.status.success(), "{recorded:#?}");
     for (name, kinds) in [(names[0], &["video"][..]), (names[1], &["video", "audio"])] {
         let show = ["-v", "error", "-show_entries", "packet=codec_type,dts_time,pts_time", "-of", "json", name];
@@ -105,18 +115,15 @@ fn a_camera_that_hangs_is_noticed_told_of_and_connected_anew() {
 #[test]
 fn the_next_camera_stands_in_for_the_first_until_it_is_back() {
     let _turn = beside_others();
-    let first = Camera::start();
-    let (address, url) = (first.address(), first.url());
-    drop(first);
-    let second = Camera::start();
-    let relay = Relay::configured(&one_stream(&format!("source = [\"{url}\", \"{}\"]", second.url())));
+    let (place, second) = (Place::reserve(), Camera::start());
+    let relay = Relay::configured(&one_stream(&format!("source = [\"{}\", \"{}\"]", place.url(), second.url())));
     second.wait_playing();
     second.keyframe(5_000);
     let relay = relay.serving("/front");
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/front"));
     let before = client.frame_on(0);
-    let first = Camera::start_at(address);
+    let first = Camera::start_at(place.address());
     first.wait_playing();
     first.keyframe(7_000);
     let after = client.frame_on(0);
@@ -129,7 +136,7 @@ fn the_next_camera_stands_in_for_the_first_until_it_is_back() {
 fn an_on_demand_camera_is_pulled_for_the_first_client_and_left_after_the_last() {
     let _turn = beside_others();
     let camera = Camera::start();
-    let source = format!("source = \"{}\"\non_demand = true\non_demand_stop = \"200ms\"", camera.url());
+    let source = format!("source = \"{}\"\non_demand = true\non_demand_stop = \"3s\"", camera.url());
     let relay = Relay::configured(&one_stream(&source));
     assert_eq!(camera.requests(), Vec::<String>::new());
     for session in 1..=2 {
@@ -152,10 +159,8 @@ fn an_on_demand_camera_is_pulled_for_the_first_client_and_left_after_the_last() 
 #[test]
 fn a_client_of_an_on_demand_camera_that_is_away_gets_503_after_the_wait_and_others_wait_for_nothing() {
     let _turn = beside_others();
-    let camera = Camera::start();
-    let url = camera.url();
-    drop(camera);
-    let keys = format!("source = \"{url}\"\non_demand = true\non_demand_start = \"1s\"");
+    let place = Place::reserve();
+    let keys = format!("source = \"{}\"\non_demand = true\non_demand_start = \"1s\"", place.url());
     let other = "\n[[stream]]\nname = \"other\"\nsource = \"test\"\n";
     // One shard, so that the one who waits could be in the others' way.
     let config = format!("{}{other}", one_stream(&keys)).replace("workers = 2", "workers = 1");

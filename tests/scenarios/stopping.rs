@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::camera::Camera;
+use crate::harness::camera::{Camera, Place};
 use crate::harness::machine::alone;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::Client;
@@ -111,9 +111,8 @@ fn with_a_client_that_does_not_read() {
 fn while_the_camera_cannot_be_reached() {
     let _turn = alone();
     in_time(|| {
-        // A port that nobody listens at.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let relay = Relay::connecting_to(&format!("rtsp://127.0.0.1:{port}/cam"));
+        let place = Place::reserve();
+        let relay = Relay::connecting_to(&place.url());
         relay.signal(Signal::SIGTERM);
         let (status, took, printed) = relay.finish(DEADLINE);
         assert_eq!(status.code(), Some(0), "{printed}");

@@ -1,6 +1,7 @@
 //! A client gets the tracks that it set up and no others, on the channels that it asked for.
 
 use std::collections::BTreeMap;
+use std::sync::Barrier;
 
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
@@ -11,6 +12,11 @@ const PACKETS: usize = 200;
 
 /// SETUP of the tracks of `media` on the channels given, PLAY, and what comes.
 fn play(relay: &Relay, wanted: &[(&str, u8, u8)]) -> Vec<Packet> {
+    play_with_others(relay, wanted, &Barrier::new(1))
+}
+
+/// The same; PLAY comes when others are as far.
+fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], others: &Barrier) -> Vec<Packet> {
     let mut client = Client::connect(relay.address());
     let described = client.describe(&relay.url("/")).expect(200);
     let tracks = tracks(&described);
@@ -19,6 +25,7 @@ fn play(relay: &Relay, wanted: &[(&str, u8, u8)]) -> Vec<Packet> {
         let answer = client.setup(track, rtp, rtcp).expect(200);
         assert_eq!(answer.transport("interleaved"), Some(format!("{rtp}-{rtcp}").as_str()));
     }
+    others.wait();
     let played = client.play(described.header("Content-Base").unwrap()).expect(200);
     assert_eq!(played.rtp_info().len(), wanted.len(), "{played:#?}");
     (0..PACKETS).map(|_| client.packet()).collect()
@@ -55,9 +62,10 @@ fn audio_alone() {
 fn other_channel_numbers_carry_the_same_packets() {
     let _turn = beside_others();
     let relay = Relay::demo();
+    let both_at_once = Barrier::new(2);
     let usual = std::thread::scope(|scope| {
-        let other = scope.spawn(|| play(&relay, &[("video", 10, 11), ("audio", 4, 5)]));
-        let usual = play(&relay, &[("video", 0, 1), ("audio", 2, 3)]);
+        let other = scope.spawn(|| play_with_others(&relay, &[("video", 10, 11), ("audio", 4, 5)], &both_at_once));
+        let usual = play_with_others(&relay, &[("video", 0, 1), ("audio", 2, 3)], &both_at_once);
         let other = other.join().unwrap();
         for packet in &other {
             assert!([4, 5, 10, 11].contains(&packet.channel), "channel {}", packet.channel);

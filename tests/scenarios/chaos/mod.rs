@@ -20,7 +20,7 @@ use fastrand::Rng;
 use nix::sys::signal::Signal;
 
 use self::clients::{ALL, Target};
-use crate::harness::camera::Camera;
+use crate::harness::camera::{Camera, Place};
 use crate::harness::http::http_address;
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
@@ -92,17 +92,13 @@ impl Plan {
 /// A camera that may be away.
 struct Unsteady {
     camera: Mutex<Option<Camera>>,
-    address: SocketAddr,
+    place: Place,
 }
 
 impl Unsteady {
     fn start() -> Unsteady {
-        let camera = Camera::start();
-        Unsteady { address: camera.address(), camera: Mutex::new(Some(camera)) }
-    }
-
-    fn url(&self) -> String {
-        format!("rtsp://{}/cam", self.address)
+        let place = Place::reserve();
+        Unsteady { camera: Mutex::new(Some(Camera::start_at(place.address()))), place }
     }
 
     /// Nobody feeds it as long as this is held.
@@ -126,7 +122,7 @@ impl Unsteady {
         *place = None;
         // Being away for so long is the disaster.
         std::thread::sleep(lasts);
-        *place = Some(Camera::start_at(self.address));
+        *place = Some(Camera::start_at(self.place.address()));
     }
 }
 
@@ -268,7 +264,8 @@ fn disasters_leave_nothing_behind() {
     let stream = |name: &str, source: &str| {
         format!("\n[[stream]]\nname = \"{name}\"\nsource = \"{source}\"\nsource_timeout = \"1s\"\n")
     };
-    let streams = stream("steady", &steady.url()) + &stream("rough", &rough.url()) + &stream("live", "publish");
+    let streams =
+        stream("steady", &steady.place.url()) + &stream("rough", &rough.place.url()) + &stream("live", "publish");
     let relay = Relay::configured(&format!("{CONFIG}{streams}"));
     steady.wait_playing();
     rough.wait_playing();
@@ -299,9 +296,11 @@ fn disasters_leave_nothing_behind() {
         // What is made once, at the first client, is not a leak.
         let (at_once, unused) = (AtomicBool::new(true), AtomicU64::new(0));
         witness(target.rtsp, "/steady", &at_once, &unused);
-        std::thread::sleep(Duration::from_millis(200));
-        let before = Vitals::of(&relay, target.http);
-        assert_eq!((before.connections, before.sessions, before.clients), (0, 0, 0), "{before:?}");
+        let mut before = Vitals::of(&relay, target.http);
+        crate::harness::wait_until("nobody is there", DEADLINE, || {
+            before = Vitals::of(&relay, target.http);
+            (before.connections, before.sessions, before.clients) == (0, 0, 0)
+        });
 
         let witnesses: Vec<_> =
             (0..plan.witnesses).map(|_| scope.spawn(|| witness(target.rtsp, "/steady", &stop, &frames))).collect();

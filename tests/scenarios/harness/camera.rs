@@ -21,6 +21,12 @@ pub const PPS: &[u8] = &[0x68, 0xcb, 0x8c, 0xb2];
 /// RTP ticks from one video frame to the next (30 fps).
 const FRAME_TICKS: u32 = 3_000;
 
+/// RTP ticks, and bytes, of a packet of sound (20 ms).
+const SOUND_TICKS: u32 = 160;
+
+const VIDEO_SSRC: u32 = 0x1111;
+const AUDIO_SSRC: u32 = 0x2222;
+
 /// Bytes of an RTP payload.
 const PAYLOAD_BYTES: usize = 1_400;
 
@@ -39,6 +45,39 @@ struct State {
     deaf: bool,
 }
 
+/// An address at which nothing listens, and that the system gives to nobody else. A camera may be switched on there, and off.
+pub struct Place {
+    _reserved: socket2::Socket,
+    address: SocketAddr,
+}
+
+impl Place {
+    /// One on 127.0.0.1.
+    pub fn reserve() -> Place {
+        let socket = bound("127.0.0.1:0".parse().unwrap());
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        Place { _reserved: socket, address }
+    }
+
+    /// The address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL of a camera there.
+    pub fn url(&self) -> String {
+        format!("rtsp://{}/cam", self.address)
+    }
+}
+
+/// A socket that others may share the address of as long as it does not listen.
+fn bound(address: SocketAddr) -> socket2::Socket {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+    socket
+}
+
 /// The camera. Everything closes when it is dropped.
 pub struct Camera {
     state: Arc<Mutex<State>>,
@@ -54,9 +93,7 @@ impl Camera {
 
     /// Starts one at an address.
     pub fn start_at(address: SocketAddr) -> Camera {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.set_reuse_address(true).unwrap();
-        socket.bind(&address.into()).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        let socket = bound(address);
         socket.listen(16).unwrap();
         let listener: TcpListener = socket.into();
         let address = listener.local_addr().unwrap();
@@ -173,16 +210,28 @@ impl Camera {
         number
     }
 
+    /// Sends a packet of sound.
+    pub fn sound(&self) {
+        let mut state = self.state.lock().unwrap();
+        let (channel, seq, time) = state.audio;
+        let mut wire = Vec::new();
+        rtp(&mut wire, channel, 0, seq, time, AUDIO_SSRC, &[0xFF; SOUND_TICKS as usize]);
+        state.audio = (channel, seq.wrapping_add(1), time.wrapping_add(SOUND_TICKS));
+        state.send(&wire);
+    }
+
     /// Sends a sender report for the video track: its newest frame was taken at `ntp`.
     pub fn sender_report(&self, ntp: u64) {
         let mut state = self.state.lock().unwrap();
-        let time = state.video.2.wrapping_sub(FRAME_TICKS);
-        let mut wire = vec![b'$', state.video.0 + 1, 0, 28, 0x80, 200, 0, 6];
-        wire.extend(0x1111u32.to_be_bytes());
-        wire.extend(ntp.to_be_bytes());
-        wire.extend(time.to_be_bytes());
-        wire.extend([0, 0, 0, 9, 0, 0, 9, 9]);
-        state.send(&wire);
+        let (channel, _, next) = state.video;
+        state.report(channel + 1, VIDEO_SSRC, ntp, next.wrapping_sub(FRAME_TICKS));
+    }
+
+    /// Sends one for the audio track, of its newest packet.
+    pub fn sound_report(&self, ntp: u64) {
+        let mut state = self.state.lock().unwrap();
+        let (channel, _, next) = state.audio;
+        state.report(channel + 1, AUDIO_SSRC, ntp, next.wrapping_sub(SOUND_TICKS));
     }
 }
 
@@ -232,12 +281,21 @@ impl State {
         let mut wire = Vec::new();
         let last = payloads.len() - 1;
         for (index, payload) in payloads.iter().enumerate() {
-            rtp(&mut wire, channel, if index == last { 0x80 | 96 } else { 96 }, seq, time, 0x1111, payload);
+            rtp(&mut wire, channel, if index == last { 0x80 | 96 } else { 96 }, seq, time, VIDEO_SSRC, payload);
             seq = seq.wrapping_add(1);
         }
         self.video = (channel, seq, time.wrapping_add(FRAME_TICKS));
         self.frames += 1;
         (number, wire)
+    }
+
+    fn report(&mut self, channel: u8, ssrc: u32, ntp: u64, rtp_time: u32) {
+        let mut wire = vec![b'$', channel, 0, 28, 0x80, 200, 0, 6];
+        wire.extend(ssrc.to_be_bytes());
+        wire.extend(ntp.to_be_bytes());
+        wire.extend(rtp_time.to_be_bytes());
+        wire.extend([0, 0, 0, 9, 0, 0, 9, 9]);
+        self.send(&wire);
     }
 
     fn send(&mut self, wire: &[u8]) {

@@ -115,6 +115,16 @@ impl Relay {
         self
     }
 
+    /// Plays the stream at `path` until so many video frames have come. Every shard has them then before it gets a new
+    /// connection, which comes to it the same way.
+    pub fn has_sent(&self, path: &str, frames: usize) {
+        let mut client = Client::connect(self.address);
+        client.play_everything(&self.url(path));
+        for _ in 0..frames {
+            client.frame_on(0);
+        }
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
