@@ -2,8 +2,11 @@
 //! an error that names what is wrong.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::harness::camera::{PPS, SPS};
 use crate::harness::machine::beside_others;
@@ -19,6 +22,11 @@ struct Case {
     /// By track; the last again for further ones.
     setups: &'static [&'static str],
     play: Option<&'static str>,
+    /// To OPTIONS, which the relay keeps the session alive with; it is told to do so often.
+    options: Option<&'static str>,
+    teardown: Option<&'static str>,
+    /// Media come as datagrams.
+    udp: bool,
     outcome: Outcome,
 }
 
@@ -33,7 +41,7 @@ enum Outcome {
 use Outcome::{Codecs, Fault};
 
 const fn case(name: &'static str, describe: &'static str, outcome: Outcome) -> Case {
-    Case { name, describe, setups: &[], play: None, outcome }
+    Case { name, describe, setups: &[], play: None, options: None, teardown: None, udp: false, outcome }
 }
 
 const CASES: &[Case] = &[
@@ -47,6 +55,7 @@ const CASES: &[Case] = &[
     Case {
         setups: &["dahua_setup"],
         play: Some("dahua_play"),
+        options: Some("dahua_options"),
         ..case("dahua", "dahua_describe_h264_aac_onvif", Codecs(&["h264", "aac", ""]))
     },
     case("dahua265", "dahua_describe_h265_pcma", Codecs(&["hevc", "pcm_alaw"])),
@@ -79,11 +88,17 @@ const CASES: &[Case] = &[
     Case { play: Some("laureii_play"), ..case("laureii", "ipcam_describe", Codecs(&["h264"])) },
     case("longse", "longse_unauthorized", Fault("401")),
     Case { setups: &["luckfox_rkipc_setup_tcp"], ..case("luckfox", "ipcam_describe", Codecs(&["h264"])) },
+    Case {
+        setups: &["luckfox_rkipc_setup_udp"],
+        udp: true,
+        ..case("luckfox_udp", "ipcam_describe", Codecs(&["h264"]))
+    },
     case("macrovideo", "macrovideo_describe", Codecs(&["h264"])),
     case("no_content_type", "missing_content_type_describe", Codecs(&["h264", "aac"])),
     Case {
         setups: &["reolink_setup"],
         play: Some("reolink_play"),
+        teardown: Some("reolink_teardown"),
         ..case("reolink", "reolink_describe", Codecs(&["h264", "aac"]))
     },
     case("control_first", "reolink_describe_control_first", Codecs(&["h264", "aac"])),
@@ -146,7 +161,17 @@ fn tracks(text: &str) -> Vec<Track> {
     tracks
 }
 
-fn serve(case: Case, stream: TcpStream) -> std::io::Result<()> {
+/// What the cameras were asked: their names and the methods, in order.
+type AskedFor = Arc<Mutex<Vec<(&'static str, String)>>>;
+
+/// Where the media of a track go.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Channel(u8),
+    Port(u16),
+}
+
+fn serve(case: Case, stream: TcpStream, asked_for: &AskedFor) -> std::io::Result<()> {
     let describe = file(case.describe);
     let mut tracks = tracks(&describe);
     let mut set_up = 0;
@@ -170,6 +195,7 @@ fn serve(case: Case, stream: TcpStream) -> std::io::Result<()> {
         let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
         let cseq = header("CSeq:");
         let base = url.trim_end_matches('/');
+        asked_for.lock().unwrap().push((case.name, method.clone()));
         match method.as_str() {
             "DESCRIBE" => writer.write_all(answer(&describe, cseq, base).as_bytes())?,
             "SETUP" => {
@@ -185,9 +211,15 @@ fn serve(case: Case, stream: TcpStream) -> std::io::Result<()> {
                     let hex: String = ssrc.trim_start().chars().take_while(char::is_ascii_hexdigit).collect();
                     track.ssrc = u32::from_str_radix(&hex, 16).unwrap_or(track.ssrc);
                 }
-                order.push(asked.split('-').next().and_then(|it| it.parse().ok()).unwrap_or(0u8));
+                let port =
+                    header("Transport:").split("client_port=").nth(1).and_then(|it| it.split('-').next()?.parse().ok());
+                order.push(match port.filter(|_| case.udp) {
+                    Some(port) => Place::Port(port),
+                    None => Place::Channel(asked.split('-').next().and_then(|it| it.parse().ok()).unwrap_or(0)),
+                });
                 set_up += 1;
-                writer.write_all(answer(&text, cseq, base).as_bytes())?;
+                let often = if case.options.is_some() { text.replace("timeout=60", "timeout=2") } else { text };
+                writer.write_all(answer(&often, cseq, base).as_bytes())?;
             }
             "PLAY" => {
                 let text = case.play.map_or_else(|| "RTSP/1.0 200 OK\nCSeq: 1\nSession: 4711\n\n".to_owned(), file);
@@ -195,6 +227,12 @@ fn serve(case: Case, stream: TcpStream) -> std::io::Result<()> {
                 let media = writer.try_clone()?;
                 let playing: Vec<_> = tracks.iter().cloned().zip(order.clone()).collect();
                 std::thread::spawn(move || send(&playing, media));
+            }
+            "OPTIONS" if case.options.is_some() => {
+                writer.write_all(answer(&file(case.options.unwrap()), cseq, base).as_bytes())?;
+            }
+            "TEARDOWN" if case.teardown.is_some() => {
+                writer.write_all(answer(&file(case.teardown.unwrap()), cseq, base).as_bytes())?;
             }
             _ => writer.write_all(format!("RTSP/1.0 200 OK\r\nCSeq: {cseq}\r\nSession: 4711\r\n\r\n").as_bytes())?,
         }
@@ -207,10 +245,11 @@ fn keyframe_payloads() -> Vec<Vec<u8>> {
 }
 
 /// Sends media of every track until the connection ends.
-fn send(tracks: &[(Track, u8)], mut stream: TcpStream) -> std::io::Result<()> {
+fn send(tracks: &[(Track, Place)], mut stream: TcpStream) -> std::io::Result<()> {
+    let datagrams = UdpSocket::bind("127.0.0.1:0")?;
     for count in 0u32.. {
         let mut wire = Vec::new();
-        for (track, channel) in tracks {
+        for (track, place) in tracks {
             let (payloads, ticks): (Vec<Vec<u8>>, u32) = match track.encoding.as_str() {
                 "H264" => (keyframe_payloads(), 1_800),
                 // An IDR slice that is the picture's first.
@@ -224,29 +263,38 @@ fn send(tracks: &[(Track, u8)], mut stream: TcpStream) -> std::io::Result<()> {
             for (index, payload) in payloads.iter().enumerate() {
                 let seq = (count * payloads.len() as u32 + index as u32) as u16;
                 let marker = if index == last { 0x80 } else { 0 };
-                wire.extend([b'$', *channel]);
-                wire.extend((12 + payload.len() as u16).to_be_bytes());
-                wire.extend([0x80, marker | track.payload_type]);
-                wire.extend(seq.to_be_bytes());
-                wire.extend((count * ticks).to_be_bytes());
-                wire.extend(track.ssrc.to_be_bytes());
-                wire.extend(payload);
+                let mut packet = vec![0x80, marker | track.payload_type];
+                packet.extend(seq.to_be_bytes());
+                packet.extend((count * ticks).to_be_bytes());
+                packet.extend(track.ssrc.to_be_bytes());
+                packet.extend(payload);
+                match *place {
+                    Place::Channel(channel) => {
+                        wire.extend([b'$', channel]);
+                        wire.extend((packet.len() as u16).to_be_bytes());
+                        wire.extend(packet);
+                    }
+                    Place::Port(port) => drop(datagrams.send_to(&packet, ("127.0.0.1", port))?),
+                }
             }
         }
         stream.write_all(&wire)?;
+        // The pace of a camera.
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
 
 /// Starts the case's camera; it ends with the process.
-fn start(case: Case) -> SocketAddr {
+fn start(case: Case, asked_for: &AskedFor) -> SocketAddr {
+    let asked_for = asked_for.clone();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // An error is the relay's leaving.
-            std::thread::spawn(move || serve(case, stream));
+            let asked_for = asked_for.clone();
+            std::thread::spawn(move || serve(case, stream, &asked_for));
         }
     });
     address
@@ -256,9 +304,12 @@ fn start(case: Case) -> SocketAddr {
 fn every_real_camera_is_relayed_or_told_what_is_wrong_with_it() {
     let _turn = beside_others();
     let mut config = "listen = [\"127.0.0.1:0\"]\nworkers = 2\n".to_owned();
+    let asked_for = AskedFor::default();
     for case in CASES {
-        let address = start(*case);
+        let address = start(*case, &asked_for);
+        let transport = if case.udp { "udp" } else { "tcp" };
         config += &format!("[[stream]]\nname = \"{}\"\nsource = \"rtsp://{address}/cam\"\n", case.name);
+        config += &format!("transport = \"{transport}\"\n");
     }
     let relay = Relay::configured(&config);
     // Most of the time ffprobe waits for more of the stream.
@@ -267,6 +318,16 @@ fn every_real_camera_is_relayed_or_told_what_is_wrong_with_it() {
         judges.into_iter().filter_map(|judge| judge.join().unwrap()).collect()
     });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // What its answer to OPTIONS offers is what the session is kept alive with from then on.
+    let asked = |name: &str, what: &str| {
+        asked_for.lock().unwrap().iter().any(|(of, method)| *of == name && method.ends_with(what))
+    };
+    wait_until("dahua is kept alive", DEADLINE, || asked("dahua", "OPTIONS") && asked("dahua", "_PARAMETER"));
+    assert_eq!(log_of(&relay, "dahua"), Vec::<String>::new());
+    relay.signal(Signal::SIGTERM);
+    let (status, _, printed) = relay.finish(DEADLINE);
+    assert!(status.success() && !printed.contains("panicked"), "{printed}");
+    assert!(asked("reolink", "TEARDOWN"));
 }
 
 /// What is wrong with what came of a case, if anything is.
