@@ -122,12 +122,10 @@ impl<P: Publish> Host<'_, P> {
                 reorder.push(received, packet, &mut |received, packet| feed.packet(track, received, &packet));
             }
             Publishing::Ended(reason) if of_current => self.gone(&reason.to_string()),
-            // Of one that the source knew before it was started again: it has to begin anew, too.
-            Publishing::Packet { .. } if self.current.is_none() => {
-                self.tell(shard, session, Verdict::End(EndReason::Panicked));
-            }
-            // Of one that has been ended here already.
-            Publishing::Packet { .. } | Publishing::Ended(_) => {}
+            // Of one that has been ended here already, to whom it is no news; or of one that the source knew before it was
+            // started again, who has to begin anew whether another publisher has come meanwhile or not.
+            Publishing::Packet { .. } => self.tell(shard, session, Verdict::End(EndReason::Panicked)),
+            Publishing::Ended(_) => {}
         }
     }
 
@@ -203,33 +201,93 @@ fn sender_report(compound: &[u8]) -> Option<Report> {
 mod tests {
     use std::future::poll_fn;
 
+    use bytes::Bytes;
+
     use super::*;
-    use crate::shard::inbox;
+    use crate::shard::inbox::{self, Backlog, ShardReceiver};
     use crate::source::pipeline::Pipeline;
     use crate::source::tests::Collector;
+    use crate::stream::TrackId;
 
-    #[test]
-    fn a_publisher_is_ended_when_its_stream_is_received_no_more() {
+    /// A stream without takeover, whose publishers are on one shard.
+    struct Rig {
+        tell: mpsc::UnboundedSender<FromShard>,
+        told: ShardReceiver,
+        stop: watch::Sender<bool>,
+    }
+
+    impl Rig {
+        fn tell(&self, session: u64, what: Publishing) {
+            self.tell.send((0, SessionKey(session), what)).expect("somebody listens");
+        }
+
+        fn record(&self, session: u64) {
+            let peer = "127.0.0.1:9".parse().expect("an address");
+            self.tell(session, Publishing::Record { peer, tracks: Vec::new() });
+        }
+
+        fn packet(&self, session: u64) {
+            let packet = Bytes::from_static(b"packet");
+            let held = Backlog::default().hold(&packet).expect("room");
+            let (track, received) = (TrackId(0), Instant::now());
+            self.tell(session, Publishing::Packet { track, rtcp: false, received, packet, held });
+        }
+
+        /// The next verdict, and whose it is.
+        async fn verdict(&mut self) -> (u64, Verdict) {
+            match poll_fn(|cx| self.told.poll_recv(cx)).await {
+                Some(ToShard::Publisher(SessionKey(session), verdict)) => (session, verdict),
+                _ => panic!("no verdict"),
+            }
+        }
+    }
+
+    fn with_stream<T: Future<Output = ()>>(test: impl FnOnce(Rig) -> T) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (shard, mut told) = inbox::channel();
+        let (shard, told) = inbox::channel();
         let (tell, messages) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
         let second = Duration::from_secs(1);
         let spec = PublisherSpec { name: "live".to_owned(), takeover: false, quiet: second, silence: 10 * second };
-        let session = SessionKey(7);
         let run = run(spec, Source::new(Pipeline::new(7)), Collector::default(), messages, vec![shard], stopped);
-        let test = async {
-            let record = Publishing::Record { peer: "127.0.0.1:9".parse().expect("an address"), tracks: Vec::new() };
-            tell.send((0, session, record)).expect("somebody listens");
-            let verdict = poll_fn(|cx| told.poll_recv(cx)).await;
-            assert!(matches!(verdict, Some(ToShard::Publisher(key, Verdict::Go)) if key == session));
-            stop.send(true).expect("somebody listens");
-            let verdict = poll_fn(|cx| told.poll_recv(cx)).await;
-            assert!(
-                matches!(verdict, Some(ToShard::Publisher(key, Verdict::End(EndReason::Reconfigured))) if key == session)
-            );
-        };
+        let test = test(Rig { tell, told, stop });
         let both = async { tokio::join!(run, test) };
         runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), both).await }).expect("in time");
+    }
+
+    #[test]
+    fn a_publisher_is_ended_when_its_stream_is_received_no_more() {
+        with_stream(async |mut rig| {
+            rig.record(7);
+            assert!(matches!(rig.verdict().await, (7, Verdict::Go)));
+            rig.stop.send(true).expect("somebody listens");
+            assert!(matches!(rig.verdict().await, (7, Verdict::End(EndReason::Reconfigured))));
+        });
+    }
+
+    #[test]
+    fn a_second_publisher_is_refused_and_the_first_sends_on() {
+        with_stream(async |mut rig| {
+            rig.record(7);
+            assert!(matches!(rig.verdict().await, (7, Verdict::Go)));
+            rig.record(8);
+            assert!(matches!(rig.verdict().await, (8, Verdict::Refuse(BUSY))));
+            rig.packet(7);
+            rig.stop.send(true).expect("somebody listens");
+            assert!(matches!(rig.verdict().await, (7, Verdict::End(EndReason::Reconfigured))));
+        });
+    }
+
+    #[test]
+    fn who_sends_without_being_known_is_ended_whether_another_sends_or_not() {
+        with_stream(async |mut rig| {
+            rig.packet(6);
+            assert!(matches!(rig.verdict().await, (6, Verdict::End(EndReason::Panicked))));
+            rig.record(7);
+            assert!(matches!(rig.verdict().await, (7, Verdict::Go)));
+            rig.packet(6);
+            assert!(matches!(rig.verdict().await, (6, Verdict::End(EndReason::Panicked))));
+            rig.stop.send(true).expect("somebody listens");
+        });
     }
 }
