@@ -272,10 +272,21 @@ impl Server {
                 key
             }
         };
+        Ok(Some(self.set_up(asked, key, track, delivery, &told)))
+    }
+
+    /// Adds a track to a session; gives the answer with the transport that it has.
+    pub(super) fn set_up(
+        &mut self,
+        asked: &Asked<'_>,
+        key: SessionKey,
+        track: TrackId,
+        delivery: Delivery,
+        transport: &str,
+    ) -> Response {
         self.add_track(key, SetUp { track, delivery, url: without_credentials(&asked.request.url) });
         self.note_user_agent(key, asked.request);
-        let answer = self.good(&Asked { session: Some(key), ..*asked });
-        Ok(Some(answer.header("Transport", &told)))
+        self.good(&Asked { session: Some(key), ..*asked }).header("Transport", transport)
     }
 
     /// Whether a track may be added to this session now, by this connection.

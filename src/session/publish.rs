@@ -151,10 +151,7 @@ impl Server {
                 key
             }
         };
-        self.add_track(key, SetUp { track, delivery, url: without_credentials(&asked.request.url) });
-        self.note_user_agent(key, asked.request);
-        let answer = self.good(&Asked { session: Some(key), ..*asked });
-        Ok(Some(answer.header("Transport", &told)))
+        Ok(Some(self.set_up(asked, key, track, delivery, &told)))
     }
 
     /// Where a publisher's track comes from, and the transport to tell it.
