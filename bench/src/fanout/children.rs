@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{Handshake, Step, Transport};
+use crate::load::report::Report;
 use crate::rtsp::{Message, Url};
 
 /// Time that a child may take to end after SIGTERM.
@@ -124,6 +125,46 @@ impl Drop for Process {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A run of the load generator, in a process of its own.
+pub struct Load<'a> {
+    /// The CPU that it runs on.
+    pub cpu: usize,
+    /// What it plays.
+    pub url: &'a str,
+    /// The server's process, whose CPU time is counted.
+    pub pid: i32,
+    /// Players.
+    pub clients: usize,
+    /// How long is measured.
+    pub seconds: Duration,
+    /// How long not, before it.
+    pub warmup: Duration,
+    /// Further arguments.
+    pub more: Vec<String>,
+    /// Where it logs to.
+    pub log: &'a Path,
+}
+
+impl Load<'_> {
+    /// Runs it to its end; gives its report.
+    pub fn run(self, stop: &AtomicBool) -> Result<Report, String> {
+        let mut arguments = vec![
+            "load".into(),
+            "--json".into(),
+            "--quiet".into(),
+            format!("--url={}", self.url),
+            format!("--pid={}", self.pid),
+            format!("--clients={}", self.clients),
+            format!("--seconds={}us", self.seconds.as_micros()),
+            format!("--warmup={}us", self.warmup.as_micros()),
+        ];
+        arguments.extend(self.more);
+        let output = Process::own("load", Some(self.cpu), &arguments, self.log)?.output(stop)?;
+        let none = |_| format!("load gave no report; {} tells why", self.log.display());
+        serde_json::from_str(output.trim()).map_err(none)
     }
 }
 

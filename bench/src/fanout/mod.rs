@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::client::Transport;
 use crate::load::report::Report;
 use crate::os;
-use children::{Process, free_port, wait_ready};
+use children::{Load, Process, free_port, wait_ready};
 
 /// A server that runs already.
 #[derive(Clone, Debug, PartialEq)]
@@ -325,25 +325,17 @@ fn turn_of(
             (url, process.pid())
         }
     };
-    let mut load = Process::own(
-        "load",
-        Some(args.load_cpu),
-        &[
-            "load".into(),
-            "--json".into(),
-            "--quiet".into(),
-            format!("--url={url}"),
-            format!("--pid={pid}"),
-            format!("--clients={}", scene.clients),
-            format!("--transport={}", scene.transport.name()),
-            format!("--seconds={}us", args.seconds.as_micros()),
-            format!("--warmup={}us", args.warmup.as_micros()),
-            format!("--ramp={}", args.ramp),
-        ],
+    let load = Load {
+        cpu: args.load_cpu,
+        url: &url,
+        pid,
+        clients: scene.clients,
+        seconds: args.seconds,
+        warmup: args.warmup,
+        more: vec![format!("--transport={}", scene.transport.name()), format!("--ramp={}", args.ramp)],
         log,
-    )?;
-    let output = load.output(stop)?;
-    serde_json::from_str(output.trim()).map_err(|_| "load gave no report; log.txt tells why".into())
+    };
+    load.run(stop)
 }
 
 fn start_server(args: &Args, own: Own, camera: &str, relay: &Path, log: &Path) -> Result<(Process, String), String> {

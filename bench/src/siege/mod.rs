@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::fanout::children::{Process, free_port, wait_ready};
+use crate::fanout::children::{Load, Process, free_port, wait_ready};
 use crate::fanout::summary::Spread;
 use crate::load::report::Report;
 use crate::os;
@@ -147,24 +147,17 @@ fn window(
     stop: &AtomicBool,
 ) -> Result<(Report, Option<Tally>), String> {
     let mut attack = attacked.then(|| besiege(args, url, &args.log)).transpose()?;
-    let mut load = Process::own(
-        "load",
-        Some(args.load_cpu),
-        &[
-            "load".into(),
-            "--json".into(),
-            "--quiet".into(),
-            format!("--url={url}"),
-            format!("--pid={pid}"),
-            format!("--clients={}", args.clients),
-            format!("--seconds={}us", args.seconds.as_micros()),
-            format!("--warmup={}us", args.warmup.as_micros()),
-        ],
-        &args.log,
-    )?;
-    let output = load.output(stop)?;
-    let report =
-        serde_json::from_str(output.trim()).map_err(|_| "load gave no report; the log tells why".to_string())?;
+    let load = Load {
+        cpu: args.load_cpu,
+        url,
+        pid,
+        clients: args.clients,
+        seconds: args.seconds,
+        warmup: args.warmup,
+        more: Vec::new(),
+        log: &args.log,
+    };
+    let report = load.run(stop)?;
     let tally = attack.as_mut().map(|attack| {
         attack.terminate();
         attack.output(stop)
