@@ -25,7 +25,9 @@ within() {
         sleep 0.1
     done
 }
-plays() { near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://127.0.0.1:${2:-8554}/$1" 2>/dev/null | grep h264 >/dev/null; }
+plays() { # STREAM [USER:PASSWORD@] [PORT]
+    near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://${2:-}127.0.0.1:${3:-8554}/$1" 2>/dev/null | grep h264 >/dev/null
+}
 says() { journal | grep -F -- "$1" >/dev/null; }
 says_again() { [ "$(journal | grep -cF -- "$2")" -gt "$1" ]; }
 configure() { # TEXT OF STREAMS... [head in $head]
@@ -91,8 +93,22 @@ for key in p50_us p99_us fps; do
     grep -oE "\b$key=[0-9.]+" <<<"$report" || fail "no $key in the journal: $report"
 done
 
-step "the watchdog"
+step "a password from a credential"
 mkdir -p "/proc/$INIT/root/run/systemd/system/rtsprelay.service.d"
+printf 'se:c ret\n' >"/proc/$INIT/root/etc/viewer.secret"
+chmod 600 "/proc/$INIT/root/etc/viewer.secret"
+printf '[Service]\nLoadCredential=viewer:/etc/viewer.secret\n' >"/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
+guest systemctl daemon-reload
+configure one
+printf '[[user]]\nname = "viewer"\npassword_credential = "viewer"\n' >>"/proc/$INIT/root/etc/rtsprelay/rtsprelay.toml"
+guest systemctl restart rtsprelay
+within 10 plays one "viewer:se%3Ac%20ret@"
+plays one && fail "the stream plays without the password"
+plays one "viewer:guess@" && fail "the stream plays with another password"
+journal | grep -F 'se:c ret' >/dev/null && fail "the password is in the journal"
+rm "/proc/$INIT/root/etc/viewer.secret"
+
+step "the watchdog"
 printf '[Service]\nWatchdogSec=2s\n' >"/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
 guest systemctl daemon-reload
 configure one
@@ -138,7 +154,7 @@ mkdir -p "/proc/$INIT/root/run/systemd/system/rtsprelay.socket.d"
 printf '[Socket]\nListenStream=\nListenStream=0.0.0.0:554\n' >"/proc/$INIT/root/run/systemd/system/rtsprelay.socket.d/test.conf"
 guest systemctl daemon-reload
 guest systemctl start rtsprelay.socket
-within 20 plays one 554
+within 20 plays one "" 554
 [ "$(show ActiveState)" = active ] || fail "the connection did not start it"
 refused=0
 guest systemctl restart --no-block rtsprelay
@@ -148,7 +164,7 @@ for _ in $(seq 100); do
 done
 echo "$refused of 100 connections refused during a restart"
 [ $refused = 0 ] || fail "connections were refused during a restart"
-within 20 plays one 554
+within 20 plays one "" 554
 
 step "the sandbox"
 guest systemd-analyze security --no-pager rtsprelay.service | tail -n 1
