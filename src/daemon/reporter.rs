@@ -14,7 +14,9 @@ use crate::config::{ReportConfig, ReportFormat};
 use crate::limits::COLLECT_EVERY_MAX_MS;
 use crate::metrics::report::{Report, Scope};
 use crate::metrics::table::{Frame, table};
-use crate::metrics::{ClientSnapshot, Collector, ReportRequest, ShardSnapshot, SourceGauge, lines, prometheus, status};
+use crate::metrics::{
+    ClientSnapshot, Collector, ReportRequest, ShardSnapshot, SourceDrop, SourceGauge, lines, prometheus, status,
+};
 use crate::shard::fanout::Fanout;
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::source::pipeline::{Publish, Published};
@@ -91,6 +93,18 @@ impl Watched {
         let stats = self.source.pipeline.borrow().stats();
         let status = self.source.status.borrow();
         let described = self.described.borrow();
+        let datagrams = &self.source.datagrams;
+        let mut dropped = [0; SourceDrop::COUNT];
+        for (reason, packets) in [
+            (SourceDrop::Late, stats.late + datagrams.late()),
+            (SourceDrop::Malformed, stats.malformed),
+            (SourceDrop::Empty, stats.empty),
+            (SourceDrop::PayloadType, stats.foreign),
+            (SourceDrop::Oversize, stats.oversize),
+            (SourceDrop::Stranger, datagrams.strangers()),
+        ] {
+            dropped[reason.index()] = packets;
+        }
         let video = described.as_ref().and_then(|is| is.tracks.iter().position(crate::stream::Track::is_video));
         SourceGauge {
             state: status.state,
@@ -103,6 +117,7 @@ impl Watched {
             failures: status.failures,
             torn: stats.torn,
             unreferenced: stats.unreferenced,
+            dropped,
             unread: self.source.unread_bytes(),
         }
     }

@@ -270,6 +270,7 @@ impl Collector {
                 bytes_total: counts.bytes,
             },
             drops,
+            source_drops: stream.source.dropped,
         })
     }
 

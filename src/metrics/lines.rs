@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
-use super::DropReason;
 use super::report::{Flow, Percentiles, Report, Scope, StreamReport};
+use super::{DropReason, SourceDrop};
 
 /// A time in RFC 3339, UTC, with milliseconds.
 pub fn rfc3339(at: SystemTime) -> String {
@@ -44,7 +44,7 @@ pub fn logfmt(report: &Report) -> String {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            if (name.starts_with("dropped_") && name != "dropped_total" && text == "0") || value.is_null() {
+            if (name.contains("dropped_") && name != "dropped_total" && text == "0") || value.is_null() {
                 continue;
             }
             let plain = !text.is_empty()
@@ -134,6 +134,9 @@ fn stream_fields(fields: &mut Fields, stream: &StreamReport) {
     for reason in DropReason::ALL {
         put(fields, &format!("dropped_{}_total", reason.name()), stream.drops[reason.index()]);
     }
+    for reason in SourceDrop::ALL {
+        put(fields, &format!("source_dropped_{}_total", reason.name()), stream.source_drops[reason.index()]);
+    }
     put(fields, "failures_total", stream.failures);
     if let Some(fault) = &stream.fault {
         put(fields, "fault", fault.as_str());
@@ -202,6 +205,7 @@ mod tests {
             " sends=360 p50_us=130 p90_us=400 p99_us=950 p999_us=2400 max_us=31000 lag_ms=45 skips=1 skips_total=3",
             " dropped_total=30",
             " dropped_lagging_total=30",
+            " source_dropped_late_total=4 failures_total=2",
         ] {
             assert!(lines[0].contains(field), "{field} is not in {text}");
         }

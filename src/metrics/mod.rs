@@ -20,7 +20,7 @@ mod testing;
 
 pub use collect::Collector;
 pub use latency::ClientLatency;
-pub use names::{Counter, DropReason, LeaveReason, Limited, Panicked, Transport};
+pub use names::{Counter, DropReason, LeaveReason, Limited, Panicked, SourceDrop, Transport};
 pub use report::SourceGauge;
 pub use scrape::{Scrape, StreamScrape};
 pub use shard::{ClientSnapshot, Reception, ReportRequest, ShardMetrics, ShardSnapshot, StreamCounts, StreamSnapshot};

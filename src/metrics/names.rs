@@ -72,6 +72,24 @@ counted! {
 }
 
 counted! {
+    /// Why a packet of a source is not in the stream.
+    SourceDrop {
+        /// It came twice, or too late to be put in its place.
+        Late = "late",
+        /// It was no RTP, or of a track that there is not.
+        Malformed = "malformed",
+        /// It had no payload.
+        Empty = "empty",
+        /// Its payload type was not its track's.
+        PayloadType = "payload_type",
+        /// It was too large for a datagram, and could not be cut.
+        Oversize = "oversize",
+        /// A datagram that came to a camera's ports and was not the camera's, or nobody's packet.
+        Stranger = "stranger",
+    }
+}
+
+counted! {
     /// Why a client is no longer there.
     LeaveReason {
         /// It said TEARDOWN.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::report::{Report, StreamReport};
 use super::scrape::{BUCKETS, Scrape, StreamScrape, bucket_end_us};
-use super::{Counter, DropReason, LeaveReason, Limited, Panicked, Transport, process};
+use super::{Counter, DropReason, LeaveReason, Limited, Panicked, SourceDrop, Transport, process};
 use crate::shard::inbox::SourceState;
 use crate::tls::{Outcome, TlsCounts};
 
@@ -133,6 +133,17 @@ fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Opti
     out.family("source_packets_lost_total", "counter", "RTP packets of the source that never came.");
     for (stream, _) in streams {
         out.value("source_packets_lost_total", &[("stream", &stream.name)], stream.flow.lost_total);
+    }
+    out.family(
+        "source_packets_dropped_total",
+        "counter",
+        "Packets of the source that are not in the stream, by reason.",
+    );
+    for (stream, _) in streams {
+        for &reason in SourceDrop::ALL {
+            let labels = [("stream", stream.name.as_str()), ("reason", reason.name())];
+            out.value("source_packets_dropped_total", &labels, stream.source_drops[reason.index()]);
+        }
     }
     out.family("source_reconnects_total", "counter", "Sessions with the source after the first.");
     for (stream, _) in streams {

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use hdrhistogram::{Counter, Histogram};
 
-use super::DropReason;
+use super::{DropReason, SourceDrop};
 use crate::shard::inbox::SourceState;
 
 /// A source's counts and state, as the control thread knows them. Counts are since the start.
@@ -30,6 +30,8 @@ pub struct SourceGauge {
     pub torn: u64,
     /// Frames kept back after a break because what they refer to is gone.
     pub unreferenced: u64,
+    /// Packets that are not in the stream, by [`SourceDrop`].
+    pub dropped: [u64; SourceDrop::COUNT],
     /// Bytes that came and were not read yet; `None` where that is not known, as of datagrams.
     pub unread: Option<u64>,
 }
@@ -47,6 +49,7 @@ impl Default for SourceGauge {
             failures: 0,
             torn: 0,
             unreferenced: 0,
+            dropped: [0; SourceDrop::COUNT],
             unread: None,
         }
     }
@@ -143,6 +146,8 @@ pub struct StreamReport {
     pub flow: Flow,
     /// Frames dropped since the start, by [`DropReason`].
     pub drops: [u64; DropReason::COUNT],
+    /// Packets of the source that are not in the stream, since the start, by [`SourceDrop`].
+    pub source_drops: [u64; SourceDrop::COUNT],
 }
 
 /// All streams together.

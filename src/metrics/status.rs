@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::lines;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
-use super::{ClientSnapshot, DropReason};
+use super::{ClientSnapshot, DropReason, SourceDrop};
 use crate::shard::inbox::SourceState;
 use crate::tls::{Outcome, TlsCounts};
 
@@ -94,6 +94,11 @@ fn stream(value: &Value) -> Option<StreamReport> {
         let count = value.get(format!("dropped_{}_total", reason.name()));
         drops[reason.index()] = count.and_then(Value::as_u64).unwrap_or(0);
     }
+    let mut source_drops = [0; SourceDrop::COUNT];
+    for reason in SourceDrop::ALL {
+        let count = value.get(format!("source_dropped_{}_total", reason.name()));
+        source_drops[reason.index()] = count.and_then(Value::as_u64).unwrap_or(0);
+    }
     Some(StreamReport {
         // Whatever answers there must not write to the terminal as it likes.
         name: name.chars().filter(char::is_ascii_graphic).collect(),
@@ -106,6 +111,7 @@ fn stream(value: &Value) -> Option<StreamReport> {
         unread: value.get("unread_bytes").and_then(Value::as_u64),
         flow: flow(value)?,
         drops,
+        source_drops,
     })
 }
 

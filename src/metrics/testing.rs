@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::DropReason;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
+use super::{DropReason, SourceDrop};
 use crate::shard::inbox::SourceState;
 
 /// Two streams: one that plays, one that is down.
@@ -29,6 +29,8 @@ pub(super) fn report() -> Report {
     };
     let mut drops = [0; DropReason::COUNT];
     drops[DropReason::Lagging.index()] = 30;
+    let mut source_drops = [0; SourceDrop::COUNT];
+    source_drops[SourceDrop::Late.index()] = 4;
     let mut histogram = [0; HISTOGRAM_OCTAVES];
     histogram[6..=14].copy_from_slice(&[4, 220, 100, 30, 2, 1, 1, 1, 1]);
     Report {
@@ -47,6 +49,7 @@ pub(super) fn report() -> Report {
                 unread: Some(1_460),
                 flow: flow.clone(),
                 drops,
+                source_drops,
             },
             StreamReport {
                 name: "yard".into(),
@@ -58,6 +61,7 @@ pub(super) fn report() -> Report {
                 unread: None,
                 flow: Flow::default(),
                 drops: [0; DropReason::COUNT],
+                source_drops: [0; SourceDrop::COUNT],
             },
         ],
         total: Totals {

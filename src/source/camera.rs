@@ -20,6 +20,7 @@ use super::fault::{Fault, Step};
 use super::feed::Feed;
 use super::loopback::Way;
 use super::pipeline::{Publish, SourceTrack};
+use super::supervisor::DroppedDatagrams;
 use super::tunnel::{self, TlsOptions};
 use super::unread::{Appetite, TooMuch, connecting, reading};
 use crate::limits::TRACKS_MAX;
@@ -89,6 +90,8 @@ pub(super) struct Camera<'a> {
     pub(super) group: Arc<SessionGroup>,
     /// Whether the session is to say TEARDOWN at its end.
     pub(super) says_goodbye: bool,
+    /// Counts datagrams that are not passed on.
+    pub(super) dropped: Arc<DroppedDatagrams>,
 }
 
 /// Tracks of the session: which of the pipeline's tracks each of retina's streams is.
@@ -145,7 +148,8 @@ impl Camera<'_> {
         let limit = self.timeouts.describe;
         let mut connections = Vec::new();
         let url = if self.address.is_secure() || self.way != Way::default() {
-            let (url, beyond) = match timeout(limit, tunnel::open(self.address, self.tls, self.way)).await {
+            let opened = tunnel::open(self.address, self.tls, self.way, self.dropped.clone());
+            let (url, beyond) = match timeout(limit, opened).await {
                 Ok(opened) => opened?,
                 Err(_) => return Err(Fault::TimedOut(Step::Describe, limit)),
             };

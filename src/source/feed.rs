@@ -1,5 +1,6 @@
 //! A source's end of its pipeline, with what the supervisor has to tell beside the packets.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, info, warn};
@@ -7,7 +8,7 @@ use tracing::{debug, info, warn};
 use super::camera::Report;
 use super::fault::Fault;
 use super::pipeline::{Publish, Published, SourceTrack};
-use super::supervisor::Source;
+use super::supervisor::{DroppedDatagrams, Source};
 use crate::shard::inbox::SourceState;
 use crate::stream::TrackId;
 use crate::sys::Connection;
@@ -77,6 +78,11 @@ impl<'a, P: Publish> Feed<'a, P> {
     /// The connections by which the session's media come, as far as they are known.
     pub(super) fn comes_by(&self, connections: Vec<Connection>) {
         self.source.connections.replace(connections);
+    }
+
+    /// Where datagrams that are not passed on are counted.
+    pub(super) fn dropped_datagrams(&self) -> Arc<DroppedDatagrams> {
+        self.source.datagrams.clone()
     }
 
     /// The source plays these tracks.

@@ -8,6 +8,7 @@ use std::future::{pending, poll_fn};
 use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -15,9 +16,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::UdpSocket;
 use tokio::time::sleep_until;
-use tracing::debug;
 
 use super::reorder::Reorder;
+use super::supervisor::DroppedDatagrams;
 use super::timeline::{Order, Place};
 use crate::egress::datagram_pair;
 use crate::limits::{CAMERA_ANSWER_BYTES_MAX, INTERLEAVED_HEADER_BYTES};
@@ -51,16 +52,23 @@ pub(super) struct Ends {
     pub(super) camera: IpAddr,
 }
 
-/// Carries a session between the library, `near`, and the camera until either ends it.
+/// Carries a session between the library, `near`, and the camera until either ends it. Datagrams that are not passed on are
+/// counted in `dropped`.
 ///
 /// # Errors
 /// Those of the connections and of making sockets; the library sees each as the end of its connection.
-pub(super) async fn carry<N, C>(mut near: N, mut camera: C, ends: Ends, way: Way) -> io::Result<()>
+pub(super) async fn carry<N, C>(
+    mut near: N,
+    mut camera: C,
+    ends: Ends,
+    way: Way,
+    dropped: Arc<DroppedDatagrams>,
+) -> io::Result<()>
 where
     N: AsyncRead + AsyncWrite + Unpin,
     C: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut bridge = Bridge::new(ends, way);
+    let mut bridge = Bridge::new(ends, way, dropped);
     let (mut asked, mut answered) = (BytesMut::new(), BytesMut::new());
     let (mut to_near, mut to_camera) = (Vec::new(), Vec::new());
     loop {
@@ -107,6 +115,7 @@ struct Bridge {
     begun: bool,
     tracks: Vec<Datagrams>,
     buffer: Vec<u8>,
+    dropped: Arc<DroppedDatagrams>,
 }
 
 struct Pending {
@@ -131,13 +140,11 @@ struct Datagrams {
 struct Sequence {
     reorder: Reorder,
     order: Order,
-    late: u64,
-    foreign: u64,
 }
 
 impl Bridge {
-    fn new(ends: Ends, way: Way) -> Self {
-        Bridge { ends, way, pending: None, begun: false, tracks: Vec::new(), buffer: Vec::new() }
+    fn new(ends: Ends, way: Way, dropped: Arc<DroppedDatagrams>) -> Self {
+        Bridge { ends, way, pending: None, begun: false, tracks: Vec::new(), buffer: Vec::new(), dropped }
     }
 
     /// Whether all that the camera sends passes as it is.
@@ -249,11 +256,11 @@ impl Bridge {
                     let from = from.ip().to_canonical();
                     let is_its = [track.source, self.ends.camera].iter().any(|one| one.to_canonical() == from);
                     if is_its && !is_rtcp {
-                        track.sequence.take(track.channels.0, Instant::now(), read.filled(), out);
+                        track.sequence.take(track.channels.0, Instant::now(), read.filled(), &self.dropped, out);
                     } else if is_its && rtcp::parse(read.filled()).all(|part| part.is_ok()) {
                         frame(track.channels.1, read.filled(), out);
                     } else {
-                        track.sequence.foreign += 1;
+                        self.dropped.count_stranger();
                     }
                 }
             }
@@ -268,41 +275,30 @@ impl Bridge {
     /// Waits no longer for what should have come by `now`.
     fn tick(&mut self, now: Instant, out: &mut Vec<u8>) {
         for track in &mut self.tracks {
-            let Sequence { reorder, order, late, .. } = &mut track.sequence;
-            reorder.tick(now, &mut |_, packet| pass(order, late, track.channels.0, &packet, out));
-        }
-    }
-}
-
-impl Drop for Bridge {
-    fn drop(&mut self) {
-        let late: u64 = self.tracks.iter().map(|track| track.sequence.late).sum();
-        let foreign: u64 = self.tracks.iter().map(|track| track.sequence.foreign).sum();
-        if late + foreign > 0 {
-            debug!(camera = %self.ends.camera, late, foreign, "datagrams that came too late or were nobody's packets");
+            let Sequence { reorder, order } = &mut track.sequence;
+            reorder.tick(now, &mut |_, packet| pass(order, &self.dropped, track.channels.0, &packet, out));
         }
     }
 }
 
 impl Sequence {
     /// A datagram that should be an RTP packet.
-    fn take(&mut self, channel: u8, now: Instant, packet: &[u8], out: &mut Vec<u8>) {
+    fn take(&mut self, channel: u8, now: Instant, packet: &[u8], dropped: &DroppedDatagrams, out: &mut Vec<u8>) {
         // Over a connection that would be the camera's fault; here anybody can have sent it.
         if Header::parse(packet).is_err() {
-            self.foreign += 1;
-            return;
+            return dropped.count_stranger();
         }
-        let Sequence { reorder, order, late, .. } = self;
-        reorder.push(now, Bytes::copy_from_slice(packet), &mut |_, packet| pass(order, late, channel, &packet, out));
+        let Sequence { reorder, order } = self;
+        reorder.push(now, Bytes::copy_from_slice(packet), &mut |_, packet| pass(order, dropped, channel, &packet, out));
     }
 }
 
 /// Passes a packet on unless it is late: the library ends a session over one that comes by a connection. Where numbers begin
 /// anew it is to do so.
-fn pass(order: &mut Order, late: &mut u64, channel: u8, packet: &[u8], out: &mut Vec<u8>) {
+fn pass(order: &mut Order, dropped: &DroppedDatagrams, channel: u8, packet: &[u8], out: &mut Vec<u8>) {
     let Ok(header) = Header::parse(packet) else { return };
     match order.place(header.sequence, header.ssrc) {
-        Place::Late => *late += 1,
+        Place::Late => dropped.count_late(),
         _ => frame(channel, packet, out),
     }
 }
@@ -415,7 +411,7 @@ mod tests {
     #[test]
     fn setup_asks_for_datagrams_and_is_answered_with_the_channels_that_were_asked_for() {
         in_runtime(async {
-            let mut bridge = Bridge::new(ENDS, UDP);
+            let mut bridge = Bridge::new(ENDS, UDP, Arc::default());
             let setup = asked(&mut bridge, SETUP);
             assert!(
                 setup.contains("Transport: RTP/AVP/UDP;unicast;client_port=") && setup.ends_with("\r\n\r\n"),
@@ -437,7 +433,7 @@ mod tests {
     fn a_camera_that_insists_on_its_connection_is_let_have_it_and_the_ssrc_is_left_out() {
         in_runtime(async {
             for way in [UDP, Way { udp: false, ..UDP }] {
-                let mut bridge = Bridge::new(ENDS, way);
+                let mut bridge = Bridge::new(ENDS, way, Arc::default());
                 asked(&mut bridge, SETUP);
                 let answer = "RTSP/1.0 200 OK\r\nTransport: RTP/AVP/TCP;unicast;interleaved=4-5; ssrc=0BAD\r\n\r\n";
                 let told = answered(&mut bridge, answer);
@@ -461,7 +457,7 @@ mod tests {
                 }
             };
             let port = camera.local_addr().expect("bound").port();
-            let mut bridge = Bridge::new(ends, UDP);
+            let mut bridge = Bridge::new(ends, UDP, Arc::default());
             asked(&mut bridge, SETUP);
             let answer = format!(
                 "RTSP/1.0 200 OK\r\nTransport: RTP/AVP;unicast;source={named};server_port={port}-{port}\r\n\r\n"
@@ -476,6 +472,34 @@ mod tests {
         });
     }
 
+    #[test]
+    fn what_comes_late_or_from_elsewhere_is_counted() {
+        in_runtime(async {
+            let mut bridge = Bridge::new(ENDS, UDP, Arc::default());
+            let port = {
+                let setup = asked(&mut bridge, SETUP);
+                let port = setup.split("client_port=").nth(1).and_then(|rest| rest.split('-').next()).expect("a port");
+                port.parse::<u16>().expect("a number")
+            };
+            answered(&mut bridge, "RTSP/1.0 200 OK\r\nTransport: RTP/AVP;unicast;server_port=6000-6001\r\n\r\n");
+            let camera = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+            let stranger = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).await.expect("a port");
+            let to = (Ipv4Addr::LOCALHOST, port);
+            let packet = |sequence: u16| [&Header::write(true, 96, sequence, 0, 7)[..], b"x"].concat();
+            for sequence in [10, 11, 10] {
+                camera.send_to(&packet(sequence), to).await.expect("sent");
+            }
+            stranger.send_to(&packet(12), to).await.expect("sent");
+            camera.send_to(b"no packet", to).await.expect("sent");
+            let mut out = Vec::new();
+            while bridge.dropped.late() < 1 || bridge.dropped.strangers() < 2 {
+                poll_fn(|cx| bridge.poll_media(cx, &mut out)).await;
+            }
+            assert_eq!((bridge.dropped.late(), bridge.dropped.strangers()), (1, 2));
+            assert_eq!(out.len(), 2 * (4 + packet(10).len()), "two are passed on");
+        });
+    }
+
     proptest::proptest! {
         #[test]
         fn whatever_a_camera_sends_goes_on_byte_for_byte_in_whatever_pieces_it_comes(
@@ -484,7 +508,7 @@ mod tests {
         ) {
             let mut all = b"\r\nRTSP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello$\x00\x00\x03abcRTSP/1.0 404 No\r\n\r\n".to_vec();
             all.extend(&garbage);
-            let mut bridge = Bridge::new(ENDS, Way { udp: false, without_ssrc: true });
+            let mut bridge = Bridge::new(ENDS, Way { udp: false, without_ssrc: true }, Arc::default());
             let (mut buffer, mut out) = (BytesMut::new(), Vec::new());
             let mut rest = &all[..];
             for cut in cuts.iter().cycle() {
@@ -508,7 +532,7 @@ mod tests {
             // Its other end neither reads nor closes.
             let (_hangs, camera) = tokio::io::duplex(1_024);
             drop(library);
-            carry(near, camera, ENDS, Way::default()).await.expect("the end");
+            carry(near, camera, ENDS, Way::default(), Arc::default()).await.expect("the end");
         });
     }
 }

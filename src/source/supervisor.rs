@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -112,6 +113,33 @@ impl Status {
     }
 }
 
+/// Datagrams of a camera that are not handed to its pipeline. Counts since the source was made; they only grow.
+#[derive(Debug, Default)]
+pub struct DroppedDatagrams {
+    late: AtomicU64,
+    strangers: AtomicU64,
+}
+
+impl DroppedDatagrams {
+    /// Those that came twice, or too late to be put in their place.
+    pub fn late(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
+    }
+
+    /// Those that were not the camera's, or nobody's packet.
+    pub fn strangers(&self) -> u64 {
+        self.strangers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_late(&self) {
+        self.late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_stranger(&self) {
+        self.strangers.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A source as the control thread's tasks share it. No borrow is ever held across an `await`.
 pub struct Source {
     /// The stream's way to the shards; others than the supervisor read its counts.
@@ -120,6 +148,8 @@ pub struct Source {
     pub status: RefCell<Status>,
     /// The connections by which the media of a camera come.
     pub connections: RefCell<Vec<Connection>>,
+    /// What its datagrams' way has dropped; the task that carries them counts.
+    pub datagrams: Arc<DroppedDatagrams>,
 }
 
 impl Source {
@@ -130,6 +160,7 @@ impl Source {
             pipeline: RefCell::new(pipeline),
             status: RefCell::new(status),
             connections: RefCell::default(),
+            datagrams: Arc::default(),
         })
     }
 
@@ -250,8 +281,8 @@ async fn supervise<P: Publish>(
         owed.retain(|group: &Weak<SessionGroup>| group.strong_count() > 0);
         let says_goodbye = owed.len() < TEARDOWNS_OWED_MAX;
         owed.push(Arc::downgrade(&group));
-        let camera =
-            Camera { address, timeouts, tls: &spec.tls, way: ways[at], group: Arc::clone(&group), says_goodbye };
+        let (tls, way, dropped) = (&spec.tls, ways[at], feed.dropped_datagrams());
+        let camera = Camera { address, timeouts, tls, way, group: Arc::clone(&group), says_goodbye, dropped };
         let end = tokio::select! {
             biased;
             () = stopped(stop) => End::Stop,
@@ -350,7 +381,8 @@ async fn one_is_back(before: &[CameraAddress], timeouts: Timeouts, tls: &TlsOpti
         sleep(every).await;
         for (index, address) in before.iter().enumerate() {
             let group = Arc::new(SessionGroup::default());
-            let camera = Camera { address, timeouts, tls, way: Way::default(), group, says_goodbye: true };
+            let (way, dropped) = (Way::default(), Arc::default());
+            let camera = Camera { address, timeouts, tls, way, group, says_goodbye: true, dropped };
             if camera.answers().await {
                 return index;
             }

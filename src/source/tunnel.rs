@@ -12,17 +12,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use url::Url;
 
 use super::address::CameraAddress;
 use super::fault::Fault;
 use super::loopback::{self, Ends, Way};
+use super::supervisor::DroppedDatagrams;
 use crate::sys::Connection;
-use crate::tls::certificates;
+use crate::tls::{Judge, certificates};
 
 /// The port of an `rtsps://` URL without one.
 pub const PORT: u16 = 322;
@@ -49,6 +48,7 @@ pub(super) async fn open(
     address: &CameraAddress,
     options: &TlsOptions,
     way: Way,
+    dropped: Arc<DroppedDatagrams>,
 ) -> Result<(Url, Option<Connection>), Fault> {
     let url = address.url();
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -78,14 +78,14 @@ pub(super) async fn open(
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.map_err(local)?;
     let port = listener.local_addr().map_err(local)?.port();
     match secured {
-        Ok(camera) => drop(tokio::spawn(accept(listener, camera, ends, way))),
-        Err(camera) => drop(tokio::spawn(accept(listener, camera, ends, way))),
+        Ok(camera) => drop(tokio::spawn(accept(listener, camera, ends, way, dropped))),
+        Err(camera) => drop(tokio::spawn(accept(listener, camera, ends, way, dropped))),
     }
     Ok((address.at_loopback(port), connection))
 }
 
 /// Carries the session of the first connection to `listener`.
-async fn accept<C>(listener: TcpListener, camera: C, ends: Ends, way: Way)
+async fn accept<C>(listener: TcpListener, camera: C, ends: Ends, way: Way, dropped: Arc<DroppedDatagrams>)
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
@@ -94,16 +94,16 @@ where
     // It fails only if the loopback connection is gone already.
     let _ = near.set_nodelay(true);
     // Whatever ends it is seen by the RTSP library as the end of its connection.
-    let _ = loopback::carry(near, camera, ends, way).await;
+    let _ = loopback::carry(near, camera, ends, way, dropped).await;
 }
 
 fn config(options: &TlsOptions) -> Result<ClientConfig, Fault> {
-    let provider = crate::tls::provider();
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let builder = ClientConfig::builder_with_provider(crate::tls::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| Fault::Tls(error.to_string()))?;
     if let Some(fingerprint) = options.fingerprint {
-        let verifier = Arc::new(Pinned { fingerprint, provider });
+        let judge = move |certificate: &CertificateDer<'_>| trusts(&fingerprint, certificate);
+        let verifier = Arc::new(Judge::new(judge));
         return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
     }
     let mut roots = RootCertStore::empty();
@@ -123,56 +123,19 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, Fault> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Trusts one certificate, by its hash.
-#[derive(Debug)]
-struct Pinned {
-    fingerprint: [u8; 32],
-    provider: Arc<CryptoProvider>,
-}
-
 /// The SHA-256 of a certificate.
 fn fingerprint(certificate: &CertificateDer<'_>) -> Vec<u8> {
     ::ring::digest::digest(&::ring::digest::SHA256, certificate).as_ref().to_vec()
 }
 
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let found = fingerprint(end_entity);
-        if found == self.fingerprint {
-            return Ok(ServerCertVerified::assertion());
-        }
-        let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
-        Err(rustls::Error::General(format!("the certificate's SHA-256 is {found}, not what tls_fingerprint says")))
+/// Whether a certificate is the one with this hash.
+fn trusts(pinned: &[u8; 32], certificate: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+    let found = fingerprint(certificate);
+    if found == *pinned {
+        return Ok(());
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
+    Err(rustls::Error::General(format!("the certificate's SHA-256 is {found}, not what tls_fingerprint says")))
 }
 
 /// Reads a SHA-256 in hexadecimal, with or without colons.
@@ -191,6 +154,7 @@ pub fn parse_fingerprint(text: &str) -> Result<[u8; 32], String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
 
     use tokio::io::copy_bidirectional;
     use tokio_rustls::TlsAcceptor;
@@ -260,6 +224,31 @@ mod tests {
             supervise(spec, fault_is(named));
         }
         std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn what_lies_unread_behind_tls_is_that_of_the_cameras_own_connection() {
+        let camera = FakeCamera::start(Script::default());
+        let (address, _, print) = secured(camera.address);
+        let mut spec = spec(&format!("rtsps://{address}/cam"));
+        spec.tls = TlsOptions { ca: None, fingerprint: Some(print) };
+        supervise(spec, |source, collector| {
+            if !live_times(1)(source, collector) {
+                return false;
+            }
+            // Nobody reads as long as this thread is here; the camera sends on.
+            let begun = Instant::now();
+            let unread = || {
+                let connections = source.connections.borrow();
+                connections.iter().find(|connection| connection.peer() == address).and_then(Connection::unread)
+            };
+            while unread() < Some(1_000) {
+                assert!(begun.elapsed() < Duration::from_secs(30), "{:?} bytes unread", unread());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(source.unread_bytes() >= Some(1_000), "{:?}", source.unread_bytes());
+            true
+        });
     }
 
     #[test]

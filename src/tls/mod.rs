@@ -8,6 +8,7 @@
 pub mod carry;
 pub mod handshake;
 mod identity;
+mod judge;
 mod secured;
 mod service;
 mod validity;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 
 pub use identity::{Identity, Part, certificates};
+pub use judge::Judge;
 pub use secured::Secured;
 pub use service::{Limits, Tls, TlsSender};
 
