@@ -16,6 +16,7 @@ mod tests;
 mod uring;
 mod uring_hold;
 mod uring_id;
+mod uring_left;
 mod uring_moments;
 mod uring_refusals;
 mod uring_slot;

@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::probe::explained;
 use super::uring_hold::Holds;
 use super::uring_id::{SLOTS_MAX, Tag, UserData};
+use super::uring_left::leave;
 use super::uring_moments::Moments;
 use super::uring_refusals::Refusals;
 use super::uring_slot::{Lending, Outcome, Slot, State, is_refusal};
@@ -449,8 +450,7 @@ impl Drop for UringEgress {
                 lent = self.holds.len(),
                 "sends did not end within {EGRESS_DRAIN_MAX_MS} ms of being cancelled; their memory is leaked, as the kernel may still read it"
             );
-            mem::forget(mem::take(&mut self.slots));
-            mem::forget(mem::take(&mut self.holds));
+            leave(mem::take(&mut self.slots), mem::take(&mut self.holds));
         }
     }
 }
