@@ -140,6 +140,14 @@ pub const fn strangers_max(clients: usize) -> usize {
     }
 }
 
+/// The same while there are so many sessions: some of the places that all connections may take are left for those who come next.
+pub const fn strangers_beside(clients: usize, sessions: usize) -> usize {
+    let beyond = answered_beyond(clients);
+    let free = clients.saturating_add(beyond - beyond / 4).saturating_sub(sessions);
+    let max = strangers_max(clients);
+    if free < max { free } else { max }
+}
+
 /// Connections beyond `limits.clients` that still get an answer: in proportion to it, for they take descriptors as well.
 pub const fn answered_beyond(clients: usize) -> usize {
     let beyond = clients / 4 + 8;

@@ -3,7 +3,7 @@
 
 use super::server::Server;
 use super::types::{CloseReason, ConnId, origin};
-use crate::limits::{SESSIONS_PER_CONNECTION_MAX, strangers_max};
+use crate::limits::{SESSIONS_PER_CONNECTION_MAX, strangers_beside};
 use crate::metrics::Limited;
 use crate::wire::rtsp::Status;
 
@@ -25,7 +25,8 @@ impl Server {
 
     /// Closes connections without a session until there are no more of them than this shard's share.
     pub(super) fn make_room(&mut self) {
-        let max = strangers_max(self.config.limit.max()).div_ceil(usize::from(self.config.shards));
+        let limit = &self.config.limit;
+        let max = strangers_beside(limit.max(), limit.open()).div_ceil(usize::from(self.config.shards));
         while self.strangers.len() > max {
             let Some((_, conn)) = self.strangers.first_to_go() else { return };
             self.close(*conn, CloseReason::Crowded);

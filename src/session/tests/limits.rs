@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::limits::{
     FLOOD_REMEMBERED_S, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX, SESSIONS_PER_CONNECTION_MAX, STRANGERS_MIN,
+    answered_beyond, strangers_max,
 };
 
 const OPTIONS: &[u8] = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n";
@@ -35,6 +36,26 @@ fn whoever_has_most_connections_without_a_session_makes_room() {
     rig.connect_from(2_000, "192.0.2.8:5".parse().unwrap());
     assert_eq!(rig.status(2_000, "OPTIONS *", &[]), 200);
     assert_eq!(rig.server.sessions(), 1);
+}
+
+#[test]
+fn connections_without_a_session_leave_places_however_many_sessions_there_are() {
+    for (clients, players) in [(1, 0), (10, 0), (10, 9), (100, 60), (10_000, 8_000)] {
+        let limit = SessionLimit::new(clients);
+        let mut rig = rig_with(ServerConfig { limit: limit.clone(), ..config() });
+        // Of other shards.
+        (0..players).for_each(|_| limit.begun("192.0.2.9".parse().unwrap()));
+        let all = clients + answered_beyond(clients);
+        let mut open = 1;
+        for conn in 1..=2 * all as u32 {
+            rig.connect(conn);
+            rig.drain(conn);
+            let closed = rig.take_events().into_iter().filter(|event| matches!(event, Event::Close { .. })).count();
+            open = open + 1 - closed;
+        }
+        assert!(players + open < all, "{clients}: {players} and {open}");
+        assert!(open >= strangers_max(clients).min(clients - players), "{clients}: {open}");
+    }
 }
 
 #[test]
