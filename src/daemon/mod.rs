@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at};
 use tracing::{error, info, warn};
 
@@ -177,18 +177,18 @@ async fn control(
     }
     let limits = config.limits;
     let admission = Rc::new(RefCell::new(Admission::new(limits.clients, limits.clients_per_address)));
-    let mut tasks: Vec<JoinHandle<()>> = listeners
-        .into_iter()
-        .map(|listener| spawn_local(acceptor::accept(listener, Rc::clone(&shards), None, Rc::clone(&admission))))
-        .collect();
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        tasks.spawn_local(acceptor::accept(listener, Rc::clone(&shards), None, Rc::clone(&admission)));
+    }
     for listener in secured.listeners {
         let tls = secured.threads.as_ref().map(|tls| tls.sender().clone());
-        tasks.push(spawn_local(acceptor::accept(listener, Rc::clone(&shards), tls, Rc::clone(&admission))));
+        tasks.spawn_local(acceptor::accept(listener, Rc::clone(&shards), tls, Rc::clone(&admission)));
     }
     if !config.test_unmeasured {
-        tasks.push(spawn_local(Reporter::run(Rc::clone(&reporter))));
+        tasks.spawn_local(Reporter::run(Rc::clone(&reporter)));
     }
-    tasks.push(spawn_local(dispatch::dispatch(messages, outlets, Rc::clone(&admission))));
+    tasks.spawn_local(dispatch::dispatch(messages, outlets, Rc::clone(&admission)));
     if let Some(web) = web {
         if let Ok(address) = web.local_addr() {
             info!(%address, "listening for http");
@@ -198,23 +198,21 @@ async fn control(
             shards: Rc::clone(&shards),
             doors: config.http.filter(|address| !address.ip().to_canonical().is_loopback()).map(|_| doors.clone()),
         };
-        tasks.push(spawn_local(http::serve(web, pages)));
+        tasks.spawn_local(http::serve(web, pages));
     }
-    tasks.push(spawn_local(notify::status(Rc::clone(&notifier), Rc::clone(&reporter))));
+    tasks.spawn_local(notify::status(Rc::clone(&notifier), Rc::clone(&reporter)));
     if let Some(within) = notify::watchdog() {
-        tasks.push(spawn_local(notify::feed(Rc::clone(&notifier), within, Rc::clone(&shards))));
+        tasks.spawn_local(notify::feed(Rc::clone(&notifier), within, Rc::clone(&shards)));
     }
     notifier.tell("READY=1");
 
     let tls = secured.threads;
     let mut relay = Relay { config, addresses: all, load, notifier, shards, reporter, streams, admission, doors, tls };
-    let outcome = relay.serve(&handles, &mut asked).await;
+    let outcome = relay.serve(&handles, &mut tasks, &mut asked).await;
 
     relay.notifier.tell("STOPPING=1\nSTATUS=stopping");
     let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
-    for task in &tasks {
-        task.abort();
-    }
+    tasks.abort_all();
     // What the summary says of the sources is how they were, not that they have been ended.
     let mut reporter = relay.reporter.lock().await;
     reporter.collect().await;
@@ -238,6 +236,17 @@ fn listen(inherited: Vec<std::net::TcpListener>, key: &str, addresses: &[SocketA
     inherited.into_iter().map(take).collect()
 }
 
+/// Waits until one of the tasks has failed; a relay that goes on without accepting or reporting would be taken for one that works.
+async fn failed(tasks: &mut JoinSet<()>) -> String {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return format!("a part of the relay has failed ({error}); the log says where"),
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// What runs, and may change while it does.
 struct Relay {
     config: Config,
@@ -258,6 +267,7 @@ impl Relay {
     async fn serve(
         &mut self,
         handles: &[ShardHandle],
+        tasks: &mut JoinSet<()>,
         asked: &mut tokio::sync::mpsc::UnboundedReceiver<Asked>,
     ) -> Result<(), String> {
         loop {
@@ -278,6 +288,7 @@ impl Relay {
                         return Ok(());
                     }
                 },
+                why = failed(tasks) => return Err(why),
                 () = sleep(LOOK_EVERY) => {
                     if self.tls.as_ref().is_some_and(Tls::has_failed) {
                         return Err("a TLS thread has ended by itself, and its clients with it; the log says why".into());
@@ -575,6 +586,18 @@ mod tests {
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_part_that_fails_is_noticed_and_one_that_is_done_is_not() {
+        Runtime::new(IoKind::Epoll).unwrap().block_on(async {
+            let mut tasks = JoinSet::new();
+            tasks.spawn_local(async {});
+            let waited = timeout_at(tokio::time::Instant::now() + Duration::from_millis(20), failed(&mut tasks)).await;
+            assert!(waited.is_err() && tasks.is_empty());
+            tasks.spawn_local(async { panic!("a test wants it so") });
+            assert!(failed(&mut tasks).await.contains("a test wants it so"));
+        });
     }
 
     #[test]

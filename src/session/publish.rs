@@ -196,6 +196,11 @@ impl Server {
         ports: [SocketAddr; 2],
     ) -> Result<(), Refusal> {
         for port in ports {
+            let players = self.session_at(port).and_then(|player| self.sessions.get(&player));
+            if players.is_some_and(|player| !self.is_users(player, conn)) {
+                self.count(Limited::UdpPorts);
+                return Err(Status::UNSUPPORTED_TRANSPORT.into());
+            }
             let Some((old, ..)) = self.publisher_at(port) else { continue };
             if Some(old) == session || !self.sessions.get(&old).is_some_and(|old| self.is_users(old, conn)) {
                 self.count(Limited::UdpPorts);

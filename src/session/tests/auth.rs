@@ -303,6 +303,26 @@ fn ports_of_another_user_are_not_taken_over() {
 }
 
 #[test]
+fn a_publisher_does_not_take_what_another_users_player_sends() {
+    let mut guarded = guarded();
+    guarded.rig.server.set_published(StreamId(1), true);
+    guarded.set_users(vec![user("viewer"), User { publish: true, ..user("camera") }]);
+    let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
+    assert_eq!(guarded.ask(0, "viewer", &format!("SETUP {FRONT}/trackID=0"), &[udp]).status, 200);
+    guarded.rig.connect(1);
+    let line = "ANNOUNCE rtsp://h/back";
+    let credentials = guarded.credentials(1, "camera", line);
+    let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
+    let head = format!("{line} RTSP/1.0\r\nCSeq: 9\r\n{credentials}\r\nContent-Length: {}\r\n\r\n", sdp.len());
+    assert_eq!(guarded.rig.send(1, format!("{head}{sdp}").as_bytes())[0].status, 200);
+    let mut set_up = |ports: &str| {
+        let transport = format!("Transport: RTP/AVP;unicast;client_port={ports};mode=record");
+        guarded.ask(1, "camera", "SETUP rtsp://h/back/streamid=0", &[&transport]).status
+    };
+    assert_eq!((set_up("5000-5001"), set_up("5002-5003")), (461, 200));
+}
+
+#[test]
 fn credentials_cannot_be_used_for_anything_else() {
     let mut guarded = guarded();
     let line = format!("DESCRIBE {FRONT}");
