@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use rtsprelay::limits::REQUEST_HEADERS_MAX;
 use rtsprelay::wire::auth;
 
 use crate::harness::http::{get, http_address, value};
@@ -259,8 +260,8 @@ fn what_is_oversized_is_refused_and_costs_nothing() {
         ("a header block", request("OPTIONS *", &format!("X: {}\r\n\r\n", big(20_000))), (413, true)),
         ("a header block without end", request("OPTIONS *", &format!("X: {}", big(200_000))), (413, true)),
         ("a body", request("SET_PARAMETER *", &format!("Content-Length: 70000\r\n\r\n{}", big(70_000))), (413, true)),
-        ("many headers", request("OPTIONS *", &("X: y\r\n".repeat(3_000) + "\r\n")), (413, true)),
-        ("as many as fit", request("OPTIONS *", &("X: y\r\n".repeat(2_500) + "\r\n")), (200, false)),
+        ("many headers", request("OPTIONS *", &("X: y\r\n".repeat(REQUEST_HEADERS_MAX) + "\r\n")), (413, true)),
+        ("as many as fit", request("OPTIONS *", &("X: y\r\n".repeat(REQUEST_HEADERS_MAX - 1) + "\r\n")), (200, false)),
         ("a method", request(&format!("{} *", big(15_000)), "\r\n"), (501, false)),
         ("a URL", request(&format!("DESCRIBE rtsp://x/{}", big(15_000)), "\r\n"), (404, false)),
         ("a session", request("PLAY rtsp://x/t", &format!("Session: {}\r\n\r\n", big(15_000))), (454, false)),

@@ -1,6 +1,7 @@
 //! Real encoders behind gst-rtsp-server, as cameras.
 
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use super::program::Program;
 use super::relay::Relay;
@@ -93,14 +94,15 @@ pub fn relayed_with(arguments: &[&str], keys: &str) -> Relayed {
     let mut channels: Vec<u8> = (0..tracks.len() as u8 * 2).collect();
     // A machine with other work may let the encoder do its first frames slowly, and a live source leaves out what is late.
     let (mut last, mut at_rate) = (0, 0);
-    wait_until("a second of video without a gap, and all reports", DEADLINE, || {
+    let end = Instant::now() + DEADLINE;
+    while !channels.is_empty() || at_rate < FPS {
+        assert!(Instant::now() < end, "no second of video without a gap, or no reports of {channels:?}");
         let packet = client.packet();
         channels.retain(|channel| *channel != packet.channel);
         if packet.channel == 0 && packet.marker() {
             at_rate = if packet.rtp_time().wrapping_sub(last) < FRAME_TICKS * 3 / 2 { at_rate + 1 } else { 0 };
             last = packet.rtp_time();
         }
-        channels.is_empty() && at_rate >= FPS
-    });
+    }
     Relayed { relay, _encoder: encoder }
 }
