@@ -338,9 +338,11 @@ fn play_tracks(
             Ok(_) => {
                 let request = read_request(reader)?;
                 log.lock().expect("not poisoned").push(format!("{} {}", request.method, path(&request.url)));
-                let answer = format!("RTSP/1.0 200 OK\r\nCSeq: {}\r\nSession: 1234\r\n\r\n", request.cseq);
+                let refused = script.refuses == Some(request.method.as_str());
+                let status = if refused { "400 Bad Request" } else { "200 OK" };
+                let answer = format!("RTSP/1.0 {status}\r\nCSeq: {}\r\nSession: 1234\r\n\r\n", request.cseq);
                 writer.write_all(answer.as_bytes())?;
-                if request.method == "TEARDOWN" {
+                if request.method == "TEARDOWN" && !refused {
                     return Ok(true);
                 }
             }

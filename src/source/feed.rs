@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use retina::client::SessionGroup;
 use tracing::{debug, info, warn};
 
 use super::camera::Report;
 use super::fault::Fault;
 use super::pipeline::{Publish, Published, SourceTrack};
 use super::supervisor::{DroppedDatagrams, Source};
+use crate::limits::TEARDOWNS_OWED_MAX;
 use crate::shard::inbox::SourceState;
 use crate::stream::TrackId;
 use crate::sys::Connection;
@@ -83,6 +85,16 @@ impl<'a, P: Publish> Feed<'a, P> {
     /// Where datagrams that are not passed on are counted.
     pub(super) fn dropped_datagrams(&self) -> Arc<DroppedDatagrams> {
         self.source.datagrams.clone()
+    }
+
+    /// Whether the session of this group, which begins, may say TEARDOWN at its end: not if too many before it still try to.
+    pub(super) fn may_owe(&self, group: &Arc<SessionGroup>) -> bool {
+        let mut owed = self.source.owed.borrow_mut();
+        // What still tries to holds its group.
+        owed.retain(|group| group.strong_count() > 0);
+        let may = owed.len() < TEARDOWNS_OWED_MAX;
+        owed.push(Arc::downgrade(group));
+        may
     }
 
     /// The source plays these tracks.

@@ -22,7 +22,6 @@ use super::pattern::{Emitted, Pattern};
 use super::pipeline::{Pipeline, Publish, Published};
 use super::timeline::to_ntp;
 use super::tunnel::TlsOptions;
-use crate::limits::TEARDOWNS_OWED_MAX;
 use crate::shard::inbox::SourceState;
 use crate::sys::Connection;
 
@@ -150,6 +149,8 @@ pub struct Source {
     pub connections: RefCell<Vec<Connection>>,
     /// What its datagrams' way has dropped; the task that carries them counts.
     pub datagrams: Arc<DroppedDatagrams>,
+    /// Its camera's sessions whose TEARDOWN is still to be answered. Longer-lived than any run of the source.
+    pub(super) owed: RefCell<Vec<Weak<SessionGroup>>>,
 }
 
 impl Source {
@@ -161,6 +162,7 @@ impl Source {
             status: RefCell::new(status),
             connections: RefCell::default(),
             datagrams: Arc::default(),
+            owed: RefCell::default(),
         })
     }
 
@@ -270,17 +272,12 @@ async fn supervise<P: Publish>(
     let mut at_once = true;
     let mut at = 0;
     let mut look_back = timeouts.look_back;
-    // Of the sessions before, as far as their TEARDOWN is still to be answered.
-    let mut owed = Vec::new();
     info!(stream = feed.name, camera = %addresses[0], "connecting");
     loop {
         let address = &addresses[at];
         feed.connecting();
         let group = Arc::new(SessionGroup::default());
-        // What still tries to say TEARDOWN holds its group.
-        owed.retain(|group: &Weak<SessionGroup>| group.strong_count() > 0);
-        let says_goodbye = owed.len() < TEARDOWNS_OWED_MAX;
-        owed.push(Arc::downgrade(&group));
+        let says_goodbye = feed.may_owe(&group);
         let (tls, way, dropped) = (&spec.tls, ways[at], feed.dropped_datagrams());
         let camera = Camera { address, timeouts, tls, way, group: Arc::clone(&group), says_goodbye, dropped };
         let end = tokio::select! {

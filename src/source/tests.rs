@@ -171,6 +171,30 @@ fn a_camera_that_refuses_teardown_is_not_owed_ever_more_of_them() {
 }
 
 #[test]
+fn an_on_demand_camera_is_not_owed_more_teardowns_with_each_client_that_comes_and_goes() {
+    let script = Script { refuses: Some("TEARDOWN"), lifetime: ";timeout=4294967295", ..Script::default() };
+    let camera = FakeCamera::start(script);
+    let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+    spec.timeouts.teardown = Duration::ZERO;
+    let (wanted, demand) = watch::channel(Demand::default());
+    spec.on_demand = Some(OnDemand { stop: Duration::ZERO, demand });
+    let clients = TEARDOWNS_OWED_MAX + 3;
+    let most = Cell::new(0);
+    supervise(spec, |_, collector| {
+        // Nothing else in this runtime runs on its own.
+        most.set(most.get().max(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
+        let states = collector.states();
+        match states.last() {
+            Some(SourceState::Live) => wanted.send_modify(|demand| demand.shards = 0),
+            Some(SourceState::Idle) => wanted.send_modify(|demand| demand.shards = 1),
+            _ => {}
+        }
+        states.iter().filter(|is| **is == SourceState::Live).count() >= clients
+    });
+    assert!((1..=TEARDOWNS_OWED_MAX).contains(&most.get()), "{} at a time", most.get());
+}
+
+#[test]
 fn a_camera_that_stalls_after_play_is_left_and_tried_again() {
     let camera = FakeCamera::start(Script { plays: vec![Play::Stall, Play::Stream], ..Script::default() });
     let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
