@@ -1,5 +1,6 @@
 //! A source that publishes to the relay, instead of being pulled.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,6 +23,9 @@ const BUSY: u16 = 503;
 
 /// Messages that are taken in before others get their turn.
 const ABSORB_MAX: usize = 256;
+
+/// Publishers of which it is remembered that they have been ended: what they sent before they heard of it still comes.
+const ENDED_KEPT: usize = 16;
 
 /// What a publisher of the stream does: on which shard, in which session.
 pub type FromShard = (u16, SessionKey, Publishing);
@@ -59,7 +63,13 @@ pub async fn run<P: Publish>(
     shards: Vec<ShardSender>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut host = Host { feed: Feed::new(&spec.name, &source, publisher), spec: &spec, shards, current: None };
+    let mut host = Host {
+        feed: Feed::new(&spec.name, &source, publisher),
+        spec: &spec,
+        shards,
+        current: None,
+        ended: VecDeque::new(),
+    };
     host.feed.state(SourceState::Down);
     loop {
         let due = host.deadline();
@@ -94,10 +104,20 @@ struct Host<'a, P> {
     spec: &'a PublisherSpec,
     shards: Vec<ShardSender>,
     current: Option<Current>,
+    /// Who was ended last, at most [`ENDED_KEPT`].
+    ended: VecDeque<SessionKey>,
 }
 
 impl<P: Publish> Host<'_, P> {
-    fn tell(&self, shard: u16, session: SessionKey, verdict: Verdict) {
+    /// Tells a publisher; of its end only once.
+    fn tell(&mut self, shard: u16, session: SessionKey, verdict: Verdict) {
+        if let Verdict::End(_) = verdict {
+            if self.ended.contains(&session) {
+                return;
+            }
+            self.ended.truncate(ENDED_KEPT - 1);
+            self.ended.push_front(session);
+        }
         if let Some(shard) = self.shards.get(usize::from(shard)) {
             shard.tell(ToShard::Publisher(session, verdict));
         }
@@ -122,7 +142,7 @@ impl<P: Publish> Host<'_, P> {
                 reorder.push(received, packet, &mut |received, packet| feed.packet(track, received, &packet));
             }
             Publishing::Ended(reason) if of_current => self.gone(&reason.to_string()),
-            // Of one that has been ended here already, to whom it is no news; or of one that the source knew before it was
+            // Of one that has been ended here already, which is not told again; or of one that the source knew before it was
             // started again, who has to begin anew whether another publisher has come meanwhile or not.
             Publishing::Packet { .. } => self.tell(shard, session, Verdict::End(EndReason::Panicked)),
             Publishing::Ended(_) => {}
@@ -138,7 +158,8 @@ impl<P: Publish> Host<'_, P> {
                 return self.tell(shard, session, Verdict::Refuse(BUSY));
             }
             info!(stream = name, publisher = %peer, from = %current.peer, "takes the stream over");
-            self.tell(current.shard, current.session, Verdict::End(EndReason::TakenOver));
+            let (shard, session) = (current.shard, current.session);
+            self.tell(shard, session, Verdict::End(EndReason::TakenOver));
             self.feed.disconnected();
         }
         info!(stream = self.feed.name, publisher = %peer, "publishes");
@@ -281,12 +302,15 @@ mod tests {
     #[test]
     fn who_sends_without_being_known_is_ended_whether_another_sends_or_not() {
         with_stream(async |mut rig| {
+            // Once, whatever it has sent before it hears of it.
+            rig.packet(6);
             rig.packet(6);
             assert!(matches!(rig.verdict().await, (6, Verdict::End(EndReason::Panicked))));
             rig.record(7);
             assert!(matches!(rig.verdict().await, (7, Verdict::Go)));
             rig.packet(6);
-            assert!(matches!(rig.verdict().await, (6, Verdict::End(EndReason::Panicked))));
+            rig.packet(8);
+            assert!(matches!(rig.verdict().await, (8, Verdict::End(EndReason::Panicked))));
             rig.stop.send(true).expect("somebody listens");
         });
     }
