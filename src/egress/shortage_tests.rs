@@ -73,3 +73,23 @@ fn refused_submissions_are_counted_and_tried_again_at_leisure() {
         assert_eq!(rig.egress.in_flight(), 0);
     });
 }
+
+#[test]
+fn a_submission_refused_for_another_reason_is_tried_again_and_not_counted_as_a_shortage() {
+    if probe().is_err() {
+        return;
+    }
+    Runtime::new(IoKind::Uring).unwrap().block_on(async {
+        let mut egress = UringEgress::new(ENTRIES).unwrap();
+        egress.refusals.script.extend([libc::EINVAL; 64]);
+        let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
+        let (conn, mut far) = rig.connect();
+        rig.send(0, &conn, &[b"frame"]);
+        let begun = Instant::now();
+        rig.wait_ok(0, 5).await;
+        far.read_exact(&mut [0; 5]).unwrap();
+        assert_eq!(rig.egress.stats().submits_refused, 0);
+        // At leisure as well: what goes on and on must not keep the shard from everything else.
+        assert!(begun.elapsed() >= Duration::from_millis(4 * SHORTAGE_PAUSE_MS), "{:?}", begun.elapsed());
+    });
+}

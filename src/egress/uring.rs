@@ -21,7 +21,7 @@ use super::uring_left::leave;
 use super::uring_moments::Moments;
 use super::uring_refusals::Refusals;
 use super::uring_slot::{Lending, Outcome, Slot, State, is_refusal};
-use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, ZeroCopy};
+use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, ZeroCopy, is_shortage};
 use crate::limits::{EGRESS_DRAIN_MAX_MS, ZERO_COPY_BYTES_MIN, ZERO_COPY_HELD_MAX};
 
 /// Completion queue entries for each submission queue entry; what does not fit the kernel keeps, at a price.
@@ -200,8 +200,8 @@ impl UringEgress {
                 // Wants its overflowed completions taken first.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return false,
                 Err(error) => {
-                    self.stats.submits_refused += 1;
-                    self.refusals.tell(&error);
+                    self.stats.submits_refused += u64::from(is_shortage(&error));
+                    self.refusals.refused(&error);
                     return false;
                 }
             }
@@ -346,7 +346,7 @@ impl Egress for UringEgress {
 
     fn flush(&mut self) {
         let mut refusals = 0;
-        let refused = self.stats.submits_refused;
+        let refused = self.refusals.count;
         self.refill();
         while self.unsubmitted() && refusals < REFUSALS_MAX {
             refusals = if self.submit() { 0 } else { refusals + 1 };
@@ -355,7 +355,7 @@ impl Egress for UringEgress {
                 self.refill();
             }
         }
-        if refusals == REFUSALS_MAX && self.stats.submits_refused > refused {
+        if refusals == REFUSALS_MAX && self.refusals.count > refused {
             self.refusals.pause();
         }
     }

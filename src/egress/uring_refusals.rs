@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
+use super::is_shortage;
 use crate::limits::{SHORTAGE_PAUSE_MS, SHORTAGE_TOLD_EVERY_S};
 
 /// Refusals of one ring.
@@ -15,22 +16,33 @@ use crate::limits::{SHORTAGE_PAUSE_MS, SHORTAGE_TOLD_EVERY_S};
 pub(super) struct Refusals {
     /// Runs until the next try, if nothing else gives an occasion for one.
     pause: Option<Pin<Box<Sleep>>>,
-    told: Option<Instant>,
+    /// Those so far, for whatever reason.
+    pub count: u64,
+    /// When one was told last: one that is no shortage, and one that is.
+    told: [Option<Instant>; 2],
     /// The next submissions are refused with these errors.
     #[cfg(test)]
     pub script: std::collections::VecDeque<i32>,
 }
 
 impl Refusals {
-    /// Says it, but not again for [`SHORTAGE_TOLD_EVERY_S`].
+    /// Counts one, and says it, but not again for [`SHORTAGE_TOLD_EVERY_S`].
     #[cold]
-    pub fn tell(&mut self, error: &io::Error) {
-        if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(SHORTAGE_TOLD_EVERY_S)) {
-            self.told = Some(Instant::now());
+    pub fn refused(&mut self, error: &io::Error) {
+        self.count += 1;
+        let shortage = is_shortage(error);
+        let told = &mut self.told[usize::from(shortage)];
+        if told.is_some_and(|told| told.elapsed() < Duration::from_secs(SHORTAGE_TOLD_EVERY_S)) {
+            return;
+        }
+        *told = Some(Instant::now());
+        if shortage {
             tracing::warn!(
                 %error,
                 "the kernel takes no sends from this shard, which goes on trying; free memory or raise the limits that hold the relay (MemoryMax=, LimitMEMLOCK= in a unit)"
             );
+        } else {
+            tracing::warn!(%error, "the kernel takes no sends from this shard, which goes on trying; io = \"epoll\" does without io_uring");
         }
     }
 
