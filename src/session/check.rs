@@ -1,6 +1,6 @@
 //! The server's books compared with one another, for tests and fuzzing.
 
-use super::server::{Server, State, canonical};
+use super::server::{Server, State};
 use super::streams;
 use super::timers::Timer;
 use super::types::Delivery;
@@ -58,7 +58,7 @@ impl Server {
                     Delivery::Multicast { rtp } => assert!(rtp.ip().is_multicast()),
                     Delivery::Udp { rtp, rtcp } => {
                         assert_eq!((rtp.ip(), rtcp.ip()), (session.peer.ip(), session.peer.ip()));
-                        assert!(self.by_rtcp.contains_key(&canonical(rtcp)));
+                        assert_eq!((self.session_at(rtp), self.session_at(rtcp)), (Some(*key), Some(*key)));
                     }
                 }
             }
@@ -73,7 +73,7 @@ impl Server {
         assert!(most <= RENDERINGS_MAX);
         assert!(self.sessions.len() <= self.config.limit.open() && self.released.is_empty());
         assert!(self.by_publisher.values().all(|(key, ..)| self.sessions.get(key).is_some_and(|have| have.publishes)));
-        for key in self.by_rtcp.values().chain(self.by_address.values().flatten()) {
+        for key in self.by_port.values().map(|(key, _)| key).chain(self.by_address.values().flatten()) {
             assert!(self.sessions.contains_key(key));
         }
     }

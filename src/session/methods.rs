@@ -295,8 +295,8 @@ impl Server {
         if session.stream != stream {
             return Err(Status::AGGREGATE_NOT_ALLOWED.into());
         }
-        // What has played goes on with the tracks that it has.
-        if session.state != State::Ready || session.played || !self.carries(key, asked.conn) {
+        // What has played goes on with the tracks that it has, and what is published has those that were announced.
+        if session.publishes || session.state != State::Ready || session.played || !self.carries(key, asked.conn) {
             return Err(self.wrong_state(key));
         }
         Ok(())
@@ -396,25 +396,27 @@ impl Server {
             self.count(Limited::UdpPorts);
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
-        let old = self.session_at(rtcp).filter(|old| Some(*old) != session);
-        if let Some(old) = old.and_then(|old| self.sessions.get(&old))
-            && !self.is_users(old, conn)
-        {
-            // Behind one translated address two users can have the same ports; neither ends the other's session.
+        let ports = [rtp, rtcp].map(canonical);
+        let old = ports.map(|port| self.session_at(port).filter(|old| Some(*old) != session));
+        let others = old.iter().flatten().any(|old| !self.is_users(&self.sessions[old], conn));
+        let publishers = ports.iter().any(|port| self.publisher_at(*port).is_some());
+        // Behind one translated address two users can have the same ports; neither ends the other's session, nor has media sent
+        // to it. And whose port brings a stream, that one does not play at it.
+        if others || publishers {
             self.count(Limited::UdpPorts);
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
         if let Some(key) = session {
             let taken = self.sessions.get(&key).into_iter().flat_map(|session| &session.tracks).any(|have| {
-                matches!(have.delivery, Delivery::Udp { rtcp: other, .. }
-                    if have.track != track && canonical(other) == canonical(rtcp))
+                matches!(have.delivery, Delivery::Udp { rtp, rtcp }
+                    if have.track != track && [rtp, rtcp].map(canonical).iter().any(|port| ports.contains(port)))
             });
             if taken {
                 return Err(Status::UNSUPPORTED_TRANSPORT.into());
             }
             self.drop_track(key, track);
         }
-        if let Some(old) = old {
+        for old in old.into_iter().flatten() {
             // The ports have a new owner, or the player has started again: it must not get both.
             self.remove_session(old, EndReason::Replaced, true);
         }

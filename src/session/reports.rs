@@ -31,7 +31,8 @@ impl Server {
 
     /// The player that sends RTCP from an address in its canonical form; one whose port was translated, if it is the only one there.
     fn player_at(&self, from: SocketAddr) -> Option<SessionKey> {
-        self.by_rtcp.get(&from).copied().or_else(|| match self.by_address.get(&from.ip())?.as_slice() {
+        let known = self.by_port.get(&from).filter(|(_, rtcp)| *rtcp).map(|(key, _)| *key);
+        known.or_else(|| match self.by_address.get(&from.ip())?.as_slice() {
             [only] => Some(*only),
             _ => None,
         })

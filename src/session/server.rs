@@ -160,8 +160,8 @@ pub struct Server {
     pub(super) streams: Streams,
     pub(super) conns: HashMap<ConnId, Connection>,
     pub(super) sessions: HashMap<SessionKey, Session>,
-    /// Who sends RTCP from where. Addresses are in their canonical form.
-    pub(super) by_rtcp: HashMap<SocketAddr, SessionKey>,
+    /// Players' sessions by their ports, and whether it is the one for RTCP. Addresses are in their canonical form.
+    pub(super) by_port: HashMap<SocketAddr, (SessionKey, bool)>,
     /// The streams that are published to the relay.
     pub(super) published: HashSet<StreamId>,
     /// Publishers' sessions by the addresses that their datagrams come from, with the track's place, and whether it is RTCP.
@@ -205,7 +205,7 @@ impl Server {
             streams: Streams::default(),
             conns: HashMap::new(),
             sessions: HashMap::new(),
-            by_rtcp: HashMap::new(),
+            by_port: HashMap::new(),
             published: HashSet::new(),
             by_publisher: HashMap::new(),
             by_address: HashMap::new(),
@@ -576,7 +576,8 @@ impl Server {
                 self.by_publisher.insert(canonical(rtp), (key, place, false));
                 self.by_publisher.insert(canonical(rtcp), (key, place, true));
             } else {
-                self.by_rtcp.insert(canonical(rtcp), key);
+                self.by_port.insert(canonical(rtp), (key, false));
+                self.by_port.insert(canonical(rtcp), (key, true));
             }
         }
     }
@@ -595,17 +596,19 @@ impl Server {
                 self.streams.release_channels(stream, set_up.track, (rtp_channel, rtcp_channel));
             }
             Delivery::Multicast { .. } => {}
-            Delivery::Udp { rtcp, .. } => {
-                if self.by_rtcp.get(&canonical(rtcp)) == Some(&key) {
-                    self.by_rtcp.remove(&canonical(rtcp));
+            Delivery::Udp { rtp, rtcp } => {
+                for port in [canonical(rtp), canonical(rtcp)] {
+                    if self.session_at(port) == Some(key) {
+                        self.by_port.remove(&port);
+                    }
                 }
             }
         }
     }
 
-    /// The session that was set up for this client port.
-    pub(super) fn session_at(&self, rtcp: SocketAddr) -> Option<SessionKey> {
-        self.by_rtcp.get(&canonical(rtcp)).copied()
+    /// The player's session that was set up for this client port, be it the one for RTP or for RTCP.
+    pub(super) fn session_at(&self, port: SocketAddr) -> Option<SessionKey> {
+        self.by_port.get(&canonical(port)).map(|(key, _)| *key)
     }
 
     pub(super) fn remove_session(&mut self, key: SessionKey, reason: EndReason, tell: bool) {

@@ -67,6 +67,15 @@ impl Guarded {
         self.rig.ask(conn, line, &headers)
     }
 
+    /// Announces `back`.
+    fn announce(&mut self, conn: u32, who: &str) -> u16 {
+        let line = "ANNOUNCE rtsp://h/back";
+        let credentials = self.credentials(conn, who, line);
+        let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
+        let head = format!("{line} RTSP/1.0\r\nCSeq: 9\r\n{credentials}\r\nContent-Length: {}\r\n\r\n", sdp.len());
+        self.rig.send(conn, format!("{head}{sdp}").as_bytes())[0].status
+    }
+
     /// Plays `front` over TCP.
     fn play(&mut self, conn: u32, who: &str) -> String {
         assert_eq!(self.ask(conn, who, &format!("DESCRIBE {FRONT}"), &[]).status, 200);
@@ -303,6 +312,31 @@ fn ports_of_another_user_are_not_taken_over() {
 }
 
 #[test]
+fn a_player_is_sent_nothing_at_a_port_that_another_user_has() {
+    let mut guarded = guarded();
+    guarded.rig.server.set_published(StreamId(1), true);
+    guarded.set_users(vec![user("viewer"), user("other"), User { publish: true, ..user("camera") }]);
+    guarded.rig.connect(1);
+    guarded.rig.connect(2);
+    let line = format!("SETUP {FRONT}/trackID=0");
+    let udp = |ports: &str| format!("Transport: RTP/AVP;unicast;client_port={ports}");
+    let session = guarded.ask(0, "viewer", &line, &[&udp("5000-5001")]).session();
+    assert_eq!(guarded.announce(1, "camera"), 200);
+    let record = format!("{};mode=record", udp("6000-6001"));
+    assert_eq!(guarded.ask(1, "camera", "SETUP rtsp://h/back/streamid=0", &[&record]).status, 200);
+    let taken =
+        ["5000-5003", "5001-5003", "5003-5000", "5003-5001", "6000-6003", "6001-6003", "6003-6000", "6003-6001"];
+    for ports in taken {
+        assert_eq!(guarded.ask(2, "other", &line, &[&udp(ports)]).status, 461, "{ports}");
+    }
+    assert_eq!(guarded.rig.limited(Limited::UdpPorts), taken.len() as u64);
+    assert!(guarded.rig.server.session_info(session).is_some());
+    // Its own user's player, which has started again and has one of the ports by chance.
+    assert_eq!(guarded.ask(2, "viewer", &line, &[&udp("5003-5000")]).status, 200);
+    assert_eq!((guarded.rig.server.sessions(), guarded.rig.server.session_info(session).is_some()), (2, false));
+}
+
+#[test]
 fn a_publisher_does_not_take_what_another_users_player_sends() {
     let mut guarded = guarded();
     guarded.rig.server.set_published(StreamId(1), true);
@@ -310,11 +344,7 @@ fn a_publisher_does_not_take_what_another_users_player_sends() {
     let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
     assert_eq!(guarded.ask(0, "viewer", &format!("SETUP {FRONT}/trackID=0"), &[udp]).status, 200);
     guarded.rig.connect(1);
-    let line = "ANNOUNCE rtsp://h/back";
-    let credentials = guarded.credentials(1, "camera", line);
-    let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
-    let head = format!("{line} RTSP/1.0\r\nCSeq: 9\r\n{credentials}\r\nContent-Length: {}\r\n\r\n", sdp.len());
-    assert_eq!(guarded.rig.send(1, format!("{head}{sdp}").as_bytes())[0].status, 200);
+    assert_eq!(guarded.announce(1, "camera"), 200);
     let mut set_up = |ports: &str| {
         let transport = format!("Transport: RTP/AVP;unicast;client_port={ports};mode=record");
         guarded.ask(1, "camera", "SETUP rtsp://h/back/streamid=0", &[&transport]).status

@@ -164,6 +164,21 @@ fn a_publisher_leaves_with_all_of_its_tracks() {
 }
 
 #[test]
+fn a_publishers_session_is_not_set_up_as_a_players() {
+    const PORTS: [&str; 2] = ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"];
+    let mut rig = publishing();
+    // What an earlier publisher had: more tracks than this one.
+    let mut before = (*fuzz::description("H264", rig.now)).clone();
+    before.tracks.push(before.tracks[1].clone());
+    rig.server.set_description(BACK, Some(Arc::new(before)));
+    let key = rig.set_up_publisher(1, PORTS);
+    rig.connect_from(2, "127.0.0.1:5001".parse().unwrap());
+    let headers = ["Transport: RTP/AVP;unicast;client_port=6004-6005", &format!("Session: {key}")];
+    assert_eq!(rig.status(2, "SETUP rtsp://h/back/trackID=2", &headers), 455);
+    assert_eq!(rig.record(1, key).len(), 2);
+}
+
+#[test]
 fn a_publishers_ports_are_its_own() {
     const PORTS: [&str; 2] = ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"];
     let mut rig = publishing();
