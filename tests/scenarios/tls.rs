@@ -202,7 +202,7 @@ fn a_fault_at_one_client_ends_that_one_alone() {
         let metrics = get(http_address(&relay), "/metrics").1;
         value(&metrics, "rtsprelay_panics_total{where=\"client\"}") == 1.0 && status(&relay)["tls"]["connections"] == 1
     });
-    assert!(relay.printed().contains("a test wants it so"), "{}", relay.printed());
+    wait_until("it is told", DEADLINE, || relay.printed().contains("a test wants it so"));
     player().frame_on(0);
     packets.extend(healthy.frame_on(0));
     assert_unbroken(&packets);
