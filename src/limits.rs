@@ -140,12 +140,24 @@ pub const fn strangers_max(clients: usize) -> usize {
     }
 }
 
-/// The same while there are so many sessions: some of the places that all connections may take are left for those who come next.
-pub const fn strangers_beside(clients: usize, sessions: usize) -> usize {
-    let beyond = answered_beyond(clients);
-    let free = clients.saturating_add(beyond - beyond / 4).saturating_sub(sessions);
+/// The same of each shard while there are so many sessions: some of the places that all connections may take are left for those who
+/// come next, and for TLS handshakes.
+pub const fn strangers_beside(clients: usize, sessions: usize, shards: usize) -> usize {
+    let free = clients.saturating_add(answered_beyond(clients) / 2).saturating_sub(sessions);
     let max = strangers_max(clients);
-    if free < max { free } else { max }
+    // Every shard takes somebody in.
+    (if free < max { free } else { max }).div_ceil(shards)
+}
+
+/// Connections at most, over all shards: those that get an answer, and one for each further shard, for each counts those without a
+/// session for itself ([`strangers_beside`]).
+pub const fn connections_max(clients: usize, shards: usize) -> usize {
+    clients.saturating_add(answered_beyond(clients) + shards - 1)
+}
+
+/// Connections beyond which a TLS handshake that is not done is given up for each that comes, so that there is a place for the next.
+pub const fn connections_many(clients: usize, shards: usize) -> usize {
+    connections_max(clients, shards) - answered_beyond(clients) / 4
 }
 
 /// Connections beyond `limits.clients` that still get an answer: in proportion to it, for they take descriptors as well.
@@ -290,17 +302,16 @@ pub const ZERO_COPY_HELD_MAX: u8 = 8;
 /// TLS handshakes that are not done at a time, at most, if `limits.clients` does not ask for fewer ([`tls_half_open_max`]).
 pub const TLS_HALF_OPEN_MAX: usize = 1_024;
 
-/// TLS handshakes that are not done at a time, at most: a quarter of `limits.clients`, within bounds. Beyond them the oldest of the
-/// address that has most of them is given up.
+/// TLS handshakes that are not done at a time, at most: as many as there may be players, who may all come at once, and some more,
+/// within bounds. Beyond them, and beyond [`connections_many`], the oldest of the address that has most of them is given up.
 pub const fn tls_half_open_max(clients: usize) -> usize {
-    let quarter = clients / 4;
-    if quarter > TLS_HALF_OPEN_MAX {
-        TLS_HALF_OPEN_MAX
-    } else if quarter < 1 {
-        1
-    } else {
-        quarter
-    }
+    let wanted = clients.saturating_add(answered_beyond(clients) / 2);
+    if wanted < TLS_HALF_OPEN_MAX { wanted } else { TLS_HALF_OPEN_MAX }
+}
+
+/// TLS handshakes that nobody else's connection has given up.
+pub const fn tls_half_open_kept(clients: usize) -> usize {
+    answered_beyond(clients) / 4
 }
 
 /// Connections that wait for their TLS handshake or are in it, at most.
@@ -361,10 +372,20 @@ const _: () = {
     assert!(QUEUE_AGE_MIN_MS * 1_000 > CHUNK_OPEN_MAX_US);
     assert!(STREAMS_MAX <= 1 << 16);
     assert!(STRANGERS_MIN <= STRANGERS_MAX);
-    // However many come without a session, by TLS or not, some place is left.
+    // However many come without a session, by TLS or not, and however many sessions there are: what is beyond `connections_many`
+    // are handshakes that give way, and some place is left.
     let mut clients = 1;
     while clients <= 4 * TLS_HALF_OPEN_MAX {
-        assert!(strangers_max(clients) + tls_half_open_max(clients) < clients + answered_beyond(clients));
+        let mut shards = 1;
+        while shards <= WORKERS_MAX {
+            let (many, all) = (connections_many(clients, shards), connections_max(clients, shards));
+            let with_none = strangers_beside(clients, 0, shards) * shards;
+            let with_all = clients + strangers_beside(clients, clients, shards) * shards;
+            assert!(with_none + tls_half_open_kept(clients) <= many && with_all + tls_half_open_kept(clients) <= many);
+            assert!(strangers_beside(clients, clients, shards) > 0);
+            assert!(tls_half_open_max(clients) < many && many < all);
+            shards *= 4;
+        }
         clients += 1;
     }
     assert!(REQUESTS_AT_ONCE_MAX >= REQUESTS_PER_S_MAX);

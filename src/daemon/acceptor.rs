@@ -47,8 +47,14 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
 
 /// Hands out the connections of one listener until the task is dropped.
 ///
-/// With `tls` the handshakes are done there first.
-pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, tls: Option<TlsSender>, admission: SharedAdmission) {
+/// With `secured` the handshakes are done by `tls` first, which gives some up when few more connections would be let in.
+pub async fn accept(
+    listener: Listener,
+    secured: bool,
+    shards: Rc<[ShardSender]>,
+    tls: Option<TlsSender>,
+    admission: SharedAdmission,
+) {
     let mut told = Told::default();
     for accepted in 1_usize.. {
         if accepted.is_multiple_of(ACCEPTED_AT_ONCE_MAX) {
@@ -63,8 +69,13 @@ pub async fn accept(listener: Listener, shards: Rc<[ShardSender]>, tls: Option<T
                     continue;
                 }
                 if let Some(tls) = &tls {
-                    tls.connection(stream, peer);
-                    continue;
+                    if admission.borrow().has_many() {
+                        tls.give_way();
+                    }
+                    if secured {
+                        tls.connection(stream, peer);
+                        continue;
+                    }
                 }
                 let shard = shards.iter().min_by_key(|shard| shard.connections()).expect("there is at least one shard");
                 shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), secured: None, moves: 0 });

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use crate::limits::{REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, answered_beyond};
+use crate::limits::{REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, connections_many, connections_max};
 use crate::metrics::{Limited, process};
 use crate::session::origin;
 
@@ -14,6 +14,7 @@ use crate::session::origin;
 pub struct Admission {
     clients_max: usize,
     per_address_max: Option<usize>,
+    shards: usize,
     open: usize,
     by_origin: HashMap<IpAddr, usize>,
 }
@@ -22,9 +23,9 @@ pub struct Admission {
 pub type SharedAdmission = Rc<RefCell<Admission>>;
 
 impl Admission {
-    /// Nobody is connected yet.
-    pub fn new(clients_max: usize, per_address_max: Option<usize>) -> Admission {
-        Admission { clients_max, per_address_max, open: 0, by_origin: HashMap::new() }
+    /// Nobody is connected yet to any of so many shards, at least one.
+    pub fn new(clients_max: usize, per_address_max: Option<usize>, shards: usize) -> Admission {
+        Admission { clients_max, per_address_max, shards, open: 0, by_origin: HashMap::new() }
     }
 
     /// Other limits hold for who comes from now on.
@@ -38,8 +39,8 @@ impl Admission {
     /// # Errors
     /// A sentence that names the limit, if it is to be closed.
     pub fn enter(&mut self, peer: SocketAddr) -> Result<(), String> {
-        let Admission { clients_max, open, .. } = *self;
-        if open >= clients_max + answered_beyond(clients_max) {
+        let Admission { clients_max, shards, open, .. } = *self;
+        if open >= connections_max(clients_max, shards) {
             process::limited(Limited::Connections);
             return Err(format!("{open} connections are open (limits.clients: {clients_max}): {peer} is turned away"));
         }
@@ -53,6 +54,11 @@ impl Admission {
         *self.by_origin.entry(origin(peer.ip())).or_default() += 1;
         self.open += 1;
         Ok(())
+    }
+
+    /// Whether so many are there that those who are still at their TLS handshake are to give way.
+    pub fn has_many(&self) -> bool {
+        self.open > connections_many(self.clients_max, self.shards)
     }
 
     /// A connection that was let in is no more.
@@ -77,7 +83,7 @@ mod tests {
 
     #[test]
     fn an_address_gets_its_share_and_others_theirs() {
-        let mut admission = Admission::new(100, Some(2));
+        let mut admission = Admission::new(100, Some(2), 1);
         let greedy = address("192.0.2.1:5");
         let had = (0..).take_while(|_| admission.enter(greedy).is_ok()).count();
         assert_eq!(had, 2 + REFUSED_WITH_ANSWER_PER_ADDRESS_MAX);
@@ -93,13 +99,21 @@ mod tests {
 
     #[test]
     fn a_flood_leaves_nothing_behind() {
-        let mut admission = Admission::new(10, None);
+        let mut admission = Admission::new(10, None, 3);
         let flood: Vec<_> = (0..1_000).map(|port| SocketAddr::from(([192, 0, 2, 1], port))).collect();
-        let entered: Vec<_> = flood.into_iter().filter(|peer| admission.enter(*peer).is_ok()).collect();
-        assert_eq!(entered.len(), 10 + answered_beyond(10));
+        let mut many = None;
+        let mut entered = Vec::new();
+        for peer in flood {
+            if admission.enter(peer).is_ok() {
+                entered.push(peer);
+                many = many.or(admission.has_many().then_some(entered.len()));
+            }
+        }
+        assert_eq!((many, entered.len()), (Some(connections_many(10, 3) + 1), connections_max(10, 3)));
         for peer in entered {
             admission.gone(peer);
         }
+        assert!(!admission.has_many());
         assert_eq!((admission.open, admission.by_origin.len()), (0, 0));
     }
 }

@@ -176,14 +176,12 @@ async fn control(
         }
     }
     let limits = config.limits;
-    let admission = Rc::new(RefCell::new(Admission::new(limits.clients, limits.clients_per_address)));
+    let admission = Rc::new(RefCell::new(Admission::new(limits.clients, limits.clients_per_address, handles.len())));
     let mut tasks = JoinSet::new();
-    for listener in listeners {
-        tasks.spawn_local(acceptor::accept(listener, Rc::clone(&shards), None, Rc::clone(&admission)));
-    }
-    for listener in secured.listeners {
+    let plain = listeners.into_iter().map(|listener| (listener, false));
+    for (listener, by_tls) in plain.chain(secured.listeners.into_iter().map(|listener| (listener, true))) {
         let tls = secured.threads.as_ref().map(|tls| tls.sender().clone());
-        tasks.spawn_local(acceptor::accept(listener, Rc::clone(&shards), tls, Rc::clone(&admission)));
+        tasks.spawn_local(acceptor::accept(listener, by_tls, Rc::clone(&shards), tls, Rc::clone(&admission)));
     }
     if !config.test_unmeasured {
         tasks.spawn_local(Reporter::run(Rc::clone(&reporter)));

@@ -26,7 +26,7 @@ impl Server {
     /// Closes connections without a session until there are no more of them than this shard's share.
     pub(super) fn make_room(&mut self) {
         let limit = &self.config.limit;
-        let max = strangers_beside(limit.max(), limit.open()).div_ceil(usize::from(self.config.shards));
+        let max = strangers_beside(limit.max(), limit.open(), usize::from(self.config.shards));
         while self.strangers.len() > max {
             let Some((_, conn)) = self.strangers.first_to_go() else { return };
             self.close(*conn, CloseReason::Crowded);

@@ -19,7 +19,7 @@ use tokio_rustls::rustls::{self, AlertDescription, ServerConfig, ServerConnectio
 use super::carry::Established;
 use super::{Counted, Limits, Outcome, Secured, TlsCounts};
 use crate::crowd::{Crowd, Place};
-use crate::limits::{TLS_SHARD_SEND_BUFFER_BYTES, tls_half_open_max};
+use crate::limits::{TLS_SHARD_SEND_BUFFER_BYTES, tls_half_open_kept, tls_half_open_max};
 use crate::session::origin;
 use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
 
@@ -34,6 +34,8 @@ const PLAIN_ANSWER: &[u8] =
 pub(super) enum ToHandshakes {
     /// A connection was accepted.
     Connection(Accepted),
+    /// Few connections more would be accepted: one of those that are not done is to be given up.
+    GiveWay,
     /// Handshakes are done with this from now on.
     Config(Arc<ServerConfig>),
     /// This is what they may take from now on.
@@ -93,6 +95,11 @@ pub(super) async fn serve(
     while let Some(message) = inbox.recv().await {
         let accepted = match message {
             ToHandshakes::Connection(accepted) => accepted,
+            ToHandshakes::GiveWay => {
+                let fewer = crowd.borrow().len().saturating_sub(1);
+                give_up(&crowd, fewer.max(tls_half_open_kept(limits.clients)));
+                continue;
+            }
             ToHandshakes::Config(new) => {
                 config = new;
                 continue;
@@ -102,7 +109,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        make_room(&crowd, tls_half_open_max(limits.clients));
+        give_up(&crowd, tls_half_open_max(limits.clients) - 1);
         let told = Rc::new(Notify::new());
         let place = crowd.borrow_mut().add(Rc::clone(&told), origin(accepted.admitted.peer.ip()));
         let standing = Standing { crowd: Rc::clone(&crowd), place };
@@ -140,10 +147,10 @@ pub(super) async fn serve(
 /// The handshakes that are not done, and what tells each of them that it is given up. No borrow is held across an `await`.
 type SharedCrowd = Rc<RefCell<Crowd<Rc<Notify>>>>;
 
-/// Gives handshakes up until there is room for one more.
-fn make_room(crowd: &SharedCrowd, max: usize) {
+/// Gives handshakes up until there are no more than these.
+fn give_up(crowd: &SharedCrowd, left: usize) {
     let mut crowd = crowd.borrow_mut();
-    while crowd.len() >= max
+    while crowd.len() > left
         && let Some((place, _)) = crowd.first_to_go()
     {
         // One that means it is done in a moment; so whoever came first and is still at it is the one to go.
@@ -151,7 +158,8 @@ fn make_room(crowd: &SharedCrowd, max: usize) {
             told.notify_one();
         }
         tracing::warn!(
-            "{max} TLS handshakes are not done: for each new one the oldest of the address that has most is given up; see who connects"
+            "too many connections, of which {} have a TLS handshake that is not done: for each new one the oldest of the address that has most is given up; see who connects",
+            crowd.len() + 1
         );
     }
 }

@@ -52,6 +52,12 @@ impl TlsSender {
         let _ = self.queue.send(ToHandshakes::Connection(Accepted::new(stream, admitted, &self.counts)));
     }
 
+    /// Has a handshake that is not done given up, if there are more than a few.
+    pub fn give_way(&self) {
+        // As above.
+        let _ = self.queue.send(ToHandshakes::GiveWay);
+    }
+
     /// Shows clients that come from now on another certificate.
     pub fn set_identity(&self, identity: &Identity) {
         // As above.

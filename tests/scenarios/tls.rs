@@ -212,7 +212,7 @@ fn a_fault_at_one_client_ends_that_one_alone() {
 
 #[test]
 fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
-    const CLIENTS: usize = 40;
+    const CLIENTS: usize = 20;
     let _turn = beside_others();
     let certificate = Certificate::new();
     let relay = relay(&certificate, &format!("[limits]\nclients = {CLIENTS}\nhandshake_timeout = \"60s\"\n"));
@@ -226,7 +226,13 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
     wait_until("most are given up", DEADLINE, || {
         let told = status(&relay);
         let count = |of: &Value| of.as_u64().unwrap() as usize;
-        count(&told["tls"]["half_open"]) <= room.0 && count(&told["total"]["connections"]) <= room.1
+        let left = (count(&told["tls"]["half_open"]), count(&told["total"]["connections"]));
+        // None of them is still on its way: whoever comes in their midst may be turned away.
+        let metrics = get(http_address(&relay), "/metrics").1;
+        let gone = value(&metrics, "rtsprelay_tls_handshakes_total{outcome=\"crowded_out\"}")
+            + value(&metrics, "rtsprelay_limited_total{reason=\"without_session\"}")
+            + value(&metrics, "rtsprelay_limited_total{reason=\"connections\"}");
+        left.0 <= room.0 && left.1 <= room.1 && (left.0 + left.1) as f64 + gone >= (8 * CLIENTS + 1) as f64
     });
     // Who speaks without TLS comes in, and so does who was there before the crowd.
     let mut plain = Client::connect(relay.address());
@@ -235,7 +241,41 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
     let mut secured = Client::over(first).by_tls(connection(&certificate.trusted()));
     secured.play_everything(&url(&relay, "/t"));
     secured.frame_on(0);
+    // So do all others who may have a session, for half-open handshakes give way to them, too.
+    let mut players = vec![plain, secured];
+    while players.len() < CLIENTS {
+        let mut player = Client::connect(relay.address());
+        player.play_everything(&relay.url("/t"));
+        players.push(player);
+    }
+    // Who comes now is told that there is no room rather than nothing.
+    let track = tracks(&players[0].describe(&relay.url("/t")).expect(200)).remove(0);
+    Client::connect(relay.address()).setup(&track, 0, 1).expect(453);
     drop((half_open, silent));
+}
+
+#[test]
+fn all_players_of_a_small_relay_may_come_by_tls_at_once() {
+    const CLIENTS: usize = 8;
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, &format!("[limits]\nclients = {CLIENTS}\n"));
+    let trusted = certificate.trusted();
+    // Once it goes on it finds them all.
+    relay.signal(Signal::SIGSTOP);
+    let all: Vec<Client> = (0..CLIENTS).map(|_| connect(&relay, &trusted)).collect();
+    relay.signal(Signal::SIGCONT);
+    std::thread::scope(|scope| {
+        for mut client in all {
+            let relay = &relay;
+            scope.spawn(move || {
+                client.play_everything(&url(relay, "/t"));
+                client.frame_on(0);
+            });
+        }
+    });
+    let crowded_out = &status(&relay)["tls"]["handshakes_total"]["crowded_out"];
+    assert_eq!(crowded_out, &0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::limits::{
     FLOOD_REMEMBERED_S, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX, SESSIONS_PER_CONNECTION_MAX, STRANGERS_MIN,
-    answered_beyond, strangers_max,
+    answered_beyond, connections_many, strangers_max,
 };
 
 const OPTIONS: &[u8] = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n";
@@ -55,6 +55,30 @@ fn connections_without_a_session_leave_places_however_many_sessions_there_are() 
         }
         assert!(players + open < all, "{clients}: {players} and {open}");
         assert!(open >= strangers_max(clients).min(clients - players), "{clients}: {open}");
+    }
+}
+
+#[test]
+fn they_leave_places_however_many_shards_there_are() {
+    for (clients, shards, players) in [(1, 8, 0), (1, 8, 1), (40, 64, 0), (40, 64, 40), (100, 3, 60)] {
+        let limit = SessionLimit::new(clients);
+        let rig = |shard| rig_with(ServerConfig { shard, shards, limit: limit.clone(), ..config() });
+        let mut rigs: Vec<Rig> = (0..shards).map(rig).collect();
+        (0..players).for_each(|_| limit.begun("192.0.2.9".parse().unwrap()));
+        let all = connections_many(clients, shards.into());
+        let mut open = rigs.len();
+        for rig in &mut rigs {
+            // There is one already in each.
+            for conn in 1..=all as u32 {
+                rig.connect(conn);
+                rig.drain(conn);
+            }
+            let is_close = |event: &Event| matches!(event, Event::Close { .. });
+            let closed = rig.take_events().iter().filter(|event| is_close(event)).count();
+            assert!(closed <= all, "{clients}, {shards}: a shard keeps nobody");
+            open = open + all - closed;
+        }
+        assert!(players + open < all, "{clients}, {shards}: {players} and {open}");
     }
 }
 
