@@ -27,4 +27,5 @@ pub mod source;
 pub mod stream;
 pub mod sys;
 pub mod tls;
+mod told;
 pub mod wire;

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -12,12 +12,10 @@ use crate::egress::Listener;
 use crate::limits::ACCEPTED_AT_ONCE_MAX;
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::tls::TlsSender;
+use crate::told::Told;
 
 /// The wait after the system ran out of what a connection needs.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// The least time between two warnings about the same trouble.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// Listens at every address.
 ///
@@ -69,8 +67,9 @@ pub async fn accept(
                     continue;
                 }
                 if let Some(tls) = &tls {
-                    if admission.borrow().has_many() {
-                        tls.give_way();
+                    let too_many = admission.borrow().too_many();
+                    if too_many > 0 {
+                        tls.give_way(too_many);
                     }
                     if secured {
                         tls.connection(stream, peer);
@@ -91,19 +90,6 @@ pub async fn accept(
                 told.warn(&format!("connections wait unanswered ({error}); {cure}"));
                 tokio::time::sleep(PAUSE).await;
             }
-        }
-    }
-}
-
-/// Says a thing once a minute at most.
-#[derive(Default)]
-struct Told(Option<Instant>);
-
-impl Told {
-    fn warn(&mut self, message: &str) {
-        if self.0.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
-            self.0 = Some(Instant::now());
-            tracing::warn!("{message}");
         }
     }
 }

@@ -56,9 +56,9 @@ impl Admission {
         Ok(())
     }
 
-    /// Whether so many are there that those who are still at their TLS handshake are to give way.
-    pub fn has_many(&self) -> bool {
-        self.open > connections_many(self.clients_max, self.shards)
+    /// How many of those who are still at their TLS handshake are to give way, so that there are places for the next.
+    pub fn too_many(&self) -> usize {
+        self.open.saturating_sub(connections_many(self.clients_max, self.shards))
     }
 
     /// A connection that was let in is no more.
@@ -106,14 +106,14 @@ mod tests {
         for peer in flood {
             if admission.enter(peer).is_ok() {
                 entered.push(peer);
-                many = many.or(admission.has_many().then_some(entered.len()));
+                many = many.or((admission.too_many() > 0).then_some(entered.len()));
             }
         }
         assert_eq!((many, entered.len()), (Some(connections_many(10, 3) + 1), connections_max(10, 3)));
         for peer in entered {
             admission.gone(peer);
         }
-        assert!(!admission.has_many());
+        assert_eq!(admission.too_many(), 0);
         assert_eq!((admission.open, admission.by_origin.len()), (0, 0));
     }
 }

@@ -22,6 +22,7 @@ use crate::crowd::{Crowd, Place};
 use crate::limits::{TLS_SHARD_SEND_BUFFER_BYTES, tls_half_open_kept, tls_half_open_max};
 use crate::session::origin;
 use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
+use crate::told::Told;
 
 /// The first byte of a TLS record with a handshake (RFC 8446 section 5.1).
 const HANDSHAKE_RECORD: u8 = 22;
@@ -34,8 +35,8 @@ const PLAIN_ANSWER: &[u8] =
 pub(super) enum ToHandshakes {
     /// A connection was accepted.
     Connection(Accepted),
-    /// Few connections more would be accepted: one of those that are not done is to be given up.
-    GiveWay,
+    /// Few connections more would be accepted: so many of those that are not done are to be given up.
+    GiveWay(usize),
     /// Handshakes are done with this from now on.
     Config(Arc<ServerConfig>),
     /// This is what they may take from now on.
@@ -92,12 +93,13 @@ pub(super) async fn serve(
     let onward = Rc::new(onward);
     let mut next_carrier = 0;
     let crowd = SharedCrowd::default();
+    let mut told_crowded = Told::default();
     while let Some(message) = inbox.recv().await {
         let accepted = match message {
             ToHandshakes::Connection(accepted) => accepted,
-            ToHandshakes::GiveWay => {
-                let fewer = crowd.borrow().len().saturating_sub(1);
-                give_up(&crowd, fewer.max(tls_half_open_kept(limits.clients)));
+            ToHandshakes::GiveWay(too_many) => {
+                let fewer = crowd.borrow().len().saturating_sub(too_many);
+                give_up(&crowd, fewer.max(tls_half_open_kept(limits.clients)), &mut told_crowded);
                 continue;
             }
             ToHandshakes::Config(new) => {
@@ -109,7 +111,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        give_up(&crowd, tls_half_open_max(limits.clients) - 1);
+        give_up(&crowd, tls_half_open_max(limits.clients) - 1, &mut told_crowded);
         let told = Rc::new(Notify::new());
         let place = crowd.borrow_mut().add(Rc::clone(&told), origin(accepted.admitted.peer.ip()));
         let standing = Standing { crowd: Rc::clone(&crowd), place };
@@ -148,7 +150,7 @@ pub(super) async fn serve(
 type SharedCrowd = Rc<RefCell<Crowd<Rc<Notify>>>>;
 
 /// Gives handshakes up until there are no more than these.
-fn give_up(crowd: &SharedCrowd, left: usize) {
+fn give_up(crowd: &SharedCrowd, left: usize, told_crowded: &mut Told) {
     let mut crowd = crowd.borrow_mut();
     while crowd.len() > left
         && let Some((place, _)) = crowd.first_to_go()
@@ -157,10 +159,10 @@ fn give_up(crowd: &SharedCrowd, left: usize) {
         if let Some(told) = crowd.remove(place) {
             told.notify_one();
         }
-        tracing::warn!(
+        told_crowded.warn(&format!(
             "too many connections, of which {} have a TLS handshake that is not done: for each new one the oldest of the address that has most is given up; see who connects",
             crowd.len() + 1
-        );
+        ));
     }
 }
 
