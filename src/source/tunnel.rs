@@ -244,6 +244,7 @@ mod tests {
             };
             while unread() < Some(1_000) {
                 assert!(begun.elapsed() < Duration::from_secs(30), "{:?} bytes unread", unread());
+                // The thread is held on purpose; the camera has threads of its own to fill the socket from.
                 std::thread::sleep(Duration::from_millis(1));
             }
             assert!(source.unread_bytes() >= Some(1_000), "{:?}", source.unread_bytes());
