@@ -62,22 +62,21 @@ pub struct Token {
     pub generation: u32,
 }
 
-/// Bytes to send over TCP. Cloning one touches no count that another shard touches.
+/// Bytes to send over TCP: of a chunk that the shard's clients share, or of one client alone. Cloning one touches no count that
+/// another shard touches.
 #[derive(Clone, Debug)]
-pub enum Piece {
-    /// A chunk or a rendering of one, shared by the shard's clients.
-    Shared(Rc<Bytes>),
-    /// Bytes of this client alone (RTSP answers, its first sender report).
-    Own(Bytes),
+pub struct Piece(Rc<Bytes>);
+
+impl From<Bytes> for Piece {
+    fn from(bytes: Bytes) -> Self {
+        Piece(Rc::new(bytes))
+    }
 }
 
 impl Piece {
     /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Piece::Shared(bytes) => bytes,
-            Piece::Own(bytes) => bytes,
-        }
+        &self.0
     }
 
     /// Bytes in the piece.
@@ -171,8 +170,7 @@ fn rest_of(pieces: impl Iterator<Item = Piece>, mut sent: usize) -> Vec<Piece> {
         match &piece {
             _ if gone == 0 => Some(piece),
             _ if gone == piece.len() => None,
-            Piece::Shared(bytes) => Some(Piece::Own(bytes.slice(gone..))),
-            Piece::Own(bytes) => Some(Piece::Own(bytes.slice(gone..))),
+            Piece(bytes) => Some(bytes.slice(gone..).into()),
         }
     });
     rest.collect()
@@ -236,6 +234,10 @@ pub trait Egress {
     /// and the completion says so. One packet alone that is too large is a run that failed.
     fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool);
 
+    /// The clients of two slots are about to send, `next` and then `soon`: what is kept for them may be brought into the cache, of
+    /// `next` also what a call for it as `soon` has made known the place of.
+    fn prefetch(&self, _soon: u32, _next: u32) {}
+
     /// Hands to the kernel what it does not have yet of what was queued, in the order of queueing.
     fn flush(&mut self);
 
@@ -263,6 +265,9 @@ pub trait Egress {
     fn holds(&self, _token: Token) -> bool {
         false
     }
+
+    /// The client is no more, and has no operation in flight: lets go of what was kept for its next one, its connection among it.
+    fn forget(&mut self, _token: Token) {}
 
     /// Operations queued or under way.
     fn in_flight(&self) -> usize;

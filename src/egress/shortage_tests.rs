@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,8 +14,7 @@ use super::*;
 use crate::limits::SHORTAGE_PAUSE_MS;
 
 fn pieces() -> Vec<Piece> {
-    let shared = |bytes: &'static [u8]| Piece::Shared(Rc::new(Bytes::from_static(bytes)));
-    vec![shared(b"abc"), Piece::Own(Bytes::from_static(b"defg")), shared(b"h")]
+    ["abc", "defg", "h"].map(|text| Piece::from(Bytes::from_static(text.as_bytes()))).into()
 }
 
 fn bytes_of(pieces: &[Piece]) -> Vec<u8> {
@@ -43,7 +41,7 @@ fn an_operation_that_ends_with_a_shortage_gives_back_what_it_did_not_send() {
         let (Conn::Uring(stream, _), _far) = rig.connect() else { panic!("of that kind") };
         for (errno, rest) in [(libc::ENOBUFS, &b"fgh"[..]), (libc::ENOMEM, b"fgh"), (libc::ECONNRESET, b"")] {
             let mut slot = Slot::new();
-            slot.begin_stream(token(0), stream.clone(), &mut pieces(), false);
+            slot.begin_stream(token(0), &stream, &mut pieces(), false);
             assert!(matches!(slot.complete(5), Outcome::More));
             assert!(matches!(slot.complete(-errno), Outcome::Done(5, Some(told)) if told == errno));
             assert_eq!(bytes_of(&slot.unsent), rest);

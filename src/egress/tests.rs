@@ -70,14 +70,7 @@ impl Rig {
     }
 
     pub(super) fn send(&mut self, slot: u32, conn: &Conn, parts: &[&[u8]]) {
-        let mut pieces: Vec<Piece> = parts
-            .iter()
-            .enumerate()
-            .map(|(index, part)| {
-                let bytes = Bytes::copy_from_slice(part);
-                if index % 2 == 0 { Piece::Shared(Rc::new(bytes)) } else { Piece::Own(bytes) }
-            })
-            .collect();
+        let mut pieces: Vec<Piece> = parts.iter().map(|part| Bytes::copy_from_slice(part).into()).collect();
         self.egress.send(token(slot), conn, &mut pieces, false);
         assert!(pieces.is_empty());
     }
@@ -275,7 +268,7 @@ fn a_slot_goes_to_the_next_generation() {
         for generation in [0, 1, u32::MAX] {
             let (conn, mut far) = rig.connect();
             let token = Token { slot: 5, generation };
-            rig.egress.send(token, &conn, &mut vec![Piece::Own(Bytes::from_static(b"hello"))], false);
+            rig.egress.send(token, &conn, &mut vec![Bytes::from_static(b"hello").into()], false);
             let completion = rig.wait(5).await;
             assert_eq!((completion.token, completion.bytes), (token, 5));
             far.read_exact(&mut [0; 5]).unwrap();
@@ -443,7 +436,7 @@ impl Storm {
         let mut pieces = Vec::new();
         for _ in 0..count {
             let len = self.random.usize(1..100_000 / count);
-            pieces.push(Piece::Own(stream_bytes(at, len)));
+            pieces.push(stream_bytes(at, len).into());
             at += len;
         }
         client.asked = Some(at - client.sent);

@@ -20,12 +20,15 @@ use super::uring_id::{SLOTS_MAX, Tag, UserData};
 use super::uring_left::leave;
 use super::uring_moments::Moments;
 use super::uring_refusals::Refusals;
-use super::uring_slot::{Lending, Outcome, Slot, State, is_refusal};
+use super::uring_slot::{Lending, Outcome, SLOT_HOT_BYTES, Slot, State, is_refusal};
 use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, ZeroCopy, is_shortage};
 use crate::limits::{EGRESS_DRAIN_MAX_MS, ZERO_COPY_BYTES_MIN, ZERO_COPY_HELD_MAX};
 
 /// Completion queue entries for each submission queue entry; what does not fit the kernel keeps, at a price.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
+
+/// Entries that are taken from the completion queue before their turn.
+const LOOK_AHEAD: usize = 8;
 
 /// Times that the kernel may refuse a submission in a row before the thread turns to other work and comes back.
 const REFUSALS_MAX: u32 = 4;
@@ -42,6 +45,8 @@ pub struct UringEgress {
     slots: Vec<Slot>,
     /// Entries that the submission queue had no room for.
     backlog: VecDeque<Entry>,
+    /// Completions taken from the queue to have their slots at hand when their turn comes.
+    ahead: VecDeque<(UserData, cqueue::Entry, Option<Instant>)>,
     /// Completions taken from the queue to make room in it.
     done: VecDeque<Completion>,
     active: usize,
@@ -81,6 +86,7 @@ impl UringEgress {
             ring,
             slots: Vec::new(),
             backlog: VecDeque::new(),
+            ahead: VecDeque::with_capacity(LOOK_AHEAD),
             done: VecDeque::new(),
             active: 0,
             zero_copy: ZeroCopy::Off,
@@ -104,21 +110,20 @@ impl UringEgress {
     /// Has the operation that the slot is about to queue lend its pieces, if that is worth it.
     fn lend(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
-        let State::Stream(op) = &mut slot.state else { return };
+        let State::Stream(op) = &slot.state else { return };
+        let large = self.zero_copy == ZeroCopy::On || op.total as usize >= ZERO_COPY_BYTES_MIN;
         if slot.lending.generation != Some(slot.token.generation) {
             let allowed = match self.zero_copy {
                 ZeroCopy::Off => false,
                 ZeroCopy::On => true,
-                ZeroCopy::Auto => is_elsewhere(&op.stream),
+                ZeroCopy::Auto => slot.connection().is_some_and(|connection| is_elsewhere(connection)),
             };
             slot.lending = Lending { generation: Some(slot.token.generation), allowed, held: 0 };
         }
-        let large = self.zero_copy == ZeroCopy::On || op.total >= ZERO_COPY_BYTES_MIN;
         if slot.lending.allowed && large && slot.lending.held < ZERO_COPY_HELD_MAX {
             let lent = self.holds.keep(slot.token, slot.pieces());
             slot.lending.held += 1;
-            let State::Stream(op) = &mut slot.state else { unreachable!("as above") };
-            op.lent = Some(lent);
+            slot.lend(lent);
         }
     }
 
@@ -218,12 +223,28 @@ impl UringEgress {
         }
     }
 
+    /// Takes entries from the ring's queue some turns before they are looked at, and asks for the memory of their slots.
+    fn look_ahead(&mut self) {
+        while self.ahead.len() < LOOK_AHEAD {
+            let Some(entry) = self.ring.get_mut().completion().next() else { return };
+            let id = UserData::unpack(entry.user_data()).expect("every entry has been given user data");
+            // Of a zero-copy send this is another slot, or none.
+            self.prefetch_slot(id.token.slot);
+            self.ahead.push_back((id, entry, self.moments.take()));
+        }
+    }
+
+    fn prefetch_slot(&self, slot: u32) {
+        if let Some(slot) = self.slots.get(slot as usize) {
+            crate::sys::prefetch(slot, SLOT_HOT_BYTES);
+        }
+    }
+
     /// Moves the next completion of an operation from the ring's queue.
     fn take(&mut self) -> Option<Completion> {
         loop {
-            let entry = self.ring.get_mut().completion().next()?;
-            let at = self.moments.take();
-            let mut id = UserData::unpack(entry.user_data()).expect("every entry has been given user data");
+            self.look_ahead();
+            let (mut id, entry, at) = self.ahead.pop_front()?;
             if id.tag == Tag::ZeroCopy {
                 // The flags alone tell which of its completions this is, never the result.
                 if cqueue::notif(entry.flags()) {
@@ -326,7 +347,7 @@ fn is_elsewhere(stream: &tokio_uring::net::TcpStream) -> bool {
 impl Egress for UringEgress {
     fn send(&mut self, token: Token, conn: &Conn, pieces: &mut Vec<Piece>, apart: bool) {
         let Conn::Uring(stream, _) = conn else { panic!("an io_uring egress sends on connections of IoKind::Uring") };
-        self.slot(token).begin_stream(token, stream.clone(), pieces, apart);
+        self.slot(token).begin_stream(token, stream, pieces, apart);
         if self.zero_copy != ZeroCopy::Off {
             self.lend(token.slot);
         }
@@ -342,6 +363,13 @@ impl Egress for UringEgress {
         let entry = slot.next_entry();
         self.active += 1;
         self.queue(entry);
+    }
+
+    fn prefetch(&self, soon: u32, next: u32) {
+        self.prefetch_slot(soon);
+        if let Some(slot) = self.slots.get(next as usize) {
+            slot.prefetch_message();
+        }
     }
 
     fn flush(&mut self) {
@@ -405,7 +433,9 @@ impl Egress for UringEgress {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if !self.done.is_empty() || (self.unsubmitted() && self.refusals.poll_over(cx).is_ready()) {
+            if !(self.done.is_empty() && self.ahead.is_empty())
+                || (self.unsubmitted() && self.refusals.poll_over(cx).is_ready())
+            {
                 return Poll::Ready(());
             }
             let ring = self.ring.get_mut();
@@ -430,6 +460,12 @@ impl Egress for UringEgress {
         lending.generation == Some(token.generation) && lending.held > 0
     }
 
+    fn forget(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token.slot as usize).filter(|slot| slot.token == token) {
+            slot.forget();
+        }
+    }
+
     fn in_flight(&self) -> usize {
         self.active + self.done.len()
     }
@@ -450,6 +486,9 @@ impl Drop for UringEgress {
                 lent = self.holds.len(),
                 "sends did not end within {EGRESS_DRAIN_MAX_MS} ms of being cancelled; their memory is leaked, as the kernel may still read it"
             );
+            for slot in self.slots.iter_mut().filter(|slot| slot.is_idle()) {
+                slot.forget();
+            }
             leave(mem::take(&mut self.slots), mem::take(&mut self.holds));
         }
     }

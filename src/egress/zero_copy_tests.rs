@@ -27,11 +27,11 @@ fn what_was_lent_is_kept_until_the_kernel_lets_go_of_it() {
         let Some(egress) = lending(ZeroCopy::On) else { return };
         let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
         let (conn, far) = rig.connect();
-        let bytes = Rc::new(Bytes::from(pattern(40_000, 3)));
+        let piece = Piece::from(Bytes::from(pattern(40_000, 3)));
         // The client reads nothing: what the kernel has taken waits in the socket's queue, in the pages that it was lent.
         let mut sent = 0;
         while rig.egress.in_flight() == 0 {
-            rig.egress.send(token(0), &conn, &mut vec![Piece::Shared(bytes.clone())], false);
+            rig.egress.send(token(0), &conn, &mut vec![piece.clone()], false);
             rig.egress.flush();
             rig.reap();
             sent += usize::from(rig.done.remove(&0).is_some());
@@ -42,17 +42,18 @@ fn what_was_lent_is_kept_until_the_kernel_lets_go_of_it() {
         assert_eq!(rig.egress.in_flight(), 0);
         assert!(rig.egress.holds(token(0)));
         assert!(!rig.egress.holds(Token { slot: 0, generation: 8 }), "another client's");
-        assert!(Rc::strong_count(&bytes) > 1, "the kernel still reads them");
+        assert!(Rc::strong_count(&piece.0) > 1, "the kernel still reads them");
         // A reset gives them back.
         conn.reset_on_close().unwrap();
         conn.shutdown();
         drop(conn);
+        rig.egress.forget(token(0));
         while rig.egress.holds(token(0)) {
             poll_fn(|cx| rig.egress.poll_ready(cx)).await;
             rig.reap();
             tokio::task::yield_now().await;
         }
-        assert_eq!(Rc::strong_count(&bytes), 1);
+        assert_eq!(Rc::strong_count(&piece.0), 1);
         drop(far);
     });
 }

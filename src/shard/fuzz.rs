@@ -98,7 +98,7 @@ impl Hostile {
                     let rest = bytes.split_off(bytes.len() * usize::from(part) / 256);
                     self.broken.insert(token);
                     if is_shortage(error) {
-                        self.unsent.insert(token.slot, vec![Piece::Own(rest.into())]);
+                        self.unsent.insert(token.slot, vec![Bytes::from(rest).into()]);
                     }
                 }
                 let len = bytes.len();

@@ -12,6 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::egress::{Datagrams, Piece};
 use crate::limits::{
     OP_BYTES_MAX, OP_IOVECS_MAX, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_DATA_BYTES_MAX, SKIP_KEPT_S, TRACKS_MAX,
@@ -96,17 +98,20 @@ impl Notes {
 }
 
 /// One playing client's cursor and flags.
+///
+/// What every turn needs lies together and comes first, its tracks among it: see the shard's links.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Player {
     cursor: u64,
-    tracks: Vec<Option<Wanted>>,
-    /// When it began to play, or went on after a pause.
-    begun: Instant,
-    /// When it last started on a keyframe, skipped, or began to play.
-    started: Instant,
-    rest: VecDeque<Rest>,
     /// Bytes that one operation carries at most.
     op_bytes_max: usize,
+    rest: VecDeque<Rest>,
+    /// When it last started on a keyframe, skipped, or began to play.
+    started: Instant,
+    tracks: SmallVec<[Option<Wanted>; 2]>,
+    /// When it began to play, or went on after a pause.
+    begun: Instant,
     cause: DropReason,
     notes: Notes,
 }
@@ -118,7 +123,7 @@ impl Player {
     /// # Panics
     /// If `channels` names a track that the description lacks.
     pub fn new(description: &Description, channels: &[(TrackId, (u8, u8))], log: &Log, now: Instant) -> Self {
-        let mut tracks: Vec<Option<Wanted>> = vec![None; description.tracks.len()];
+        let mut tracks: SmallVec<[Option<Wanted>; 2]> = smallvec![None; description.tracks.len()];
         for (track, channels) in channels {
             let described = &description.tracks[usize::from(track.0)];
             let video = described.is_video();

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::chunk::{Chunk, ChunkKind};
@@ -19,9 +18,9 @@ use crate::limits::{KEYFRAME_KEPT_S, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_S, TRACKS_MA
 pub struct Entry {
     chunk: Arc<Chunk>,
     /// The shard's own count in front of the chunk's: a clone for a client touches no memory that another shard touches.
-    shared: Rc<Bytes>,
+    shared: Piece,
     /// The bytes under other channel numbers; one for each mapping that a client has asked for.
-    renderings: SmallVec<[(u8, Rc<Bytes>); 1]>,
+    renderings: SmallVec<[(u8, Piece); 1]>,
     datagrams: Option<Rc<Datagrams>>,
 }
 
@@ -34,14 +33,14 @@ impl Entry {
     /// The chunk's bytes under `channel`, rendered when they are asked for the first time.
     pub fn piece(&mut self, channel: u8) -> Piece {
         if channel == self.chunk.channel() {
-            return Piece::Shared(Rc::clone(&self.shared));
+            return self.shared.clone();
         }
         if let Some((_, rendering)) = self.renderings.iter().find(|(of, _)| *of == channel) {
-            return Piece::Shared(Rc::clone(rendering));
+            return rendering.clone();
         }
-        let rendering = Rc::new(self.chunk.render(channel));
-        self.renderings.push((channel, Rc::clone(&rendering)));
-        Piece::Shared(rendering)
+        let rendering = Piece::from(self.chunk.render(channel));
+        self.renderings.push((channel, rendering.clone()));
+        rendering
     }
 
     /// The chunk as UDP clients are sent it.
@@ -227,7 +226,7 @@ impl Log {
             self.heard[usize::from(chunk.track.0)] = Some(chunk.arrival);
         }
         self.bytes += chunk.bytes.len();
-        let shared = Rc::new(chunk.bytes.clone());
+        let shared = Piece::from(chunk.bytes.clone());
         self.entries.push_back(Entry { chunk, shared, renderings: SmallVec::new(), datagrams: None });
         appended
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Closing, Core, Handover, Kind, Link, Playing, Start, leave_reason};
+use super::link::{Closing, Kind, Link, Playing, Target, Targets};
+use super::{Core, Handover, Start, leave_reason};
 use crate::egress::{Conn, Datagrams, Egress, Token};
 use crate::limits::{ANSWER_BYTES_MAX, MOVES_MAX};
 use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Limited, Reception, Transport};
@@ -23,12 +24,7 @@ pub const CNAME: &str = "rtsprelay";
 
 impl<E: Egress> Core<E> {
     pub(super) fn add_link(&mut self, kind: Kind) -> Token {
-        let slot = self.links.vacant_key();
-        if self.generations.len() <= slot {
-            self.generations.resize(slot + 1, 0);
-        }
-        let generation = self.generations[slot];
-        self.links.insert(Link {
+        self.links.insert(|generation| Link {
             generation,
             kind,
             playing: None,
@@ -41,8 +37,7 @@ impl<E: Egress> Core<E> {
             op_track: None,
             queued: false,
             stalled: false,
-        });
-        Token { slot: slot as u32, generation }
+        })
     }
 
     pub(super) fn link(&self, token: Token) -> Option<&Link> {
@@ -177,10 +172,10 @@ impl<E: Egress> Core<E> {
                 if stream.start == Start::Cached {
                     player.start_cached(&stream.log, now);
                 }
-                let targets: Vec<_> = tracks
+                let targets: Targets = tracks
                     .iter()
                     .filter_map(|track| match track.delivery {
-                        Delivery::Udp { rtp, rtcp } => Some((track.track, rtp, rtcp)),
+                        Delivery::Udp { rtp, rtcp } => Some(Target { track: track.track, rtp, rtcp_port: rtcp.port() }),
                         _ => None,
                     })
                     .collect();
@@ -208,7 +203,7 @@ impl<E: Egress> Core<E> {
                     return Err(NOT_VALID_IN_THIS_STATE);
                 }
                 let members = &mut self.streams[usize::from(id.0)].members;
-                link.playing = Some(Box::new(Playing {
+                link.playing = Some(Playing {
                     session,
                     stream: id,
                     transport,
@@ -223,7 +218,7 @@ impl<E: Egress> Core<E> {
                     panics: false,
                     reception: None,
                     since: now,
-                }));
+                });
                 members.push(slot);
                 self.sessions.insert(session, slot);
                 self.metrics.client_joined(id, transport);
@@ -295,8 +290,8 @@ impl<E: Egress> Core<E> {
                     });
                 }
                 Kind::Udp { targets, own, .. } => {
-                    if let Some((_, _, rtcp)) = targets.iter().find(|(track, ..)| *track == report.track) {
-                        own.push_back((*rtcp, Rc::new(Datagrams::of(report))));
+                    if let Some(target) = targets.iter().find(|target| target.track == report.track) {
+                        own.push_back((target.rtcp(), Rc::new(Datagrams::of(report))));
                     }
                 }
                 Kind::Receiver { .. } => {}
@@ -401,8 +396,8 @@ impl<E: Egress> Core<E> {
                         farewell.extend_from_slice(&bye);
                     }
                     Kind::Udp { targets, own, .. } => {
-                        if let Some((_, _, rtcp)) = targets.iter().find(|(of, ..)| *of == track) {
-                            own.push_back((*rtcp, Rc::new(single_datagram(bye))));
+                        if let Some(target) = targets.iter().find(|target| target.track == track) {
+                            own.push_back((target.rtcp(), Rc::new(single_datagram(bye))));
                         }
                     }
                     Kind::Receiver { .. } => {}
@@ -480,12 +475,12 @@ impl<E: Egress> Core<E> {
 
     fn forget(&mut self, slot: u32) {
         let link = self.links.remove(slot as usize);
+        self.egress.forget(Token { slot, generation: link.generation });
         match link.kind {
             Kind::Udp { own_sockets: Some(own), .. } if own.rtcp.is_none() => self.own_paths -= 1,
             Kind::Receiver { stream, .. } => self.receiver_gone(stream),
             _ => {}
         }
-        self.generations[slot as usize] = self.generations[slot as usize].wrapping_add(1);
     }
 
     pub(super) fn client_snapshot(

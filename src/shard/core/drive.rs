@@ -3,8 +3,9 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Closing, Core, Kind, Playing};
-use crate::egress::{Completion, Conn, Egress, Piece, Token, is_shortage};
+use super::Core;
+use super::link::{Closing, Kind, Playing};
+use crate::egress::{Completion, Conn, Egress, Token, is_shortage};
 use crate::limits::{
     AGE_LAGGING_DIVISOR, LAGGED_S, NOTSENT_LOWAT_BYTES, NOTSENT_LOWAT_LAGGING_BYTES, OP_BYTES_LAGGING_MAX,
     OP_BYTES_MAX, OP_IOVECS_MAX,
@@ -25,6 +26,9 @@ const ANSWERS_MAX: usize = OP_IOVECS_MAX / 2;
 
 /// Bytes that a UDP client is sent within [`BURST_EVERY`]: the default receive buffer takes about twice as much.
 const BURST_BYTES: usize = 64 * 1024;
+
+/// How many turns before a client's own its memory is asked for.
+const PREFETCH_AHEAD: usize = 4;
 
 /// How often a UDP client is sent [`BURST_BYTES`] at most; together 131 Mbit/s.
 const BURST_EVERY: Duration = Duration::from_millis(4);
@@ -63,6 +67,9 @@ impl<E: Egress> Core<E> {
         completions.reverse();
         self.completions = completions;
         while let Some(completion) = self.completions.pop() {
+            if let Some(ahead) = self.completions.len().checked_sub(PREFETCH_AHEAD) {
+                self.links.prefetch(self.completions[ahead].token.slot);
+            }
             self.at = Some(completion.token.slot);
             self.completed(now, completion);
         }
@@ -85,7 +92,11 @@ impl<E: Egress> Core<E> {
         for offset in 0..count {
             let at = start + offset;
             // Serving a client never changes the members: whoever goes does so when events are processed.
-            let Some(&slot) = self.streams[index].members.get(if at < count { at } else { at - count }) else { break };
+            let members = &self.streams[index].members;
+            let Some(&slot) = members.get(if at < count { at } else { at - count }) else { break };
+            let (soon, next) = (members[(at + 2 * PREFETCH_AHEAD) % count], members[(at + PREFETCH_AHEAD) % count]);
+            self.links.prefetch(next);
+            self.egress.prefetch(soon, next);
             if self.links[slot as usize].busy.is_none() {
                 self.at = Some(slot);
                 self.serve(now, slot);
@@ -134,7 +145,7 @@ impl<E: Egress> Core<E> {
                 while pieces.len() < ANSWERS_MAX && bytes < OP_BYTES_MAX {
                     let Some(answer) = answers.pop_front() else { break };
                     bytes += answer.len();
-                    pieces.push(Piece::Own(answer));
+                    pieces.push(answer.into());
                 }
                 *answer_bytes -= bytes;
                 let answered = answers.is_empty();
@@ -152,7 +163,7 @@ impl<E: Egress> Core<E> {
                     && let Some(farewell) = link.farewell.take()
                 {
                     bytes += farewell.len();
-                    pieces.push(Piece::Own(farewell));
+                    pieces.push(farewell.into());
                 }
                 if !pieces.is_empty() {
                     link.op_bytes = bytes;
@@ -208,8 +219,8 @@ impl<E: Egress> Core<E> {
             let next = playing.player.next_chunk(log, self.age, now);
             playing.count_notes(&mut self.metrics);
             if let Some((chunk, taken, arrival)) = next {
-                let target = targets.iter().find(|(track, ..)| *track == taken.track);
-                let (_, rtp, rtcp) = target.expect("a player is made of the tracks that have targets");
+                let target = targets.iter().find(|target| target.track == taken.track);
+                let target = target.expect("a player is made of the tracks that have targets");
                 link.op_bytes = chunk.bytes().len();
                 link.op_track = (taken.kind == ChunkKind::Media).then_some(taken.track);
                 link.busy = Some(now);
@@ -219,11 +230,11 @@ impl<E: Egress> Core<E> {
                         link.media_bytes = chunk.bytes().len();
                         *burst_bytes += chunk.bytes().len();
                         let own = own_sockets.as_ref().and_then(|own| own.of(taken.track));
-                        (own.unwrap_or(&sockets.rtp), *rtp)
+                        (own.unwrap_or(&sockets.rtp), target.rtp)
                     }
                     ChunkKind::Report => {
                         let own = own_sockets.as_ref().and_then(|own| own.rtcp.as_ref());
-                        (own.unwrap_or(&sockets.rtcp), *rtcp)
+                        (own.unwrap_or(&sockets.rtcp), target.rtcp())
                     }
                 };
                 self.egress.send_datagrams(token, socket, to, &chunk, *plain);
@@ -266,8 +277,10 @@ impl<E: Egress> Core<E> {
                 self.metrics.sent(playing.stream, latency, std::mem::take(&mut bytes));
             }
         }
+        // Whoever has caught up needs no more room than there is in the link itself, which is at hand.
+        let is_small = link.arrivals.len() <= link.arrivals.inline_size();
         link.arrivals.clear();
-        if link.arrivals.capacity() > 16 {
+        if is_small {
             link.arrivals.shrink_to_fit();
         }
         if link.closing == Closing::Join {

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{Core, Group, Kind, OwnSockets, Playing};
+use super::link::{Kind, OwnSockets, Playing, Target, Targets};
+use super::{Core, Group};
 use crate::egress::Egress;
 use crate::metrics::{ClientLatency, Transport};
 use crate::session::{EndReason, PlayTrack, SessionKey};
@@ -21,10 +22,10 @@ const NO_SESSION: SessionKey = SessionKey(0);
 
 impl Group {
     /// Where a track's RTP and RTCP go, if there are such ports.
-    fn target(&self, track: TrackId) -> Option<(SocketAddr, SocketAddr)> {
+    fn target(&self, track: TrackId) -> Option<Target> {
         let rtp = self.address.port().checked_add(2 * u16::from(track.0))?;
-        let at = |port| SocketAddr::new(self.address.ip(), port);
-        Some((at(rtp), at(rtp.checked_add(1)?)))
+        let rtcp_port = rtp.checked_add(1)?;
+        Some(Target { track, rtp: SocketAddr::new(self.address.ip(), rtp), rtcp_port })
     }
 }
 
@@ -37,14 +38,13 @@ impl<E: Egress> Core<E> {
         };
         let Some(socket) = group.socket.clone() else { return };
         let tracks = (0u8..).map(TrackId).take(description.tracks.len());
-        let targets: Vec<_> =
-            tracks.filter_map(|track| group.target(track).map(|(rtp, rtcp)| (track, rtp, rtcp))).collect();
+        let targets: Targets = tracks.filter_map(|track| group.target(track)).collect();
         let channels: Vec<_> =
-            targets.iter().map(|(track, ..)| (*track, (track.rtp_channel(), track.rtcp_channel()))).collect();
+            targets.iter().map(|to| (to.track, (to.track.rtp_channel(), to.track.rtcp_channel()))).collect();
         let player = Player::new(description, &channels, &stream.log, now);
         let peer = group.address;
         let own = OwnSockets {
-            rtp: targets.iter().map(|(track, ..)| (*track, socket.clone())).collect(),
+            rtp: targets.iter().map(|target| (target.track, socket.clone())).collect(),
             rtcp: Some(socket),
             backed_up: now,
         };
@@ -59,7 +59,7 @@ impl<E: Egress> Core<E> {
         };
         let slot = self.add_link(kind).slot;
         let stream = &mut self.streams[usize::from(id.0)];
-        self.links[slot as usize].playing = Some(Box::new(Playing {
+        self.links[slot as usize].playing = Some(Playing {
             session: NO_SESSION,
             stream: id,
             transport: Transport::Multicast,
@@ -74,7 +74,7 @@ impl<E: Egress> Core<E> {
             panics: false,
             reception: None,
             since: now,
-        }));
+        });
         stream.members.push(slot);
         stream.group_link = Some(slot);
     }

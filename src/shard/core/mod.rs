@@ -7,6 +7,8 @@
 mod clients;
 mod drive;
 mod group;
+mod link;
+mod links;
 mod panics;
 mod paths;
 mod put_off;
@@ -18,20 +20,19 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use slab::Slab;
 use smallvec::SmallVec;
 
+use link::{Closing, Kind};
+use links::Links;
+
 use super::inbox::{Backlog, SourceState, ToControl};
-use super::player::Player;
 use crate::access::Access;
-use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, Piece, Token};
-use crate::metrics::{
-    ClientLatency, Counter, DropReason, LeaveReason, Reception, ReportRequest, ShardMetrics, Transport,
-};
+use crate::egress::{Completion, Conn, Datagram, Egress, Piece, Token};
+use crate::metrics::{Counter, DropReason, LeaveReason, ReportRequest, ShardMetrics};
 use crate::session::{CloseReason, ConnId, EndReason, OwnPorts, Server, ServerConfig, SessionKey};
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::{Appended, Log};
-use crate::stream::{Description, StreamId, TrackId};
+use crate::stream::{Description, StreamId};
 
 /// Where a new client begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,102 +130,6 @@ pub struct Handover {
     pub moves: u8,
 }
 
-/// Where a link's bytes go.
-enum Kind {
-    /// An RTSP connection, and the interleaved client on it if one plays.
-    Tcp {
-        conn: Conn,
-        peer: SocketAddr,
-        /// Answers that have not been sent yet; they go first in the next operation.
-        answers: VecDeque<Bytes>,
-        answer_bytes: usize,
-        /// Shards that it has been handed to after its first.
-        moves: u8,
-    },
-    /// A client that is sent datagrams.
-    Udp {
-        /// Where each track's RTP and RTCP go.
-        targets: Vec<(TrackId, SocketAddr, SocketAddr)>,
-        /// Datagrams of this client alone (its first sender report, its BYE); they go before the next chunk.
-        own: VecDeque<(SocketAddr, std::rc::Rc<Datagrams>)>,
-        /// Sockets of its own, one a track, while its path is or may be backed up.
-        own_sockets: Option<Box<OwnSockets>>,
-        /// The path takes no runs of packets (GSO): they go one by one.
-        plain: bool,
-        /// Bytes sent since `burst_from`, so that a catching-up client's receive buffer is not overrun.
-        burst_bytes: usize,
-        burst_from: Instant,
-        /// It is in [`Core::paced`].
-        paced: bool,
-    },
-    /// A client that receives the stream's multicast group: nothing is sent to it alone.
-    Receiver { stream: StreamId, tracks: Vec<TrackId> },
-}
-
-/// A UDP client's own sockets for RTP; its few RTCP packets stay on the shared one, where the client's are read too.
-struct OwnSockets {
-    rtp: SmallVec<[(TrackId, Datagram); 2]>,
-    /// For RTCP, of a multicast group alone.
-    rtcp: Option<Datagram>,
-    /// When one of them was last seen backed up, at first when they were made.
-    backed_up: Instant,
-}
-
-/// How far a link is on its way to being closed: cancel, join, close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Closing {
-    No,
-    /// As soon as what is queued has been sent.
-    Flush,
-    /// As soon as its operation has been joined.
-    Join,
-}
-
-/// One target of operations: at most one is in flight.
-struct Link {
-    generation: u32,
-    kind: Kind,
-    playing: Option<Box<Playing>>,
-    closing: Closing,
-    /// The bytes that end the connection (RTCP BYE), sent after the last media.
-    farewell: Option<Bytes>,
-    /// When the operation under way began.
-    busy: Option<Instant>,
-    /// Arrivals of the media chunks in the operation under way.
-    arrivals: SmallVec<[Instant; 2]>,
-    /// Bytes of media in the operation under way, and of everything.
-    media_bytes: usize,
-    op_bytes: usize,
-    /// UDP: the track whose frame the operation under way carries.
-    op_track: Option<TrackId>,
-    /// It is in [`Core::ready`].
-    queued: bool,
-    /// A cancel has been asked for because the operation took too long.
-    stalled: bool,
-}
-
-/// A client that plays.
-struct Playing {
-    session: SessionKey,
-    stream: StreamId,
-    transport: Transport,
-    peer: SocketAddr,
-    player: Player,
-    paused: bool,
-    /// Its place in [`Stream::members`].
-    member: usize,
-    latency: ClientLatency,
-    bytes: u64,
-    skips: u64,
-    /// Until when it counts as one that lags, and is sent little at a time.
-    lagging_until: Option<Instant>,
-    /// A test wants its code to fail, once `lagging_until` is over.
-    panics: bool,
-    /// What its last receiver report says.
-    reception: Option<Reception>,
-    since: Instant,
-}
-
 /// Where a track stands, for clients that have nothing to get of it yet.
 #[derive(Clone, Copy, Debug)]
 struct Tail {
@@ -283,8 +188,7 @@ pub struct Core<E: Egress> {
     egress: E,
     server: Server,
     udp: Option<UdpSockets>,
-    links: Slab<Link>,
-    generations: Vec<u32>,
+    links: Links,
     sessions: HashMap<SessionKey, u32>,
     streams: Vec<Stream>,
     /// Links that may have something to send, besides the members of dirty streams.
@@ -340,8 +244,7 @@ impl<E: Egress> Core<E> {
             egress,
             server,
             udp,
-            links: Slab::new(),
-            generations: Vec::new(),
+            links: Links::default(),
             sessions: HashMap::new(),
             streams,
             ready: VecDeque::new(),
@@ -655,7 +558,7 @@ impl<E: Egress> Core<E> {
         snapshot.egress = self.egress.stats();
         snapshot.sessions = self.server.sessions() as u64;
         snapshot.in_flight = self.egress.in_flight() as u64;
-        for (slot, link) in &self.links {
+        for (slot, link) in self.links.iter() {
             if let Kind::Tcp { conn, .. } = &link.kind {
                 snapshot.connections += 1;
                 let published = (!self.publishers.is_empty()).then(|| self.server.published_in(ConnId(slot as u32)));
@@ -750,7 +653,7 @@ impl<E: Egress> Core<E> {
     fn check_stalled(&mut self, now: Instant) {
         let flush_over = self.stopping.is_some_and(|since| now >= since + STOP_FLUSH);
         let mut late: SmallVec<[u32; 8]> = SmallVec::new();
-        for (slot, link) in &self.links {
+        for (slot, link) in self.links.iter() {
             let Some(since) = link.busy else { continue };
             let stalled = now.saturating_duration_since(since) >= self.stall_timeout && !link.stalled;
             if stalled || (flush_over && link.closing != Closing::Join) {

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::{Core, Kind, OwnSockets, UdpSockets};
+use super::link::{Kind, OwnSockets, Target};
+use super::{Core, UdpSockets};
 use crate::egress::{Datagram, Egress};
 use crate::limits::{DATAGRAM_BACKLOG_BYTES_MAX, DATAGRAM_MOVES_MAX, DATAGRAM_OWN_S};
 use crate::stream::TrackId;
@@ -37,7 +38,7 @@ impl<E: Egress> Core<E> {
             return;
         }
         let mut moves = if backed_up { DATAGRAM_MOVES_MAX } else { 0 };
-        for (_, link) in &mut self.links {
+        for (_, link) in self.links.iter_mut() {
             let Kind::Udp { targets, own_sockets, .. } = &mut link.kind else { continue };
             match own_sockets {
                 Some(own) if own.rtcp.is_some() => {}
@@ -57,7 +58,7 @@ impl<E: Egress> Core<E> {
                             self.own_paths += 1;
                         }
                         Err(error) => {
-                            tracing::warn!(%error, to = ?targets.first().map(|(_, rtp, _)| *rtp), "a UDP client gets no socket of its own");
+                            tracing::warn!(%error, to = ?targets.first().map(|target| target.rtp), "a UDP client gets no socket of its own");
                         }
                     }
                 }
@@ -67,12 +68,8 @@ impl<E: Egress> Core<E> {
     }
 }
 
-fn own(
-    sockets: &UdpSockets,
-    targets: &[(TrackId, std::net::SocketAddr, std::net::SocketAddr)],
-    now: Instant,
-) -> std::io::Result<OwnSockets> {
-    let rtp = targets.iter().map(|(track, rtp, _)| Ok((*track, sockets.rtp.beside(*rtp)?)));
+fn own(sockets: &UdpSockets, targets: &[Target], now: Instant) -> std::io::Result<OwnSockets> {
+    let rtp = targets.iter().map(|target| Ok((target.track, sockets.rtp.beside(target.rtp)?)));
     let rtp = rtp.collect::<std::io::Result<SmallVec<_>>>()?;
     Ok(OwnSockets { rtp, rtcp: None, backed_up: now })
 }

@@ -35,7 +35,7 @@ pub fn core(now: Instant) -> Core<SimEgress> {
 fn client(core: &mut Core<SimEgress>, now: Instant, own_sockets: Option<Box<OwnSockets>>) -> Token {
     let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
     core.add_link(Kind::Udp {
-        targets: vec![(VIDEO, at(6000), at(6001))],
+        targets: [Target { track: VIDEO, rtp: at(6000), rtcp_port: 6001 }].into_iter().collect(),
         own: VecDeque::new(),
         own_sockets,
         plain: false,
