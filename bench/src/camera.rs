@@ -92,6 +92,8 @@ struct Client {
     stream: Arc<TcpStream>,
     tracks: Vec<(usize, Delivery)>,
     backlog: Vec<u8>,
+    /// It has said PAUSE, and not PLAY since.
+    paused: bool,
 }
 
 /// One packet stream's state and one fault script: a path.
@@ -193,6 +195,14 @@ fn handle(channels: &mut [Channel], event: Event, args: &Args) {
                 }
             }
         }
+        Event::Pause { conn, bytes } => {
+            for channel in channels {
+                if let Some(client) = channel.clients.get_mut(&conn) {
+                    client.write(&bytes);
+                    client.paused = true;
+                }
+            }
+        }
         Event::Gone { conn } => {
             for channel in channels {
                 channel.clients.remove(&conn);
@@ -227,6 +237,11 @@ impl Client {
 
     /// Sends packets of a track, or reports of it; `false` if they were dropped.
     fn send(&mut self, track: usize, report: bool, burst: &mut Burst, udp: &UdpPair) -> bool {
+        if self.paused {
+            // What it was sent before must end all the same, lest its framing be torn.
+            self.flush();
+            return true;
+        }
         let Some(&(_, delivery)) = self.tracks.iter().find(|(t, _)| *t == track) else { return true };
         match delivery {
             Delivery::Interleaved(rtp, rtcp) => {
@@ -243,6 +258,11 @@ impl Client {
 }
 
 impl Channel {
+    /// Whether anybody plays.
+    fn is_heard(&self) -> bool {
+        self.clients.values().any(|client| !client.paused)
+    }
+
     fn frame_due(&self, args: &Args) -> Instant {
         self.origin + Duration::from_secs_f64(self.frame as f64 / args.fps)
     }
@@ -261,9 +281,15 @@ impl Channel {
     fn play(&mut self, play: &Play, args: &Args) {
         let times = self.times(args);
         let first = [Some((self.rtp[0].seq, times[0])), Some((self.rtp[1].seq, times[1]))];
-        let mut client = Client { stream: play.stream.clone(), tracks: play.tracks.clone(), backlog: Vec::new() };
+        let client = self.clients.entry(play.conn).or_insert_with(|| Client {
+            stream: play.stream.clone(),
+            tracks: Vec::new(),
+            backlog: Vec::new(),
+            paused: false,
+        });
+        client.tracks.clone_from(&play.tracks);
+        client.paused = false;
         client.write(&play.answer(&first));
-        self.clients.insert(play.conn, client);
         let now = Instant::now();
         self.faults.begin(now);
         self.report_at = now;
@@ -283,13 +309,13 @@ impl Channel {
         while args.audio && self.tone_due() <= now {
             let time = self.times(args)[1];
             self.tone += 1;
-            if self.down_until.is_none() && !self.clients.is_empty() && !self.faults.stalled(now) {
+            if self.down_until.is_none() && self.is_heard() && !self.faults.stalled(now) {
                 let mut burst = Burst::default();
                 media::tone(&mut self.rtp[1], 0, time, &mut burst);
                 self.deliver(1, false, &mut burst, server);
             }
         }
-        if self.report_at <= now && !self.clients.is_empty() && !self.faults.stalled(now) {
+        if self.report_at <= now && self.is_heard() && !self.faults.stalled(now) {
             let times = self.times(args);
             for (track, time) in times.into_iter().take(1 + usize::from(args.audio)).enumerate() {
                 let mut burst = Burst::default();
@@ -346,7 +372,7 @@ impl Channel {
     }
 
     fn make_frame(&mut self, now: Instant, args: &Args) {
-        if self.clients.is_empty() || self.down_until.is_some() {
+        if !self.is_heard() || self.down_until.is_some() {
             return;
         }
         self.tally.frames += 1;

@@ -33,6 +33,8 @@ struct Client {
     tracks: Vec<(usize, Delivery)>,
     /// Whether it waits for a keyframe of the video still.
     waits: bool,
+    /// It has said PAUSE, and not PLAY since.
+    paused: bool,
 }
 
 /// The camera's connection.
@@ -196,15 +198,24 @@ impl Floor {
             match event {
                 Event::Play(play) => {
                     if (&*play.stream).write_all(&play.answer(&[])).is_ok() {
-                        let client = Client { stream: play.stream.clone(), tracks: play.tracks.clone(), waits: true };
-                        self.clients.insert(play.conn, client);
-                        self.order.push(play.conn);
+                        let (stream, tracks) = (play.stream.clone(), play.tracks.clone());
+                        let client = Client { stream, tracks, waits: true, paused: false };
+                        if self.clients.insert(play.conn, client).is_none() {
+                            self.order.push(play.conn);
+                        }
                     }
                 }
                 Event::Answer { conn, bytes } => {
                     if let Some(client) = self.clients.get(&conn)
                         && (&*client.stream).write_all(&bytes).is_err()
                     {
+                        self.remove(conn);
+                    }
+                }
+                Event::Pause { conn, bytes } => {
+                    let Some(client) = self.clients.get_mut(&conn) else { continue };
+                    client.paused = true;
+                    if (&*client.stream).write_all(&bytes).is_err() {
                         self.remove(conn);
                     }
                 }
@@ -227,7 +238,7 @@ impl Floor {
             let number = self.order[(index + self.turn) % count];
             let Some(client) = self.clients.get_mut(&number) else { continue };
             client.waits &= !keyframe;
-            if client.waits {
+            if client.waits || client.paused {
                 continue;
             }
             let Some(&(_, delivery)) = client.tracks.iter().find(|(t, _)| *t == track) else { continue };

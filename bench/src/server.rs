@@ -83,6 +83,13 @@ pub enum Event {
         /// What to write.
         bytes: Vec<u8>,
     },
+    /// A client that plays wants to hear nothing until it plays again.
+    Pause {
+        /// The connection's number.
+        conn: u64,
+        /// The answer to write.
+        bytes: Vec<u8>,
+    },
     /// A client that played is gone.
     Gone {
         /// The connection's number.
@@ -188,7 +195,9 @@ struct Conn {
     input: Vec<u8>,
     path: Option<usize>,
     tracks: Vec<(usize, Delivery)>,
+    /// It has played, so that the media thread owns its writing side.
     playing: bool,
+    paused: bool,
 }
 
 struct Acceptor {
@@ -244,7 +253,8 @@ impl Acceptor {
                         continue;
                     }
                     let stream = Arc::new(stream);
-                    let conn = Conn { stream, peer, input: vec![], path: None, tracks: vec![], playing: false };
+                    let conn =
+                        Conn { stream, peer, input: vec![], path: None, tracks: vec![], playing: false, paused: false };
                     self.conns.insert(number, conn);
                 }
             }
@@ -302,7 +312,7 @@ impl Acceptor {
             "OPTIONS" => response(
                 "200 OK",
                 &cseq,
-                "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER\r\n",
+                "Public: OPTIONS, DESCRIBE, SETUP, PLAY, PAUSE, TEARDOWN, GET_PARAMETER, SET_PARAMETER\r\n",
                 "",
             ),
             "DESCRIBE" => match self.find(path) {
@@ -316,8 +326,8 @@ impl Acceptor {
             "SETUP" => self.set_up(number, path, request.header("Transport").unwrap_or_default(), &cseq),
             "PLAY" => {
                 let Some(conn) = self.conns.get_mut(&number) else { return };
-                if let (Some(path), false) = (conn.path, conn.playing) {
-                    conn.playing = true;
+                if let (Some(path), true) = (conn.path, !conn.playing || conn.paused) {
+                    (conn.playing, conn.paused) = (true, false);
                     let play = Play {
                         conn: number,
                         path,
@@ -327,6 +337,16 @@ impl Acceptor {
                         cseq,
                     };
                     let _ = self.events.send(Event::Play(play));
+                    return;
+                }
+                response("455 Method Not Valid in This State", &cseq, "", "")
+            }
+            "PAUSE" => {
+                let Some(conn) = self.conns.get_mut(&number) else { return };
+                if conn.playing {
+                    conn.paused = true;
+                    let bytes = response("200 OK", &cseq, &session, "");
+                    let _ = self.events.send(Event::Pause { conn: number, bytes });
                     return;
                 }
                 response("455 Method Not Valid in This State", &cseq, "", "")

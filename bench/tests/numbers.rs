@@ -1,8 +1,10 @@
 //! The generator's numbers are right: what the camera did to the stream is what the report says, no more and no less.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -222,4 +224,138 @@ fn an_attack_is_what_was_asked_for() {
     assert_eq!((ready, tally["connected"].as_u64(), tally["failed"].as_u64()), ("ready", Some(14), Some(0)), "{text}");
     // Some bytes were dripped, and many more flooded and answered.
     assert!(tally["bytes_sent"].as_u64() > Some(10_000) && tally["bytes_received"].as_u64() > Some(10_000), "{text}");
+}
+
+/// A player with one video track by hand: what it asks and what it gets, in order.
+struct ByHand {
+    stream: TcpStream,
+    cseq: u32,
+    url: String,
+    session: String,
+}
+
+impl ByHand {
+    fn connect(url: &str) -> ByHand {
+        let address = url.trim_start_matches("rtsp://").split('/').next().expect("a host");
+        let stream = TcpStream::connect(address).expect("the camera listens");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time above zero");
+        let mut player = ByHand { stream, cseq: 0, url: url.into(), session: String::new() };
+        let (_, answer) = player.ask("SETUP", "/track0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n");
+        let session = answer.lines().find_map(|line| line.strip_prefix("Session: ")).expect("a session");
+        player.session = format!("Session: {}\r\n", session.split(';').next().expect("its name"));
+        player
+    }
+
+    /// Asks and reads up to the answer: the packets that came before it, and its head.
+    fn ask(&mut self, method: &str, more: &str, headers: &str) -> (usize, String) {
+        self.cseq += 1;
+        let (url, cseq, session) = (&self.url, self.cseq, &self.session);
+        let request = format!("{method} {url}{more} RTSP/1.0\r\nCSeq: {cseq}\r\n{session}{headers}\r\n");
+        self.stream.write_all(request.as_bytes()).expect("the camera reads");
+        let mut packets = 0;
+        let mut head = Vec::new();
+        loop {
+            let mut byte = [0u8];
+            self.stream.read_exact(&mut byte).expect("the camera answers");
+            if head.is_empty() && byte[0] == b'$' {
+                self.rest_of_packet();
+                packets += 1;
+                continue;
+            }
+            head.push(byte[0]);
+            if head.ends_with(b"\r\n\r\n") {
+                let head = String::from_utf8(head).expect("text");
+                assert!(head.starts_with("RTSP/1.0 200 OK"), "{request} got {head}");
+                return (packets, head);
+            }
+        }
+    }
+
+    /// Reads so many packets.
+    fn packets(&mut self, count: usize) {
+        for _ in 0..count {
+            let mut byte = [0u8];
+            self.stream.read_exact(&mut byte).expect("media comes");
+            assert_eq!(byte[0], b'$');
+            self.rest_of_packet();
+        }
+    }
+
+    fn rest_of_packet(&mut self) {
+        let mut head = [0u8; 3];
+        self.stream.read_exact(&mut head).expect("a packet's head");
+        let mut packet = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        self.stream.read_exact(&mut packet).expect("a packet");
+    }
+}
+
+/// A relay that pauses its camera while it has no players (live555's does, over one connection) must get nothing meanwhile,
+/// and media again at the next PLAY.
+#[test]
+fn a_paused_player_gets_nothing_until_it_plays_again() {
+    let _turn = turn();
+    let camera = Serving::start(&["camera"]);
+    let floor = Serving::start(&["floor", "--source", &camera.url]);
+    for server in [&camera, &floor] {
+        let mut paused = ByHand::connect(&server.url);
+        let mut other = ByHand::connect(&server.url);
+        paused.ask("PLAY", "", "");
+        paused.packets(20);
+        paused.ask("PAUSE", "", "");
+        // Enough for the paused one to have had several frames too, were it not paused.
+        other.ask("PLAY", "", "");
+        other.packets(60);
+        let (packets, _) = paused.ask("GET_PARAMETER", "", "");
+        assert_eq!(packets, 0, "of {}", server.url);
+        let (_, answer) = paused.ask("PLAY", "", "");
+        assert!(answer.contains("RTP-Info: "), "{answer}");
+        paused.packets(20);
+    }
+}
+
+/// One packet of a whole keyframe, on channel 0.
+fn keyframe_packet(number: u16) -> Vec<u8> {
+    let mut packet = vec![b'$', 0, 0, 14, 0x80, 0x80 | 96, 0, 0, 0, 0, 0, number as u8, 0, 0, 0, 1, 0x65, 1];
+    packet[6..8].copy_from_slice(&number.to_be_bytes());
+    packet
+}
+
+/// Some servers' first packets, or requests, overtake the answer to PLAY.
+#[test]
+fn what_comes_before_the_answer_to_play_is_taken_in() {
+    let _turn = turn();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("rtsp://{}/", listener.local_addr().expect("it listens"));
+    let server = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("a player");
+        let mut requests = BufReader::new(stream.try_clone().expect("a copy"));
+        let send = |bytes: &[u8]| (&stream).write_all(bytes).expect("the player reads");
+        let sdp = "v=0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n";
+        let mut ask = |headers: &str, body: &str| {
+            let mut cseq = String::new();
+            let mut line = String::new();
+            while requests.read_line(&mut line).expect("a request") > 0 && line != "\r\n" {
+                cseq = if line.starts_with("CSeq") { line.clone() } else { cseq };
+                line.clear();
+            }
+            format!("RTSP/1.0 200 OK\r\n{cseq}Session: 1\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())
+        };
+        send(ask("", sdp).as_bytes());
+        send(ask("Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n", "").as_bytes());
+        let answer = ask("", "");
+        send(&keyframe_packet(0));
+        send(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n");
+        send(&keyframe_packet(1));
+        send(answer.as_bytes());
+        for number in 2..10 {
+            send(&keyframe_packet(number));
+        }
+        // Until the player says goodbye.
+        ask("", "");
+    });
+    let report = load(&url, &["--clients", "1", "--warmup", "0", "--seconds", "300ms"]);
+    server.join().expect("the player asked what it should");
+    assert_eq!(report["failures"].as_array().map(Vec::len), Some(0), "{report}");
+    assert_eq!((number(&report, "/joined"), number(&report, "/normal/began_elsewhere")), (1.0, 0.0), "{report}");
+    assert_eq!(number(&report, "/normal/first_keyframe_us/count"), 1.0, "{report}");
 }

@@ -81,16 +81,16 @@ pub fn svg(summaries: &[Summary], kind: &str, caption: &str) -> Option<String> {
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
         escape(kind)
     );
-    type Value = fn(&Summary) -> Spread;
+    type Value = fn(&Summary) -> Option<Spread>;
     let panels: [(&str, Value, bool); 2] =
         [("CPU per client and frame, µs", |s| s.cpu_us, false), ("p99 latency, ms", |s| s.p99_ms, true)];
     for (index, (title, value, log)) in panels.into_iter().enumerate() {
         let left = LEFT + index as f64 * (WIDTH + LEFT + 20.0);
-        let axis = Axis::new(of_kind.iter().flat_map(|s| [value(s).min, value(s).max]), log);
+        let axis = Axis::new(of_kind.iter().filter_map(|s| value(s)).flat_map(|s| [s.min, s.max]), log);
         panel(&mut out, left, title, &axis, &clients);
         for (number, server) in servers.iter().enumerate() {
             let points: Vec<(usize, Spread)> =
-                of_kind.iter().filter(|s| s.server == *server).map(|s| (s.clients, value(s))).collect();
+                of_kind.iter().filter(|s| s.server == *server).filter_map(|s| Some((s.clients, value(s)?))).collect();
             line(&mut out, left, COLOURS[number % COLOURS.len()], &axis, &clients, &points);
         }
     }

@@ -385,9 +385,9 @@ fn line(m: &Measurement, rounds: usize, elapsed: Duration) -> String {
     let error = m.error.as_deref().map(|e| format!("  FAILED: {e}")).unwrap_or_default();
     let Some(report) = &m.report else { return format!("{head}{error}") };
     let server = report.server.clone().unwrap_or_default();
+    let Some(cpu_us) = server.cpu_us_per_client_frame else { return format!("{head} no frame{error}") };
     format!(
-        "{head} {:6.2} µs per client and frame, p99 {:7.2} ms, worst {:5.2} fps{}{error}",
-        server.cpu_us_per_client_frame,
+        "{head} {cpu_us:6.2} µs per client and frame, p99 {:7.2} ms, worst {:5.2} fps{}{error}",
         report.normal.latency_us.p99 as f64 / 1e3,
         report.normal.fps_worst,
         if report.generator.bottleneck.is_some() { "  (generator at its limit)" } else { "" }

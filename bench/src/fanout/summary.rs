@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Measurement;
+use crate::load::report::Report;
 
 /// Rounds from which on a ratio is told.
 pub const RATIO_ROUNDS_MIN: usize = 5;
@@ -53,16 +54,16 @@ pub struct Summary {
     pub rounds: usize,
     /// Runs that failed.
     pub failed: usize,
-    /// CPU time per client and frame, in µs.
-    pub cpu_us: Spread,
+    /// CPU time per client and frame, in µs; `None` if no frame came in any round.
+    pub cpu_us: Option<Spread>,
     /// The same as a multiple of the floor's in the same round.
     pub cpu_ratio: Option<Spread>,
     /// CPU, percent of a core.
     pub cpu_percent: Spread,
-    /// Median latency in ms.
-    pub p50_ms: Spread,
+    /// Median latency in ms; `None` if no frame with a stamp came in any round.
+    pub p50_ms: Option<Spread>,
     /// 99 % latency in ms.
-    pub p99_ms: Spread,
+    pub p99_ms: Option<Spread>,
     /// The same as a multiple of the floor's in the same round.
     pub p99_ratio: Option<Spread>,
     /// Frames a second of the worst player.
@@ -99,17 +100,22 @@ fn summary(all: &[Measurement], kind: &str, clients: usize, server: &str) -> Sum
         all.iter().filter(move |m| m.kind == kind && m.clients == clients && m.server == name)
     };
     let reports: Vec<_> = of(server).filter_map(|m| m.report.as_ref()).collect();
-    let spread =
-        |value: &dyn Fn(&crate::load::report::Report) -> f64| Spread::of(reports.iter().map(|r| value(r)).collect());
-    let cpu = |r: &crate::load::report::Report| r.server.as_ref().map_or(0.0, |s| s.cpu_us_per_client_frame);
-    let p99 = |r: &crate::load::report::Report| r.normal.latency_us.p99 as f64 / 1e3;
+    let spread = |value: &dyn Fn(&Report) -> f64| Spread::of(reports.iter().map(|r| value(r)).collect());
+    // Of the rounds that have such a value at all: what did not come was neither cheap nor fast.
+    let known = |value: &dyn Fn(&Report) -> Option<f64>| {
+        let values: Vec<f64> = reports.iter().filter_map(|r| value(r)).collect();
+        (!values.is_empty()).then(|| Spread::of(values))
+    };
+    let cpu = |r: &Report| r.server.as_ref()?.cpu_us_per_client_frame;
+    let latency = |r: &Report, us: u64| (r.normal.latency_us.count > 0).then_some(us as f64 / 1e3);
+    let p99 = |r: &Report| latency(r, r.normal.latency_us.p99);
     // Paired by round, because what disturbs a machine disturbs a round.
-    let ratio = |value: &dyn Fn(&crate::load::report::Report) -> f64| {
+    let ratio = |value: &dyn Fn(&Report) -> Option<f64>| {
         let pairs: Vec<f64> = of(server)
             .filter_map(|m| {
                 let floor = of("floor").find(|f| f.round == m.round)?.report.as_ref()?;
-                let below = value(floor);
-                (below > 0.0).then_some(value(m.report.as_ref()?) / below)
+                let below = value(floor).filter(|below| *below > 0.0)?;
+                Some(value(m.report.as_ref()?)? / below)
             })
             .collect();
         (server != "floor" && pairs.len() >= RATIO_ROUNDS_MIN).then(|| Spread::of(pairs))
@@ -120,11 +126,11 @@ fn summary(all: &[Measurement], kind: &str, clients: usize, server: &str) -> Sum
         server: server.into(),
         rounds: reports.len(),
         failed: of(server).filter(|m| m.error.is_some()).count(),
-        cpu_us: spread(&cpu),
+        cpu_us: known(&cpu),
         cpu_ratio: ratio(&cpu),
         cpu_percent: spread(&|r| r.server.as_ref().map_or(0.0, |s| s.cpu_percent)),
-        p50_ms: spread(&|r| r.normal.latency_us.p50 as f64 / 1e3),
-        p99_ms: spread(&p99),
+        p50_ms: known(&|r| latency(r, r.normal.latency_us.p50)),
+        p99_ms: known(&p99),
         p99_ratio: ratio(&p99),
         fps_worst: spread(&|r| r.normal.fps_worst),
         frames_lost: reports.iter().map(|r| r.normal.frames_missing + r.normal.frames_damaged).sum(),
@@ -147,7 +153,7 @@ pub fn markdown(summaries: &[Summary]) -> String {
                  | worst fps | frames lost | KB per client | remarks |\n|--:|---|---|---|--:|---|---|---|--:|--:|--:|---|\n",
             );
         }
-        let ratio = |r: &Option<Spread>| r.map_or_else(|| "–".to_string(), |r| r.text(2));
+        let told = |spread: &Option<Spread>| spread.map_or_else(|| "–".to_string(), |s| s.text(2));
         let mut remarks = Vec::new();
         if s.failed > 0 {
             remarks.push(format!("{} runs failed", s.failed));
@@ -163,12 +169,12 @@ pub fn markdown(summaries: &[Summary]) -> String {
             "| {} | {} | {} | {} | {:.1} | {} | {} | {} | {:.1} | {} | {:.1} | {} |",
             s.clients,
             s.server,
-            s.cpu_us.text(2),
-            ratio(&s.cpu_ratio),
+            told(&s.cpu_us),
+            told(&s.cpu_ratio),
             s.cpu_percent.median,
-            s.p50_ms.text(2),
-            s.p99_ms.text(2),
-            ratio(&s.p99_ratio),
+            told(&s.p50_ms),
+            told(&s.p99_ms),
+            told(&s.p99_ratio),
             s.fps_worst.min,
             s.frames_lost,
             s.kb_per_client.median,
@@ -181,7 +187,7 @@ pub fn markdown(summaries: &[Summary]) -> String {
 /// What spreading frames over time costs each server: CPU of the paced scenes as a multiple of the unpaced ones with as many
 /// players, paired by round.
 pub fn pacing(measurements: &[Measurement], paced_kind: &str) -> String {
-    let cpu = |m: &Measurement| m.report.as_ref()?.server.as_ref().map(|s| s.cpu_us_per_client_frame);
+    let cpu = |m: &Measurement| m.report.as_ref()?.server.as_ref()?.cpu_us_per_client_frame;
     let mut rows: Vec<(usize, String, Vec<f64>)> = Vec::new();
     for paced in measurements.iter().filter(|m| m.kind == paced_kind) {
         let same = |m: &&Measurement| {
@@ -210,12 +216,12 @@ pub fn pacing(measurements: &[Measurement], paced_kind: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::report::{Report, Server};
+    use crate::load::report::Server;
 
     fn measurement(server: &str, round: usize, cpu: f64, p99: u64) -> Measurement {
         let mut report = Report::default();
-        report.normal.latency_us.p99 = p99;
-        report.server = Some(Server { cpu_us_per_client_frame: cpu, ..Server::default() });
+        (report.normal.latency_us.count, report.normal.latency_us.p99) = (1, p99);
+        report.server = Some(Server { cpu_us_per_client_frame: Some(cpu), ..Server::default() });
         Measurement {
             kind: "TCP".into(),
             clients: 100,
@@ -240,9 +246,22 @@ mod tests {
         let ratio = summaries[1].cpu_ratio.unwrap();
         assert_eq!((ratio.median, ratio.min, ratio.max), (0.75, 0.75, 0.75));
         assert_eq!(summaries[1].p99_ratio.unwrap().median, 1.5);
-        assert_eq!(summaries[1].cpu_us.median, 9.0);
+        assert_eq!(summaries[1].cpu_us.unwrap().median, 9.0);
         let table = markdown(&summaries);
         assert!(table.contains("| 100 | uring | 9.00 (3.00–15.00) | 0.75 (0.75–0.75) |"), "{table}");
+    }
+
+    #[test]
+    fn what_did_not_come_was_neither_cheap_nor_fast() {
+        let mut all = vec![measurement("floor", 0, 4.0, 1000), measurement("silent", 0, 0.0, 0)];
+        let report = all[1].report.as_mut().unwrap();
+        (report.server, report.normal.latency_us.count) = (Some(Server::default()), 0);
+        all[1].error = Some("no media".into());
+        let table = markdown(&summarize(&all));
+        assert!(
+            table.contains("| 100 | silent | – | – | 0.0 | – | – | – | 0.0 | 0 | 0.0 | 1 runs failed |"),
+            "{table}"
+        );
     }
 
     #[test]

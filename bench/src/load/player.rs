@@ -63,6 +63,8 @@ pub struct Player {
     /// The handshake.
     pub handshake: Handshake,
     input: Vec<u8>,
+    /// Media that came before the answer to PLAY, which some servers send first.
+    early: Vec<u8>,
     verify: bool,
     url_index: u16,
     transport: Transport,
@@ -119,6 +121,7 @@ impl Player {
             last_sent: now,
             handshake: Handshake::new(url.clone(), transport, all_tracks),
             input: Vec::new(),
+            early: Vec::new(),
             verify,
             url_index,
             transport,
@@ -182,10 +185,15 @@ impl Player {
         let mut progress = Progress::Some;
         loop {
             if self.input.first() == Some(&b'$') {
-                return Err("media came before the answer to PLAY".into());
+                let Some(total) = packet_bytes(&self.input) else { return Ok(progress) };
+                self.early.extend(self.input.drain(..total));
+                continue;
             }
             let Some((answer, used)) = Message::parse(&self.input)? else { return Ok(progress) };
             self.input.drain(..used);
+            if answer.request().is_some() {
+                continue;
+            }
             let mut step = self.handshake.answer(&answer)?;
             if step == Step::BindPorts {
                 self.bind_ports()?;
@@ -203,7 +211,9 @@ impl Player {
                 Step::Playing => {
                     self.phase = Phase::Playing;
                     // The answer to PLAY told nothing about channels: those of SETUP stand in the receiver already.
-                    return Ok(Progress::Plays(std::mem::take(&mut self.input)));
+                    let mut media = std::mem::take(&mut self.early);
+                    media.append(&mut self.input);
+                    return Ok(Progress::Plays(media));
                 }
                 Step::BindPorts => return Err("asked for ports twice".into()),
             }
@@ -233,4 +243,11 @@ impl Player {
     pub fn is_udp(&self) -> bool {
         self.transport == Transport::Udp
     }
+}
+
+/// Bytes of the interleaved packet that `input` begins with, its frame included; `None` if they are not all there.
+fn packet_bytes(input: &[u8]) -> Option<usize> {
+    let length = input.get(2..4)?;
+    let total = 4 + usize::from(u16::from_be_bytes([length[0], length[1]]));
+    (total <= input.len()).then_some(total)
 }

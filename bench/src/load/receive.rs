@@ -283,7 +283,8 @@ impl Receiver {
             }
             let Some(&first) = bytes.first() else { return Ok(()) };
             if first != b'$' {
-                if first != b'R' {
+                // An answer, or a request of the server's, which needs none for media to go on.
+                if !first.is_ascii_uppercase() {
                     return Err(format!("byte {first:#04x} where a packet should begin"));
                 }
                 match Message::parse(bytes)? {
@@ -552,8 +553,8 @@ mod tests {
     #[test]
     fn a_whole_stream_is_whole_however_it_is_cut() {
         let mut bytes = stream(25, |_, _| false);
-        // An answer between packets is no loss.
-        bytes.extend_from_slice(b"RTSP/1.0 200 OK\r\nCSeq: 9\r\n\r\n");
+        // An answer between packets is no loss, nor is a request.
+        bytes.extend_from_slice(b"RTSP/1.0 200 OK\r\nCSeq: 9\r\n\r\nOPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n");
         bytes.extend_from_slice(b"$\x01\x00\x04abcd");
         for cut in [1, 3, 7, 64, 1000, 1404, 100_000] {
             let totals = receive(&bytes, cut);

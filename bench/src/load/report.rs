@@ -127,10 +127,10 @@ pub struct Generator {
 pub struct Server {
     /// CPU time, percent of one core.
     pub cpu_percent: f64,
-    /// CPU time per client and video frame, in µs.
-    pub cpu_us_per_client_frame: f64,
-    /// CPU time per gigabyte (1e9 bytes) received by the players, in s.
-    pub cpu_s_per_gigabyte: f64,
+    /// CPU time per client and video frame, in µs; `None` if no frame came.
+    pub cpu_us_per_client_frame: Option<f64>,
+    /// CPU time per gigabyte (1e9 bytes) received by the players, in s; `None` if no byte came.
+    pub cpu_s_per_gigabyte: Option<f64>,
     /// Resident memory before the first player, in bytes.
     pub rss_before: u64,
     /// Resident memory at the end of the measurement, in bytes.
@@ -239,8 +239,8 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
         let (rss_before, rss_after) = memory.unwrap_or((0, 0));
         Server {
             cpu_percent: percent(used),
-            cpu_us_per_client_frame: used as f64 / 1e3 / frames.max(1) as f64,
-            cpu_s_per_gigabyte: used as f64 / 1e9 / (bytes as f64 / 1e9).max(1e-9),
+            cpu_us_per_client_frame: (frames > 0).then(|| used as f64 / 1e3 / frames as f64),
+            cpu_s_per_gigabyte: (bytes > 0).then(|| used as f64 / bytes as f64),
             rss_before,
             rss_after,
             rss_per_client: rss_after.saturating_sub(rss_before) as f64 / args.clients as f64,
@@ -332,13 +332,14 @@ impl Report {
             row("identical streams", format!("{} ({text})", if v.different == 0 { "yes" } else { "NO" }));
         }
         if let Some(s) = &self.server {
-            row(
-                "server CPU",
-                format!(
-                    "{:.1} % of a core, {:.2} µs per client and frame, {:.3} s per GB",
-                    s.cpu_percent, s.cpu_us_per_client_frame, s.cpu_s_per_gigabyte
-                ),
-            );
+            let mut cpu = format!("{:.1} % of a core", s.cpu_percent);
+            if let Some(us) = s.cpu_us_per_client_frame {
+                let _ = write!(cpu, ", {us:.2} µs per client and frame");
+            }
+            if let Some(seconds) = s.cpu_s_per_gigabyte {
+                let _ = write!(cpu, ", {seconds:.3} s per GB");
+            }
+            row("server CPU", cpu);
             row(
                 "server memory",
                 format!("{:.1} MB, {:.2} KB per client", s.rss_after as f64 / 1e6, s.rss_per_client / 1e3),
@@ -355,6 +356,9 @@ impl Report {
         row("all other processes", format!("{:.1} % of a core", g.others_percent));
         if let Some(reason) = &g.bottleneck {
             row("THE BOTTLENECK", format!("was this generator: {reason}"));
+        }
+        if let Err(reason) = self.verdict() {
+            row("FAILED", reason);
         }
         out
     }
@@ -386,8 +390,11 @@ impl Report {
             ("packets_missing", g.packets_missing.to_string()),
             ("gbit_per_second", format!("{:.4}", g.gbit_per_second)),
             ("server_cpu_percent", format!("{:.2}", server.cpu_percent)),
-            ("server_cpu_us_per_client_frame", format!("{:.3}", server.cpu_us_per_client_frame)),
-            ("server_cpu_s_per_gigabyte", format!("{:.4}", server.cpu_s_per_gigabyte)),
+            (
+                "server_cpu_us_per_client_frame",
+                server.cpu_us_per_client_frame.map_or_else(String::new, |v| format!("{v:.3}")),
+            ),
+            ("server_cpu_s_per_gigabyte", server.cpu_s_per_gigabyte.map_or_else(String::new, |v| format!("{v:.4}"))),
             ("server_rss_bytes", server.rss_after.to_string()),
             ("server_rss_per_client_bytes", format!("{:.0}", server.rss_per_client)),
             ("generator_cpu_percent", format!("{:.2}", self.generator.cpu_percent)),
@@ -407,12 +414,22 @@ impl Report {
         file.write_all(text.as_bytes()).map_err(fail)
     }
 
-    /// Whether the run counts as a success: all players joined, none broke off, and `--verify` found no difference.
-    /// Slow and stalled players may be closed by the server; that is its right.
+    /// Whether the run counts as a success: all players joined, none broke off, media came of which some was whole, and
+    /// `--verify` found no difference. Slow and stalled players may be closed by the server; that is its right.
     pub fn verdict(&self) -> Result<(), String> {
         let lost = self.normal.clients.saturating_sub(self.normal.playing);
         if lost > 0 && self.left == 0 {
             return Err(format!("{lost} of {} players were not playing at the end", self.normal.clients));
+        }
+        let g = &self.normal;
+        if g.playing > 0 && g.packets == 0 {
+            return Err(format!(
+                "{} players play and none got a packet: the server said yes to PLAY and sent nothing, or its own source is silent",
+                g.playing
+            ));
+        }
+        if g.frames > 0 && g.frames_whole == 0 {
+            return Err("every frame that came was damaged: the server cuts frames or leaves packets out".into());
         }
         match &self.verified {
             Some(v) if v.different > 0 => Err(format!("{} frames differ between players", v.different)),
@@ -426,4 +443,23 @@ fn times(t: &Times) -> String {
         return "none".into();
     }
     format!("p50 {}, p90 {}, p99 {}, p99.9 {}, max {} ({} values)", t.p50, t.p90, t.p99, t.p999, t.max, t.count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_sends_nothing_or_only_pieces_has_failed() {
+        let mut report = Report { server: Some(Server::default()), ..Report::default() };
+        (report.normal.clients, report.normal.playing) = (3, 3);
+        let silent = report.verdict().unwrap_err();
+        assert!(silent.starts_with("3 players play and none got a packet"), "{silent}");
+        let table = report.table();
+        assert!(table.contains(&silent) && !table.contains("per client and frame"), "{table}");
+        (report.normal.packets, report.normal.frames, report.normal.frames_damaged) = (9, 4, 4);
+        assert!(report.verdict().unwrap_err().starts_with("every frame that came was damaged"));
+        (report.normal.frames_damaged, report.normal.frames_whole) = (3, 1);
+        assert_eq!(report.verdict(), Ok(()));
+    }
 }
