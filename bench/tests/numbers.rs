@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -358,4 +358,60 @@ fn what_comes_before_the_answer_to_play_is_taken_in() {
     assert_eq!(report["failures"].as_array().map(Vec::len), Some(0), "{report}");
     assert_eq!((number(&report, "/joined"), number(&report, "/normal/began_elsewhere")), (1.0, 0.0), "{report}");
     assert_eq!(number(&report, "/normal/first_keyframe_us/count"), 1.0, "{report}");
+}
+
+/// Starts a server of `bench/peers` and gives its name, URL and process as `fanout --peer` takes them, once it serves.
+fn peer(script: &str, camera: &str) -> (Child, String, String) {
+    let script = format!("{}/peers/{script}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new("/usr/bin/python3");
+    let mut child = command.args([&script, camera]).stdout(Stdio::piped()).spawn().expect("Python starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its line");
+    let (_, place) = line.trim_end().split_once('=').unwrap_or_else(|| panic!("{script} printed {line:?}"));
+    let (url, pid) = place.rsplit_once(',').expect("a process behind the URL");
+    (child, url.into(), pid.into())
+}
+
+/// What is measured of other servers is what they served, also in the second turn, when all players have been away. Those
+/// that are not installed are left out.
+#[test]
+fn other_servers_are_measured_as_long_as_they_run() {
+    let _turn = turn();
+    let there = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let gst = "import gi; gi.require_version('GstRtspServer', '1.0')";
+    let compiled = "test -x \"${XDG_CACHE_HOME:-$HOME/.cache}/rtsprelay-bench/live555/live555_proxy\"";
+    let peers = [
+        ("gst_relay.py", "tcp", there("/usr/bin/python3", &["-c", gst])),
+        ("vlc_relay.py", "udp", there("sh", &["-c", "command -v vlc && command -v ffmpeg"])),
+        ("live555_proxy.py", "tcp", there("sh", &["-c", compiled])),
+    ];
+    for (script, transport, installed) in peers {
+        if !installed {
+            eprintln!("{script} is left out: what it needs is not installed");
+            continue;
+        }
+        let camera = Serving::start(&["camera"]);
+        let (mut child, url, pid) = peer(script, &camera.url);
+        let arguments = ["load", "--json", "--url", &url, "--transport", transport, "--pid", &pid, "--clients", "2"];
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut turns = 0;
+        while turns < 2 {
+            let output = bench().args(arguments).args(["--warmup", "0", "--seconds", "1"]).output().expect("it runs");
+            // Without a report, it does not serve yet.
+            if let Ok(report) = serde_json::from_slice::<Value>(&output.stdout) {
+                assert!(number(&report, "/normal/frames_whole") > 0.0, "{script}: {report}");
+                assert!(number(&report, "/normal/latency_us/count") > 0.0, "{script}: {report}");
+                assert!(number(&report, "/server/cpu_us_per_client_frame") > 0.0, "{script}: {report}");
+                turns += 1;
+            }
+            let why = String::from_utf8_lossy(&output.stderr);
+            assert!(Instant::now() < deadline, "{script} has been measured {turns} times: {why}");
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }

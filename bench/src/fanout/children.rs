@@ -176,6 +176,12 @@ pub fn free_port() -> Result<u16, String> {
 
 /// Waits until a server describes its stream.
 pub fn wait_ready(server: &mut Process, url: &str, stop: &AtomicBool) -> Result<(), String> {
+    let name = server.name.clone();
+    wait_described(&name, url, || server.ended(), stop)
+}
+
+/// The same of a server that was started elsewhere; `ended` tells whether waiting for it is in vain.
+pub fn wait_described(name: &str, url: &str, mut ended: impl FnMut() -> bool, stop: &AtomicBool) -> Result<(), String> {
     let deadline = Instant::now() + READY_MAX;
     loop {
         let error = match describe(url) {
@@ -185,11 +191,11 @@ pub fn wait_ready(server: &mut Process, url: &str, stop: &AtomicBool) -> Result<
         if stop.load(Ordering::Relaxed) {
             return Err("stopped".into());
         }
-        if server.ended() {
-            return Err(format!("{} ended before it served; its log tells why", server.name));
+        if ended() {
+            return Err(format!("{name} ended before it served; its log tells why"));
         }
         if Instant::now() > deadline {
-            return Err(format!("{} does not serve {url} after {READY_MAX:?}: {error}", server.name));
+            return Err(format!("{name} does not serve {url} after {READY_MAX:?}: {error}"));
         }
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::client::Transport;
 use crate::load::report::Report;
 use crate::os;
-use children::{Load, Process, free_port, wait_ready};
+use children::{Load, Process, free_port, wait_described, wait_ready};
 
 /// A server that runs already.
 #[derive(Clone, Debug, PartialEq)]
@@ -190,6 +190,9 @@ pub fn run(args: &Args) -> Result<(), String> {
     println!("camera at {whole}, results in {}", args.out.display());
     for peer in &args.peers {
         pin_process(peer.pid, args.server_cpu)?;
+        // Some learn only now that there is a camera.
+        let gone = || fs::metadata(format!("/proc/{}", peer.pid)).is_err();
+        wait_described(&peer.name, &peer.url, gone, &stop)?;
     }
     let scenes = scenes(&args, &whole, &paced_url);
     let mut measurements = Vec::new();
