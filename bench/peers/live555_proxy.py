@@ -35,7 +35,11 @@ def compile_into(directory, program):
     def compiled(source):
         compiler = ["g++", "-std=c++20"] if source.suffix == ".cpp" else ["gcc"]
         target = directory / f"{source.name}.o"
-        subprocess.run([*compiler, *FLAGS, *includes, "-c", source, "-o", target], check=True)
+        # What a run before this one compiled stands, unless the source is newer.
+        if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+            part = target.with_suffix(".part")
+            subprocess.run([*compiler, *FLAGS, *includes, "-c", source, "-o", part], check=True)
+            part.rename(target)
         return target
 
     print(f"compiling live555 in {directory}", file=sys.stderr)
