@@ -360,16 +360,17 @@ fn what_comes_before_the_answer_to_play_is_taken_in() {
     assert_eq!(number(&report, "/normal/first_keyframe_us/count"), 1.0, "{report}");
 }
 
-/// Starts a server of `bench/peers` and gives its name, URL and process as `fanout --peer` takes them, once it serves.
-fn peer(script: &str, camera: &str) -> (Child, String, String) {
+/// Starts a server of `bench/peers`; gives it and the process that it named.
+fn peer(script: &str, camera: &str) -> (Serving, String) {
     let script = format!("{}/peers/{script}", env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new("/usr/bin/python3");
     let mut child = command.args([&script, camera]).stdout(Stdio::piped()).spawn().expect("Python starts");
     let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its line");
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    output.read_line(&mut line).expect("its line");
     let (_, place) = line.trim_end().split_once('=').unwrap_or_else(|| panic!("{script} printed {line:?}"));
     let (url, pid) = place.rsplit_once(',').expect("a process behind the URL");
-    (child, url.into(), pid.into())
+    (Serving { child, output, url: url.into() }, pid.into())
 }
 
 /// What is measured of other servers is what they served, also in the second turn, when all players have been away. Those
@@ -395,8 +396,9 @@ fn other_servers_are_measured_as_long_as_they_run() {
             continue;
         }
         let camera = Serving::start(&["camera"]);
-        let (mut child, url, pid) = peer(script, &camera.url);
-        let arguments = ["load", "--json", "--url", &url, "--transport", transport, "--pid", &pid, "--clients", "2"];
+        let (peer, pid) = peer(script, &camera.url);
+        let arguments =
+            ["load", "--json", "--url", &peer.url, "--transport", transport, "--pid", &pid, "--clients", "2"];
         let deadline = Instant::now() + Duration::from_secs(30);
         let mut turns = 0;
         while turns < 2 {
@@ -411,7 +413,5 @@ fn other_servers_are_measured_as_long_as_they_run() {
             let why = String::from_utf8_lossy(&output.stderr);
             assert!(Instant::now() < deadline, "{script} has been measured {turns} times: {why}");
         }
-        let _ = child.kill();
-        let _ = child.wait();
     }
 }
