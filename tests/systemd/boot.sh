@@ -81,6 +81,8 @@ ip link set lo up
 cd "$root"
 pivot_root . mnt
 umount -l /mnt
+# A manager in a container leaves this to whoever starts it; without it no service is given its credentials.
+mount --make-rshared /
 export container=other
 exec /sbin/init --log-target=journal systemd.unified_cgroup_hierarchy=1
 '
