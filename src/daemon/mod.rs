@@ -493,7 +493,7 @@ fn start_shards_with(
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
     limit.set_max(config.limits.clients, config.limits.clients_per_address);
-    let own_ports = OwnPorts::new(count);
+    let own_ports = OwnPorts::new(count, is_own_address);
     for ((shard, inbox), sender) in (0u16..).zip(inboxes).zip(&senders) {
         let server = ServerConfig {
             shard,
@@ -553,6 +553,15 @@ fn udp_address(listen: &[SocketAddr]) -> IpAddr {
     if listen.iter().any(SocketAddr::is_ipv6) { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
+/// Whether an address is one of this machine's.
+fn is_own_address(ip: IpAddr) -> bool {
+    // To be bound it must be there; where another fault hides that, it may be.
+    match std::net::UdpSocket::bind((ip, 0)) {
+        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
+        Ok(_) => true,
+    }
+}
+
 /// What to type to see the first stream: shown for the test pattern, which people start in order to look at it.
 fn play_commands(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
     let Some(stream) = config.streams.first() else { return Vec::new() };
@@ -609,6 +618,12 @@ mod tests {
             let listen: Vec<_> = listen.iter().map(|text| address(text)).collect();
             assert_eq!(udp_address(&listen).to_string(), udp);
         }
+    }
+
+    #[test]
+    fn the_machine_knows_its_addresses() {
+        assert!(is_own_address(Ipv4Addr::LOCALHOST.into()));
+        assert!(!is_own_address(Ipv4Addr::new(192, 0, 2, 1).into()), "of a network for documentation");
     }
 
     #[test]

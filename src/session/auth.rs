@@ -142,8 +142,13 @@ impl Server {
 
     /// Whether the session's user is the connection's, where users are configured.
     pub(super) fn is_users(&self, session: &Session, conn: ConnId) -> bool {
-        let name = |user: &Option<Arc<User>>| user.as_ref().map(|user| user.name.clone());
-        self.access.is_none() || self.conns.get(&conn).is_some_and(|conn| name(&conn.user) == name(&session.user))
+        self.is_user(session.user.as_ref(), conn)
+    }
+
+    /// Whether that user is the connection's, where users are configured.
+    pub(super) fn is_user(&self, user: Option<&Arc<User>>, conn: ConnId) -> bool {
+        let is = |have: Option<&Arc<User>>| have.map(|have| &have.name) == user.map(|user| &user.name);
+        self.access.is_none() || self.conns.get(&conn).is_some_and(|conn| is(conn.user.as_ref()))
     }
 
     /// Whether a request without credentials came on a connection that has never shown any; only OPTIONS gets so far.

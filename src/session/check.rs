@@ -73,6 +73,8 @@ impl Server {
         assert!(most <= RENDERINGS_MAX);
         assert!(self.sessions.len() <= self.config.limit.open() && self.released.is_empty());
         assert!(self.by_publisher.values().all(|(key, ..)| self.sessions.get(key).is_some_and(|have| have.publishes)));
+        let held = self.own_ports.held_by(self.config.shard);
+        assert!(held.iter().all(|key| self.sessions.contains_key(key)));
         for key in self.by_port.values().map(|(key, _)| key).chain(self.by_address.values().flatten()) {
             assert!(self.sessions.contains_key(key));
         }

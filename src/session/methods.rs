@@ -284,7 +284,7 @@ impl Server {
         delivery: Delivery,
         transport: &str,
     ) -> Response {
-        self.add_track(key, SetUp { track, delivery, url: without_credentials(&asked.request.url) });
+        self.add_track(asked.now, key, SetUp { track, delivery, url: without_credentials(&asked.request.url) });
         self.note_user_agent(key, asked.request);
         self.good(&Asked { session: Some(key), ..*asked }).header("Transport", transport)
     }
@@ -380,7 +380,7 @@ impl Server {
         let (Some(server_port), Some(client_port)) = (self.config.udp_ports, spec.client_port) else {
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         };
-        let (peer, local) = self.conns.get(&conn).map(|is| (is.peer, is.local)).ok_or(Status::NOT_FOUND)?;
+        let peer = self.conns.get(&conn).map(|is| is.peer).ok_or(Status::NOT_FOUND)?;
         // Whatever `destination` says: nobody can have media sent to somebody else.
         let at = |port| {
             let mut address = peer;
@@ -388,11 +388,8 @@ impl Server {
             address
         };
         let (rtp, rtcp) = (at(client_port.0), at(client_port.1));
-        let own = local.ip().to_canonical() == peer.ip().to_canonical() || peer.ip().to_canonical().is_loopback();
-        let served = |port| self.own_ports.contains(port);
         // Neither another host's service nor the relay itself is to be talked to in a client's name.
-        if client_port.0.min(client_port.1) < CLIENT_PORT_MIN || own && (served(client_port.0) || served(client_port.1))
-        {
+        if client_port.0.min(client_port.1) < CLIENT_PORT_MIN || self.leads_back(conn, client_port.into()) {
             self.count(Limited::UdpPorts);
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
@@ -402,7 +399,7 @@ impl Server {
         let publishers = ports.iter().any(|port| self.publisher_at(*port).is_some());
         // Behind one translated address two users can have the same ports; neither ends the other's session, nor has media sent
         // to it. And whose port brings a stream, that one does not play at it.
-        if others || publishers {
+        if others || publishers || self.held_elsewhere(conn, [rtp, rtcp], false) {
             self.count(Limited::UdpPorts);
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }

@@ -13,6 +13,7 @@ pub mod fuzz;
 pub mod fuzz_publish;
 mod ids;
 mod methods;
+mod ports;
 mod publish;
 mod rate;
 mod reports;
@@ -26,9 +27,10 @@ mod timers;
 mod types;
 
 pub(crate) use auth::tell_failure;
+pub use ports::OwnPorts;
 pub(crate) use resource::percent_decoded;
 pub use server::Server;
 pub use types::{
-    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, OwnPorts, PlayTrack, ServerConfig,
-    SessionIds, SessionInfo, SessionKey, SessionLimit, origin,
+    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionIds,
+    SessionInfo, SessionKey, SessionLimit, origin,
 };

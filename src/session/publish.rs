@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::methods::{Asked, Found, Outcome, Refusal, refusal, without_credentials};
 use super::server::{NewSession, Server, SetUp, State, Waiting, canonical};
@@ -195,18 +196,18 @@ impl Server {
         session: Option<SessionKey>,
         ports: [SocketAddr; 2],
     ) -> Result<(), Refusal> {
-        for port in ports {
-            let players = self.session_at(port).and_then(|player| self.sessions.get(&player));
-            if players.is_some_and(|player| !self.is_users(player, conn)) {
-                self.count(Limited::UdpPorts);
-                return Err(Status::UNSUPPORTED_TRANSPORT.into());
-            }
-            let Some((old, ..)) = self.publisher_at(port) else { continue };
-            if Some(old) == session || !self.sessions.get(&old).is_some_and(|old| self.is_users(old, conn)) {
-                self.count(Limited::UdpPorts);
-                return Err(Status::UNSUPPORTED_TRANSPORT.into());
-            }
-            // An encoder that has started again, while its old connection is not known to be gone.
+        let players = ports.map(|port| self.session_at(port));
+        let publishers = ports.map(|port| self.publisher_at(port).map(|(publisher, ..)| publisher));
+        let old: SmallVec<[SessionKey; 4]> = players.into_iter().chain(publishers).flatten().collect();
+        let others = old.iter().any(|old| Some(*old) == session || !self.is_users(&self.sessions[old], conn));
+        // What came from the relay's own ports could not be told from what the relay sends.
+        if others || self.leads_back(conn, ports.map(|port| port.port())) || self.held_elsewhere(conn, ports, true) {
+            self.count(Limited::UdpPorts);
+            return Err(Status::UNSUPPORTED_TRANSPORT.into());
+        }
+        for old in old {
+            // An encoder that has started again, while its old connection is not known to be gone; or a player that has gone,
+            // for who sends from a port does not play at it.
             self.remove_session(old, EndReason::Replaced, true);
         }
         Ok(())

@@ -10,13 +10,14 @@ use smallvec::SmallVec;
 
 use super::auth::Denied;
 use super::methods::RETRY_AFTER_S;
+use super::ports::{Holder, OwnPorts};
 use super::publish::Announced;
 use super::rate::{Flooders, Rate};
 use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
-    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, OwnPorts, PlayTrack, ServerConfig,
-    SessionInfo, SessionKey, origin,
+    CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
+    SessionKey, origin,
 };
 use crate::access::{Access, User};
 use crate::crowd::{Crowd, Place};
@@ -153,7 +154,7 @@ impl Session {
 /// The RTSP server of one shard.
 pub struct Server {
     pub(super) config: ServerConfig,
-    /// The ports of all shards, this one's among them.
+    /// The ports of all shards and their clients, this one's among them.
     pub(super) own_ports: Arc<OwnPorts>,
     /// Who may do what; `None` where no users are configured.
     pub(super) access: Option<Arc<Access>>,
@@ -194,7 +195,7 @@ impl Server {
     /// If `config.shard` is not below `config.shards`.
     pub fn new(config: ServerConfig) -> Self {
         assert!(config.shard < config.shards, "shard {} of {}", config.shard, config.shards);
-        let own_ports = OwnPorts::new(config.shards.into());
+        let own_ports = OwnPorts::new(config.shards.into(), |_| false);
         if let Some(ports) = config.udp_ports {
             own_ports.set(config.shard, ports);
         }
@@ -217,11 +218,6 @@ impl Server {
             counters: Counters::default(),
             keys_drawn: 0,
         }
-    }
-
-    /// The ports that all shards share their knowledge of; without them it knows its own alone.
-    pub fn set_own_ports(&mut self, ports: Arc<OwnPorts>) {
-        self.own_ports = ports;
     }
 
     /// Offers a stream to a multicast group as well: `group` has the port of the first track's RTP, each track takes two.
@@ -565,8 +561,13 @@ impl Server {
     }
 
     /// Adds a track to a session that does not have it.
-    pub(super) fn add_track(&mut self, key: SessionKey, set_up: SetUp) {
+    pub(super) fn add_track(&mut self, now: Instant, key: SessionKey, set_up: SetUp) {
         let session = self.sessions.get_mut(&key).expect("a session that is being set up");
+        if let Delivery::Udp { rtp, rtcp } = set_up.delivery {
+            let holder = Holder { session: key, user: session.user.clone(), publishes: session.publishes };
+            self.own_ports.hold(now, rtp, holder.clone());
+            self.own_ports.hold(now, rtcp, holder);
+        }
         let at = session.tracks.partition_point(|have| have.track < set_up.track);
         debug_assert!(session.tracks.get(at).is_none_or(|have| have.track != set_up.track));
         session.tracks.insert(at, set_up);
@@ -598,6 +599,7 @@ impl Server {
             Delivery::Multicast { .. } => {}
             Delivery::Udp { rtp, rtcp } => {
                 for port in [canonical(rtp), canonical(rtcp)] {
+                    self.own_ports.release(port, key);
                     if self.session_at(port) == Some(key) {
                         self.by_port.remove(&port);
                     }
@@ -620,7 +622,9 @@ impl Server {
             self.timers.remove(&(due, Timer::Session(key)));
         }
         if session.publishes {
-            self.by_publisher.retain(|_, (owner, ..)| *owner != key);
+            for (port, _) in self.by_publisher.extract_if(|_, (owner, ..)| *owner == key) {
+                self.own_ports.release(port, key);
+            }
         } else {
             for set_up in &session.tracks {
                 self.release(key, session.stream, set_up);

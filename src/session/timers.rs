@@ -16,6 +16,10 @@ pub(super) enum Timer {
 impl Server {
     /// Ends what has timed out by `now`.
     pub fn timeout(&mut self, now: Instant) {
+        for key in self.own_ports.take_replaced(self.config.shard) {
+            self.remove_session(key, EndReason::Replaced, true);
+            self.process_released(now);
+        }
         while let Some(&(due, timer)) = self.timers.first() {
             if due > now {
                 break;
@@ -31,7 +35,8 @@ impl Server {
 
     /// When [`Server::timeout`] wants to be called; it may be called earlier.
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.timers.first().map(|(due, _)| *due)
+        let due = self.timers.first().map(|(due, _)| *due);
+        due.into_iter().chain(self.own_ports.replaced_at(self.config.shard)).min()
     }
 
     pub(super) fn conn_deadline(&self, connection: &Connection) -> Option<(Instant, CloseReason)> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -112,29 +112,6 @@ pub struct ServerConfig {
     pub udp_ports: Option<(u16, u16)>,
     /// What the session ids are drawn from.
     pub ids: SessionIds,
-}
-
-/// The UDP ports of all shards, which no client may have media sent to.
-#[derive(Debug)]
-pub struct OwnPorts(Box<[OnceLock<(u16, u16)>]>);
-
-impl OwnPorts {
-    /// For so many shards, none of which has ports yet.
-    pub fn new(shards: usize) -> Arc<OwnPorts> {
-        Arc::new(OwnPorts((0..shards).map(|_| OnceLock::new()).collect()))
-    }
-
-    /// Notes a shard's ports for RTP and RTCP; the first ones stay.
-    pub fn set(&self, shard: u16, ports: (u16, u16)) {
-        if let Some(place) = self.0.get(usize::from(shard)) {
-            let _ = place.set(ports);
-        }
-    }
-
-    /// Whether a shard has that port.
-    pub fn contains(&self, port: u16) -> bool {
-        self.0.iter().filter_map(OnceLock::get).any(|ports| ports.0 == port || ports.1 == port)
-    }
 }
 
 /// What session ids are drawn from.

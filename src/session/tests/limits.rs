@@ -154,7 +154,7 @@ fn ports_of_other_services_are_not_sent_to() {
     assert_eq!(rig.status(1, "SETUP rtsp://h/front/trackID=0", &own), 461);
     assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &own), 200);
     // Nor those of another of its shards, which have come to be known since.
-    let ports = OwnPorts::new(2);
+    let ports = OwnPorts::new(2, |_| false);
     rig.server.set_own_ports(Arc::clone(&ports));
     ports.set(0, (7000, 7001));
     ports.set(1, (7010, 7011));

@@ -3,11 +3,12 @@ mod life;
 mod limits;
 mod methods;
 mod on_demand;
+mod ports;
 mod publish;
 mod random;
 mod setup;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

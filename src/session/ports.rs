@@ -1,0 +1,143 @@
+//! UDP ports: those of the relay itself, and those that clients have media or a stream by, as all shards know them.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use super::server::{Server, canonical};
+use super::types::{ConnId, SessionKey};
+use crate::access::User;
+
+/// What all shards know of UDP ports: no client may have media sent to the relay's own, and of the clients' each has one
+/// session. Touched when a session over UDP is set up or ends, never by media.
+#[derive(Debug)]
+pub struct OwnPorts {
+    own: Box<[OnceLock<(u16, u16)>]>,
+    is_own_address: fn(IpAddr) -> bool,
+    /// By their addresses in canonical form.
+    held: Mutex<HashMap<SocketAddr, Holder>>,
+    replaced: Box<[Replaced]>,
+}
+
+/// The sessions of a shard whose ports another shard's have taken over.
+#[derive(Debug, Default)]
+struct Replaced {
+    any: AtomicBool,
+    /// With the moment at which it happened.
+    sessions: Mutex<Vec<(Instant, SessionKey)>>,
+}
+
+/// Who has a client's port.
+#[derive(Clone, Debug)]
+pub(super) struct Holder {
+    pub(super) session: SessionKey,
+    pub(super) user: Option<Arc<User>>,
+    /// Whether a stream comes from there.
+    pub(super) publishes: bool,
+}
+
+/// What may be locked here is whole after every change.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl OwnPorts {
+    /// For so many shards, none of which has ports yet. `is_own_address` tells whether an address is one of this machine's.
+    pub fn new(shards: usize, is_own_address: fn(IpAddr) -> bool) -> Arc<OwnPorts> {
+        Arc::new(OwnPorts {
+            own: (0..shards).map(|_| OnceLock::new()).collect(),
+            is_own_address,
+            held: Mutex::default(),
+            replaced: (0..shards).map(|_| Replaced::default()).collect(),
+        })
+    }
+
+    /// Notes a shard's ports for RTP and RTCP; the first ones stay.
+    pub fn set(&self, shard: u16, ports: (u16, u16)) {
+        if let Some(place) = self.own.get(usize::from(shard)) {
+            let _ = place.set(ports);
+        }
+    }
+
+    /// Whether a shard has that port.
+    fn contains(&self, port: u16) -> bool {
+        self.own.iter().filter_map(OnceLock::get).any(|ports| ports.0 == port || ports.1 == port)
+    }
+
+    fn shard(&self, session: SessionKey) -> usize {
+        (session.0 % self.replaced.len() as u64) as usize
+    }
+
+    fn holder(&self, port: SocketAddr) -> Option<Holder> {
+        lock(&self.held).get(&canonical(port)).cloned()
+    }
+
+    /// Notes who has a port. A session of another shard that had it is replaced, which that shard sees to.
+    pub(super) fn hold(&self, now: Instant, port: SocketAddr, holder: Holder) {
+        let shard = self.shard(holder.session);
+        let before = lock(&self.held).insert(canonical(port), holder);
+        let Some(before) = before.map(|before| before.session).filter(|before| self.shard(*before) != shard) else {
+            return;
+        };
+        let replaced = &self.replaced[self.shard(before)];
+        lock(&replaced.sessions).push((now, before));
+        replaced.any.store(true, Ordering::Release);
+    }
+
+    /// A session has its port no more.
+    pub(super) fn release(&self, port: SocketAddr, session: SessionKey) {
+        let (mut held, port) = (lock(&self.held), canonical(port));
+        if held.get(&port).is_some_and(|holder| holder.session == session) {
+            held.remove(&port);
+        }
+    }
+
+    /// When the first of a shard's sessions was replaced that it has not seen to.
+    pub(super) fn replaced_at(&self, shard: u16) -> Option<Instant> {
+        let replaced = self.replaced.get(usize::from(shard)).filter(|replaced| replaced.any.load(Ordering::Acquire))?;
+        lock(&replaced.sessions).first().map(|(at, _)| *at)
+    }
+
+    /// The sessions of a shard that were replaced since it last asked.
+    pub(super) fn take_replaced(&self, shard: u16) -> Vec<SessionKey> {
+        let Some(replaced) = self.replaced.get(usize::from(shard)) else { return Vec::new() };
+        if !replaced.any.swap(false, Ordering::Acquire) {
+            return Vec::new();
+        }
+        lock(&replaced.sessions).drain(..).map(|(_, session)| session).collect()
+    }
+
+    /// The sessions of a shard that have ports, as often as they have some.
+    pub(super) fn held_by(&self, shard: u16) -> Vec<SessionKey> {
+        let of_shard = |session: &SessionKey| self.shard(*session) == usize::from(shard);
+        lock(&self.held).values().map(|holder| holder.session).filter(of_shard).collect()
+    }
+}
+
+impl Server {
+    /// The ports that all shards share their knowledge of; without them it knows its own alone.
+    pub fn set_own_ports(&mut self, ports: Arc<OwnPorts>) {
+        self.own_ports = ports;
+    }
+
+    /// Whether datagrams to one of these ports of a connection's client would come back to the relay.
+    pub(super) fn leads_back(&self, conn: ConnId, ports: [u16; 2]) -> bool {
+        // Elsewhere a client may well have a port of the same number.
+        ports.iter().any(|port| self.own_ports.contains(*port))
+            && self.conns.get(&conn).is_some_and(|connection| {
+                let (peer, local) = (connection.peer.ip().to_canonical(), connection.local.ip().to_canonical());
+                peer == local || peer.is_loopback() || (self.own_ports.is_own_address)(peer)
+            })
+    }
+
+    /// Whether a session of another shard keeps one of these ports from a connection's user: one of another user, or one that
+    /// publishes from a player. It is not to be ended for them, and what is sent there is not for both.
+    pub(super) fn held_elsewhere(&self, conn: ConnId, ports: [SocketAddr; 2], publishes: bool) -> bool {
+        ports.iter().filter_map(|port| self.own_ports.holder(*port)).any(|holder| {
+            let elsewhere = self.own_ports.shard(holder.session) != usize::from(self.config.shard);
+            elsewhere && (holder.publishes && !publishes || !self.is_user(holder.user.as_ref(), conn))
+        })
+    }
+}

@@ -1,0 +1,159 @@
+use super::*;
+use crate::access::{Access, Guard, Secrets, User};
+use crate::wire::auth;
+
+const SET_UP: &str = "SETUP rtsp://h/front/trackID=0";
+
+fn udp(ports: &str) -> String {
+    format!("Transport: RTP/AVP;unicast;client_port={ports}")
+}
+
+/// A machine of two addresses.
+fn is_own_address(ip: IpAddr) -> bool {
+    ["192.0.2.1", "198.51.100.1"].iter().any(|own| own.parse() == Ok(ip))
+}
+
+/// Two shards of one relay, with the ports 7000, 7001 and 7010, 7011.
+fn shards() -> [Rig; 2] {
+    let ports = OwnPorts::new(2, is_own_address);
+    [0, 1].map(|shard| {
+        let own = (7000 + 10 * shard, 7001 + 10 * shard);
+        ports.set(shard, own);
+        let ids = SessionIds::Seeded(42);
+        let mut rig = rig_with(ServerConfig { shard, shards: 2, udp_ports: Some(own), ids, ..config() });
+        rig.server.set_own_ports(Arc::clone(&ports));
+        rig
+    })
+}
+
+#[test]
+fn no_address_of_the_machine_leads_back_to_the_relay() {
+    let [mut rig, _] = shards();
+    // Connection 0 comes from the first of the machine's addresses to the second.
+    for (pair, status) in [("7000-7001", 461), ("7010-7011", 461), ("6999-7000", 461), ("7002-7003", 200)] {
+        assert_eq!(rig.status(0, SET_UP, &[&udp(pair)]), status, "{pair}");
+    }
+    rig.connect_from(1, "203.0.113.1:5".parse().unwrap());
+    assert_eq!(rig.status(1, SET_UP, &[&udp("7000-7001")]), 200, "another machine may have those ports too");
+    assert_eq!(rig.limited(Limited::UdpPorts), 3);
+}
+
+#[test]
+fn a_publisher_has_no_port_of_the_relay() {
+    let [mut rig, _] = shards();
+    rig.server.set_published(StreamId(1), true);
+    rig.connect_from(1, "127.0.0.1:5".parse().unwrap());
+    announce(&mut rig, 1);
+    let line = "SETUP rtsp://h/back/streamid=0";
+    assert_eq!(rig.status(1, line, &[&udp("7010-7011")]), 461);
+    assert_eq!(rig.status(1, line, &[&udp("7012-7013")]), 200);
+}
+
+#[test]
+fn a_player_that_starts_again_at_another_shard_gets_its_media_once() {
+    let [mut here, mut there] = shards();
+    let before = here.set_up_udp(0, 5000);
+    here.play(0, before);
+    let other = here.set_up_udp(0, 5100);
+    // Its ports are one address's; those of the same numbers elsewhere are others.
+    there.connect_from(1, "192.0.2.9:5".parse().unwrap());
+    there.set_up_udp(1, 5000);
+    let due = here.server.next_timeout();
+    there.now = here.now + seconds(1);
+    let after = there.set_up_udp(0, 5000);
+    here.now = there.now;
+    assert_eq!(here.server.next_timeout(), Some(here.now), "the shard has something to do");
+    here.wait(seconds(0));
+    assert_eq!(here.take_events(), [Event::End { session: before, reason: EndReason::Replaced }]);
+    assert!(here.server.session_info(other).is_some());
+    assert_eq!(here.server.next_timeout(), due);
+    // What has come after keeps its ports, and gives them up in its turn.
+    assert!(there.server.session_info(after).is_some());
+    there.wait(seconds(0));
+    let again = here.set_up_udp(0, 5000);
+    there.wait(seconds(0));
+    assert!(there.server.session_info(after).is_none() && here.server.session_info(again).is_some());
+    there.set_up_udp(0, 5100);
+    here.wait(seconds(0));
+    assert!(here.server.session_info(other).is_none());
+}
+
+#[test]
+fn a_port_is_free_once_its_session_has_ended() {
+    let [mut here, mut there] = shards();
+    let key = here.set_up_udp(0, 5000);
+    assert_eq!(here.status(0, "TEARDOWN rtsp://h/front", &[&format!("Session: {key}")]), 200);
+    let due = here.server.next_timeout();
+    there.set_up_udp(0, 5000);
+    assert_eq!(here.server.next_timeout(), due);
+}
+
+#[test]
+fn a_port_of_another_shards_publisher_is_no_players() {
+    let [mut here, mut there] = shards();
+    here.server.set_published(StreamId(1), true);
+    here.connect_from(1, "127.0.0.1:5".parse().unwrap());
+    announce(&mut here, 1);
+    let publish = |rig: &mut Rig| rig.status(1, "SETUP rtsp://h/back/streamid=0", &[&udp("6000-6001")]);
+    assert_eq!(publish(&mut here), 200);
+    there.connect_from(1, "127.0.0.1:6".parse().unwrap());
+    assert_eq!(there.status(1, SET_UP, &[&udp("6001-6002")]), 461);
+    // The encoder that has started again has them.
+    there.server.set_published(StreamId(1), true);
+    announce(&mut there, 1);
+    assert_eq!(publish(&mut there), 200);
+    here.wait(seconds(0));
+    assert_eq!((here.server.sessions(), there.server.sessions()), (0, 1));
+}
+
+#[test]
+fn who_sends_a_stream_from_a_port_does_not_play_at_it() {
+    let mut rig = rig();
+    rig.server.set_published(StreamId(1), true);
+    rig.connect_from(1, "127.0.0.1:5".parse().unwrap());
+    rig.connect_from(2, "127.0.0.1:6".parse().unwrap());
+    let player = rig.set_up_udp(1, 6000);
+    rig.play(1, player);
+    announce(&mut rig, 2);
+    assert_eq!(rig.status(2, "SETUP rtsp://h/back/streamid=0", &[&udp("6002-6004")]), 200);
+    assert_eq!(rig.take_events(), [Event::End { session: player, reason: EndReason::Replaced }]);
+    assert_eq!(rig.server.sessions(), 1);
+}
+
+#[test]
+fn ports_of_another_user_are_kept_in_every_shard() {
+    let [mut here, mut there] = shards();
+    let guard = Guard::new(&[3; 32], here.now);
+    let user = |name: &str| {
+        let secrets = Secrets::of(name, "secret");
+        Arc::new(User { name: name.into(), secrets, streams: None, from: Vec::new(), read: true, publish: false })
+    };
+    let users = vec![user("viewer"), user("other")];
+    for rig in [&mut here, &mut there] {
+        rig.server.set_access(rig.now, Some(Access::new(users.clone(), false, seconds(30), Arc::clone(&guard))));
+    }
+    let set_up = |rig: &mut Rig, conn: u32, name: &str| {
+        let challenge = rig.ask(conn, "DESCRIBE rtsp://h/front", &[]);
+        let challenges = challenge.headers.iter().filter(|(name, _)| name == "WWW-Authenticate");
+        let (method, url) = SET_UP.split_once(' ').unwrap();
+        let answered = |(_, value): &(String, String)| auth::answer(value, name, "secret", method, url);
+        let credentials = format!("Authorization: {}", challenges.into_iter().find_map(answered).unwrap());
+        rig.status(conn, SET_UP, &[&credentials, &udp("5000-5001")])
+    };
+    assert_eq!(set_up(&mut here, 0, "viewer"), 200);
+    assert_eq!(set_up(&mut there, 0, "other"), 461);
+    assert_eq!(there.limited(Limited::UdpPorts), 1);
+    here.wait(seconds(0));
+    assert_eq!(here.server.sessions(), 1);
+    there.connect(1);
+    assert_eq!(set_up(&mut there, 1, "viewer"), 200);
+    here.wait(seconds(0));
+    assert_eq!(here.server.sessions(), 0);
+}
+
+/// Announces `back` with one track.
+fn announce(rig: &mut Rig, conn: u32) {
+    let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
+    let head = format!("ANNOUNCE rtsp://h/back RTSP/1.0\r\nCSeq: 1\r\nContent-Length: {}\r\n\r\n", sdp.len());
+    assert_eq!(rig.send(conn, format!("{head}{sdp}").as_bytes())[0].status, 200);
+}
