@@ -19,6 +19,7 @@ pub mod config;
 mod crowd;
 pub mod daemon;
 pub mod egress;
+mod file;
 pub mod limits;
 pub mod metrics;
 pub mod session;

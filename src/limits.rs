@@ -324,6 +324,9 @@ pub const TLS_CARRY_BYTES_MAX: usize = 32 * 1024;
 /// What is in it cannot be skipped any more.
 pub const TLS_SHARD_SEND_BUFFER_BYTES: usize = 32 * 1024;
 
+/// Bytes of a file with certificates or a key at most: those of all authorities that a system trusts fit in.
+pub const PEM_BYTES_MAX: usize = 1024 * 1024;
+
 /// Milliseconds for which a TLS client that the shard has ended may still take what was sent to it.
 pub const TLS_FAREWELL_MAX_MS: u64 = 1_000;
 

@@ -58,8 +58,13 @@ pub(super) fn tls<'d, 'i: 'd>(
     let wanted = "the path of a PEM file in quotes";
     let path = |field: &Field<'_, '_>, faults: &mut Faults<'_>| field.string(faults, wanted).map(file);
     let (certificate_file, key_file) = (path(certificate, faults), path(key, faults));
-    match Identity::load(&certificate_file?, &key_file?) {
+    let ((certificate_file, _), (key_file, credential)) = (certificate_file?, key_file?);
+    match Identity::load(&certificate_file, &key_file) {
         Ok(identity) => {
+            // The service manager sees to its credentials itself.
+            if let Some(warning) = identity.key_exposed().filter(|_| !credential) {
+                faults.warn(key, warning);
+            }
             if let Some(warning) = identity.warning(SystemTime::now()) {
                 faults.warn(certificate, warning);
             }
@@ -73,9 +78,68 @@ pub(super) fn tls<'d, 'i: 'd>(
     }
 }
 
-/// A file by its path, or by the name of a credential that the service manager passes on (systemd.exec(5), `LoadCredential=`).
-fn file(text: &str) -> PathBuf {
+/// A file by its path, or by the name of a credential that the service manager passes on (systemd.exec(5), `LoadCredential=`),
+/// and whether it is one.
+fn file(text: &str) -> (PathBuf, bool) {
     let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(text));
     // A path leads to itself, absolute or not.
-    credential.filter(|path| !text.contains('/') && path.exists()).unwrap_or_else(|| text.into())
+    let credential = credential.filter(|path| !text.contains('/') && path.exists());
+    credential.map_or_else(|| (text.into(), false), |path| (path, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::tests::{config, refused};
+    use super::*;
+    use crate::limits::PEM_BYTES_MAX;
+
+    /// A certificate, its key, and a place for others, in a directory of their own.
+    fn files() -> (PathBuf, PathBuf, PathBuf) {
+        let name = format!("rtsprelay-test-{}-{}", std::process::id(), fastrand::u32(..));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| directory.join(name));
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&certificate, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        (certificate, key, directory)
+    }
+
+    fn text(certificate: &Path, key: &Path) -> String {
+        let (certificate, key) = (certificate.display(), key.display());
+        format!("listen_tls = \"127.0.0.1:1\"\ntls_certificate = \"{certificate}\"\ntls_key = \"{key}\"\n")
+    }
+
+    #[test]
+    fn a_key_that_all_can_read_is_warned_of() {
+        let (certificate, key, directory) = files();
+        for (mode, warned) in [(0o644, true), (0o640, false)] {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+            let config = config(&text(&certificate, &key));
+            assert!(config.tls.is_some());
+            let about_key = |fault: &super::super::Fault| fault.line == Some(3) && fault.message.contains("chmod 640");
+            assert_eq!(config.warnings.iter().any(about_key), warned, "{:?}", config.warnings);
+            assert_eq!(config.warnings.len(), usize::from(warned), "everybody may read the certificate");
+        }
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_of_a_key_is_refused_at_once() {
+        let (certificate, key, directory) = files();
+        let [pipe, large] = ["pipe", "large"].map(|name| directory.join(name));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::write(&large, vec![b'\n'; PEM_BYTES_MAX + 1]).unwrap();
+        for (certificate, key, line, said) in [
+            (&certificate, &pipe, 3, "not a file"),
+            (&pipe, &key, 2, "not a file"),
+            (&certificate, &large, 3, "too large"),
+            (&large, &key, 2, "too large"),
+        ] {
+            refused(&text(certificate, key), line, &["cannot be read", said]);
+        }
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }

@@ -1,7 +1,5 @@
 //! `[[user]]`: who may read or publish what, from where.
 
-use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +9,7 @@ use super::read::{Faults, Field, Section};
 use super::url::redact;
 use super::{SECTIONS, StreamConfig};
 use crate::access::{AddressRange, Right, Secrets, User};
+use crate::file;
 use crate::limits::{PASSWORD_BYTES_MAX, USER_NAME_BYTES_MAX, USERS_MAX};
 use crate::wire::auth::Algorithm;
 
@@ -158,26 +157,12 @@ fn from_file(field: &Field<'_, '_>, path: &Path, exposed: bool, faults: &mut Fau
             .fault(faults, format!("{shown:?} depends on where the relay is started; write the whole path, from / on"));
         return None;
     }
-    let read = || {
-        // Without waiting for whoever has the other end of a pipe.
-        let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(std::io::Error::other("not a file"));
-        }
-        let mut text = String::new();
-        file.take(PASSWORD_BYTES_MAX as u64 + 2).read_to_string(&mut text)?;
-        Ok((text, metadata.permissions().mode()))
-    };
-    match read() {
-        Ok((text, mode)) => {
-            if exposed && mode & 0o004 != 0 {
-                faults.warn(
-                    field,
-                    format!("every user of this machine can read {shown}; `chmod 640 {shown}`, with the relay's group"),
-                );
+    match file::first_line(path, PASSWORD_BYTES_MAX) {
+        Ok((line, by_all)) => {
+            if exposed && by_all {
+                faults.warn(field, file::exposed(shown));
             }
-            Some(text.lines().next().unwrap_or_default().to_owned())
+            Some(line)
         }
         Err(error) => {
             let cure = match error.kind() {

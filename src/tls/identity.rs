@@ -10,6 +10,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, InconsistentKeys, ServerConfig};
 
 use super::validity::validity;
+use crate::file;
+use crate::limits::PEM_BYTES_MAX;
 use crate::metrics::lines::rfc3339;
 
 /// What the relay proves to clients who it is with. Two are equal if certificates and key are.
@@ -18,6 +20,7 @@ pub struct Identity {
     key: PrivateKeyDer<'static>,
     config: Arc<ServerConfig>,
     certificate: PathBuf,
+    key_exposed: Option<String>,
     validity: Option<(SystemTime, SystemTime)>,
 }
 
@@ -45,7 +48,8 @@ impl Identity {
             );
             return Err((Part::Certificate, message));
         }
-        let found = read(key, |pem| match PrivateKeyDer::from_pem_slice(pem) {
+        let mut key_exposed = None;
+        let found = read_noting(key, &mut key_exposed, |pem| match PrivateKeyDer::from_pem_slice(pem) {
             Ok(found) => Ok(Ok(found)),
             Err(PemError::NoItemsFound) => Ok(Err(is_encrypted(pem))),
             Err(error) => Err(error),
@@ -94,7 +98,7 @@ impl Identity {
             ),
         })?;
         let validity = validity(&chain[0]);
-        Ok(Identity { chain, key: secret, config, certificate: certificate.to_owned(), validity })
+        Ok(Identity { chain, key: secret, config, certificate: certificate.to_owned(), key_exposed, validity })
     }
 
     /// What handshakes are done with.
@@ -105,6 +109,11 @@ impl Identity {
     /// The last moment at which the certificate is valid, if that can be read from it.
     pub fn expires(&self) -> Option<SystemTime> {
         Some(self.validity?.1)
+    }
+
+    /// What to say of the key's file, if every user of the machine may read it.
+    pub fn key_exposed(&self) -> Option<&str> {
+        self.key_exposed.as_deref()
     }
 
     /// What is wrong with the certificate although it can be used, with the cure: clients that check it refuse it.
@@ -133,6 +142,7 @@ impl Clone for Identity {
             key: self.key.clone_key(),
             config: Arc::clone(&self.config),
             certificate: self.certificate.clone(),
+            key_exposed: self.key_exposed.clone(),
             validity: self.validity,
         }
     }
@@ -170,7 +180,20 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
 }
 
 fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, PemError>) -> Result<T, String> {
-    let pem = std::fs::read(path).map_err(|error| {
+    read_noting(path, &mut None, parse)
+}
+
+/// Reads a PEM file, noting what to say if every user of the machine may read it.
+fn read_noting<T>(
+    path: &Path,
+    exposed: &mut Option<String>,
+    parse: impl FnOnce(&[u8]) -> Result<T, PemError>,
+) -> Result<T, String> {
+    let contents = file::read(path, PEM_BYTES_MAX).and_then(|contents| match contents.bytes.len() {
+        0..=PEM_BYTES_MAX => Ok(contents),
+        _ => Err(std::io::Error::other("it is too large")),
+    });
+    let contents = contents.map_err(|error| {
         let cure = match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
                 "let the user that runs rtsprelay read it, or pass it on as a systemd credential (LoadCredential=)"
@@ -180,7 +203,9 @@ fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, PemError>) -> Res
         };
         format!("{} cannot be read ({error}); {cure}", path.display())
     })?;
-    parse(&pem).map_err(|error| format!("{} is no PEM file ({error}); have it written again", path.display()))
+    *exposed = contents.exposed.then(|| file::exposed(path.display()));
+    parse(&contents.bytes)
+        .map_err(|error| format!("{} is no PEM file ({error}); have it written again", path.display()))
 }
 
 fn is_encrypted(pem: &[u8]) -> bool {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -48,6 +49,7 @@ impl Certificate {
         let key = rcgen::KeyPair::generate().unwrap();
         std::fs::write(&self.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
         std::fs::write(&self.key, key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&self.key, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     fn keys(&self) -> String {
