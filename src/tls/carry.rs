@@ -13,12 +13,12 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 use tokio_rustls::rustls::ServerConnection;
 
-use super::{Counted, Outcome, Secured, TlsCounts};
+use super::{Counted, Outcome, TlsCounts};
 use crate::limits::{TLS_CARRY_BYTES_MAX, TLS_FAREWELL_MAX_MS};
 
 /// Pieces of one client that are carried before the others have their turn.
@@ -29,21 +29,21 @@ pub struct Established {
     tls: ServerConnection,
     tcp: std::net::TcpStream,
     near: std::os::unix::net::UnixStream,
-    secured: Arc<Secured>,
+    over: Arc<Notify>,
     counted: Counted,
 }
 
 impl Established {
-    /// The TLS on `tcp`, whose other handle `secured` the shard has, and the other end of the shard's socket; both in
-    /// non-blocking mode. Counts as carried from now on.
+    /// The TLS on `tcp`, whose other handle the shard has, and the other end of the shard's socket; both in non-blocking mode.
+    /// `over` tells when the shard is done with the client ([`Secured::over`](super::Secured)). Counts as carried from now on.
     pub(super) fn new(
         tls: ServerConnection,
         tcp: std::net::TcpStream,
         near: std::os::unix::net::UnixStream,
-        secured: Arc<Secured>,
+        over: Arc<Notify>,
         counts: &Arc<TlsCounts>,
     ) -> Established {
-        Established { tls, tcp, near, secured, counted: Counted::new(counts, |counts| &counts.carried) }
+        Established { tls, tcp, near, over, counted: Counted::new(counts, |counts| &counts.carried) }
     }
 }
 
@@ -71,26 +71,27 @@ pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>, test_p
 type Scratch = Rc<RefCell<Box<[u8]>>>;
 
 async fn carry(client: Established, scratch: Scratch, test_panics: bool) {
-    let Established { tls, tcp, near, secured, counted } = client;
+    let Established { tls, tcp, near, over, counted } = client;
+    let peer = tcp.peer_addr();
     let carrier = Carrier::new(tls, tcp, near, scratch);
     let outcome = match carrier {
         Ok(mut carrier) => {
             carrier.test_panics = test_panics;
             let over = async {
-                secured.ended().await;
+                over.notified().await;
                 sleep(Duration::from_millis(TLS_FAREWELL_MAX_MS)).await;
                 Ok(())
             };
-            tokio::select! {
+            let outcome = tokio::select! {
                 outcome = poll_fn(|cx| carrier.poll(cx)) => outcome,
                 outcome = over => outcome,
-            }
+            };
+            // What has been sent is still delivered; nothing more comes. It fails only if the connection is gone already.
+            let _ = SockRef::from(&carrier.far).shutdown(Shutdown::Both);
+            outcome
         }
         Err(error) => Err(error),
     };
-    let peer = secured.tcp().peer_addr();
-    // What has been sent is still delivered; nothing more comes. It fails only if the connection is gone already.
-    let _ = secured.tcp().shutdown(Shutdown::Both);
     if let Err(error) = outcome
         && error.kind() == ErrorKind::InvalidData
     {
@@ -253,5 +254,75 @@ impl Write for Ready<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use tokio::time::timeout;
+    use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+
+    use super::*;
+    use crate::egress::IoKind;
+    use crate::egress::runtime::Runtime;
+    use crate::tls::{Secured, provider};
+
+    /// Long enough for the slowest machine.
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// A handshake that is done, in memory.
+    fn shaken() -> (ServerConnection, ClientConnection) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let server = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+        let server = server.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(roots).with_no_client_auth();
+        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from("localhost").unwrap()).unwrap();
+        while server.is_handshaking() || client.is_handshaking() {
+            let mut bytes = Vec::new();
+            client.write_tls(&mut bytes).unwrap();
+            server.read_tls(&mut &bytes[..]).unwrap();
+            server.process_new_packets().unwrap();
+            bytes.clear();
+            server.write_tls(&mut bytes).unwrap();
+            client.read_tls(&mut &bytes[..]).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        (server, client)
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_is_not_carried_for_ever_once_its_shard_has_let_go() {
+        Runtime::new(IoKind::Epoll).unwrap().block_on(async {
+            let (tls, _client) = shaken();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let _silent = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (tcp, _) = listener.accept().unwrap();
+            tcp.set_nonblocking(true).unwrap();
+            let (near, mut shards) = StdUnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            shards.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            let secured = Secured::new(tcp.try_clone().unwrap());
+            let client = Established::new(tls, tcp, near, secured.over(), &Arc::default());
+            let scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
+            let carried = tokio::task::spawn_local(carry(client, scratch, false));
+            // Until nothing more goes in anywhere.
+            let fed = std::thread::spawn(move || while shards.write_all(&[0; 65_536]).is_ok() {});
+            while !fed.is_finished() {
+                assert!(!carried.is_finished());
+                sleep(Duration::from_millis(10)).await;
+            }
+            fed.join().unwrap();
+            drop(secured);
+            timeout(DEADLINE, carried).await.unwrap().unwrap();
+        });
     }
 }

@@ -254,7 +254,7 @@ fn pass_on(
     let secured = Secured::new(tcp.try_clone()?);
     let shard = onward.shards.iter().min_by_key(|shard| shard.connections()).ok_or(ErrorKind::NotConnected)?;
     // Whatever has ended ends only at a stop.
-    let _ = onward.carriers[carrier].send(Established::new(tls, tcp, near, Arc::clone(&secured), counts));
+    let _ = onward.carriers[carrier].send(Established::new(tls, tcp, near, secured.over(), counts));
     // A stream socket is one whatever its family is: only the addresses and the options of TCP are to be asked of `secured`.
     let stream = TcpStream::from(OwnedFd::from(shards));
     // From here on the shard tells of the client's end.

@@ -11,18 +11,13 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub struct Secured {
     tcp: TcpStream,
-    over: Notify,
+    over: Arc<Notify>,
 }
 
 impl Secured {
     /// Takes over a handle on a connection whose handshake is done.
     pub fn new(tcp: TcpStream) -> Arc<Secured> {
-        Arc::new(Secured { tcp, over: Notify::new() })
-    }
-
-    /// The connection.
-    pub fn tcp(&self) -> &TcpStream {
-        &self.tcp
+        Arc::new(Secured { tcp, over: Arc::default() })
     }
 
     /// The shard is done with the client: what it has sent may still go out, but not for ever.
@@ -30,9 +25,15 @@ impl Secured {
         self.over.notify_one();
     }
 
-    /// Waits for [`Secured::end`].
-    pub(super) async fn ended(&self) {
-        self.over.notified().await;
+    /// What tells the carrying thread of [`Secured::end`], and that the shard has let go of the last handle without it.
+    pub(super) fn over(&self) -> Arc<Notify> {
+        Arc::clone(&self.over)
+    }
+}
+
+impl Drop for Secured {
+    fn drop(&mut self) {
+        self.over.notify_one();
     }
 }
 
