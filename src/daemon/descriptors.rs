@@ -21,10 +21,16 @@ fn per_client(config: &Config) -> u64 {
     if config.tls.is_some() { PER_TLS_CLIENT } else { 1 }
 }
 
+/// Descriptors that shards and streams need. Of the shards every further one may have a connection more
+/// ([`connections_max`](crate::limits::connections_max)).
+fn besides(shards: u64, streams: u64, per_client: u64) -> u64 {
+    shards * PER_SHARD + shards.saturating_sub(1) * per_client + streams * PER_STREAM
+}
+
 /// Descriptors that the configuration may need.
 fn needed(config: &Config) -> u64 {
-    let shards = config.shards() as u64 * PER_SHARD;
-    config.limits.clients as u64 * per_client(config) + shards + config.streams.len() as u64 * PER_STREAM + SPARE
+    let besides = besides(config.shards() as u64, config.streams.len() as u64, per_client(config));
+    config.limits.clients as u64 * per_client(config) + besides + SPARE
 }
 
 /// Raises the limit to what the configuration may need. Gives a warning with its cure if it cannot be raised so far.
@@ -62,7 +68,7 @@ pub fn served(config: &Config) -> usize {
 }
 
 fn served_by(soft: u64, shards: u64, streams: u64, clients: usize, per_client: u64) -> usize {
-    let besides = shards * PER_SHARD + streams * PER_STREAM + SPARE.min(soft / 3);
+    let besides = besides(shards, streams, per_client) + SPARE.min(soft / 3);
     let room = usize::try_from(soft.saturating_sub(besides) / per_client).unwrap_or(usize::MAX);
     clients.min(room.max(1))
 }
@@ -78,9 +84,9 @@ mod tests {
     #[test]
     fn few_descriptors_serve_few_clients_and_leave_some_over() {
         assert_eq!(served_by(20_000, 2, 1, 10_000, 1), 10_000);
-        assert_eq!(served_by(1_024, 2, 1, 10_000, 1), 1_024 - 32 - 4 - 256);
+        assert_eq!(served_by(1_024, 2, 1, 10_000, 1), 1_024 - 32 - 1 - 4 - 256);
         assert_eq!(served_by(100, 1, 1, 10_000, 1), 100 - 16 - 4 - 33);
         assert_eq!(served_by(10, 8, 1, 10_000, 1), 1);
-        assert_eq!(served_by(20_000, 2, 1, 10_000, PER_TLS_CLIENT), (20_000 - 32 - 4 - 256) / 4);
+        assert_eq!(served_by(20_000, 2, 1, 10_000, PER_TLS_CLIENT), (20_000 - 32 - 4 - 4 - 256) / 4);
     }
 }
