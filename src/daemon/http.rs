@@ -21,7 +21,7 @@ use super::access::{Doors, Entry};
 use super::health;
 use super::reporter::Reporter;
 use crate::egress::Listener;
-use crate::metrics::prometheus;
+use crate::metrics::{Panicked, process, prometheus};
 use crate::shard::inbox::ShardSender;
 
 /// Connections at a time; one more ends the oldest, so that nobody who is silent keeps others out.
@@ -48,6 +48,22 @@ pub struct Pages {
     pub shards: Rc<[ShardSender]>,
     /// Who may see what tells of clients; `None` where whoever can ask is on this machine.
     pub doors: Option<Doors>,
+    /// Clients may have the code that answers them fail, for tests.
+    pub test_panics: bool,
+}
+
+/// What a client sends, of a relay that is told to be tested so, to have its code fail here.
+const ASKS_FOR_FAULT: (&str, &str) = ("x-test-panic", "page");
+
+/// Counts a panic that ends a connection, and with it the task that has this.
+struct CountsPanic;
+
+impl Drop for CountsPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            process::panicked(Panicked::Client);
+        }
+    }
 }
 
 /// Listens at `address`.
@@ -83,6 +99,7 @@ pub async fn serve(listener: Listener, pages: Pages) {
             oldest.abort();
         }
         open.push_back(spawn_local(async move {
+            let _counts = CountsPanic;
             let service = service_fn(|request| answer(request, peer.ip(), pages.clone()));
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
@@ -94,6 +111,8 @@ pub async fn serve(listener: Listener, pages: Pages) {
 
 async fn answer<B>(request: Request<B>, peer: IpAddr, pages: Pages) -> Result<Response<Full<Bytes>>, Infallible> {
     const TEXT: &str = "text/plain; charset=utf-8";
+    let asks = request.headers().get(ASKS_FOR_FAULT.0).is_some_and(|value| value == ASKS_FOR_FAULT.1);
+    assert!(!(pages.test_panics && asks), "a test wants it so");
     if ![Method::GET, Method::HEAD].contains(request.method()) {
         return Ok(page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n".into()));
     }

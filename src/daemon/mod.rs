@@ -195,6 +195,7 @@ async fn control(
             reporter: Rc::clone(&reporter),
             shards: Rc::clone(&shards),
             doors: config.http.filter(|address| !address.ip().to_canonical().is_loopback()).map(|_| doors.clone()),
+            test_panics: config.test_panic.is_some(),
         };
         tasks.spawn_local(http::serve(web, pages));
     }

@@ -1,5 +1,6 @@
 //! When something runs out, or the relay's own code fails, those who are served go on being served.
 
+use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
@@ -98,6 +99,14 @@ fn a_fault_at_one_client_ends_that_one_alone() {
         unbroken(&mut healthy, 10);
         wait_until("it is counted", DEADLINE, || metric(&relay, "rtsprelay_panics_total{where=\"client\"}") == times);
     }
+    let mut page = TcpStream::connect(http_address(&relay)).unwrap();
+    page.write_all(b"GET /healthz HTTP/1.0\r\nX-Test-Panic: page\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // Closed or reset: nothing is answered.
+    let _ = page.read_to_end(&mut answer);
+    assert!(answer.is_empty());
+    let counted = || metric(&relay, "rtsprelay_panics_total{where=\"client\"}") == 3.0;
+    wait_until("that of a page's client is counted too", DEADLINE, counted);
     wait_until("both are gone", DEADLINE, || {
         metric(&relay, "rtsprelay_clients{stream=\"test\",transport=\"tcp\"}") == 1.0
     });
