@@ -133,6 +133,8 @@ pub enum Notice {
         track: TrackId,
         /// The payload type that came.
         payload_type: u8,
+        /// The first such packet's sequence number, as the camera sent it.
+        seq: u16,
     },
 }
 
@@ -158,9 +160,9 @@ impl fmt::Display for Notice {
                 "the camera's marker bits on track {} do not end frames; each frame waits for the next one's first packet",
                 track.0
             ),
-            Notice::ForeignPayload { track, payload_type } => write!(
+            Notice::ForeignPayload { track, payload_type, seq } => write!(
                 f,
-                "track {} brings packets of payload type {payload_type}, which the camera's SDP does not announce for it; \
+                "track {} brings packets of payload type {payload_type} (first with seq {seq}), which the camera's SDP does not announce for it; \
                  they are discarded",
                 track.0
             ),
@@ -270,7 +272,8 @@ impl Pipeline {
         if header.payload_type != source_type && header.payload_type != input.payload_type {
             tally.stats.foreign += 1;
             if !std::mem::replace(&mut input.told.foreign, true) {
-                tally.notices.push_back(Notice::ForeignPayload { track, payload_type: header.payload_type });
+                let (payload_type, seq) = (header.payload_type, header.sequence);
+                tally.notices.push_back(Notice::ForeignPayload { track, payload_type, seq });
             }
             return;
         }

@@ -385,7 +385,7 @@ fn a_packet_of_another_payload_type_is_dropped_but_a_wrong_announcement_is_put_r
     packet[1] = 13;
     rig.pipeline.packet(TrackId(0), rig.now, &packet, &mut rig.out);
     assert_eq!(rig.pipeline.stats().foreign, 1);
-    assert_eq!(rig.notices(), [Notice::ForeignPayload { track: TrackId(0), payload_type: 13 }]);
+    assert_eq!(rig.notices(), [Notice::ForeignPayload { track: TrackId(0), payload_type: 13, seq: 1 }]);
 }
 
 #[test]

@@ -39,6 +39,7 @@ impl<E: Egress> Core<E> {
         }
         let mut moves = if backed_up { DATAGRAM_MOVES_MAX } else { 0 };
         for (_, link) in self.links.iter_mut() {
+            let playing = link.playing.as_ref();
             let Kind::Udp { targets, own_sockets, .. } = &mut link.kind else { continue };
             match own_sockets {
                 Some(own) if own.rtcp.is_some() => {}
@@ -58,7 +59,14 @@ impl<E: Egress> Core<E> {
                             self.own_paths += 1;
                         }
                         Err(error) => {
-                            tracing::warn!(%error, to = ?targets.first().map(|target| target.rtp), "a UDP client gets no socket of its own");
+                            let stream = playing.map(|playing| &self.streams[usize::from(playing.stream.0)].name);
+                            tracing::warn!(
+                                stream = stream.map(tracing::field::display),
+                                client = playing.map(|playing| tracing::field::display(playing.peer)),
+                                session = playing.map(|playing| tracing::field::display(playing.session)),
+                                %error,
+                                "a UDP client gets no socket of its own"
+                            );
                         }
                     }
                 }
