@@ -1,11 +1,11 @@
 //! Attacks, by hand, against the real binary: what is sent, and that it comes to nothing. `docs/journal/2026-11-22-attacks.md` has
 //! the table.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use rtsprelay::limits::REQUEST_HEADERS_MAX;
+use rtsprelay::limits::{MOVES_MAX, REQUEST_HEADERS_MAX};
 use rtsprelay::wire::auth;
 
 use crate::harness::http::{get, http_address, value};
@@ -112,6 +112,32 @@ fn a_session_is_of_no_use_to_another_address_however_its_id_was_found() {
     by_udp.set_read_timeout(Some(DEADLINE)).unwrap();
     by_udp.recv(&mut [0; 2_048]).expect("datagrams go on");
     assert_eq!(Vitals::of(&relay, http_address(&relay)).clients, 2);
+}
+
+#[test]
+fn who_asks_after_sessions_of_ever_other_shards_gets_no_more_than_a_few_allowances() {
+    let _turn = beside_others();
+    let relay = relay("");
+    let mut stream = TcpStream::connect(relay.address()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut answered = 0;
+    loop {
+        // Of each shard in its turn: all but perhaps the first move the connection on, to where it begins anew.
+        let head =
+            format!("TEARDOWN {} RTSP/1.0\r\nCSeq: 1\r\nSession: {:016x}\r\n\r\n", relay.url("/t"), answered % 2);
+        let mut chunk = [0; 4_096];
+        match stream.write_all(head.as_bytes()).and_then(|()| stream.read(&mut chunk)) {
+            Ok(0) => break,
+            Ok(_) => answered += 1,
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => break,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(answered <= usize::from(MOVES_MAX) + 1, "it goes on");
+    }
+    assert!(answered >= usize::from(MOVES_MAX));
+    let counted =
+        || value(&get(http_address(&relay), "/metrics").1, "rtsprelay_limited_total{reason=\"moves\"}") == 1.0;
+    wait_until("it is counted", DEADLINE, counted);
 }
 
 #[test]
