@@ -48,11 +48,14 @@ pub enum Command {
     },
     /// Show the live table of a relay that runs, with its clients
     Top {
-        /// Address of its HTTP server (`http` in its configuration), with a user's name and password where it asks for them.
-        /// Other users of this machine may see a password here
+        /// Address of its HTTP server (`http` in its configuration), with a user's name where it asks for one.
+        /// Other users of this machine may see a password here; a file keeps it to itself
         // Checked by hand, so that no error of the command line shows its password.
-        #[arg(long, value_name = "[USER:PASSWORD@]IP:PORT", default_value = "127.0.0.1:8580")]
+        #[arg(long, value_name = "[USER[:PASSWORD]@]IP:PORT", default_value = "127.0.0.1:8580")]
         http: String,
+        /// A file with that user's password on its first line
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
     },
     /// Print the hashes that stand for a user's password, which is read from standard input
     HashPassword {

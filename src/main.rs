@@ -26,8 +26,8 @@ fn main() -> ExitCode {
     };
     let (config, file) = match cli.command {
         Command::Check { config } => return check(&config),
-        Command::Top { http } => {
-            return match daemon::top(&http) {
+        Command::Top { http, password_file } => {
+            return match daemon::top(&http, password_file.as_deref()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(message) => complain(&message, EXIT_FAILURE),
             };

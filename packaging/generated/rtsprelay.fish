@@ -72,7 +72,8 @@ complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-panic 
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-nonce-lifetime -d 'For tests: how long nonces are good' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l test-unmeasured -d 'For tests of what it costs: counts nothing of what is sent, and reports nothing'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l http -d 'Address of its HTTP server (`http` in its configuration), with a user\'s name and password where it asks for them. Other users of this machine may see a password here' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l http -d 'Address of its HTTP server (`http` in its configuration), with a user\'s name where it asks for one. Other users of this machine may see a password here; a file keeps it to itself' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l password-file -d 'A file with that user\'s password on its first line' -r -F
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -s h -l help -d 'Print help'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand hash-password" -s h -l help -d 'Print help'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand generate" -l dir -d 'Where to' -r -F

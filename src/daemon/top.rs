@@ -2,12 +2,15 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::redraw::Redraw;
 use crate::config::parse_listen;
+use crate::file;
+use crate::limits::PASSWORD_BYTES_MAX;
 use crate::metrics::status;
 use crate::metrics::table::{Frame, clients, table};
 use crate::sys;
@@ -22,12 +25,13 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Bytes of a status that are read at most.
 const STATUS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Shows the table until it is interrupted; once, where standard output is no terminal.
+/// Shows the table until it is interrupted; once, where standard output is no terminal. The password of the user that `target`
+/// names may be on the first line of a file.
 ///
 /// # Errors
 /// A sentence with the cure, when nothing answers there.
-pub fn top(target: &str) -> Result<(), String> {
-    let target = Target::parse(target)?;
+pub fn top(target: &str, password_file: Option<&Path>) -> Result<(), String> {
+    let target = Target::parse(target, password_file.map(password_of).transpose()?)?;
     let address = target.address;
     let out = io::stdout();
     let live = out.is_terminal();
@@ -48,6 +52,19 @@ pub fn top(target: &str) -> Result<(), String> {
     }
 }
 
+/// The password in a file.
+fn password_of(path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    let (password, by_all) = file::first_line(path, PASSWORD_BYTES_MAX).map_err(|error| {
+        format!("--password-file: {shown} cannot be read ({error}); name a file with the password on its first line")
+    })?;
+    if by_all {
+        // Without standard error the table has to do.
+        let _ = writeln!(io::stderr(), "{}", file::exposed(shown));
+    }
+    Ok(password)
+}
+
 fn render(status: &Value, columns: usize, rows: Option<usize>) -> Option<String> {
     let report = status::report(status)?;
     let title = status::printable(status.get("title").and_then(Value::as_str)?);
@@ -65,19 +82,28 @@ struct Target {
 }
 
 impl Target {
-    /// Reads `[http://][USER:PASSWORD@]IP:PORT[/]`, the name and password percent-encoded where they need be.
-    fn parse(text: &str) -> Result<Target, String> {
+    /// Reads `[http://][USER[:PASSWORD]@]IP:PORT[/]`, the name and password percent-encoded where they need be. A password from
+    /// elsewhere stands for itself.
+    fn parse(text: &str, password: Option<String>) -> Result<Target, String> {
         let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         let (user, address) = match rest.rsplit_once('@') {
             Some((user, address)) => (Some(user), address),
             None => (None, rest),
         };
         let address = parse_listen(address).map_err(|message| format!("--http: {message}"))?;
-        let user = user.map(|user| {
-            let pair = user.split_once(':').ok_or("--http: a user needs a password; write USER:PASSWORD@IP:PORT")?;
-            Ok::<_, String>((percent_decoded(pair.0), percent_decoded(pair.1)))
-        });
-        Ok(Target { address, user: user.transpose()? })
+        let user = match (user.map(|user| user.split_once(':').ok_or(user)), password) {
+            (None, None) => None,
+            (Some(Ok((name, password))), None) => Some((percent_decoded(name), percent_decoded(password))),
+            (Some(Err(name)), Some(password)) => Some((percent_decoded(name), password)),
+            (Some(Err(_)), None) => {
+                return Err("--http: a user needs a password; name its file with --password-file, or write USER:PASSWORD@IP:PORT".into());
+            }
+            (Some(Ok(_)), Some(_)) => {
+                return Err("--http: there are two passwords; beside --password-file write USER@IP:PORT".into());
+            }
+            (None, Some(_)) => return Err("--http: the password has no user; write USER@IP:PORT".into()),
+        };
+        Ok(Target { address, user })
     }
 
     /// Gets `/status`.
@@ -91,9 +117,9 @@ impl Target {
             }
         }
         match (answer.status, &self.user) {
-            (401, None) => {
-                Err(format!("the relay at {address} asks who you are; write --http USER:PASSWORD@{address}"))
-            }
+            (401, None) => Err(format!(
+                "the relay at {address} asks who you are; write --http USER@{address} --password-file FILE, or --http USER:PASSWORD@{address}"
+            )),
             (401, _) => Err(format!("the relay at {address} does not know that name and password")),
             (403, _) => Err(format!("the relay at {address} shows that to users alone who may read every stream")),
             _ => serde_json::from_slice(&answer.body).map_err(|_| format!("what answers at {address} is no rtsprelay")),
@@ -152,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_target_may_name_a_user() {
-        let read = |text| Target::parse(text).map(|target| (target.address.to_string(), target.user));
+        let read = |text| Target::parse(text, None).map(|target| (target.address.to_string(), target.user));
         assert_eq!(read("127.0.0.1:8580"), Ok(("127.0.0.1:8580".into(), None)));
         let user = Some(("a".into(), "p@:w".into()));
         assert_eq!(read("http://a:p%40%3aw@[::1]:1/"), Ok(("[::1]:1".into(), user.clone())));
@@ -160,6 +186,13 @@ mod tests {
         for text in ["secret@127.0.0.1:1", "a:secret@nowhere", "a:secret@127.0.0.1"] {
             let refused = read(text).unwrap_err();
             assert!(refused.starts_with("--http: ") && !refused.contains("secret"), "{refused}");
+        }
+        // What is from a file stands for itself, and needs a name.
+        let from_file = |text| Target::parse(text, Some("p%40".into())).map(|target| target.user);
+        assert_eq!(from_file("a%40@127.0.0.1:1"), Ok(Some(("a@".into(), "p%40".into()))));
+        for (text, said) in [("a:secret@127.0.0.1:1", "two passwords"), ("127.0.0.1:1", "no user")] {
+            let refused = from_file(text).unwrap_err();
+            assert!(refused.contains(said) && !refused.contains("secret"), "{refused}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! the log and the HTTP server make of it.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -297,13 +298,22 @@ fn pages_beyond_loopback_are_for_users() {
     }
     let top = |http: &str| run(Duration::from_secs(20), BINARY, &["top", "--http", http]);
     assert!(top(&format!("admin:secret@{http}")).expect_silent_success().stdout.contains("front"));
+    let file = scratch_file("top-password");
+    std::fs::write(&file, "secret\n").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let file_shown = file.to_str().unwrap();
+    let with_file = ["top", "--http", &format!("admin@{http}"), "--password-file", file_shown];
+    assert!(run(Duration::from_secs(20), BINARY, &with_file).expect_silent_success().stdout.contains("front"));
+    std::fs::remove_file(&file).unwrap();
+    let gone = run(Duration::from_secs(20), BINARY, &with_file);
+    assert!(!gone.status.success() && gone.stderr.contains("--password-file: "), "{gone:#?}");
     for (target, said) in [(format!("admin:guess@{http}"), "does not know"), (http.to_string(), "USER:PASSWORD@")] {
         let refused = top(&target);
         assert!(!refused.status.success() && refused.stderr.contains(said), "{refused:#?}");
         assert!(!refused.stderr.contains("guess"), "{refused:#?}");
     }
     let admin = "Authorization: Basic YWRtaW46c2VjcmV0\r\n";
-    // The page's, and that of `top`.
+    // The page's, and that of `top` with the wrong one.
     assert_eq!(value(&get(http, "/metrics", admin).1, "rtsprelay_auth_failed_total"), 2.0);
     for _ in 2..AUTH_FAILURES_MAX {
         assert_eq!(get(http, "/metrics", "Authorization: Basic YWRtaW46Z3Vlc3M=\r\n").0, 401);
