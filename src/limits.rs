@@ -121,16 +121,16 @@ pub const SESSIONS_PER_CONNECTION_MAX: usize = 16;
 /// Connections without a session at most, over all shards, if `limits.clients` does not ask for fewer ([`strangers_max`]).
 pub const STRANGERS_MAX: usize = 4_096;
 
-/// Connections without a session for which there is room, as far as others keep theirs.
-pub const STRANGERS_MIN: usize = 64;
+/// Connections without a session for which there is room even where half of `limits.clients` is less, as far as others keep theirs.
+pub const STRANGERS_MIN: usize = 128;
 
-/// Connections without a session at most, over all shards: half of `limits.clients`, within bounds. Beyond them the oldest
-/// of the address that has most of them is closed, so that nobody keeps others from connecting.
+/// Connections without a session at most, over all shards: half of `limits.clients`, but in a small relay as many as there may be
+/// players, who may all come at once and wait for a source together, and a few more. Beyond them the oldest of the address that has
+/// most of them is closed, so that nobody keeps others from connecting.
 pub const fn strangers_max(clients: usize) -> usize {
     let half = clients / 2;
-    // Of all connections that are let in, half are left to who has a session.
-    let most = half + answered_beyond(clients) / 2;
-    let least = if most < STRANGERS_MIN { most } else { STRANGERS_MIN };
+    let all = clients.saturating_add(answered_beyond(clients) / 4);
+    let least = if all < STRANGERS_MIN { all } else { STRANGERS_MIN };
     if half > STRANGERS_MAX {
         STRANGERS_MAX
     } else if half < least {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::limits::{
     FLOOD_REMEMBERED_S, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX, SESSIONS_PER_CONNECTION_MAX, STRANGERS_MIN,
-    answered_beyond, connections_many, strangers_max,
+    answered_beyond, connections_many, strangers_beside, strangers_max,
 };
 
 const OPTIONS: &[u8] = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n";
@@ -17,7 +17,8 @@ fn whoever_has_most_connections_without_a_session_makes_room() {
     rig.connect_from(1_000, honest);
     let player = rig.set_up_tcp(0);
     rig.play(0, player);
-    for conn in 1..=2 * STRANGERS_MIN as u32 {
+    let most = strangers_beside(100, 1, 1) as u32;
+    for conn in 1..=2 * most {
         rig.connect_from(conn, peer(conn));
         rig.drain(conn);
     }
@@ -29,13 +30,29 @@ fn whoever_has_most_connections_without_a_session_makes_room() {
             _ => None,
         })
         .collect();
-    let expected: Vec<u32> = (1..=STRANGERS_MIN as u32 + 1).collect();
+    let expected: Vec<u32> = (1..=most + 1).collect();
     assert_eq!(closed, expected, "the oldest ones of the flood, and neither the honest one nor the player");
     assert_eq!(rig.status(1_000, "OPTIONS *", &[]), 200);
     // One of another address finds room as well.
     rig.connect_from(2_000, "192.0.2.8:5".parse().unwrap());
     assert_eq!(rig.status(2_000, "OPTIONS *", &[]), 200);
     assert_eq!(rig.server.sessions(), 1);
+}
+
+#[test]
+fn all_players_of_a_small_relay_may_be_there_without_a_session() {
+    for clients in [1, 2, 11, 40, 64, 100, 127, STRANGERS_MIN] {
+        for shards in [1, 3] {
+            let mut rig = rig_with(ServerConfig { shards, limit: SessionLimit::new(clients), ..config() });
+            // There is one already. The acceptor gives each shard as many.
+            let share = clients.div_ceil(shards.into()) as u32;
+            for conn in 1..share {
+                rig.connect(conn);
+                rig.drain(conn);
+            }
+            assert_eq!(rig.take_events(), [], "{clients}, {shards}");
+        }
+    }
 }
 
 #[test]
