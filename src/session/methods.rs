@@ -388,37 +388,59 @@ impl Server {
             address
         };
         let (rtp, rtcp) = (at(client_port.0), at(client_port.1));
-        // Neither another host's service nor the relay itself is to be talked to in a client's name.
-        if client_port.0.min(client_port.1) < CLIENT_PORT_MIN || self.leads_back(conn, client_port.into()) {
+        // No other host's service is to be talked to in a client's name.
+        if client_port.0.min(client_port.1) < CLIENT_PORT_MIN {
             self.count(Limited::UdpPorts);
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
         let ports = [rtp, rtcp].map(canonical);
-        let old = ports.map(|port| self.session_at(port).filter(|old| Some(*old) != session));
-        let others = old.iter().flatten().any(|old| !self.is_users(&self.sessions[old], conn));
-        let publishers = ports.iter().any(|port| self.publisher_at(*port).is_some());
-        // Behind one translated address two users can have the same ports; neither ends the other's session, nor has media sent
-        // to it. And whose port brings a stream, that one does not play at it.
-        if others || publishers || self.held_elsewhere(conn, [rtp, rtcp], false) {
-            self.count(Limited::UdpPorts);
+        let own = session.and_then(|key| self.sessions.get(&key));
+        let taken = own.into_iter().flat_map(|session| &session.tracks).any(|have| {
+            matches!(have.delivery, Delivery::Udp { rtp, rtcp }
+                if have.track != track && [rtp, rtcp].map(canonical).iter().any(|port| ports.contains(port)))
+        });
+        if taken {
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
+        self.claim_ports(conn, session, ports, false)?;
         if let Some(key) = session {
-            let taken = self.sessions.get(&key).into_iter().flat_map(|session| &session.tracks).any(|have| {
-                matches!(have.delivery, Delivery::Udp { rtp, rtcp }
-                    if have.track != track && [rtp, rtcp].map(canonical).iter().any(|port| ports.contains(port)))
-            });
-            if taken {
-                return Err(Status::UNSUPPORTED_TRANSPORT.into());
-            }
             self.drop_track(key, track);
-        }
-        for old in old.into_iter().flatten() {
-            // The ports have a new owner, or the player has started again: it must not get both.
-            self.remove_session(old, EndReason::Replaced, true);
         }
         let told = transport::Answer::Udp { protocol: &spec.protocol, client_port, server_port, ssrc };
         Ok((Delivery::Udp { rtp, rtcp }, told.to_string()))
+    }
+
+    /// Has these ports be this session's alone, be it a player's or a publisher's: whoever else sends from there could not be told
+    /// from it, and whoever plays there would get both. A session of the same user that has one of them ends: a program that has
+    /// started again. But no player takes a port from which a stream comes.
+    ///
+    /// # Errors
+    /// 461, with all as it was: behind one translated address two users can have the same ports, in whatever shard, and neither ends
+    /// the other's session, or has media sent to it. A publisher's other track has them, too. And what comes from the relay's own ports
+    /// could not be told from what it sends, nor is it to send to itself.
+    pub(super) fn claim_ports(
+        &mut self,
+        conn: ConnId,
+        session: Option<SessionKey>,
+        ports: [SocketAddr; 2],
+        publishes: bool,
+    ) -> Result<(), Refusal> {
+        let players = ports.map(|port| self.session_at(port).filter(|old| Some(*old) != session));
+        let publishers = ports.map(|port| self.publisher_at(port).map(|(old, ..)| old));
+        let stays = |old: &SessionKey| !publishes || Some(*old) == session;
+        let others = |old: &SessionKey| !self.is_users(&self.sessions[old], conn);
+        if publishers.iter().flatten().any(stays)
+            || players.iter().chain(&publishers).flatten().any(others)
+            || self.leads_back(conn, ports.map(|port| port.port()))
+            || self.held_elsewhere(conn, ports, publishes)
+        {
+            self.count(Limited::UdpPorts);
+            return Err(Status::UNSUPPORTED_TRANSPORT.into());
+        }
+        for old in players.into_iter().chain(publishers).flatten() {
+            self.remove_session(old, EndReason::Replaced, true);
+        }
+        Ok(())
     }
 
     fn play(&mut self, asked: &Asked<'_>) -> Outcome {

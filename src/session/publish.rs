@@ -131,7 +131,7 @@ impl Server {
         let spec = specs.iter().find(possible).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let (delivery, told) = self.publisher_delivery(spec, track, peer, &used)?;
         if let Delivery::Udp { rtp, rtcp } = delivery {
-            self.claim_ports(asked.conn, session, [rtp, rtcp])?;
+            self.claim_ports(asked.conn, session, [rtp, rtcp], true)?;
         }
         let key = match session {
             Some(key) => key,
@@ -187,30 +187,6 @@ impl Server {
         let (rtp_channel, rtcp_channel) = pair.ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let told = format!("{protocol};unicast;interleaved={rtp_channel}-{rtcp_channel};mode=record");
         Ok((Delivery::Interleaved { rtp_channel, rtcp_channel }, told))
-    }
-
-    /// Has datagrams from these ports be this publisher's alone: whoever else sends from there could not be told from it.
-    fn claim_ports(
-        &mut self,
-        conn: ConnId,
-        session: Option<SessionKey>,
-        ports: [SocketAddr; 2],
-    ) -> Result<(), Refusal> {
-        let players = ports.map(|port| self.session_at(port));
-        let publishers = ports.map(|port| self.publisher_at(port).map(|(publisher, ..)| publisher));
-        let old: SmallVec<[SessionKey; 4]> = players.into_iter().chain(publishers).flatten().collect();
-        let others = old.iter().any(|old| Some(*old) == session || !self.is_users(&self.sessions[old], conn));
-        // What came from the relay's own ports could not be told from what the relay sends.
-        if others || self.leads_back(conn, ports.map(|port| port.port())) || self.held_elsewhere(conn, ports, true) {
-            self.count(Limited::UdpPorts);
-            return Err(Status::UNSUPPORTED_TRANSPORT.into());
-        }
-        for old in old {
-            // An encoder that has started again, while its old connection is not known to be gone; or a player that has gone,
-            // for who sends from a port does not play at it.
-            self.remove_session(old, EndReason::Replaced, true);
-        }
-        Ok(())
     }
 
     pub(super) fn record(&mut self, asked: &Asked<'_>) -> Outcome {

@@ -353,6 +353,31 @@ fn a_publisher_does_not_take_what_another_users_player_sends() {
 }
 
 #[test]
+fn a_setup_that_is_refused_for_its_ports_ends_nobody() {
+    let mut guarded = guarded();
+    guarded.rig.server.set_published(StreamId(1), true);
+    guarded.set_users(vec![user("viewer"), User { publish: true, ..user("camera") }]);
+    let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
+    let player = guarded.ask(0, "viewer", &format!("SETUP {FRONT}/trackID=0"), &[udp]).session();
+    let set_up = |guarded: &mut Guarded, conn, ports: &str| {
+        let transport = format!("Transport: RTP/AVP;unicast;client_port={ports};mode=record");
+        guarded.ask(conn, "camera", "SETUP rtsp://h/back/streamid=0", &[&transport])
+    };
+    guarded.rig.connect(1);
+    assert_eq!(guarded.announce(1, "camera"), 200);
+    let publisher = set_up(&mut guarded, 1, "5004-5005").session();
+    // One port is its own user's, the other another one's.
+    guarded.rig.connect(2);
+    assert_eq!(guarded.announce(2, "camera"), 200);
+    assert_eq!(set_up(&mut guarded, 2, "5004-5001").status, 461);
+    for session in [player, publisher] {
+        assert!(guarded.rig.server.session_info(session).is_some());
+    }
+    assert_eq!(set_up(&mut guarded, 2, "5004-5005").status, 200);
+    assert!(guarded.rig.server.session_info(publisher).is_none());
+}
+
+#[test]
 fn credentials_cannot_be_used_for_anything_else() {
     let mut guarded = guarded();
     let line = format!("DESCRIBE {FRONT}");

@@ -199,3 +199,15 @@ fn a_publishers_ports_are_its_own() {
     assert!(rig.take_events().is_empty());
     assert_eq!(rig.server.sessions(), 1);
 }
+
+#[test]
+fn who_publishes_from_where_it_has_played_is_sent_nothing_there_any_more() {
+    let mut rig = publishing();
+    let udp = "Transport: RTP/AVP/UDP;unicast;client_port=6000-6001";
+    rig.connect_from(2, "127.0.0.1:5001".parse().unwrap());
+    let player = rig.ask(2, "SETUP rtsp://h/front/trackID=0", &[udp]).session();
+    assert_eq!(rig.announce(1, "rtsp://h/back"), 200);
+    assert_eq!(rig.status(1, "SETUP rtsp://h/back/streamid=0", &[udp]), 200);
+    assert!(rig.server.session_info(player).is_none());
+    assert_eq!(rig.server.sessions(), 1);
+}
