@@ -1,8 +1,19 @@
-//! Who makes room where anybody may come: the oldest one of the address that has most.
+//! Where those who come are from, and who makes room where anybody may come: the oldest one of the address that has most.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+
+use crate::limits::ADDRESS_BITS_V6;
+
+/// What the limits of an address count a client under: its IPv4 address, or the network of its IPv6 address
+/// ([`ADDRESS_BITS_V6`]), of which it can have any address.
+pub(crate) fn origin(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << (128 - ADDRESS_BITS_V6))).into()),
+        v4 => v4,
+    }
+}
 
 /// Where somebody stands in a [`Crowd`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +51,7 @@ impl<T> Crowd<T> {
         self.count
     }
 
-    /// Takes somebody in who comes from `origin` ([`crate::session::origin`]).
+    /// Takes somebody in who comes from `origin` ([`origin`]).
     pub(crate) fn add(&mut self, who: T, origin: IpAddr) -> Place {
         let place = Place { origin, number: self.numbers };
         self.numbers += 1;

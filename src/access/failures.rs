@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::crowd::origin;
 use crate::limits::{AUTH_FAILURES_MAX, AUTH_REFUSED_S};
 
 /// Places, a power of two: 64 KiB of them.
@@ -52,13 +53,9 @@ impl Failures {
         now.saturating_duration_since(self.epoch).as_secs()
     }
 
-    /// The place of an address and its owner's mark. Of an IPv6 address the first half counts: the rest its owner can choose.
+    /// The place of an address, or of its network, and its owner's mark.
     fn find(&self, peer: IpAddr) -> (&AtomicU64, u16) {
-        let network = match peer.to_canonical() {
-            IpAddr::V4(address) => u64::from(address.to_bits()),
-            IpAddr::V6(address) => (address.to_bits() >> 64) as u64 | 1 << 63,
-        };
-        let hash = self.hasher.hash_one(network);
+        let hash = self.hasher.hash_one(origin(peer));
         (&self.places[(hash >> 16) as usize % PLACES], hash as u16)
     }
 

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use crate::crowd::origin;
 use crate::limits::{REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, connections_many, connections_max};
 use crate::metrics::{Limited, process};
-use crate::session::origin;
 
 /// The connections there are, from the moment they are accepted to their end.
 #[derive(Debug)]

@@ -32,5 +32,5 @@ pub(crate) use resource::percent_decoded;
 pub use server::Server;
 pub use types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionIds,
-    SessionInfo, SessionKey, SessionLimit, origin,
+    SessionInfo, SessionKey, SessionLimit,
 };

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
 use super::methods::{Asked, Found, Outcome, Refusal, refusal, without_credentials};
 use super::server::{NewSession, Server, SetUp, State, Waiting, canonical};

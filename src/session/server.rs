@@ -17,10 +17,10 @@ use super::streams::{Multicast, Streams};
 use super::timers::Timer;
 use super::types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, PlayTrack, ServerConfig, SessionInfo,
-    SessionKey, origin,
+    SessionKey,
 };
 use crate::access::{Access, User};
-use crate::crowd::{Crowd, Place};
+use crate::crowd::{Crowd, Place, origin};
 use crate::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX};
 use crate::metrics::Limited;
 use crate::stream::{Description, StreamId, TrackId};

@@ -2,7 +2,8 @@
 //! sessions.
 
 use super::server::Server;
-use super::types::{CloseReason, ConnId, origin};
+use super::types::{CloseReason, ConnId};
+use crate::crowd::origin;
 use crate::limits::{SESSIONS_PER_CONNECTION_MAX, strangers_beside};
 use crate::metrics::Limited;
 use crate::wire::rtsp::Status;

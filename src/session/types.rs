@@ -10,21 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::limits::ADDRESS_BITS_V6;
+use crate::crowd::origin;
 use crate::metrics::Limited;
 use crate::source::pipeline::SourceTrack;
 use crate::stream::{StreamId, TrackId};
 use crate::wire::rtcp::ReportBlock;
 use crate::wire::rtsp::Fault;
-
-/// What the limits of an address count a client under: its IPv4 address, or the network of its IPv6 address
-/// ([`ADDRESS_BITS_V6`]), of which it can have any address.
-pub fn origin(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << (128 - ADDRESS_BITS_V6))).into()),
-        v4 => v4,
-    }
-}
 
 /// How many sessions there may be, counted over all shards. Touched when a session begins or ends, never by media.
 #[derive(Debug)]

@@ -18,9 +18,8 @@ use tokio_rustls::rustls::{self, AlertDescription, ServerConfig, ServerConnectio
 
 use super::carry::Established;
 use super::{Counted, Limits, Outcome, Secured, TlsCounts};
-use crate::crowd::{Crowd, Place};
+use crate::crowd::{Crowd, Place, origin};
 use crate::limits::{TLS_SHARD_SEND_BUFFER_BYTES, tls_half_open_kept, tls_half_open_max};
-use crate::session::origin;
 use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
 use crate::told::Told;
 
