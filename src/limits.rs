@@ -25,11 +25,14 @@ pub const AGE_LAGGING_DIVISOR: u32 = 2;
 /// Seconds without a skip after which a client counts as one that keeps up again.
 pub const LAGGED_S: u64 = 10;
 
+/// Seconds between two warnings about the same trouble, at least.
+pub const TOLD_EVERY_S: u64 = 60;
+
 /// Milliseconds until what the system was too short of memory for is tried again.
 pub const SHORTAGE_PAUSE_MS: u64 = 10;
 
 /// Seconds between two warnings about that at least.
-pub const SHORTAGE_TOLD_EVERY_S: u64 = 60;
+pub const SHORTAGE_TOLD_EVERY_S: u64 = TOLD_EVERY_S;
 
 /// I/O vectors that one `sendmsg` carries at most (`UIO_MAXIOV` is 1,024).
 pub const OP_IOVECS_MAX: usize = 512;

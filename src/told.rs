@@ -2,17 +2,33 @@
 
 use std::time::{Duration, Instant};
 
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+use crate::limits::TOLD_EVERY_S;
 
-/// Says a thing once a minute at most.
+/// When a trouble was told of last.
 #[derive(Debug, Default)]
 pub(crate) struct Told(Option<Instant>);
 
 impl Told {
-    pub(crate) fn warn(&mut self, message: &str) {
-        if self.0.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
-            self.0 = Some(Instant::now());
-            tracing::warn!("{message}");
+    /// Whether it is to be told now: not again for [`TOLD_EVERY_S`].
+    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.0.is_none_or(|last| now.saturating_duration_since(last) >= Duration::from_secs(TOLD_EVERY_S));
+        if due {
+            self.0 = Some(now);
         }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_told_at_once_and_then_not_for_a_while() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut told = Told::default();
+        let due = [0, 1, TOLD_EVERY_S - 1, TOLD_EVERY_S, TOLD_EVERY_S + 1].map(|seconds| told.is_due(at(seconds)));
+        assert_eq!(due, [true, false, false, true, false]);
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -63,7 +63,9 @@ pub async fn accept(
             Ok((stream, peer)) => {
                 if let Err(limit) = admission.borrow_mut().enter(peer) {
                     drop(stream);
-                    told.warn(&limit);
+                    if told.is_due(Instant::now()) {
+                        tracing::warn!("{limit}");
+                    }
                     continue;
                 }
                 if let Some(tls) = &tls {
@@ -87,7 +89,9 @@ pub async fn accept(
                     Some(libc::ENFILE) => "raise `sysctl fs.file-max`",
                     _ => "the system is short of memory for sockets",
                 };
-                told.warn(&format!("connections wait unanswered ({error}); {cure}"));
+                if told.is_due(Instant::now()) {
+                    tracing::warn!("connections wait unanswered ({error}); {cure}");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -1,7 +1,5 @@
 //! The thread of the handshakes, and what it does for each connection.
 
-use bytes::Bytes;
-use socket2::SockRef;
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
@@ -9,6 +7,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
@@ -158,10 +160,12 @@ fn give_up(crowd: &SharedCrowd, left: usize, told_crowded: &mut Told) {
         if let Some(told) = crowd.remove(place) {
             told.notify_one();
         }
-        told_crowded.warn(&format!(
-            "too many connections, of which {} have a TLS handshake that is not done: for each new one the oldest of the address that has most is given up; see who connects",
-            crowd.len() + 1
-        ));
+        if told_crowded.is_due(Instant::now()) {
+            tracing::warn!(
+                "too many connections, of which {} have a TLS handshake that is not done: for each new one the oldest of the address that has most is given up; see who connects",
+                crowd.len() + 1
+            );
+        }
     }
 }
 

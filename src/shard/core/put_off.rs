@@ -10,19 +10,20 @@ use std::time::{Duration, Instant};
 
 use super::{Closing, Core, Kind};
 use crate::egress::{Egress, Piece, Token};
-use crate::limits::{SHORTAGE_PAUSE_MS, SHORTAGE_TOLD_EVERY_S};
+use crate::limits::SHORTAGE_PAUSE_MS;
 use crate::metrics::Counter;
+use crate::told::Told;
 
 /// Sends that wait. Their links stay busy for so long, and nothing of them is with the egress.
 pub(super) struct PutOff {
     sends: Vec<(Token, Vec<Piece>)>,
     until: Instant,
-    told: Option<Instant>,
+    told: Told,
 }
 
 impl PutOff {
     pub fn new(now: Instant) -> Self {
-        PutOff { sends: Vec::new(), until: now, told: None }
+        PutOff { sends: Vec::new(), until: now, told: Told::default() }
     }
 
     /// When [`Core::send_again`] has something to do.
@@ -40,9 +41,7 @@ impl PutOff {
     }
 
     fn tell(&mut self, now: Instant, error: &io::Error) {
-        let pause = Duration::from_secs(SHORTAGE_TOLD_EVERY_S);
-        if self.told.is_none_or(|told| now.saturating_duration_since(told) >= pause) {
-            self.told = Some(now);
+        if self.told.is_due(now) {
             tracing::warn!(
                 %error,
                 "the system is short of memory for sockets: connections wait for what they lack, datagrams are left out; free memory, or raise net.ipv4.tcp_mem, net.core.wmem_max or what limits the relay (MemoryMax= in a unit)"
