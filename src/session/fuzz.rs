@@ -98,7 +98,7 @@ struct Driver {
     now: Instant,
     requests: u32,
     /// Open connections, with the requests that each has not had an answer to.
-    conns: BTreeMap<u32, VecDeque<String>>,
+    conns: Asked,
     /// Sessions that the shard knows, and whether their PLAY waits for it.
     known: BTreeMap<SessionKey, bool>,
     gone: BTreeSet<SessionKey>,
@@ -214,12 +214,7 @@ impl Driver {
         while let Some(event) = self.server.poll_event() {
             *self.seen.entry(kind(&event)).or_default() += 1;
             match event {
-                Event::Answer { conn, bytes } => {
-                    let text = String::from_utf8(bytes.to_vec()).expect("answers are text");
-                    let expected = self.conns.get_mut(&conn.0).expect("an answer to an open connection").pop_front();
-                    let expected = expected.expect("an answer to a request");
-                    assert!(text.contains(&format!("\r\nCSeq: {expected}\r\n")), "{text} instead of {expected}");
-                }
+                Event::Answer { conn, bytes } => answered(&mut self.conns, conn, &bytes),
                 Event::Play { session, conn, tracks, .. } => {
                     assert!(self.conns.contains_key(&conn.0) && !tracks.is_empty());
                     assert!(!self.gone.contains(&session) && self.known.insert(session, true) != Some(true));
@@ -237,6 +232,17 @@ impl Driver {
             }
         }
     }
+}
+
+/// What each open connection has asked and has had no answer to, by its `CSeq`.
+pub(super) type Asked = BTreeMap<u32, VecDeque<String>>;
+
+/// Every request is answered once, in order.
+pub(super) fn answered(asked: &mut Asked, conn: ConnId, answer: &[u8]) {
+    let text = std::str::from_utf8(answer).expect("answers are text");
+    let expected = asked.get_mut(&conn.0).expect("an answer to an open connection").pop_front();
+    let expected = expected.expect("an answer to a request");
+    assert!(text.contains(&format!("\r\nCSeq: {expected}\r\n")), "{text} instead of {expected}");
 }
 
 fn kind(event: &Event) -> &'static str {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::fuzz::{Asked, answered};
 use super::{ConnId, EndReason, Event, Server, ServerConfig, SessionIds, SessionKey, SessionLimit};
 use crate::limits::TRACKS_MAX;
 use crate::stream::StreamId;
@@ -47,7 +48,7 @@ struct Driver<'a> {
     server: Server,
     now: Instant,
     requests: u32,
-    conns: BTreeMap<u32, VecDeque<String>>,
+    conns: Asked,
     publishers: BTreeMap<SessionKey, Publisher>,
     gone: BTreeSet<SessionKey>,
 }
@@ -199,12 +200,7 @@ impl Driver<'_> {
     fn drain(&mut self) {
         while let Some(event) = self.server.poll_event() {
             match event {
-                Event::Answer { conn, bytes } => {
-                    let text = String::from_utf8(bytes.to_vec()).expect("answers are text");
-                    let expected = self.conns.get_mut(&conn.0).expect("an answer to an open connection").pop_front();
-                    let expected = expected.expect("an answer to a request");
-                    assert!(text.contains(&format!("\r\nCSeq: {expected}\r\n")), "{text} instead of {expected}");
-                }
+                Event::Answer { conn, bytes } => answered(&mut self.conns, conn, &bytes),
                 Event::Record { session, conn, stream, peer, tracks } => {
                     assert!(self.conns.contains_key(&conn.0) && stream == PUBLISHED);
                     assert!(peer.ip().is_loopback(), "{peer} may not publish");
