@@ -174,7 +174,7 @@ impl Log {
     /// What it holds of those numbers, the newest first.
     pub fn newest_first(&self, numbers: Range<u64>) -> impl Iterator<Item = &Chunk> {
         let place = |number: u64| (number.saturating_sub(self.first) as usize).min(self.entries.len());
-        let sound = self.sound.range(self.sound_from(numbers.start)..).rev();
+        let sound = self.sound.range(self.sound_from(numbers.start)..self.sound_from(numbers.end)).rev();
         let entries = self.entries.range(place(numbers.start)..place(numbers.end)).rev();
         entries.chain(sound).map(|entry| entry.chunk.as_ref())
     }
