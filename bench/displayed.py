@@ -193,11 +193,14 @@ def main():
                     [arguments.relay, "run", "--config", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
                 )
                 try:
+                    # It listens well before; and the log has its first keyframe.
                     time.sleep(2)
                     stamps = Stamps(port)
+                    # Players that start on a cached keyframe are shown pictures of before they came.
                     time.sleep(2)
                     medians, everything, firsts = [], [], []
                     for _ in range(arguments.joins):
+                        # At a random moment of the GOP.
                         time.sleep(random.random())
                         ages, first = shown_ages(player, f"rtsp://127.0.0.1:{port}/t", stamps, frames, arguments.seconds)
                         medians.append(statistics.median(ages))

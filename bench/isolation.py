@@ -73,6 +73,7 @@ class Rig:
                 with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                     connection.sendall(request)
                     if b" 200 " in connection.recv(4096)[:20]:
+                        # The first keyframes, and what is made once, are not to count in what is measured.
                         time.sleep(2)
                         return
             except OSError:
@@ -216,10 +217,12 @@ def churn(programs):
     head("window", "joins", "p99 of those who stay, ms", "their frames missing or damaged", "resident, MB", "descriptors")
     with Rig(programs) as rig:
         rig.load(300, 2)
+        # Nothing tells when the kernel and the allocator are done with those who have gone; so it is here and below.
         time.sleep(2)
 
         def line(name, joins, report):
             normal = report["normal"]
+            # As above.
             time.sleep(1)
             row(name, joins, ms(normal["latency_us"]["p99"]), f"{missing(normal)} of {normal['frames']}",
                 f"{rig.resident() / 1e6:.1f}", rig.descriptors())  # fmt: skip
@@ -228,6 +231,7 @@ def churn(programs):
         row("nobody plays", "", "", "", f"{rig.resident() / 1e6:.1f}", rig.descriptors())
         first = line("alone", 0, rig.load(200, seconds(30, 3)))
         steady = rig.start_load(200, seconds(60, 4))
+        # Those who stay are there before the others come.
         time.sleep(2)
         guests = rig.start_load(40, seconds(60, 4), "--churn", str(5000 / 60))
         guests = report_of(guests)

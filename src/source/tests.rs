@@ -159,12 +159,10 @@ fn a_camera_that_refuses_teardown_is_not_owed_ever_more_of_them() {
     let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
     spec.timeouts.teardown = Duration::ZERO;
     let sessions = TEARDOWNS_OWED_MAX as u64 + 3;
-    let (tasks, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-    let (seen, highest) = (Rc::clone(&tasks), Rc::clone(&most));
-    supervise(spec, move |source, _| {
+    let most = Cell::new(0);
+    supervise(spec, |source, _| {
         // Nothing else in this runtime runs on its own.
-        seen.set(tokio::runtime::Handle::current().metrics().num_alive_tasks());
-        highest.set(highest.get().max(seen.get()));
+        most.set(most.get().max(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
         source.status.borrow().sessions >= sessions
     });
     assert!((1..=TEARDOWNS_OWED_MAX).contains(&most.get()), "{} at a time", most.get());

@@ -9,7 +9,7 @@ use crate::harness::program::{Program, run};
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, Packet};
 use crate::harness::servers::Encoder;
-use crate::harness::{DEADLINE, test_file};
+use crate::harness::{DEADLINE, test_file, wait_until};
 
 /// Paths of the encoders' server, with what ffprobe calls the codec, if it knows one.
 const OTHERS: [(&str, &str); 9] = [
@@ -45,9 +45,7 @@ fn sound_and_data_of_every_kind_pass() {
 /// What is wrong with what came of a path, if anything is.
 fn judge(relay: &Relay, path: &str, codec: &str) -> Option<String> {
     let url = relay.url(&format!("/{path}"));
-    while Client::connect(relay.address()).describe(&url).status != 200 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    wait_until(path, DEADLINE, || Client::connect(relay.address()).describe(&url).status == 200);
     let arguments = ["-v", "error", "-rtsp_transport", "tcp", "-analyzeduration", "500000", "-read_intervals", "%+2"];
     let show = ["-show_entries", "stream=codec_name:packet=size", "-of", "json", &url];
     let finished = run(DEADLINE, "ffprobe", &[&arguments[..], &show[..]].concat());

@@ -159,6 +159,7 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
     for frame in 0..FRAMES {
         camera.delta_frame(PACKETS * 1_400 - 100);
         if frame % 4 == 3 {
+            // The pace of the camera.
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -275,6 +276,7 @@ fn behind_half_the_rate_a_client_goes_from_keyframe_to_keyframe_and_stays_near()
             camera.delta_frame(15_000);
         }
         number += 1;
+        // The pace of the camera.
         std::thread::sleep((begun + Duration::from_micros(33_333) * number).saturating_duration_since(Instant::now()));
     }
     let got: Vec<Vec<Got>> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();

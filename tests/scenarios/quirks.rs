@@ -365,6 +365,7 @@ fn probe(url: &str) -> Vec<String> {
         if let Some(streams) = seen["streams"].as_array().filter(|streams| !streams.is_empty()) {
             return streams.iter().map(|s| s["codec_name"].as_str().unwrap_or_default().to_owned()).collect();
         }
+        // The camera has not been described yet; between two tries.
         std::thread::sleep(Duration::from_millis(200));
     }
     Vec::new()

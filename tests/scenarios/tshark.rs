@@ -43,7 +43,7 @@ fn read_without_fault(transport: &str) {
     }
     arguments.extend(["-i", &url, "-t", "5", "-f", "null", "-"]);
     run(DEADLINE, "ffmpeg", &arguments).expect_silent_success();
-    // Everything is in the file when dumpcap has ended.
+    // Everything that it has taken from the kernel is in the file when dumpcap has ended; nothing tells when it has taken all.
     std::thread::sleep(Duration::from_millis(200));
     capture.signal(Signal::SIGINT);
     let captured = capture.finish(DEADLINE);

@@ -1,7 +1,5 @@
 //! Sends that lend their pages to the kernel bring the same bytes, and are counted by what the kernel says of them.
 
-use std::time::Duration;
-
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::Client;
@@ -44,7 +42,7 @@ fn forced_on_over_loopback_all_of_it_arrives_and_counts_as_copied() {
     // One that stands still keeps pages lent; its end gives them back and disturbs nobody.
     let mut standing = Client::connect_narrow(relay.address(), 8 * 1024);
     standing.play_everything(&relay.url("/t"));
-    std::thread::sleep(Duration::from_millis(500));
+    standing.wait_blocking();
     drop(standing);
     for client in &mut clients {
         client.queued.clear();

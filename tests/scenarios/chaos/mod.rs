@@ -155,6 +155,7 @@ fn strike_camera(unsteady: &Unsteady, rng: &mut Rng, patient: bool) -> &'static 
         3 => {
             for _ in 0..rng.usize(2..5) {
                 unsteady.with(Camera::hang_up);
+                // Flapping is to be back for a moment.
                 std::thread::sleep(millis(rng, 10, 300));
             }
             "camera flaps"
@@ -183,6 +184,7 @@ fn strike_camera(unsteady: &Unsteady, rng: &mut Rng, patient: bool) -> &'static 
                 camera.set_deaf(true);
                 camera.hang_up();
             });
+            // So long it hears nothing.
             std::thread::sleep(millis(rng, 500, 3_000));
             unsteady.with(|camera| camera.set_deaf(false));
             "camera is deaf"
@@ -301,6 +303,7 @@ fn disasters_leave_nothing_behind() {
                 if !fed.load(Ordering::Relaxed) {
                     return;
                 }
+                // The pace of the cameras.
                 std::thread::sleep(FRAME);
                 feed(&steady, &rough, number, &mut rng);
             }
@@ -326,6 +329,7 @@ fn disasters_leave_nothing_behind() {
                         // It got as far as the relay let it.
                         let _ = behave(target, &mut rng);
                         count(name);
+                        // When the next one comes is a part of the disaster.
                         std::thread::sleep(Duration::from_millis(rng.u64(..500)));
                     }
                 })
@@ -405,6 +409,7 @@ fn direct(
             let [resident, own] = [memory.resident, memory.anonymous].map(|bytes| bytes >> 10);
             println!("{:>5} min  {resident:>8} KiB resident, {own:>8} KiB its own", now.as_secs() / 60);
         }
+        // How often the memory is looked at.
         std::thread::sleep(Duration::from_millis(if plan.is_soak() { 500 } else { 50 }));
     }
     course

@@ -31,6 +31,7 @@ fn feed_until(camera: &Camera, what: &str, mut condition: impl FnMut() -> bool) 
             camera.delta_frame(10_000)
         };
         number += 1;
+        // The pace of the camera.
         std::thread::sleep(Duration::from_millis(10));
         condition()
     });

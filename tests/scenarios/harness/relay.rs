@@ -95,9 +95,8 @@ impl Relay {
             }
             let printed = || program.stdout.text() + &program.stderr.text();
             assert!(start.elapsed() < DEADLINE, "the relay does not say where it listens:\n{}", printed());
-            if let Some(status) = program.ended() {
-                std::thread::sleep(Duration::from_millis(100));
-                panic!("the relay ended with {status}:\n{}", program.stdout.text() + &program.stderr.text());
+            if program.ended().is_some() {
+                panic!("the relay ended: {:#?}", program.finish(DEADLINE));
             }
             std::thread::sleep(Duration::from_millis(5));
         };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::{ClientConnection, Stream};
 
-use super::DEADLINE;
+use super::{DEADLINE, wait_until};
 
 /// An answer of the server.
 #[derive(Clone, Debug, Default)]
@@ -363,6 +363,18 @@ impl Client {
             }
             self.buffer.extend_from_slice(&chunk[..n]);
         }
+    }
+
+    /// Waits until the server cannot send any more because nothing is read: what lies in the socket does not grow.
+    pub fn wait_blocking(&self) {
+        let unread = || rtsprelay::sys::unread_bytes(&self.stream).unwrap();
+        let (mut last, mut same) = (0, 0);
+        wait_until("the client blocks the relay", DEADLINE, || {
+            let now = unread();
+            same = if now == last && now > 0 { same + 1 } else { 0 };
+            last = now;
+            same > 20
+        });
     }
 
     /// Takes `bytes` from the connection without looking at them; they count as read but not parsed.
