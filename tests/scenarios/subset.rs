@@ -1,22 +1,23 @@
 //! A client gets the tracks that it set up and no others, on the channels that it asked for.
 
 use std::collections::BTreeMap;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, Packet, tracks};
+use crate::harness::{DEADLINE, wait_until};
 
 /// Packets that are looked at.
 const PACKETS: usize = 200;
 
 /// SETUP of the tracks of `media` on the channels given, PLAY, and what comes.
 fn play(relay: &Relay, wanted: &[(&str, u8, u8)]) -> Vec<Packet> {
-    play_with_others(relay, wanted, &Barrier::new(1))
+    play_with_others(relay, wanted, &AtomicUsize::new(0), 1)
 }
 
-/// The same; PLAY comes when others are as far.
-fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], others: &Barrier) -> Vec<Packet> {
+/// The same; PLAY comes when so many are as far, itself among them.
+fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], as_far: &AtomicUsize, players: usize) -> Vec<Packet> {
     let mut client = Client::connect(relay.address());
     let described = client.describe(&relay.url("/")).expect(200);
     let tracks = tracks(&described);
@@ -25,7 +26,8 @@ fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], others: &Barrier) 
         let answer = client.setup(track, rtp, rtcp).expect(200);
         assert_eq!(answer.transport("interleaved"), Some(format!("{rtp}-{rtcp}").as_str()));
     }
-    others.wait();
+    as_far.fetch_add(1, Ordering::Relaxed);
+    wait_until("the others are as far", DEADLINE, || as_far.load(Ordering::Relaxed) >= players);
     let played = client.play(described.header("Content-Base").unwrap()).expect(200);
     assert_eq!(played.rtp_info().len(), wanted.len(), "{played:#?}");
     (0..PACKETS).map(|_| client.packet()).collect()
@@ -62,10 +64,10 @@ fn audio_alone() {
 fn other_channel_numbers_carry_the_same_packets() {
     let _turn = beside_others();
     let relay = Relay::demo();
-    let both_at_once = Barrier::new(2);
+    let as_far = AtomicUsize::new(0);
     let usual = std::thread::scope(|scope| {
-        let other = scope.spawn(|| play_with_others(&relay, &[("video", 10, 11), ("audio", 4, 5)], &both_at_once));
-        let usual = play_with_others(&relay, &[("video", 0, 1), ("audio", 2, 3)], &both_at_once);
+        let other = scope.spawn(|| play_with_others(&relay, &[("video", 10, 11), ("audio", 4, 5)], &as_far, 2));
+        let usual = play_with_others(&relay, &[("video", 0, 1), ("audio", 2, 3)], &as_far, 2);
         let other = other.join().unwrap();
         for packet in &other {
             assert!([4, 5, 10, 11].contains(&packet.channel), "channel {}", packet.channel);
