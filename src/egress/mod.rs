@@ -26,7 +26,7 @@ mod zero_copy_tests;
 use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -291,4 +291,15 @@ pub struct EgressStats {
     pub zero_copy_copied: u64,
     /// Zero-copy sends that it refused and that were sent again with a copy.
     pub zero_copy_refused: u64,
+}
+
+impl AddAssign for EgressStats {
+    fn add_assign(&mut self, other: EgressStats) {
+        self.operations += other.operations;
+        self.submits += other.submits;
+        self.submits_refused += other.submits_refused;
+        self.zero_copy += other.zero_copy;
+        self.zero_copy_copied += other.zero_copy_copied;
+        self.zero_copy_refused += other.zero_copy_refused;
+    }
 }

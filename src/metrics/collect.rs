@@ -200,12 +200,7 @@ impl Collector {
             total.connections += shard.connections;
             total.sessions += shard.sessions;
             total.in_flight += shard.in_flight;
-            total.operations += shard.egress.operations;
-            total.submits += shard.egress.submits;
-            total.submits_refused += shard.egress.submits_refused;
-            total.zero_copy += shard.egress.zero_copy;
-            total.zero_copy_copied += shard.egress.zero_copy_copied;
-            total.zero_copy_refused += shard.egress.zero_copy_refused;
+            total.egress += shard.egress;
         }
         for stream in &streams {
             let (sum, flow) = (&mut total.flow, &stream.flow);

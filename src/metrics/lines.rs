@@ -113,12 +113,12 @@ fn lines(report: &Report) -> Vec<Fields> {
     put(&mut fields, "connections", report.total.connections);
     put(&mut fields, "sessions", report.total.sessions);
     put(&mut fields, "sends_in_flight", report.total.in_flight);
-    put(&mut fields, "operations_total", report.total.operations);
-    put(&mut fields, "submits_total", report.total.submits);
-    put(&mut fields, "submits_refused_total", report.total.submits_refused);
-    put(&mut fields, "zero_copy_total", report.total.zero_copy);
-    put(&mut fields, "zero_copy_copied_total", report.total.zero_copy_copied);
-    put(&mut fields, "zero_copy_refused_total", report.total.zero_copy_refused);
+    put(&mut fields, "operations_total", report.total.egress.operations);
+    put(&mut fields, "submits_total", report.total.egress.submits);
+    put(&mut fields, "submits_refused_total", report.total.egress.submits_refused);
+    put(&mut fields, "zero_copy_total", report.total.egress.zero_copy);
+    put(&mut fields, "zero_copy_copied_total", report.total.egress.zero_copy_copied);
+    put(&mut fields, "zero_copy_refused_total", report.total.egress.zero_copy_refused);
     put(&mut fields, "silent_shards", report.total.silent_shards);
     lines.push(fields);
     lines

@@ -36,31 +36,31 @@ fn relay(out: &mut Text, scrape: &Scrape) {
     out.single("connections", "gauge", "RTSP connections open, playing or not.", total.connections);
     out.single("sessions", "gauge", "RTSP sessions, playing or not.", total.sessions);
     out.single("sends_in_flight", "gauge", "Send operations queued or under way.", total.in_flight);
-    out.single("send_operations_total", "counter", "Send operations.", total.operations);
-    out.single("submits_total", "counter", "System calls that handed send operations over.", total.submits);
+    out.single("send_operations_total", "counter", "Send operations.", total.egress.operations);
+    out.single("submits_total", "counter", "System calls that handed send operations over.", total.egress.submits);
     out.single(
         "submits_refused_total",
         "counter",
         "Such system calls that the kernel refused for want of memory, tried again.",
-        total.submits_refused,
+        total.egress.submits_refused,
     );
     out.single(
         "zero_copy_sends_total",
         "counter",
         "Zero-copy sends that the kernel did without a copy.",
-        total.zero_copy,
+        total.egress.zero_copy,
     );
     out.single(
         "zero_copy_copied_total",
         "counter",
         "Zero-copy sends that the kernel copied after all.",
-        total.zero_copy_copied,
+        total.egress.zero_copy_copied,
     );
     out.single(
         "zero_copy_refused_total",
         "counter",
         "Zero-copy sends refused and sent again plainly.",
-        total.zero_copy_refused,
+        total.egress.zero_copy_refused,
     );
     for &counter in Counter::ALL {
         out.single(&format!("{}_total", counter.name()), "counter", help(counter), scrape.counters[counter.index()]);

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use hdrhistogram::{Counter, Histogram};
 
 use super::{DropReason, SourceDrop};
+use crate::egress::EgressStats;
 use crate::shard::inbox::SourceState;
 
 /// A source's counts and state, as the control thread knows them. Counts are since the start.
@@ -161,18 +162,8 @@ pub struct Totals {
     pub sessions: u64,
     /// Send operations queued or under way.
     pub in_flight: u64,
-    /// Send operations since the start.
-    pub operations: u64,
-    /// System calls that handed operations over, since the start.
-    pub submits: u64,
-    /// Of those the ones that the kernel refused because it was short of memory.
-    pub submits_refused: u64,
-    /// Zero-copy sends since the start of which the kernel copied nothing.
-    pub zero_copy: u64,
-    /// Zero-copy sends since the start that the kernel copied all the same.
-    pub zero_copy_copied: u64,
-    /// Zero-copy sends since the start that the kernel refused, sent with a copy then.
-    pub zero_copy_refused: u64,
+    /// What the shards' egresses have done since the start.
+    pub egress: EgressStats,
     /// Shards that did not answer in time; their last known counts stand in for them.
     pub silent_shards: usize,
 }

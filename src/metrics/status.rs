@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::lines;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
 use super::{ClientSnapshot, DropReason, SourceDrop};
+use crate::egress::EgressStats;
 use crate::shard::inbox::SourceState;
 use crate::tls::{Outcome, TlsCounts};
 
@@ -73,12 +74,14 @@ pub fn report(status: &Value) -> Option<Report> {
             connections: number("connections"),
             sessions: number("sessions"),
             in_flight: number("sends_in_flight"),
-            operations: number("operations_total"),
-            submits: number("submits_total"),
-            submits_refused: number("submits_refused_total"),
-            zero_copy: number("zero_copy_total"),
-            zero_copy_copied: number("zero_copy_copied_total"),
-            zero_copy_refused: number("zero_copy_refused_total"),
+            egress: EgressStats {
+                operations: number("operations_total"),
+                submits: number("submits_total"),
+                submits_refused: number("submits_refused_total"),
+                zero_copy: number("zero_copy_total"),
+                zero_copy_copied: number("zero_copy_copied_total"),
+                zero_copy_refused: number("zero_copy_refused_total"),
+            },
             silent_shards: number("silent_shards") as usize,
         },
         histogram,

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
 use super::{DropReason, SourceDrop};
+use crate::egress::EgressStats;
 use crate::shard::inbox::SourceState;
 
 /// Two streams: one that plays, one that is down.
@@ -69,8 +70,7 @@ pub(super) fn report() -> Report {
             connections: 14,
             sessions: 13,
             in_flight: 2,
-            operations: 5_000,
-            submits: 400,
+            egress: EgressStats { operations: 5_000, submits: 400, ..EgressStats::default() },
             ..Totals::default()
         },
         histogram,
