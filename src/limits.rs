@@ -31,9 +31,6 @@ pub const TOLD_EVERY_S: u64 = 60;
 /// Milliseconds until what the system was too short of memory for is tried again.
 pub const SHORTAGE_PAUSE_MS: u64 = 10;
 
-/// Seconds between two warnings about that at least.
-pub const SHORTAGE_TOLD_EVERY_S: u64 = TOLD_EVERY_S;
-
 /// I/O vectors that one `sendmsg` carries at most (`UIO_MAXIOV` is 1,024).
 pub const OP_IOVECS_MAX: usize = 512;
 

@@ -269,6 +269,11 @@ pub trait Egress {
     /// The client is no more, and has no operation in flight: lets go of what was kept for its next one, its connection among it.
     fn forget(&mut self, _token: Token) {}
 
+    /// Whether the system takes no operations at present: they wait, and their clients are not to blame.
+    fn is_refused(&self) -> bool {
+        false
+    }
+
     /// Operations queued or under way.
     fn in_flight(&self) -> usize;
 

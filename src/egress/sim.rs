@@ -56,6 +56,8 @@ pub struct SimEgress {
     completions: VecDeque<Completion>,
     /// What was sent as datagrams, until the test takes it.
     pub datagrams: Vec<(Token, SocketAddr, Vec<u8>)>,
+    /// See [`Egress::is_refused`].
+    pub refused: bool,
     /// The next datagram operations fail with these errors.
     pub datagram_errors: VecDeque<i32>,
     stats: EgressStats,
@@ -248,6 +250,10 @@ impl Egress for SimEgress {
         let operation = self.sockets.get(&token.slot).and_then(|socket| socket.operation.as_ref());
         let done = || self.completions.iter().any(|completion| completion.token == token);
         operation.is_some_and(|operation| operation.token == token) || done()
+    }
+
+    fn is_refused(&self) -> bool {
+        self.refused
     }
 
     fn in_flight(&self) -> usize {

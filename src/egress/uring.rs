@@ -460,6 +460,10 @@ impl Egress for UringEgress {
         lending.generation == Some(token.generation) && lending.held > 0
     }
 
+    fn is_refused(&self) -> bool {
+        self.refusals.is_paused()
+    }
+
     fn forget(&mut self, token: Token) {
         if let Some(slot) = self.slots.get_mut(token.slot as usize).filter(|slot| slot.token == token) {
             slot.forget();

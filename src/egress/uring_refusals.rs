@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 use super::is_shortage;
-use crate::limits::{SHORTAGE_PAUSE_MS, SHORTAGE_TOLD_EVERY_S};
+use crate::limits::SHORTAGE_PAUSE_MS;
+use crate::told::Told;
 
 /// Refusals of one ring.
 #[derive(Default)]
@@ -19,23 +20,21 @@ pub(super) struct Refusals {
     /// Those so far, for whatever reason.
     pub count: u64,
     /// When one was told last: one that is no shortage, and one that is.
-    told: [Option<Instant>; 2],
+    told: [Told; 2],
     /// The next submissions are refused with these errors.
     #[cfg(test)]
     pub script: std::collections::VecDeque<i32>,
 }
 
 impl Refusals {
-    /// Counts one, and says it, but not again for [`SHORTAGE_TOLD_EVERY_S`].
+    /// Counts one, and says it if that is due.
     #[cold]
     pub fn refused(&mut self, error: &io::Error) {
         self.count += 1;
         let shortage = is_shortage(error);
-        let told = &mut self.told[usize::from(shortage)];
-        if told.is_some_and(|told| told.elapsed() < Duration::from_secs(SHORTAGE_TOLD_EVERY_S)) {
+        if !self.told[usize::from(shortage)].is_due(Instant::now()) {
             return;
         }
-        *told = Some(Instant::now());
         if shortage {
             tracing::warn!(
                 %error,

@@ -651,6 +651,10 @@ impl<E: Egress> Core<E> {
     }
 
     fn check_stalled(&mut self, now: Instant) {
+        if self.stopping.is_none() && self.egress.is_refused() {
+            // The time in which they could not be sent to is not theirs.
+            self.links.iter_mut().filter_map(|(_, link)| link.busy.as_mut()).for_each(|busy| *busy = now);
+        }
         let flush_over = self.stopping.is_some_and(|since| now >= since + STOP_FLUSH);
         let mut late: SmallVec<[u32; 8]> = SmallVec::new();
         for (slot, link) in self.links.iter() {

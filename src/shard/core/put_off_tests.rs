@@ -111,3 +111,31 @@ fn any_other_error_closes_the_connection() {
     settle(&mut core, now, token);
     assert_eq!((core.links(), put_off(&mut core, now)), (0, 0));
 }
+
+#[test]
+fn the_time_in_which_the_system_takes_no_sends_is_not_the_clients() {
+    let mut now = Instant::now();
+    let mut core = core(now);
+    let token = connect(&mut core, now);
+    core.egress_mut().set_reading(token.slot, Reading::Rate(0));
+    while core.egress_mut().blocked_bytes() == 0 {
+        // No faster than a client may ask.
+        now += Duration::from_secs(1);
+        core.input(now, token, OPTIONS);
+        settle(&mut core, now, token);
+    }
+    core.egress_mut().refused = true;
+    for _ in 0..20 {
+        now += Duration::from_secs(1);
+        settle(&mut core, now, token);
+    }
+    assert_eq!(core.links(), 1);
+    core.egress_mut().refused = false;
+    for _ in 0..9 {
+        now += Duration::from_secs(1);
+        settle(&mut core, now, token);
+        assert_eq!(core.links(), 1);
+    }
+    settle(&mut core, now + Duration::from_secs(2), token);
+    assert_eq!(core.links(), 0);
+}
