@@ -10,19 +10,23 @@ use std::time::Duration;
 
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
-/// Bytes of a line of the processor's cache.
-const CACHE_LINE_BYTES: usize = 64;
-
 /// Has the first `bytes` of a value brought into the cache, for whoever is about to use them; costs no wait itself. Nothing happens on
 /// processors that it is not written for.
 #[inline]
 pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
-    for offset in (0..bytes.min(size_of::<T>())).step_by(CACHE_LINE_BYTES) {
-        let at = std::ptr::from_ref(value).cast::<i8>().wrapping_add(offset);
-        // SAFETY: a prefetch changes nothing that a program can see, and does not fault whatever the address.
-        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at) };
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+        const CACHE_LINE_BYTES: usize = 64;
+        for offset in (0..bytes.min(size_of::<T>())).step_by(CACHE_LINE_BYTES) {
+            let at = std::ptr::from_ref(value).cast::<i8>().wrapping_add(offset);
+            // SAFETY: a prefetch changes nothing that a program can see, and does not fault whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (value, bytes);
 }
 
 /// Descriptors that a service manager may hand over.

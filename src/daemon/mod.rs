@@ -556,7 +556,7 @@ fn udp_address(listen: &[SocketAddr]) -> IpAddr {
 
 /// Whether an address is one of this machine's.
 fn is_own_address(ip: IpAddr) -> bool {
-    // To be bound it must be there; where another fault hides that, it may be.
+    // To be bound it must be there. Where another fault hides that it counts as one: so does a link-local one, whose scope is missing.
     match std::net::UdpSocket::bind((ip, 0)) {
         Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
         Ok(_) => true,

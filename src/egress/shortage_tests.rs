@@ -91,3 +91,23 @@ fn a_submission_refused_for_another_reason_is_tried_again_and_not_counted_as_a_s
         assert!(begun.elapsed() >= Duration::from_millis(4 * SHORTAGE_PAUSE_MS), "{:?}", begun.elapsed());
     });
 }
+
+#[test]
+fn a_ring_is_refused_until_it_has_taken_everything() {
+    if probe().is_err() {
+        return;
+    }
+    Runtime::new(IoKind::Uring).unwrap().block_on(async {
+        let mut egress = UringEgress::new(ENTRIES).unwrap();
+        egress.refusals.script.extend([libc::ENOMEM; 4]);
+        let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
+        let (conn, _far) = rig.connect();
+        rig.send(0, &conn, &[b"frame"]);
+        rig.egress.flush();
+        assert!(rig.egress.is_refused());
+        // Before the pause is over something else gives an occasion.
+        rig.egress.flush();
+        assert!(!rig.egress.is_refused());
+        rig.wait_ok(0, 5).await;
+    });
+}

@@ -383,7 +383,9 @@ impl Egress for UringEgress {
                 self.refill();
             }
         }
-        if refusals == REFUSALS_MAX && self.refusals.count > refused {
+        if !self.unsubmitted() {
+            self.refusals.over();
+        } else if refusals == REFUSALS_MAX && self.refusals.count > refused {
             self.refusals.pause();
         }
     }

@@ -50,6 +50,11 @@ impl Refusals {
         self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(Duration::from_millis(SHORTAGE_PAUSE_MS))));
     }
 
+    /// Everything has been submitted.
+    pub fn over(&mut self) {
+        self.pause = None;
+    }
+
     pub fn is_paused(&self) -> bool {
         self.pause.is_some()
     }

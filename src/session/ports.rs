@@ -11,7 +11,7 @@ use super::types::{ConnId, SessionKey};
 use crate::access::User;
 
 /// What all shards know of UDP ports: no client may have media sent to the relay's own, and of the clients' each has one
-/// session. Touched when a session over UDP is set up or ends, never by media.
+/// session. Locked when a session over UDP is set up or ends, never for media.
 #[derive(Debug)]
 pub struct OwnPorts {
     own: Box<[OnceLock<(u16, u16)>]>,
@@ -82,7 +82,9 @@ impl OwnPorts {
             return;
         };
         let replaced = &self.replaced[self.shard(before)];
-        lock(&replaced.sessions).push((now, before));
+        let mut sessions = lock(&replaced.sessions);
+        sessions.push((now, before));
+        // Under the lock, so that it says what the list does.
         replaced.any.store(true, Ordering::Release);
     }
 
@@ -103,10 +105,12 @@ impl OwnPorts {
     /// The sessions of a shard that were replaced since it last asked.
     pub(super) fn take_replaced(&self, shard: u16) -> Vec<SessionKey> {
         let Some(replaced) = self.replaced.get(usize::from(shard)) else { return Vec::new() };
-        if !replaced.any.swap(false, Ordering::Acquire) {
+        if !replaced.any.load(Ordering::Acquire) {
             return Vec::new();
         }
-        lock(&replaced.sessions).drain(..).map(|(_, session)| session).collect()
+        let mut sessions = lock(&replaced.sessions);
+        replaced.any.store(false, Ordering::Release);
+        sessions.drain(..).map(|(_, session)| session).collect()
     }
 
     /// The sessions of a shard that have ports, as often as they have some.

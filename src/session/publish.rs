@@ -129,13 +129,16 @@ impl Server {
         };
         let spec = specs.iter().find(possible).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let (delivery, told) = self.publisher_delivery(spec, track, peer, &used)?;
+        if session.is_none() {
+            self.room_for_session(asked.conn)?;
+        }
+        // Last of what may refuse it, for it ends whoever had them.
         if let Delivery::Udp { rtp, rtcp } = delivery {
             self.claim_ports(asked.conn, session, [rtp, rtcp], true)?;
         }
         let key = match session {
             Some(key) => key,
             None => {
-                self.room_for_session(asked.conn)?;
                 let key = self.draw_key()?;
                 let description = Arc::new(Description { tracks: Vec::new() });
                 let lower = spec.lower.unwrap_or(Lower::Tcp);

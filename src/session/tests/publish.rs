@@ -1,4 +1,5 @@
 use super::*;
+use crate::limits::SESSIONS_PER_CONNECTION_MAX;
 
 const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
                    m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n\
@@ -210,4 +211,19 @@ fn who_publishes_from_where_it_has_played_is_sent_nothing_there_any_more() {
     assert_eq!(rig.status(1, "SETUP rtsp://h/back/streamid=0", &[udp]), 200);
     assert!(rig.server.session_info(player).is_none());
     assert_eq!(rig.server.sessions(), 1);
+}
+
+#[test]
+fn a_publisher_that_there_is_no_room_for_ends_nobody() {
+    let udp = |port: u16| format!("Transport: RTP/AVP/UDP;unicast;client_port={port}-{}", port + 1);
+    let mut rig = publishing();
+    assert_eq!(rig.announce(1, "rtsp://h/back"), 200);
+    let encoder = rig.ask(1, "SETUP rtsp://h/back/streamid=0", &[&udp(6000)]).session();
+    rig.connect_from(2, "127.0.0.1:5001".parse().unwrap());
+    for number in 0..SESSIONS_PER_CONNECTION_MAX as u16 {
+        assert_eq!(rig.status(2, "SETUP rtsp://h/front/trackID=0", &[&udp(10_000 + 2 * number)]), 200);
+    }
+    assert_eq!(rig.announce(2, "rtsp://h/back"), 200);
+    assert_eq!(rig.status(2, "SETUP rtsp://h/back/streamid=0", &[&udp(6000)]), 453);
+    assert!(rig.server.session_info(encoder).is_some());
 }

@@ -27,6 +27,9 @@ const ANSWERS_MAX: usize = OP_IOVECS_MAX / 2;
 /// Bytes that a UDP client is sent within [`BURST_EVERY`]: the default receive buffer takes about twice as much.
 const BURST_BYTES: usize = 64 * 1024;
 
+/// Arrivals above which a link gives back the memory for them after the operation.
+const ARRIVALS_KEPT_MAX: usize = 16;
+
 /// How many turns before a client's own its memory is asked for.
 const PREFETCH_AHEAD: usize = 4;
 
@@ -94,7 +97,8 @@ impl<E: Egress> Core<E> {
             // Serving a client never changes the members: whoever goes does so when events are processed.
             let members = &self.streams[index].members;
             let Some(&slot) = members.get(if at < count { at } else { at - count }) else { break };
-            let (soon, next) = (members[(at + 2 * PREFETCH_AHEAD) % count], members[(at + PREFETCH_AHEAD) % count]);
+            let (soon, next) = (at + 2 * PREFETCH_AHEAD, at + PREFETCH_AHEAD);
+            let (soon, next) = (members[soon % members.len()], members[next % members.len()]);
             self.links.prefetch(next);
             self.egress.prefetch(soon, next);
             if self.links[slot as usize].busy.is_none() {
@@ -278,9 +282,9 @@ impl<E: Egress> Core<E> {
             }
         }
         // Whoever has caught up needs no more room than there is in the link itself, which is at hand.
-        let is_small = link.arrivals.len() <= link.arrivals.inline_size();
+        let len = link.arrivals.len();
         link.arrivals.clear();
-        if is_small {
+        if len > ARRIVALS_KEPT_MAX || len <= link.arrivals.inline_size() {
             link.arrivals.shrink_to_fit();
         }
         if link.closing == Closing::Join {

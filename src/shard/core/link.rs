@@ -115,6 +115,8 @@ pub(super) struct Link {
 /// What every chunk needs of a link, from its beginning.
 pub(super) const LINK_HOT_BYTES: usize = std::mem::offset_of!(Link, playing) + std::mem::offset_of!(Playing, latency);
 
+const _: () = assert!(size_of::<Option<Playing>>() == size_of::<Playing>());
+
 /// A client that plays; what every chunk needs of it comes first.
 #[repr(C)]
 pub(super) struct Playing {

@@ -636,8 +636,9 @@ impl<E: Egress> Core<E> {
         }
         self.send_again(now);
         if self.next_check.is_none_or(|at| at <= now) {
+            let late = self.next_check.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
             self.next_check = Some(now + CHECK_EVERY);
-            self.check_stalled(now);
+            self.check_stalled(now, CHECK_EVERY + late);
             self.check_paths(now);
         }
     }
@@ -650,10 +651,13 @@ impl<E: Egress> Core<E> {
         check.min(server).min(paced).min(self.put_off.due().unwrap_or(check))
     }
 
-    fn check_stalled(&mut self, now: Instant) {
+    /// Closes clients that have taken nothing for `stall_timeout`; `elapsed` is the time since the last look.
+    fn check_stalled(&mut self, now: Instant, elapsed: Duration) {
         if self.stopping.is_none() && self.egress.is_refused() {
             // The time in which they could not be sent to is not theirs.
-            self.links.iter_mut().filter_map(|(_, link)| link.busy.as_mut()).for_each(|busy| *busy = now);
+            for busy in self.links.iter_mut().filter_map(|(_, link)| link.busy.as_mut()) {
+                *busy = now.min(*busy + elapsed);
+            }
         }
         let flush_over = self.stopping.is_some_and(|since| now >= since + STOP_FLUSH);
         let mut late: SmallVec<[u32; 8]> = SmallVec::new();
