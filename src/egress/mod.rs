@@ -14,6 +14,7 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 mod uring;
+mod uring_clock;
 mod uring_hold;
 mod uring_id;
 mod uring_left;

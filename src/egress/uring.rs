@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::probe::explained;
+use super::uring_clock::Clock;
 use super::uring_hold::Holds;
 use super::uring_id::{SLOTS_MAX, Tag, UserData};
 use super::uring_left::leave;
@@ -32,6 +33,9 @@ const LOOK_AHEAD: usize = 8;
 
 /// Times that the kernel may refuse a submission in a row before the thread turns to other work and comes back.
 const REFUSALS_MAX: u32 = 4;
+
+/// Entries from which on a submission reads the clock at its end: it costs as much as a quarter of a send.
+const CLOCK_ENTRIES_MIN: usize = 8;
 
 /// Submissions that one reap may make at most, to go on with operations of several messages.
 const PASSES_MAX: u32 = 16;
@@ -53,6 +57,8 @@ pub struct UringEgress {
     zero_copy: ZeroCopy,
     holds: Holds,
     moments: Moments,
+    /// None if there is none to be had, or it told nothing when it was tried.
+    clock: Option<Clock>,
     pub(super) refusals: Refusals,
     stats: EgressStats,
 }
@@ -82,7 +88,7 @@ impl UringEgress {
             .map_err(explained)?;
         // SAFETY: the descriptor is the ring's own, open until the ring is dropped, and nothing replaces the ring.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
-        Ok(UringEgress {
+        let mut egress = UringEgress {
             ring,
             slots: Vec::new(),
             backlog: VecDeque::new(),
@@ -93,8 +99,21 @@ impl UringEgress {
             holds: Holds::default(),
             moments: Moments::default(),
             refusals: Refusals::default(),
+            clock: None,
             stats: EgressStats::default(),
-        })
+        };
+        egress.try_clock();
+        Ok(egress)
+    }
+
+    /// Reads the clock once, and does without if it tells nothing.
+    fn try_clock(&mut self) {
+        let Ok(mut clock) = Clock::new() else { return };
+        let begun = Instant::now();
+        let asked = clock.ask().is_some_and(|entry| self.push(&entry)) && self.ring.get_mut().submit().is_ok();
+        if asked && clock.told().is_some_and(|told| (begun..=Instant::now()).contains(&told)) {
+            self.clock = Some(clock);
+        }
     }
 
     /// Sets which sends are zero-copy; none is before. Returns whether the kernel can.
@@ -195,10 +214,12 @@ impl UringEgress {
         loop {
             self.stats.submits += 1;
             let before = self.ring.get_mut().completion().len();
+            let queued = self.ask_clock();
             let begun = Instant::now();
             let submitted = self.refusals.scripted().map_or_else(|| self.ring.get_mut().submit(), Err);
+            let ended = self.ended(begun, submitted.as_ref().is_ok_and(|&taken| taken >= queued));
             let after = self.ring.get_mut().completion().len();
-            self.moments.submitted(begun, Instant::now(), before, after);
+            self.moments.submitted(begun, ended, before, after);
             match submitted {
                 Ok(taken) => return taken > 0,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
@@ -211,6 +232,27 @@ impl UringEgress {
                 }
             }
         }
+    }
+
+    /// Queues the entry that reads the clock, if that is worth it. Returns how many entries are queued.
+    fn ask_clock(&mut self) -> usize {
+        let queued = self.ring.get_mut().submission().len();
+        if queued >= CLOCK_ENTRIES_MIN
+            && queued < self.ring.get_ref().params().sq_entries() as usize
+            && let Some(entry) = self.clock.as_mut().and_then(Clock::ask)
+        {
+            let room = self.push(&entry);
+            assert!(room);
+            return queued + 1;
+        }
+        queued
+    }
+
+    /// When the submission of which `all` or not all was taken came to its end.
+    fn ended(&mut self, begun: Instant, all: bool) -> Instant {
+        let now = Instant::now();
+        let told = self.clock.as_mut().and_then(Clock::told);
+        told.filter(|told| all && (begun..=now).contains(told)).unwrap_or(now)
     }
 
     /// Moves the backlog into the submission queue as far as there is room.
@@ -245,6 +287,10 @@ impl UringEgress {
         loop {
             self.look_ahead();
             let (mut id, entry, at) = self.ahead.pop_front()?;
+            if id.tag == Tag::Clock {
+                self.clock.as_mut().into_iter().for_each(Clock::failed);
+                continue;
+            }
             if id.tag == Tag::ZeroCopy {
                 // The flags alone tell which of its completions this is, never the result.
                 if cqueue::notif(entry.flags()) {

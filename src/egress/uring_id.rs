@@ -17,6 +17,8 @@ pub(super) enum Tag {
     Cancel = 3,
     /// A zero-copy send on a TCP connection: its token is the place where its pieces are kept.
     ZeroCopy = 4,
+    /// A read of the clock that failed: its token says nothing.
+    Clock = 5,
 }
 
 /// Tag, slot and generation in 8, 24 and 32 bits.
@@ -39,6 +41,7 @@ impl UserData {
             2 => Tag::Message,
             3 => Tag::Cancel,
             4 => Tag::ZeroCopy,
+            5 => Tag::Clock,
             _ => return None,
         };
         let slot = (bits >> 32) as u32 & (SLOTS_MAX - 1);
@@ -52,7 +55,7 @@ mod tests {
 
     #[test]
     fn every_tag_survives_the_round_trip() {
-        for tag in [Tag::Stream, Tag::Message, Tag::Cancel, Tag::ZeroCopy] {
+        for tag in [Tag::Stream, Tag::Message, Tag::Cancel, Tag::ZeroCopy, Tag::Clock] {
             for slot in [0, 1, 0x00AB_CDEF, SLOTS_MAX - 1] {
                 for generation in [0, 1, 0x1234_5678, u32::MAX] {
                     let id = UserData { tag, token: Token { slot, generation } };
@@ -64,7 +67,7 @@ mod tests {
 
     #[test]
     fn other_bits_are_refused() {
-        for bits in [0, 1, u64::MAX, 5 << 56] {
+        for bits in [0, 1, u64::MAX, 6 << 56] {
             assert_eq!(UserData::unpack(bits), None);
         }
     }

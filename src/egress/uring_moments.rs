@@ -25,7 +25,7 @@ pub(super) struct Moments {
 }
 
 impl Moments {
-    /// A submission took from `begun` to `ended`, and the queue had `before` and then `after` completions in it.
+    /// The kernel was at the sends of a submission from `begun` to `ended`, and the queue had `before` and then `after` completions in it.
     pub fn submitted(&mut self, begun: Instant, ended: Instant, before: usize, after: usize) {
         // What came by itself since the last look is known to be there now.
         self.push(before.saturating_sub(self.known), begun, Duration::ZERO);
