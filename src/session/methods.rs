@@ -258,20 +258,16 @@ impl Server {
         }
         let peer = self.conns.get(&asked.conn).map(|connection| connection.peer).ok_or(Status::NOT_FOUND)?;
         let ssrc = description.tracks[usize::from(track.0)].ssrc;
+        let key = session.map_or_else(|| self.draw_key(), Ok)?;
         let (delivery, told) = match lower {
             Lower::Tcp => self.interleave(session, stream, track, spec, ssrc)?,
             Lower::Udp if spec.multicast => self.group(session, stream, track, spec, ssrc)?,
-            Lower::Udp => self.datagrams(session, track, asked.conn, spec, ssrc)?,
+            Lower::Udp => self.datagrams(asked, key, track, spec, ssrc)?,
         };
-        let key = match session {
-            Some(key) => key,
-            None => {
-                let key = self.draw_key()?;
-                let new = NewSession { peer, stream, description: description.clone(), lower, conn: asked.conn };
-                self.insert_session(key, new, asked.now);
-                key
-            }
-        };
+        if session.is_none() {
+            let new = NewSession { peer, stream, description: description.clone(), lower, conn: asked.conn };
+            self.insert_session(key, new, asked.now);
+        }
         Ok(Some(self.set_up(asked, key, track, delivery, &told)))
     }
 
@@ -284,7 +280,7 @@ impl Server {
         delivery: Delivery,
         transport: &str,
     ) -> Response {
-        self.add_track(asked.now, key, SetUp { track, delivery, url: without_credentials(&asked.request.url) });
+        self.add_track(key, SetUp { track, delivery, url: without_credentials(&asked.request.url) });
         self.note_user_agent(key, asked.request);
         self.good(&Asked { session: Some(key), ..*asked }).header("Transport", transport)
     }
@@ -334,7 +330,7 @@ impl Server {
         let multicast = self.streams.multicast(stream).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let rtp = multicast.of(track).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         if let Some(key) = session {
-            self.drop_track(key, track);
+            self.drop_track(key, track, &[]);
         }
         let told = transport::Answer::Multicast { protocol: &spec.protocol, rtp, ttl: multicast.ttl, ssrc };
         Ok((Delivery::Multicast { rtp }, told.to_string()))
@@ -362,7 +358,7 @@ impl Server {
         let channels = channels.ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         if let Some(key) = before {
             // Set up anew: what it had is given back only now, so that a refusal leaves it as it was.
-            self.drop_track(key, track);
+            self.drop_track(key, track, &[]);
         }
         let delivery = Delivery::Interleaved { rtp_channel: channels.0, rtcp_channel: channels.1 };
         let told = transport::Answer::Interleaved { protocol: &spec.protocol, channels, ssrc };
@@ -371,16 +367,16 @@ impl Server {
 
     fn datagrams(
         &mut self,
-        session: Option<SessionKey>,
+        asked: &Asked<'_>,
+        key: SessionKey,
         track: TrackId,
-        conn: ConnId,
         spec: &Spec,
         ssrc: u32,
     ) -> Result<(Delivery, String), Refusal> {
         let (Some(server_port), Some(client_port)) = (self.config.udp_ports, spec.client_port) else {
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         };
-        let peer = self.conns.get(&conn).map(|is| is.peer).ok_or(Status::NOT_FOUND)?;
+        let peer = self.conns.get(&asked.conn).map(|is| is.peer).ok_or(Status::NOT_FOUND)?;
         // Whatever `destination` says: nobody can have media sent to somebody else.
         let at = |port| {
             let mut address = peer;
@@ -394,18 +390,15 @@ impl Server {
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
         let ports = [rtp, rtcp].map(canonical);
-        let own = session.and_then(|key| self.sessions.get(&key));
-        let taken = own.into_iter().flat_map(|session| &session.tracks).any(|have| {
+        let taken = self.sessions.get(&key).into_iter().flat_map(|session| &session.tracks).any(|have| {
             matches!(have.delivery, Delivery::Udp { rtp, rtcp }
                 if have.track != track && [rtp, rtcp].map(canonical).iter().any(|port| ports.contains(port)))
         });
         if taken {
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
         }
-        self.claim_ports(conn, session, ports, false)?;
-        if let Some(key) = session {
-            self.drop_track(key, track);
-        }
+        self.claim_ports(asked, key, ports, false)?;
+        self.drop_track(key, track, &ports);
         let told = transport::Answer::Udp { protocol: &spec.protocol, client_port, server_port, ssrc };
         Ok((Delivery::Udp { rtp, rtcp }, told.to_string()))
     }
@@ -420,19 +413,20 @@ impl Server {
     /// could not be told from what it sends, nor is it to send to itself.
     pub(super) fn claim_ports(
         &mut self,
-        conn: ConnId,
-        session: Option<SessionKey>,
+        asked: &Asked<'_>,
+        session: SessionKey,
         ports: [SocketAddr; 2],
         publishes: bool,
     ) -> Result<(), Refusal> {
-        let players = ports.map(|port| self.session_at(port).filter(|old| Some(*old) != session));
+        let ports = ports.map(canonical);
+        let players = ports.map(|port| self.session_at(port).filter(|old| *old != session));
         let publishers = ports.map(|port| self.publisher_at(port).map(|(old, ..)| old));
-        let stays = |old: &SessionKey| !publishes || Some(*old) == session;
-        let others = |old: &SessionKey| !self.is_users(&self.sessions[old], conn);
+        let stays = |old: &SessionKey| !publishes || *old == session;
+        let others = |old: &SessionKey| !self.is_users(&self.sessions[old], asked.conn);
         if publishers.iter().flatten().any(stays)
             || players.iter().chain(&publishers).flatten().any(others)
-            || self.leads_back(conn, ports.map(|port| port.port()))
-            || self.held_elsewhere(conn, ports, publishes)
+            || self.leads_back(asked.conn, ports.map(|port| port.port()))
+            || !self.claim_of_all_shards(asked.now, asked.conn, session, ports, publishes)
         {
             self.count(Limited::UdpPorts);
             return Err(Status::UNSUPPORTED_TRANSPORT.into());
@@ -513,7 +507,7 @@ impl Server {
             if session.publishes || session.state != State::Ready || session.played {
                 return Err(Status::ONLY_AGGREGATE.into());
             }
-            self.drop_track(key, track);
+            self.drop_track(key, track, &[]);
             return Ok(Some(self.good(asked)));
         }
         self.remove_session(key, EndReason::Teardown, true);

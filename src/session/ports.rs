@@ -31,11 +31,11 @@ struct Replaced {
 
 /// Who has a client's port.
 #[derive(Clone, Debug)]
-pub(super) struct Holder {
-    pub(super) session: SessionKey,
-    pub(super) user: Option<Arc<User>>,
+struct Holder {
+    session: SessionKey,
+    user: Option<Arc<User>>,
     /// Whether a stream comes from there.
-    pub(super) publishes: bool,
+    publishes: bool,
 }
 
 /// What may be locked here is whole after every change.
@@ -70,22 +70,25 @@ impl OwnPorts {
         (session.0 % self.replaced.len() as u64) as usize
     }
 
-    fn holder(&self, port: SocketAddr) -> Option<Holder> {
-        lock(&self.held).get(&canonical(port)).cloned()
-    }
-
-    /// Notes who has a port. A session of another shard that had it is replaced, which that shard sees to.
-    pub(super) fn hold(&self, now: Instant, port: SocketAddr, holder: Holder) {
+    /// Gives these ports, of addresses in canonical form, to a session: both, or none if another shard's session that has one
+    /// `keeps` it. Else that session is replaced, which its shard sees to. No other shard comes between the look and the change.
+    fn claim(&self, now: Instant, ports: [SocketAddr; 2], holder: &Holder, keeps: impl Fn(&Holder) -> bool) -> bool {
         let shard = self.shard(holder.session);
-        let before = lock(&self.held).insert(canonical(port), holder);
-        let Some(before) = before.map(|before| before.session).filter(|before| self.shard(*before) != shard) else {
-            return;
-        };
-        let replaced = &self.replaced[self.shard(before)];
-        let mut sessions = lock(&replaced.sessions);
-        sessions.push((now, before));
-        // Under the lock, so that it says what the list does.
-        replaced.any.store(true, Ordering::Release);
+        let elsewhere = |other: &Holder| self.shard(other.session) != shard;
+        let mut held = lock(&self.held);
+        if ports.iter().filter_map(|port| held.get(port)).any(|other| elsewhere(other) && keeps(other)) {
+            return false;
+        }
+        let before = ports.map(|port| held.insert(port, holder.clone()));
+        drop(held);
+        for other in before.into_iter().flatten().filter(elsewhere) {
+            let replaced = &self.replaced[self.shard(other.session)];
+            let mut sessions = lock(&replaced.sessions);
+            sessions.push((now, other.session));
+            // Under the lock, so that it says what the list does.
+            replaced.any.store(true, Ordering::Release);
+        }
+        true
     }
 
     /// A session has its port no more.
@@ -136,12 +139,22 @@ impl Server {
             })
     }
 
-    /// Whether a session of another shard keeps one of these ports from a connection's user: one of another user, or one that
-    /// publishes from a player. It is not to be ended for them, and what is sent there is not for both.
-    pub(super) fn held_elsewhere(&self, conn: ConnId, ports: [SocketAddr; 2], publishes: bool) -> bool {
-        ports.iter().filter_map(|port| self.own_ports.holder(*port)).any(|holder| {
-            let elsewhere = self.own_ports.shard(holder.session) != usize::from(self.config.shard);
-            elsewhere && (holder.publishes && !publishes || !self.is_user(holder.user.as_ref(), conn))
-        })
+    /// Claims ports, of addresses in canonical form, for a session that is or will be a connection's; whether it has them now. A
+    /// session of another shard keeps its own if it is another user's, or if it publishes and this one plays: it is not to be ended
+    /// for them, and what is sent there is not for both.
+    pub(super) fn claim_of_all_shards(
+        &self,
+        now: Instant,
+        conn: ConnId,
+        session: SessionKey,
+        ports: [SocketAddr; 2],
+        publishes: bool,
+    ) -> bool {
+        let user = match self.sessions.get(&session) {
+            Some(session) => session.user.clone(),
+            None => self.conns.get(&conn).and_then(|connection| connection.user.clone()),
+        };
+        let keeps = |other: &Holder| other.publishes && !publishes || !self.is_user(other.user.as_ref(), conn);
+        self.own_ports.claim(now, ports, &Holder { session, user, publishes }, keeps)
     }
 }

@@ -132,28 +132,24 @@ impl Server {
         if session.is_none() {
             self.room_for_session(asked.conn)?;
         }
+        let key = session.map_or_else(|| self.draw_key(), Ok)?;
         // Last of what may refuse it, for it ends whoever had them.
         if let Delivery::Udp { rtp, rtcp } = delivery {
-            self.claim_ports(asked.conn, session, [rtp, rtcp], true)?;
+            self.claim_ports(asked, key, [rtp, rtcp], true)?;
         }
-        let key = match session {
-            Some(key) => key,
-            None => {
-                let key = self.draw_key()?;
-                let description = Arc::new(Description { tracks: Vec::new() });
-                let lower = spec.lower.unwrap_or(Lower::Tcp);
-                let new = NewSession { peer, stream: announced.stream, description, lower, conn: asked.conn };
-                self.insert_session(key, new, asked.now);
-                if let Some(session) = self.sessions.get_mut(&key) {
-                    session.publishes = true;
-                }
-                // Over UDP too: a publisher goes with its connection.
-                if let Some(connection) = self.conns.get_mut(&asked.conn) {
-                    connection.interleaved = Some(key);
-                }
-                key
+        if session.is_none() {
+            let description = Arc::new(Description { tracks: Vec::new() });
+            let lower = spec.lower.unwrap_or(Lower::Tcp);
+            let new = NewSession { peer, stream: announced.stream, description, lower, conn: asked.conn };
+            self.insert_session(key, new, asked.now);
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.publishes = true;
             }
-        };
+            // Over UDP too: a publisher goes with its connection.
+            if let Some(connection) = self.conns.get_mut(&asked.conn) {
+                connection.interleaved = Some(key);
+            }
+        }
         Ok(Some(self.set_up(asked, key, track, delivery, &told)))
     }
 

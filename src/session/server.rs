@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::auth::Denied;
 use super::methods::RETRY_AFTER_S;
-use super::ports::{Holder, OwnPorts};
+use super::ports::OwnPorts;
 use super::publish::Announced;
 use super::rate::{Flooders, Rate};
 use super::streams::{Multicast, Streams};
@@ -560,14 +560,9 @@ impl Server {
         self.judge_stranger(conn);
     }
 
-    /// Adds a track to a session that does not have it.
-    pub(super) fn add_track(&mut self, now: Instant, key: SessionKey, set_up: SetUp) {
+    /// Adds a track to a session that does not have it; ports have been claimed for it.
+    pub(super) fn add_track(&mut self, key: SessionKey, set_up: SetUp) {
         let session = self.sessions.get_mut(&key).expect("a session that is being set up");
-        if let Delivery::Udp { rtp, rtcp } = set_up.delivery {
-            let holder = Holder { session: key, user: session.user.clone(), publishes: session.publishes };
-            self.own_ports.hold(now, rtp, holder.clone());
-            self.own_ports.hold(now, rtcp, holder);
-        }
         let at = session.tracks.partition_point(|have| have.track < set_up.track);
         debug_assert!(session.tracks.get(at).is_none_or(|have| have.track != set_up.track));
         session.tracks.insert(at, set_up);
@@ -583,22 +578,22 @@ impl Server {
         }
     }
 
-    /// Takes a track out of a session, if it is there.
-    pub(super) fn drop_track(&mut self, key: SessionKey, track: TrackId) {
+    /// Takes a track out of a session, if it is there; of its ports the session keeps those that it has claimed anew.
+    pub(super) fn drop_track(&mut self, key: SessionKey, track: TrackId, kept: &[SocketAddr]) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let Some(at) = session.tracks.iter().position(|have| have.track == track) else { return };
         let (set_up, stream) = (session.tracks.remove(at), session.stream);
-        self.release(key, stream, &set_up);
+        self.release(key, stream, &set_up, kept);
     }
 
-    fn release(&mut self, key: SessionKey, stream: StreamId, set_up: &SetUp) {
+    fn release(&mut self, key: SessionKey, stream: StreamId, set_up: &SetUp, kept: &[SocketAddr]) {
         match set_up.delivery {
             Delivery::Interleaved { rtp_channel, rtcp_channel } => {
                 self.streams.release_channels(stream, set_up.track, (rtp_channel, rtcp_channel));
             }
             Delivery::Multicast { .. } => {}
             Delivery::Udp { rtp, rtcp } => {
-                for port in [canonical(rtp), canonical(rtcp)] {
+                for port in [canonical(rtp), canonical(rtcp)].into_iter().filter(|port| !kept.contains(port)) {
                     self.own_ports.release(port, key);
                     if self.session_at(port) == Some(key) {
                         self.by_port.remove(&port);
@@ -627,7 +622,7 @@ impl Server {
             }
         } else {
             for set_up in &session.tracks {
-                self.release(key, session.stream, set_up);
+                self.release(key, session.stream, set_up, &[]);
             }
         }
         if session.lower == Lower::Udp {

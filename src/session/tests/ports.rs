@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::access::{Access, Guard, Secrets, User};
 use crate::wire::auth;
@@ -120,18 +122,23 @@ fn who_sends_a_stream_from_a_port_does_not_play_at_it() {
     assert_eq!(rig.server.sessions(), 1);
 }
 
-#[test]
-fn ports_of_another_user_are_kept_in_every_shard() {
-    let [mut here, mut there] = shards();
-    let guard = Guard::new(&[3; 32], here.now);
+/// The users `viewer` and `other`, with the password `secret`.
+fn set_users(rigs: [&mut Rig; 2], basic: bool) {
+    let guard = Guard::new(&[3; 32], rigs[0].now);
     let user = |name: &str| {
         let secrets = Secrets::of(name, "secret");
         Arc::new(User { name: name.into(), secrets, streams: None, from: Vec::new(), read: true, publish: false })
     };
     let users = vec![user("viewer"), user("other")];
-    for rig in [&mut here, &mut there] {
-        rig.server.set_access(rig.now, Some(Access::new(users.clone(), false, seconds(30), Arc::clone(&guard))));
+    for rig in rigs {
+        rig.server.set_access(rig.now, Some(Access::new(users.clone(), basic, seconds(30), Arc::clone(&guard))));
     }
+}
+
+#[test]
+fn ports_of_another_user_are_kept_in_every_shard() {
+    let [mut here, mut there] = shards();
+    set_users([&mut here, &mut there], false);
     let set_up = |rig: &mut Rig, conn: u32, name: &str| {
         let challenge = rig.ask(conn, "DESCRIBE rtsp://h/front", &[]);
         let challenges = challenge.headers.iter().filter(|(name, _)| name == "WWW-Authenticate");
@@ -149,6 +156,59 @@ fn ports_of_another_user_are_kept_in_every_shard() {
     assert_eq!(set_up(&mut there, 1, "viewer"), 200);
     here.wait(seconds(0));
     assert_eq!(here.server.sessions(), 0);
+}
+
+#[test]
+fn of_two_users_who_ask_two_shards_at_once_for_a_port_one_gets_it() {
+    const ROUNDS: usize = 300;
+    let [mut here, mut there] = shards();
+    set_users([&mut here, &mut there], true);
+    let arrived = AtomicUsize::new(0);
+    // Both have come so often; a barrier that sleeps would wake one long before the other.
+    let meet = |times: usize| {
+        arrived.fetch_add(1, Ordering::SeqCst);
+        let since = Instant::now();
+        while arrived.load(Ordering::SeqCst) < 2 * times {
+            assert!(since.elapsed() < seconds(20), "the other shard does not come");
+            std::thread::yield_now();
+        }
+    };
+    let ask = |mut rig: Rig, credentials: &str, ports: &str| {
+        let credentials = format!("Authorization: Basic {credentials}");
+        let round = |round: usize| {
+            // No faster than a client may ask.
+            rig.now += Duration::from_millis(100);
+            meet(2 * round + 1);
+            let reply = rig.ask(0, SET_UP, &[&credentials, &udp(ports)]);
+            meet(2 * round + 2);
+            if reply.status == 200 {
+                let session = format!("Session: {}", reply.session());
+                assert_eq!(rig.status(0, "TEARDOWN rtsp://h/front", &[&credentials, &session]), 200);
+            }
+            reply.status
+        };
+        (0..ROUNDS).map(round).collect::<Vec<_>>()
+    };
+    let [one, other] = std::thread::scope(|scope| {
+        let one = scope.spawn(|| ask(here, "dmlld2VyOnNlY3JldA==", "5000-5001"));
+        let other = scope.spawn(|| ask(there, "b3RoZXI6c2VjcmV0", "5001-5002"));
+        [one, other].map(|asked| asked.join().unwrap())
+    });
+    for (round, both) in one.into_iter().zip(other).enumerate() {
+        assert!(matches!(both, (200, 461) | (461, 200)), "{both:?} in round {round}");
+    }
+}
+
+#[test]
+fn a_track_that_is_set_up_anew_keeps_the_port_that_it_had() {
+    let [mut here, mut there] = shards();
+    set_users([&mut here, &mut there], true);
+    let (viewer, other) = ("Authorization: Basic dmlld2VyOnNlY3JldA==", "Authorization: Basic b3RoZXI6c2VjcmV0");
+    let session = format!("Session: {}", here.ask(0, SET_UP, &[viewer, &udp("5000-5001")]).session());
+    assert_eq!(here.status(0, SET_UP, &[viewer, &session, &udp("5001-5002")]), 200);
+    for (pair, status) in [("5001-5003", 461), ("5002-5003", 461), ("4999-5000", 200)] {
+        assert_eq!(there.status(0, SET_UP, &[other, &udp(pair)]), status, "{pair}");
+    }
 }
 
 /// Announces `back` with one track.
