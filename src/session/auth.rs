@@ -127,7 +127,7 @@ impl Server {
     fn put_off(&mut self, now: Instant, conn: ConnId, answer: Response) {
         if let Some(connection) = self.conns.get_mut(&conn) {
             let until = now + Duration::from_millis(AUTH_DELAY_MS);
-            connection.denied = Some(Denied { until, answer });
+            connection.denied = Some(Box::new(Denied { until, answer }));
             self.arm_conn(conn);
         }
     }

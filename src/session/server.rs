@@ -62,8 +62,8 @@ pub(super) struct Connection {
     pub(super) heard: Option<Instant>,
     /// When the first piece of the message that is not whole yet came.
     pub(super) partial_since: Option<Instant>,
-    pub(super) waiting: Option<Waiting>,
-    pub(super) held: Option<Held>,
+    pub(super) waiting: Option<Box<Waiting>>,
+    pub(super) held: Option<Box<Held>>,
     /// How much it may ask at once.
     rate: Rate,
     /// Until when its further requests wait, because of too many before them.
@@ -71,7 +71,7 @@ pub(super) struct Connection {
     /// Its place among those without a session, while it has none.
     pub(super) stranger: Option<Place>,
     /// The answer to wrong credentials, which is put off.
-    pub(super) denied: Option<Denied>,
+    pub(super) denied: Option<Box<Denied>>,
     /// Who its last right credentials were of.
     pub(super) user: Option<Arc<User>>,
     /// What a publisher on it has announced.
@@ -82,6 +82,9 @@ pub(super) struct Connection {
     pub(super) sessions: SmallVec<[SessionKey; 1]>,
     pub(super) timer: Option<Instant>,
 }
+
+// There is one for each client, and their table has room for up to twice as many.
+const _: () = assert!(size_of::<Connection>() <= 400);
 
 /// A track of a session.
 #[derive(Debug)]
@@ -463,7 +466,7 @@ impl Server {
     pub(super) fn wait(&mut self, conn: ConnId, waiting: Waiting) {
         if let Some(connection) = self.conns.get_mut(&conn) {
             debug_assert!(connection.waiting.is_none(), "a request was looked at before the PLAY was answered");
-            connection.waiting = Some(waiting);
+            connection.waiting = Some(Box::new(waiting));
         }
     }
 
@@ -472,12 +475,12 @@ impl Server {
         let stream = held.stream;
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         debug_assert!(connection.held.is_none(), "a request was looked at before the one before it was answered");
-        connection.held = Some(held);
+        connection.held = Some(Box::new(held));
         self.want(stream, true);
     }
 
     /// Takes the request that a connection waits for out of it.
-    pub(super) fn take_held(&mut self, conn: ConnId) -> Option<Held> {
+    pub(super) fn take_held(&mut self, conn: ConnId) -> Option<Box<Held>> {
         let held = self.conns.get_mut(&conn)?.held.take()?;
         self.want(held.stream, false);
         Some(held)
@@ -565,6 +568,8 @@ impl Server {
         let session = self.sessions.get_mut(&key).expect("a session that is being set up");
         let at = session.tracks.partition_point(|have| have.track < set_up.track);
         debug_assert!(session.tracks.get(at).is_none_or(|have| have.track != set_up.track));
+        // Most have one or two, and a vector makes room for four.
+        session.tracks.reserve_exact(1);
         session.tracks.insert(at, set_up);
         for (place, have) in session.tracks.iter().enumerate() {
             let Delivery::Udp { rtp, rtcp } = have.delivery else { continue };
@@ -692,7 +697,7 @@ impl Server {
     }
 
     /// Takes the PLAY of a session that waits for the shard, so that its connection goes on.
-    pub(super) fn take_waiting(&mut self, key: SessionKey) -> Option<(ConnId, Waiting)> {
+    pub(super) fn take_waiting(&mut self, key: SessionKey) -> Option<(ConnId, Box<Waiting>)> {
         // The session is bound to the connection that asked, unless another one has named it since.
         let bound = self.sessions.get(&key).and_then(|session| session.conn);
         let waits = |connection: &Connection| connection.waiting.as_ref().is_some_and(|w| w.session == key);
