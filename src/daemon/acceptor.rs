@@ -69,9 +69,9 @@ pub async fn accept(
                     continue;
                 }
                 if let Some(tls) = &tls {
-                    let too_many = admission.borrow().too_many();
-                    if too_many > 0 {
-                        tls.give_way(too_many);
+                    // One for one: those that were given up for others of a burst are still counted.
+                    if admission.borrow().is_crowded() {
+                        tls.give_way();
                     }
                     if secured {
                         tls.connection(stream, peer);

@@ -56,9 +56,9 @@ impl Admission {
         Ok(())
     }
 
-    /// How many of those who are still at their TLS handshake are to give way, so that there are places for the next.
-    pub fn too_many(&self) -> usize {
-        self.open.saturating_sub(connections_many(self.clients_max, self.shards))
+    /// Whether somebody who is still at a TLS handshake is to give way for each who enters, so that there are places for the next.
+    pub fn is_crowded(&self) -> bool {
+        self.open > connections_many(self.clients_max, self.shards)
     }
 
     /// A connection that was let in is no more.
@@ -106,14 +106,14 @@ mod tests {
         for peer in flood {
             if admission.enter(peer).is_ok() {
                 entered.push(peer);
-                many = many.or((admission.too_many() > 0).then_some(entered.len()));
+                many = many.or(admission.is_crowded().then_some(entered.len()));
             }
         }
         assert_eq!((many, entered.len()), (Some(connections_many(10, 3) + 1), connections_max(10, 3)));
         for peer in entered {
             admission.gone(peer);
         }
-        assert_eq!(admission.too_many(), 0);
+        assert!(!admission.is_crowded());
         assert_eq!((admission.open, admission.by_origin.len()), (0, 0));
     }
 }

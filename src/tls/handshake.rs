@@ -36,8 +36,8 @@ const PLAIN_ANSWER: &[u8] =
 pub(super) enum ToHandshakes {
     /// A connection was accepted.
     Connection(Accepted),
-    /// Few connections more would be accepted: so many of those that are not done are to be given up.
-    GiveWay(usize),
+    /// Few connections more would be accepted: for the one that has come, one of those that are not done is to be given up.
+    GiveWay,
     /// Handshakes are done with this from now on.
     Config(Arc<ServerConfig>),
     /// This is what they may take from now on.
@@ -98,8 +98,8 @@ pub(super) async fn serve(
     while let Some(message) = inbox.recv().await {
         let accepted = match message {
             ToHandshakes::Connection(accepted) => accepted,
-            ToHandshakes::GiveWay(too_many) => {
-                let fewer = crowd.borrow().len().saturating_sub(too_many);
+            ToHandshakes::GiveWay => {
+                let fewer = crowd.borrow().len().saturating_sub(1);
                 give_up(&crowd, fewer.max(tls_half_open_kept(limits.clients)), &mut told_crowded);
                 continue;
             }

@@ -52,10 +52,10 @@ impl TlsSender {
         let _ = self.queue.send(ToHandshakes::Connection(Accepted::new(stream, admitted, &self.counts)));
     }
 
-    /// Has so many handshakes that are not done given up, if there are more than a few.
-    pub fn give_way(&self, too_many: usize) {
+    /// Has a handshake that is not done given up, if there are more than a few.
+    pub fn give_way(&self) {
         // As above.
-        let _ = self.queue.send(ToHandshakes::GiveWay(too_many));
+        let _ = self.queue.send(ToHandshakes::GiveWay);
     }
 
     /// Shows clients that come from now on another certificate.

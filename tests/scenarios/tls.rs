@@ -14,7 +14,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use rtsprelay::limits::{strangers_max, tls_half_open_max};
+use rtsprelay::limits::{connections_many, strangers_max, tls_half_open_max};
 
 use crate::harness::camera::Camera;
 use crate::harness::http::{get, http_address, value};
@@ -254,6 +254,32 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
     let track = tracks(&players[0].describe(&relay.url("/t")).expect(200)).remove(0);
     Client::connect(relay.address()).setup(&track, 0, 1).expect(453);
     drop((half_open, silent));
+}
+
+#[test]
+fn of_half_open_handshakes_one_gives_way_for_each_of_a_burst() {
+    const CLIENTS: usize = 100;
+    const BURST: u64 = 6;
+    let _turn = beside_others();
+    let certificate = Certificate::new();
+    let relay = relay(&certificate, &format!("[limits]\nclients = {CLIENTS}\nhandshake_timeout = \"60s\"\n"));
+    let most = connections_many(CLIENTS, available_parallelism().unwrap().get());
+    let half_open: Vec<_> = (0..CLIENTS).map(|_| stream_from([127, 0, 0, 2].into(), relay.tls_address())).collect();
+    let beside: Vec<_> = (CLIENTS..most).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
+    let count = |told: &Value, of: &str| told.pointer(of).and_then(Value::as_u64).unwrap();
+    let are_in = |wanted: (u64, u64)| {
+        let told = status(&relay);
+        (count(&told, "/tls/half_open"), count(&told, "/total/connections")) == wanted
+    };
+    let (waiting, plain) = (half_open.len() as u64, beside.len() as u64);
+    wait_until("all are in", DEADLINE, || are_in((waiting, plain)));
+    // Once it goes on it finds them all.
+    relay.signal(Signal::SIGSTOP);
+    let burst: Vec<_> = (0..BURST).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
+    relay.signal(Signal::SIGCONT);
+    wait_until("as many have given way", DEADLINE, || are_in((waiting - BURST, plain + BURST)));
+    assert_eq!(count(&status(&relay), "/tls/handshakes_total/crowded_out"), BURST);
+    drop((half_open, beside, burst));
 }
 
 #[test]
