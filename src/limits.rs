@@ -155,6 +155,15 @@ pub const fn answered_beyond(clients: usize) -> usize {
     if beyond < REFUSED_WITH_ANSWER_MAX { beyond } else { REFUSED_WITH_ANSWER_MAX }
 }
 
+/// Sessions of publishers for which there is room beyond `limits.clients`: an encoder that has started again comes before its last
+/// session has ended, and all players of its stream wait for it.
+pub const fn publishers_beyond(clients: usize) -> usize {
+    answered_beyond(clients) / 4
+}
+
+/// The same beyond `limits.clients_per_address`, for each address.
+pub const PUBLISHERS_BEYOND_PER_ADDRESS: usize = 1;
+
 /// Bits of an IPv6 address that the limits of an address look at: whoever has one of a network has them all.
 pub const ADDRESS_BITS_V6: u32 = 64;
 
@@ -371,9 +380,10 @@ const _: () = {
         while shards <= WORKERS_MAX {
             let (many, all) = (connections_many(clients, shards), connections_max(clients, shards));
             let with_none = strangers_beside(clients, 0, shards) * shards;
-            let with_all = clients + strangers_beside(clients, clients, shards) * shards;
+            let sessions = clients + publishers_beyond(clients);
+            let with_all = sessions + strangers_beside(clients, sessions, shards) * shards;
             assert!(with_none + tls_half_open_kept(clients) <= many && with_all + tls_half_open_kept(clients) <= many);
-            assert!(strangers_beside(clients, clients, shards) > 0);
+            assert!(strangers_beside(clients, sessions, shards) > 0);
             assert!(tls_half_open_max(clients) < many && many < all);
             shards *= 4;
         }

@@ -254,7 +254,7 @@ impl Server {
                 // One connection carries one session.
                 return Err(refusal(Status::METHOD_NOT_VALID, "Allow", ALLOW_PLAYED));
             }
-            self.room_for_session(asked.conn)?;
+            self.room_for_session(asked.conn, false)?;
         }
         let peer = self.conns.get(&asked.conn).map(|connection| connection.peer).ok_or(Status::NOT_FOUND)?;
         let ssrc = description.tracks[usize::from(track.0)].ssrc;

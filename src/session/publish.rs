@@ -130,7 +130,7 @@ impl Server {
         let spec = specs.iter().find(possible).ok_or(Status::UNSUPPORTED_TRANSPORT)?;
         let (delivery, told) = self.publisher_delivery(spec, track, peer, &used)?;
         if session.is_none() {
-            self.room_for_session(asked.conn)?;
+            self.room_for_session(asked.conn, true)?;
         }
         let key = session.map_or_else(|| self.draw_key(), Ok)?;
         // Last of what may refuse it, for it ends whoever had them.

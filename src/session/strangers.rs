@@ -34,13 +34,13 @@ impl Server {
         }
     }
 
-    /// Whether one more session may begin on this connection.
-    pub(super) fn room_for_session(&mut self, conn: ConnId) -> Result<(), Status> {
+    /// Whether one more session may begin on this connection, of a publisher or of a player.
+    pub(super) fn room_for_session(&mut self, conn: ConnId, publishes: bool) -> Result<(), Status> {
         let Some(connection) = self.conns.get(&conn) else { return Err(Status::NOT_FOUND) };
         let reached = if connection.sessions.len() >= SESSIONS_PER_CONNECTION_MAX {
             Some(Limited::SessionsPerConnection)
         } else {
-            self.config.limit.reached(connection.peer.ip())
+            self.config.limit.reached(connection.peer.ip(), publishes)
         };
         let Some(limited) = reached else { return Ok(()) };
         self.count(limited);

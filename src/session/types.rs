@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::crowd::origin;
+use crate::limits::{PUBLISHERS_BEYOND_PER_ADDRESS, publishers_beyond};
 use crate::metrics::Limited;
 use crate::source::pipeline::SourceTrack;
 use crate::stream::{StreamId, TrackId};
@@ -55,14 +56,17 @@ impl SessionLimit {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// What keeps one more of this address from beginning now. Two shards that ask at the same moment may both be told that
-    /// nothing does for the last place: the bounds are one session a shard soft.
-    pub(super) fn reached(&self, ip: IpAddr) -> Option<Limited> {
-        if self.open() >= self.max() {
+    /// What keeps one more of this address from beginning now; a publisher has places of its own beyond the limits. Two shards that
+    /// ask at the same moment may both be told that nothing does for the last place: the bounds are one session a shard soft.
+    pub(super) fn reached(&self, ip: IpAddr, publishes: bool) -> Option<Limited> {
+        let max = self.max();
+        let beyond = if publishes { (publishers_beyond(max), PUBLISHERS_BEYOND_PER_ADDRESS) } else { (0, 0) };
+        if self.open() >= max.saturating_add(beyond.0) {
             return Some(Limited::Sessions);
         }
         let has = self.by_origin().get(&origin(ip)).copied().unwrap_or(0);
-        (has >= self.per_address_max.load(Ordering::Relaxed)).then_some(Limited::SessionsPerAddress)
+        let of_address = self.per_address_max.load(Ordering::Relaxed).saturating_add(beyond.1);
+        (has >= of_address).then_some(Limited::SessionsPerAddress)
     }
 
     pub(super) fn begun(&self, ip: IpAddr) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::limits::SESSIONS_PER_CONNECTION_MAX;
+use crate::limits::{SESSIONS_PER_CONNECTION_MAX, publishers_beyond};
 
 const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
                    m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n\
@@ -226,4 +226,34 @@ fn a_publisher_that_there_is_no_room_for_ends_nobody() {
     assert_eq!(rig.announce(2, "rtsp://h/back"), 200);
     assert_eq!(rig.status(2, "SETUP rtsp://h/back/streamid=0", &[&udp(6000)]), 453);
     assert!(rig.server.session_info(encoder).is_some());
+}
+
+#[test]
+fn an_encoder_that_starts_again_finds_room_beside_its_last_session() {
+    const TCP: [&str; 2] = ["RTP/AVP/TCP;unicast;interleaved=0-1", "RTP/AVP/TCP;unicast;interleaved=2-3"];
+    let limit = SessionLimit::new(2);
+    limit.set_max(2, Some(1));
+    let mut rig = rig_with(ServerConfig { limit, ..config() });
+    rig.server.set_published(BACK, true);
+    let setup = ["SETUP rtsp://h/front/trackID=0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1"];
+    assert_eq!(rig.status(0, setup[0], &setup[1..]), 200);
+    for conn in [1, 2] {
+        rig.connect_from(conn, format!("127.0.0.1:{conn}").parse().unwrap());
+        rig.set_up_publisher(conn, TCP);
+    }
+    let publish = ["SETUP rtsp://h/back/streamid=0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1;mode=record"];
+    // A third of one address is none that starts again, and no player has a place of theirs.
+    rig.connect_from(3, "127.0.0.1:3".parse().unwrap());
+    assert_eq!(rig.announce(3, "rtsp://h/back"), 200);
+    assert_eq!(rig.status(3, publish[0], &publish[1..]), 453);
+    rig.connect_from(4, "192.0.2.7:4".parse().unwrap());
+    assert_eq!(rig.status(4, setup[0], &setup[1..]), 453);
+    // All together they have only so many.
+    rig.server.set_limits(seconds(60), seconds(10), 2, None);
+    for conn in 10..20 {
+        rig.connect_from(conn, format!("127.0.0.1:{conn}").parse().unwrap());
+        assert_eq!(rig.announce(conn, "rtsp://h/back"), 200);
+        rig.status(conn, publish[0], &publish[1..]);
+    }
+    assert_eq!(rig.server.sessions(), 2 + publishers_beyond(2));
 }
