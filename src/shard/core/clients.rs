@@ -1,6 +1,7 @@
 //! Clients' coming, playing and going.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -127,7 +128,13 @@ impl<E: Egress> Core<E> {
         *answer_bytes += bytes.len();
         answers.push_back(bytes);
         if *answer_bytes > ANSWER_BYTES_MAX && link.closing == Closing::No {
-            tracing::warn!(client = %peer, "asks on without reading the answers: closed");
+            let playing = link.playing.as_ref();
+            tracing::warn!(
+                stream = playing.map(|playing| tracing::field::display(&self.streams[usize::from(playing.stream.0)].name)),
+                client = %peer,
+                session = playing.map(|playing| tracing::field::display(playing.session)),
+                "asks on without reading the answers: closed"
+            );
             self.metrics.limited(Limited::AnswersUnread);
             self.server.disconnected(now, ConnId(slot));
             self.close(slot, Closing::Join);
@@ -154,7 +161,8 @@ impl<E: Egress> Core<E> {
                 slot
             }
             None if tracks.iter().any(|track| matches!(track.delivery, Delivery::Multicast { .. })) => {
-                self.receiver_plays(session, id, tracks)
+                let Some(peer) = self.peer(conn) else { return Err(NOT_VALID_IN_THIS_STATE) };
+                self.receiver_plays(session, id, peer, tracks)
             }
             None => {
                 let stream = &self.streams[usize::from(id.0)];
@@ -179,10 +187,7 @@ impl<E: Egress> Core<E> {
                         _ => None,
                     })
                     .collect();
-                let Some(Kind::Tcp { peer, .. }) = self.links.get(conn.0 as usize).map(|link| &link.kind) else {
-                    return Err(NOT_VALID_IN_THIS_STATE);
-                };
-                let peer = *peer;
+                let Some(peer) = self.peer(conn) else { return Err(NOT_VALID_IN_THIS_STATE) };
                 let (slot, transport) = if targets.is_empty() {
                     (conn.0, Transport::Tcp)
                 } else {
@@ -236,6 +241,14 @@ impl<E: Egress> Core<E> {
         Ok((slot, self.first_packets(now, slot)))
     }
 
+    /// The client of a connection.
+    fn peer(&self, conn: ConnId) -> Option<SocketAddr> {
+        match self.links.get(conn.0 as usize)?.kind {
+            Kind::Tcp { peer, .. } => Some(peer),
+            _ => None,
+        }
+    }
+
     fn resume(&mut self, now: Instant, slot: u32, resumed: bool) {
         let Some(playing) = &mut self.links[slot as usize].playing else { return };
         if !(playing.paused && resumed) {
@@ -249,7 +262,7 @@ impl<E: Egress> Core<E> {
     fn first_packets(&self, now: Instant, slot: u32) -> Vec<FirstPacket> {
         let link = &self.links[slot as usize];
         let (id, player, tracks): (_, _, SmallVec<[TrackId; 4]>) = match (&link.kind, &link.playing) {
-            (Kind::Receiver { stream, tracks }, _) => (*stream, None, tracks.iter().copied().collect()),
+            (Kind::Receiver { stream, tracks, .. }, _) => (*stream, None, tracks.iter().copied().collect()),
             (_, Some(playing)) => (playing.stream, Some(&playing.player), playing.player.tracks().collect()),
             _ => return Vec::new(),
         };
@@ -272,6 +285,12 @@ impl<E: Egress> Core<E> {
             }
         };
         tracks.into_iter().map(first).collect()
+    }
+
+    /// The sequence numbers that a client's tracks would have gone on with after the operation under way, for the log.
+    pub(super) fn next_seq(&self, now: Instant, slot: u32) -> String {
+        let next = self.first_packets(now, slot);
+        next.iter().map(|first| first.seq.to_string()).collect::<Vec<_>>().join(",")
     }
 
     /// Gives a client that begins to play the last sender report of each of its tracks, right behind the answer.
@@ -335,10 +354,7 @@ impl<E: Egress> Core<E> {
         match &self.links[slot as usize].kind {
             Kind::Tcp { .. } => {}
             Kind::Udp { .. } => self.close(slot, Closing::Join),
-            Kind::Receiver { stream, .. } => {
-                self.metrics.client_left(*stream, Transport::Multicast, leave_reason(reason));
-                self.remove(slot);
-            }
+            Kind::Receiver { .. } => self.receiver_left(session, slot, reason),
         }
     }
 

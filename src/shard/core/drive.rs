@@ -352,6 +352,7 @@ impl<E: Egress> Core<E> {
                 stream = %self.streams[usize::from(playing.stream.0)].name,
                 client = %playing.peer,
                 session = %playing.session,
+                next_seq = self.next_seq(now, slot),
                 %error,
                 "sending failed: closed"
             );

@@ -95,17 +95,44 @@ impl<E: Egress> Core<E> {
     }
 
     /// A session joins. Returns its slot.
-    pub(super) fn receiver_plays(&mut self, session: SessionKey, id: StreamId, tracks: &[PlayTrack]) -> u32 {
+    pub(super) fn receiver_plays(
+        &mut self,
+        session: SessionKey,
+        id: StreamId,
+        peer: SocketAddr,
+        tracks: &[PlayTrack],
+    ) -> u32 {
         let tracks = tracks.iter().map(|track| track.track).collect();
-        let slot = self.add_link(Kind::Receiver { stream: id, tracks }).slot;
+        let slot = self.add_link(Kind::Receiver { stream: id, peer, tracks }).slot;
         self.sessions.insert(session, slot);
         self.metrics.client_joined(id, Transport::Multicast);
         let stream = &mut self.streams[usize::from(id.0)];
         if let Some(group) = &stream.group {
             group.receivers.fetch_add(1, Ordering::Relaxed);
         }
-        tracing::info!(stream = %stream.name, session = %session, transport = "multicast", "plays");
+        tracing::info!(
+            stream = %stream.name,
+            client = %peer,
+            session = %session,
+            transport = Transport::Multicast.name(),
+            "plays"
+        );
         slot
+    }
+
+    /// A session that had joined has ended.
+    pub(super) fn receiver_left(&mut self, session: SessionKey, slot: u32, reason: EndReason) {
+        let Kind::Receiver { stream, peer, .. } = self.links[slot as usize].kind else { return };
+        let reason = super::leave_reason(reason);
+        self.metrics.client_left(stream, Transport::Multicast, reason);
+        tracing::info!(
+            stream = %self.streams[usize::from(stream.0)].name,
+            client = %peer,
+            session = %session,
+            reason = reason.name(),
+            "plays no more"
+        );
+        self.remove(slot);
     }
 
     pub(super) fn receiver_gone(&mut self, id: StreamId) {
@@ -126,9 +153,8 @@ impl<E: Egress> Core<E> {
             self.sessions.iter().filter(|(_, slot)| of_stream(slot)).map(|(key, slot)| (*key, *slot)).collect();
         for (session, slot) in ended {
             self.sessions.remove(&session);
-            self.metrics.client_left(id, Transport::Multicast, super::leave_reason(reason));
             self.server.end_session(now, session, reason);
-            self.remove(slot);
+            self.receiver_left(session, slot, reason);
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) enum Kind {
         paced: bool,
     },
     /// A client that receives the stream's multicast group: nothing is sent to it alone.
-    Receiver { stream: StreamId, tracks: Vec<TrackId> },
+    Receiver { stream: StreamId, peer: SocketAddr, tracks: Vec<TrackId> },
 }
 
 /// Where the tracks of a UDP client go; of two tracks within the link, as every chunk needs them.

@@ -9,6 +9,8 @@ mod drive;
 mod group;
 mod link;
 mod links;
+#[cfg(test)]
+mod log_tests;
 mod panics;
 mod paths;
 mod put_off;
@@ -669,14 +671,15 @@ impl<E: Egress> Core<E> {
             }
         }
         for slot in late {
-            let link = &mut self.links[slot as usize];
-            link.stalled = true;
+            self.links[slot as usize].stalled = true;
+            let link = &self.links[slot as usize];
             if self.stopping.is_none() {
                 if let Some(playing) = &link.playing {
                     tracing::info!(
                         stream = %self.streams[usize::from(playing.stream.0)].name,
                         client = %playing.peer,
                         session = %playing.session,
+                        next_seq = self.next_seq(now, slot),
                         bytes = link.op_bytes,
                         "the client took nothing for queue.stall_timeout: closed"
                     );

@@ -36,7 +36,7 @@ impl<E: Egress> Core<E> {
             None => (None, None),
         };
         let peer = match (&link.kind, &link.playing) {
-            (Kind::Tcp { peer, .. }, _) => Some(*peer),
+            (Kind::Tcp { peer, .. } | Kind::Receiver { peer, .. }, _) => Some(*peer),
             (_, playing) => playing.as_ref().map(|playing| playing.peer),
         };
         tracing::error!(
