@@ -12,7 +12,7 @@ use super::link::{Closing, Kind, Link, Playing, Target, Targets};
 use super::{Core, Handover, Start, leave_reason};
 use crate::egress::{Conn, Datagrams, Egress, Token};
 use crate::limits::{ANSWER_BYTES_MAX, MOVES_MAX};
-use crate::metrics::{ClientLatency, ClientSnapshot, Counter, Limited, Reception, Transport};
+use crate::metrics::{ClientSnapshot, Counter, Limited, Reception, Transport};
 use crate::session::{CloseReason, ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
 use crate::shard::inbox::{Backlog, Publishing, ToControl, Verdict};
 use crate::shard::player::Player;
@@ -208,22 +208,7 @@ impl<E: Egress> Core<E> {
                     return Err(NOT_VALID_IN_THIS_STATE);
                 }
                 let members = &mut self.streams[usize::from(id.0)].members;
-                link.playing = Some(Playing {
-                    session,
-                    stream: id,
-                    transport,
-                    peer,
-                    player,
-                    paused: false,
-                    member: members.len(),
-                    latency: ClientLatency::default(),
-                    bytes: 0,
-                    skips: 0,
-                    lagging_until: None,
-                    panics: false,
-                    reception: None,
-                    since: now,
-                });
+                link.playing = Some(Playing::new(now, (session, peer), (id, transport), player, members.len()));
                 members.push(slot);
                 self.sessions.insert(session, slot);
                 self.metrics.client_joined(id, transport);

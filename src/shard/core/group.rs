@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::link::{Kind, OwnSockets, Playing, Target, Targets};
 use super::{Core, Group};
 use crate::egress::Egress;
-use crate::metrics::{ClientLatency, Transport};
+use crate::metrics::Transport;
 use crate::session::{EndReason, PlayTrack, SessionKey};
 use crate::shard::player::Player;
 use crate::stream::{StreamId, TrackId};
@@ -59,22 +59,8 @@ impl<E: Egress> Core<E> {
         };
         let slot = self.add_link(kind).slot;
         let stream = &mut self.streams[usize::from(id.0)];
-        self.links[slot as usize].playing = Some(Playing {
-            session: NO_SESSION,
-            stream: id,
-            transport: Transport::Multicast,
-            peer,
-            player,
-            paused: true,
-            member: stream.members.len(),
-            latency: ClientLatency::default(),
-            bytes: 0,
-            skips: 0,
-            lagging_until: None,
-            panics: false,
-            reception: None,
-            since: now,
-        });
+        let playing = Playing::new(now, (NO_SESSION, peer), (id, Transport::Multicast), player, stream.members.len());
+        self.links[slot as usize].playing = Some(Playing { paused: true, ..playing });
         stream.members.push(slot);
         stream.group_link = Some(slot);
     }

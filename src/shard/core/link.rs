@@ -139,3 +139,31 @@ pub(super) struct Playing {
     pub(super) reception: Option<Reception>,
     pub(super) since: Instant,
 }
+
+impl Playing {
+    /// A client that begins: its session and address, what it plays by what, and its place in [`Stream::members`].
+    pub(super) fn new(
+        now: Instant,
+        (session, peer): (SessionKey, SocketAddr),
+        (stream, transport): (StreamId, Transport),
+        player: Player,
+        member: usize,
+    ) -> Playing {
+        Playing {
+            lagging_until: None,
+            bytes: 0,
+            stream,
+            paused: false,
+            player,
+            latency: ClientLatency::default(),
+            session,
+            transport,
+            peer,
+            member,
+            skips: 0,
+            panics: false,
+            reception: None,
+            since: now,
+        }
+    }
+}
