@@ -46,5 +46,10 @@ pub fn first_line(path: &Path, bytes_max: usize) -> io::Result<(String, bool)> {
 
 /// What to say of a secret in a file that every user may read; `shown` is its name.
 pub fn exposed(shown: impl std::fmt::Display) -> String {
+    format!("every user of this machine can read {shown}; `chmod o-r {shown}`")
+}
+
+/// The same where the relay reads it, which need not own it.
+pub fn exposed_of_relay(shown: impl std::fmt::Display) -> String {
     format!("every user of this machine can read {shown}; `chmod 640 {shown}`, with the relay's group")
 }

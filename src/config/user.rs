@@ -160,7 +160,7 @@ fn from_file(field: &Field<'_, '_>, path: &Path, exposed: bool, faults: &mut Fau
     match file::first_line(path, PASSWORD_BYTES_MAX) {
         Ok((line, by_all)) => {
             if exposed && by_all {
-                faults.warn(field, file::exposed(shown));
+                faults.warn(field, file::exposed_of_relay(shown));
             }
             Some(line)
         }

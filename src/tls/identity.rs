@@ -203,7 +203,7 @@ fn read_noting<T>(
         };
         format!("{} cannot be read ({error}); {cure}", path.display())
     })?;
-    *exposed = contents.exposed.then(|| file::exposed(path.display()));
+    *exposed = contents.exposed.then(|| file::exposed_of_relay(path.display()));
     parse(&contents.bytes)
         .map_err(|error| format!("{} is no PEM file ({error}); have it written again", path.display()))
 }
