@@ -6,6 +6,8 @@
 
 mod conn;
 mod epoll;
+#[cfg(test)]
+mod forget_tests;
 pub mod probe;
 pub mod runtime;
 #[cfg(test)]
