@@ -335,6 +335,7 @@ impl Simulation {
                 handshake_timeout: Duration::from_secs(10),
                 limit: SessionLimit::new(100_000),
                 udp_ports: Some((9000, 9001)),
+                own_ports: None,
                 ids: SessionIds::Seeded(seed),
             },
         };

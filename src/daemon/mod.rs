@@ -503,6 +503,7 @@ fn start_shards_with(
             handshake_timeout: config.limits.handshake_timeout,
             limit: Arc::clone(&limit),
             udp_ports: None,
+            own_ports: Some(Arc::clone(&own_ports)),
             ids: SessionIds::Random,
         };
         let core = CoreConfig {
@@ -519,7 +520,6 @@ fn start_shards_with(
             io,
             ring_entries: entries.next_power_of_two(),
             udp: Some(udp_address(&config.listen)),
-            own_ports: Arc::clone(&own_ports),
             dscp: config.dscp,
             zero_copy: config.zero_copy,
             multicast: multicast.clone(),

@@ -41,6 +41,7 @@ fn server(start: Instant, clients_max: usize) -> Server {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(clients_max),
         udp_ports: Some((7000, 7001)),
+        own_ports: None,
         ids: SessionIds::Seeded(1),
     });
     server.set_stream(StreamId(0), "a");

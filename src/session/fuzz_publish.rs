@@ -235,6 +235,7 @@ pub fn publishers(start: Instant, data: &[u8]) {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(3),
         udp_ports: Some((7000, 7001)),
+        own_ports: None,
         ids: SessionIds::Seeded(1),
     });
     server.set_stream(StreamId(0), "a");

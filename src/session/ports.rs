@@ -124,11 +124,6 @@ impl OwnPorts {
 }
 
 impl Server {
-    /// The ports that all shards share their knowledge of; without them it knows its own alone.
-    pub fn set_own_ports(&mut self, ports: Arc<OwnPorts>) {
-        self.own_ports = ports;
-    }
-
     /// Whether datagrams to one of these ports of a connection's client would come back to the relay.
     pub(super) fn leads_back(&self, conn: ConnId, ports: [u16; 2]) -> bool {
         // Elsewhere a client may well have a port of the same number.

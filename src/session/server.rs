@@ -198,7 +198,8 @@ impl Server {
     /// If `config.shard` is not below `config.shards`.
     pub fn new(config: ServerConfig) -> Self {
         assert!(config.shard < config.shards, "shard {} of {}", config.shard, config.shards);
-        let own_ports = OwnPorts::new(config.shards.into(), |_| false);
+        let own_ports = config.own_ports.clone();
+        let own_ports = own_ports.unwrap_or_else(|| OwnPorts::new(config.shards.into(), |_| false));
         if let Some(ports) = config.udp_ports {
             own_ports.set(config.shard, ports);
         }

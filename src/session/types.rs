@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::ports::OwnPorts;
 use crate::crowd::origin;
 use crate::limits::{PUBLISHERS_BEYOND_PER_ADDRESS, publishers_beyond};
 use crate::metrics::Limited;
@@ -105,6 +106,8 @@ pub struct ServerConfig {
     pub limit: Arc<SessionLimit>,
     /// The shard's UDP ports for RTP and RTCP. `None`: UDP is answered 461.
     pub udp_ports: Option<(u16, u16)>,
+    /// What all shards know of UDP ports; with `None` it knows its own alone.
+    pub own_ports: Option<Arc<OwnPorts>>,
     /// What the session ids are drawn from.
     pub ids: SessionIds,
 }

@@ -562,6 +562,7 @@ pub fn completions(start: Instant, data: &[u8]) {
             handshake_timeout: Duration::from_secs(10),
             limit: SessionLimit::new(6),
             udp_ports: Some((7000, 7001)),
+            own_ports: None,
             ids: SessionIds::Seeded(1),
         },
     };

@@ -19,7 +19,6 @@ use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToControl, ToShard
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, ZeroCopy};
 use crate::limits::{PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, USER_TIMEOUT_AFTER_STALL_S};
-use crate::session::OwnPorts;
 use crate::stream::StreamId;
 
 /// What a shard's thread is started with.
@@ -33,8 +32,6 @@ pub struct ShardConfig {
     pub ring_entries: u32,
     /// The address that its UDP sockets are bound to; `None` for a relay without UDP.
     pub udp: Option<IpAddr>,
-    /// The UDP ports of all shards, which it adds its own to.
-    pub own_ports: Arc<OwnPorts>,
     /// The differentiated services code point (RFC 2474) of all that it sends.
     pub dscp: u8,
     /// Which of its sends lend their pages to the kernel.
@@ -164,7 +161,6 @@ fn serve(
                 rtp.set_dscp(config.dscp)?;
                 rtcp.set_dscp(config.dscp)?;
                 let ports = (rtp.local_addr()?.port(), rtcp.local_addr()?.port());
-                config.own_ports.set(config.core.server.shard, ports);
                 config.core.server.udp_ports = Some(ports);
                 Some(UdpSockets { rtp, rtcp })
             }
@@ -229,7 +225,6 @@ impl<E: Egress> Thread<E> {
         if config.unmeasured {
             core.stop_measuring();
         }
-        core.set_own_ports(Arc::clone(&config.own_ports));
         for (stream, group) in groups {
             core.set_group(stream, group);
         }

@@ -155,7 +155,8 @@ fn a_connection_and_an_address_get_only_so_many_sessions() {
 
 #[test]
 fn ports_of_other_services_are_not_sent_to() {
-    let mut rig = rig();
+    let shared = OwnPorts::new(2, |_| false);
+    let mut rig = rig_with(ServerConfig { shards: 2, own_ports: Some(Arc::clone(&shared)), ..config() });
     for ports in ["53-54", "1022-1023", "5000-1", "0-1"] {
         let transport = format!("Transport: RTP/AVP;unicast;client_port={ports}");
         assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &[&transport]), 461, "{ports}");
@@ -171,10 +172,7 @@ fn ports_of_other_services_are_not_sent_to() {
     assert_eq!(rig.status(1, "SETUP rtsp://h/front/trackID=0", &own), 461);
     assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &own), 200);
     // Nor those of another of its shards, which have come to be known since.
-    let ports = OwnPorts::new(2, |_| false);
-    rig.server.set_own_ports(Arc::clone(&ports));
-    ports.set(0, (7000, 7001));
-    ports.set(1, (7010, 7011));
+    shared.set(1, (7010, 7011));
     for (pair, status) in
         [("7010-7011", 461), ("7009-7010", 461), ("7011-7012", 461), ("7000-7001", 461), ("7012-7013", 200)]
     {

@@ -76,6 +76,7 @@ fn config() -> ServerConfig {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(100),
         udp_ports: Some((7000, 7001)),
+        own_ports: None,
         ids: SessionIds::Seeded(42),
     }
 }

@@ -20,11 +20,9 @@ fn shards() -> [Rig; 2] {
     let ports = OwnPorts::new(2, is_own_address);
     [0, 1].map(|shard| {
         let own = (7000 + 10 * shard, 7001 + 10 * shard);
-        ports.set(shard, own);
         let ids = SessionIds::Seeded(42);
-        let mut rig = rig_with(ServerConfig { shard, shards: 2, udp_ports: Some(own), ids, ..config() });
-        rig.server.set_own_ports(Arc::clone(&ports));
-        rig
+        let own_ports = Some(Arc::clone(&ports));
+        rig_with(ServerConfig { shard, shards: 2, udp_ports: Some(own), own_ports, ids, ..config() })
     })
 }
 

@@ -31,7 +31,7 @@ use super::inbox::{Backlog, SourceState, ToControl};
 use crate::access::Access;
 use crate::egress::{Completion, Conn, Datagram, Egress, Piece, Token};
 use crate::metrics::{Counter, DropReason, LeaveReason, ReportRequest, ShardMetrics};
-use crate::session::{CloseReason, ConnId, EndReason, OwnPorts, Server, ServerConfig, SessionKey};
+use crate::session::{CloseReason, ConnId, EndReason, Server, ServerConfig, SessionKey};
 use crate::stream::chunk::{Chunk, ChunkKind};
 use crate::stream::log::{Appended, Log};
 use crate::stream::{Description, StreamId};
@@ -273,11 +273,6 @@ impl<E: Egress> Core<E> {
     pub fn set_group(&mut self, id: StreamId, group: Group) {
         self.server.set_multicast(id, group.address, group.ttl);
         self.streams[usize::from(id.0)].group = Some(group);
-    }
-
-    /// Shares knowledge of the UDP ports with the other shards.
-    pub fn set_own_ports(&mut self, ports: Arc<OwnPorts>) {
-        self.server.set_own_ports(ports);
     }
 
     /// Counts no sends any more, for tests of what counting costs.

@@ -25,6 +25,7 @@ pub fn core(now: Instant) -> Core<SimEgress> {
             handshake_timeout: Duration::from_secs(10),
             limit: SessionLimit::new(1_000),
             udp_ports: Some((9000, 9001)),
+            own_ports: None,
             ids: SessionIds::Seeded(1),
         },
     };
