@@ -428,7 +428,7 @@ impl Simulation {
     fn retire(&mut self, slot: u32, client: Client) {
         self.skips_seen += client.seen[0].gaps;
         self.left += 1;
-        self.core.egress_mut().forget(slot);
+        self.core.egress_mut().renew(slot);
     }
 
     fn answered(&mut self, slot: u32, answer: &str) {

@@ -173,7 +173,7 @@ impl SimEgress {
     }
 
     /// Forgets the socket in that slot, for the next client that gets it.
-    pub fn forget(&mut self, slot: u32) {
+    pub fn renew(&mut self, slot: u32) {
         self.sockets.remove(&slot);
     }
 }

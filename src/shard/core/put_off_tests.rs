@@ -86,7 +86,7 @@ fn who_goes_meanwhile_leaves_nothing() {
     settle(&mut core, now, token);
     core.disconnected(now, token);
     assert_eq!((core.links(), core.put_off.due()), (0, None));
-    core.egress_mut().forget(token.slot);
+    core.egress_mut().renew(token.slot);
     let next = connect(&mut core, now);
     assert_eq!(next.slot, token.slot);
     assert_eq!(settle(&mut core, now + PAUSE, next), b"");
