@@ -27,7 +27,11 @@ fn main() -> ExitCode {
     let (config, file) = match cli.command {
         Command::Check { config } => return check(&config),
         Command::Top { http, password_file } => {
-            return match daemon::top(&http, password_file.as_deref()) {
+            let target = match daemon::Target::new(&http, password_file.as_deref()) {
+                Ok(target) => target,
+                Err(message) => return wrong(&message),
+            };
+            return match daemon::top(&target) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(message) => complain(&message, EXIT_FAILURE),
             };

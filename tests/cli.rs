@@ -136,6 +136,9 @@ fn wrong_arguments_exit_with_2() {
         &["demo", "--io", "kqueue"],
         &["demo", "--workers", "257"],
         &["demo", "--report-every", "1ms"],
+        &["top", "--http", "nowhere"],
+        &["top", "--http", "a:b@127.0.0.1:1", "--password-file", "/nonexistent"],
+        &["hash-password", "a:b"],
     ] {
         let (code, _, err) = outcome(arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {err}");

@@ -50,7 +50,7 @@ use notify::Notifier;
 use reporter::Reporter;
 use signals::Asked;
 use streams::{Streams, TestFaults};
-pub use top::top;
+pub use top::{Target, top};
 
 /// Exit code of a failure at run time.
 const EXIT_FAILURE: u8 = 1;

@@ -25,13 +25,11 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Bytes of a status that are read at most.
 const STATUS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Shows the table until it is interrupted; once, where standard output is no terminal. The password of the user that `target`
-/// names may be on the first line of a file.
+/// Shows the table until it is interrupted; once, where standard output is no terminal.
 ///
 /// # Errors
-/// A sentence with the cure, when nothing answers there.
-pub fn top(target: &str, password_file: Option<&Path>) -> Result<(), String> {
-    let target = Target::parse(target, password_file.map(password_of).transpose()?)?;
+/// A sentence with the cure, when no relay answers there.
+pub fn top(target: &Target) -> Result<(), String> {
     let address = target.address;
     let out = io::stdout();
     let live = out.is_terminal();
@@ -76,12 +74,20 @@ fn render(status: &Value, columns: usize, rows: Option<usize>) -> Option<String>
 }
 
 /// Where to ask, and as whom.
-struct Target {
+pub struct Target {
     address: SocketAddr,
     user: Option<(String, String)>,
 }
 
 impl Target {
+    /// Reads `[http://][USER[:PASSWORD]@]IP:PORT[/]`. The password of the user may be on the first line of a file instead.
+    ///
+    /// # Errors
+    /// A sentence with the cure, and without a password, when the arguments are wrong.
+    pub fn new(text: &str, password_file: Option<&Path>) -> Result<Target, String> {
+        Target::parse(text, password_file.map(password_of).transpose()?)
+    }
+
     /// Reads `[http://][USER[:PASSWORD]@]IP:PORT[/]`, the name and password percent-encoded where they need be. A password from
     /// elsewhere stands for itself.
     fn parse(text: &str, password: Option<String>) -> Result<Target, String> {
