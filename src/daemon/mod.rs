@@ -32,7 +32,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, IoChoice, SourceKind};
+use crate::config::{Config, IoChoice, SourceKind, StreamConfig};
 use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, Listener, ZeroCopy, probe};
 use crate::limits::{STOP_MAX_MS, answered_beyond};
@@ -316,6 +316,8 @@ impl Relay {
                 return;
             }
         };
+        // What takes a restart is left as it runs, and all the rest taken over.
+        let regrouped = keep_multicast(&mut config.streams, &self.config.streams);
         let changes = match self.streams.become_those(&config.streams).await {
             Ok(changes) => changes,
             Err(why) => {
@@ -362,7 +364,7 @@ impl Relay {
             ("report", config.report != self.config.report),
             ("dscp", config.dscp != self.config.dscp),
             ("zero_copy", config.zero_copy != self.config.zero_copy),
-            ("stream.multicast", is_other_multicast(&config, &self.config)),
+            ("stream.multicast", regrouped),
         ] {
             if is_other {
                 warn!("{key} has changed in the configuration; that takes effect when the relay is restarted");
@@ -374,22 +376,22 @@ impl Relay {
         (config.http, config.workers) = (self.config.http, self.config.workers);
         (config.io, config.report) = (self.config.io, self.config.report);
         (config.dscp, config.zero_copy) = (self.config.dscp, self.config.zero_copy);
-        for stream in &mut config.streams {
-            let running = self.config.streams.iter().find(|running| running.name == stream.name);
-            stream.multicast = running.and_then(|running| running.multicast.clone());
-        }
         self.config = config;
         let streams::Changes { added, removed, changed } = changes;
         info!(added, removed, changed, streams = self.config.streams.len(), "configuration reloaded");
     }
 }
 
-/// Whether a stream is to have another group than it has.
-fn is_other_multicast(wanted: &Config, running: &Config) -> bool {
-    wanted.streams.iter().any(|stream| {
-        let running = running.streams.iter().find(|running| running.name == stream.name);
-        running.and_then(|running| running.multicast.as_ref()) != stream.multicast.as_ref()
-    })
+/// Leaves every stream the group that it has, or none; whether one was to have another.
+fn keep_multicast(wanted: &mut [StreamConfig], running: &[StreamConfig]) -> bool {
+    let mut regrouped = false;
+    for stream in wanted {
+        let running = running.iter().find(|running| running.name == stream.name);
+        let has = running.and_then(|running| running.multicast.clone());
+        regrouped |= stream.multicast != has;
+        stream.multicast = has;
+    }
+    regrouped
 }
 
 /// Tells what the configuration is not wrong in, and yet should be known.

@@ -228,19 +228,12 @@ impl Streams {
         self.running.push(Running { id, config: config.clone(), source, described, stop, task });
     }
 
-    /// Makes the streams those of the configuration. What is the same in both goes on untouched.
+    /// Makes the streams those of the configuration, but for their groups. What is the same in both goes on untouched.
     ///
     /// # Errors
-    /// If there are no numbers left for new streams, or a group would have to change; nothing has been changed then.
+    /// If there are no numbers left for new streams; nothing has been changed then.
     pub async fn become_those(&mut self, wanted: &[StreamConfig]) -> Result<Changes, String> {
         let mut changes = Changes::default();
-        for stream in wanted {
-            let running = self.running.iter().find(|running| running.config.name == stream.name);
-            if running.map_or(stream.multicast.is_some(), |running| running.config.multicast != stream.multicast) {
-                let name = &stream.name;
-                return Err(format!("stream {name}: multicast takes effect at a start alone; restart the relay"));
-            }
-        }
         let is_new = |stream: &&StreamConfig| !self.running.iter().any(|running| running.config.name == stream.name);
         let new: Vec<&StreamConfig> = wanted.iter().filter(is_new).collect();
         let left = self.next.map_or(0, |next| usize::from(u16::MAX - next));

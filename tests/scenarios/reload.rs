@@ -135,4 +135,9 @@ fn what_cannot_change_is_told() {
     let _turn = beside_others();
     let relay = Configured::start(&stream("one"));
     relay.reload(&format!("workers = 7\n{}", stream("one")), "workers has changed");
+    // Beside a group, which takes a restart, all the rest is taken over.
+    let group = stream("one") + "multicast = \"239.1.2.3:5000\"\n\n" + &stream("two");
+    relay.reload(&group, "configuration reloaded added=1 removed=0 changed=0");
+    assert!(relay.relay.printed().contains("stream.multicast has changed"), "{}", relay.relay.printed());
+    relay.wait_serving("/two");
 }
