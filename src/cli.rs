@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use rtsprelay::config::{
-    Config, DEFAULT_PATH, IoChoice, ReportFormat, ZeroCopy, parse_duration, parse_listen, user_name,
+    Config, DEFAULT_PATH, IoChoice, ReportFormat, ZeroCopy, parse_duration, parse_http, parse_listen, user_name,
 };
 use rtsprelay::limits::{REPORT_EVERY_MIN_MS, WORKERS_MAX};
 
@@ -33,7 +33,7 @@ pub enum Command {
         /// The configuration file [default: /etc/rtsprelay/rtsprelay.toml]
         #[arg(long, value_name = "FILE", conflicts_with = "source")]
         config: Option<PathBuf>,
-        /// A camera to serve without a file, at rtsp://HOST:8554/: rtsp://[USER:PASSWORD@]HOST[:PORT]/PATH, or `test`.
+        /// A camera to serve without a file, at rtsp://HOST:8554/: rtsp[s]://[USER:PASSWORD@]HOST[:PORT]/PATH, or `test`.
         /// Other users of this machine may see it; a file keeps a password to itself
         // Checked by hand, so that no error of the command line shows its password.
         #[arg(long, value_name = "URL")]
@@ -85,7 +85,7 @@ pub struct Overrides {
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
     pub listen: Vec<SocketAddr>,
     /// Address to serve /metrics (Prometheus), /status (JSON) and /healthz at
-    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_http)]
     pub http: Option<SocketAddr>,
     /// Threads that serve clients; 0 for one per core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=WORKERS_MAX as i64))]

@@ -20,7 +20,7 @@ pub use stream::{Multicast, OnDemandConfig, StreamConfig};
 pub use tls::TlsConfig;
 pub use url::{camera as parse_camera, redact};
 pub use user::user_name;
-pub use value::{duration as parse_duration, listen as parse_listen};
+pub use value::{duration as parse_duration, http as parse_http, listen as parse_listen};
 
 use crate::access::User;
 pub use crate::egress::ZeroCopy;
@@ -294,12 +294,12 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     let mut config = Config::demo();
     config.listen = vec![SocketAddr::from(([0, 0, 0, 0], 8554))];
 
-    if let Some(listen) = get("listen").and_then(|field| addresses(&field, faults)) {
+    if let Some(listen) = get("listen").and_then(|field| addresses(&field, "0.0.0.0:8554", value::listen, faults)) {
         config.listen = listen;
     }
     config.tls = tls::tls(&get, &config.listen, faults);
     config.http =
-        get("http").and_then(|field| field.parsed(faults, "an address such as \"127.0.0.1:8580\"", value::listen));
+        get("http").and_then(|field| field.parsed(faults, "an address such as \"127.0.0.1:8580\"", value::http));
     if let (Some(http), Some(field)) = (config.http, get("http"))
         && let Some(listen) = config.served_at().find(|listen| value::clash(**listen, http))
     {
@@ -348,20 +348,25 @@ fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     config
 }
 
-/// `listen`: an address, or a list of them.
-fn addresses(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<Vec<SocketAddr>> {
-    const WANTED: &str = "an address such as \"0.0.0.0:8554\", or a list of them";
+/// `listen` and `listen_tls`: an address such as `example`, or a list of them.
+fn addresses(
+    field: &Field<'_, '_>,
+    example: &str,
+    read: fn(&str) -> Result<SocketAddr, String>,
+    faults: &mut Faults<'_>,
+) -> Option<Vec<SocketAddr>> {
+    let wanted = format!("an address such as {example:?}, or a list of them");
     let items = match field.value.get_ref() {
         toml::de::DeValue::Array(items) => items.iter().collect(),
         _ => vec![field.value],
     };
     if items.is_empty() {
-        field.fault(faults, format!("is empty; write {WANTED}"));
+        field.fault(faults, format!("is empty; write {wanted}"));
     }
     let mut found: Vec<SocketAddr> = Vec::new();
     for value in items {
         let item = Field { path: field.path.clone(), value };
-        let Some(addr) = item.parsed(faults, WANTED, value::listen) else { continue };
+        let Some(addr) = item.parsed(faults, &wanted, read) else { continue };
         if addr.port() != 0 && found.contains(&addr) {
             item.fault(faults, format!("{addr} is there twice; remove one"));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::read::{Faults, Field, Section};
+use super::url::redact;
 use super::{SECTIONS, SourceKind, Start, bounded, url, value};
 use crate::limits::{INTERFACE_NAME_BYTES_MAX, MULTICAST_PORTS, SOURCES_MAX, STREAMS_MAX};
 use crate::source::address::CameraAddress;
@@ -193,7 +194,9 @@ fn multicast(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Option<Multicast> 
         return None;
     };
     let wanted = "a group and an even port in quotes, such as \"239.1.2.3:5000\"";
-    let group = field.parsed(faults, wanted, |text| text.parse::<SocketAddr>().map_err(|error| error.to_string()))?;
+    let group = field.parsed(faults, wanted, |text| {
+        text.parse::<SocketAddr>().map_err(|_| format!("{:?} is no address with a port; write {wanted}", redact(text)))
+    })?;
     if !group.ip().is_multicast() {
         field.fault(
             faults,

@@ -309,7 +309,7 @@ fn a_multicast_group_has_a_group_address_and_an_even_port() {
     assert_eq!((given.ttl, given.interface), (1, None));
     refused(&stream("multicast = \"192.0.2.1:5000\""), 4, &["no multicast address", "239.0.0.0"]);
     refused(&stream("multicast = \"239.1.2.3:5001\""), 4, &["even port"]);
-    refused(&stream("multicast = \"239.1.2.3\""), 4, &["multicast"]);
+    refused(&stream("multicast = \"239.1.2.3\""), 4, &["no address with a port", "\"239.1.2.3:5000\""]);
     refused(&stream("multicast_ttl = 4"), 4, &["without stream.multicast"]);
     refused(&stream("multicast = \"239.1.2.3:5000\"\nmulticast_ttl = 0"), 5, &["from 1 to 255"]);
     let two = |second: &str| {

@@ -36,7 +36,7 @@ pub(super) fn tls<'d, 'i: 'd>(
         }
         return None;
     };
-    let addresses = addresses(&at, faults);
+    let addresses = addresses(&at, "0.0.0.0:8322", value::listen_tls, faults);
     for address in addresses.iter().flatten() {
         if let Some(plain) = listen.iter().find(|plain| value::clash(**plain, *address)) {
             at.fault(

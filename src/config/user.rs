@@ -85,11 +85,12 @@ fn secrets(name: &str, span: std::ops::Range<usize>, table: &DeTable<'_>, faults
     let hashed = sha256.is_some() || md5.is_some();
     let ways = [get("password"), get("password_file"), get("password_credential")];
     let given = ways.iter().flatten().count() + usize::from(hashed);
+    let who = if name.is_empty() { "this user".to_owned() } else { format!("user {name:?}") };
     if given == 0 {
-        faults.at(span.clone(), format!("user {name:?} has no password; write {SECRET_KEYS}"));
+        faults.at(span.clone(), format!("{who} has no password; write {SECRET_KEYS}"));
     }
     if given > 1 {
-        faults.at(span, format!("user {name:?} has its password from {given} places; write one of {SECRET_KEYS}"));
+        faults.at(span, format!("{who} has its password from {given} places; write one of {SECRET_KEYS}"));
         return Secrets::default();
     }
     if hashed {
@@ -201,12 +202,11 @@ fn streams(field: &Field<'_, '_>, known: &[StreamConfig], faults: &mut Faults<'_
     }
     for (item, name) in &items {
         if !known.iter().any(|stream| stream.name == *name) {
-            let names: Vec<_> = known.iter().map(|stream| stream.name.as_str()).collect();
-            let shown = redact(name);
-            item.fault(
-                faults,
-                format!("there is no stream {shown:?}; there are {}, or \"*\" for all", names.join(", ")),
-            );
+            // One whose own name is at fault has been told of.
+            let names: Vec<_> =
+                known.iter().map(|stream| stream.name.as_str()).filter(|name| !name.is_empty()).collect();
+            let there = if names.is_empty() { String::new() } else { format!("one of {}, or ", names.join(", ")) };
+            item.fault(faults, format!("there is no stream {:?}; write {there}\"*\" for all", redact(name)));
         }
     }
     Some(Some(items.into_iter().map(|(_, name)| name.to_owned()).collect()))

@@ -74,7 +74,11 @@ fn what_is_wrong_with_a_user_is_said() {
         ("password_file = \"/nowhere/viewer.pass\"", 3, &["cannot be read", "name another"]),
         ("password_file = \"/dev/zero\"", 3, &["not a file"]),
         ("password_credential = \"../viewer\"", 3, &["LoadCredential="]),
-        ("password = \"p\"\nstreams = [\"front\", \"back\"]", 4, &["no stream \"back\"", "there are front"]),
+        (
+            "password = \"p\"\nstreams = [\"front\", \"back\"]",
+            4,
+            &["no stream \"back\"", "write one of front, or \"*\""],
+        ),
         ("password = \"p\"\nstreams = []", 4, &["is empty"]),
         ("password = \"p\"\nfrom = \"10.0.0.1/8\"", 4, &["\"10.0.0.0/8\""]),
         ("password = \"p\"\nfrom = [\"lan\"]", 4, &["no range of addresses"]),

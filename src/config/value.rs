@@ -63,11 +63,32 @@ pub(super) fn clash(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || holds(one, other) || holds(other, one))
 }
 
-/// Reads an address to listen on, `IP:PORT`; port 0 takes any free one.
+/// Reads an address to serve RTSP at, `IP:PORT`; port 0 takes any free one.
 ///
 /// # Errors
 /// A sentence with the cure.
 pub fn listen(text: &str) -> Result<SocketAddr, String> {
+    address(text, 8554)
+}
+
+/// The same for RTSPS.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_tls(text: &str) -> Result<SocketAddr, String> {
+    address(text, 8322)
+}
+
+/// The same for HTTP.
+///
+/// # Errors
+/// As [`listen`].
+pub fn http(text: &str) -> Result<SocketAddr, String> {
+    address(text, 8580)
+}
+
+/// Reads an address; `usual` is the port that a cure names.
+fn address(text: &str, usual: u16) -> Result<SocketAddr, String> {
     if let Ok(addr) = text.parse::<SocketAddr>() {
         return Ok(addr);
     }
@@ -75,15 +96,16 @@ pub fn listen(text: &str) -> Result<SocketAddr, String> {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
     let cure = if let Ok(ip) = text.parse::<IpAddr>() {
-        format!("it lacks the port; write \"{}\"", SocketAddr::from((ip, 8554)))
-    } else if text.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()) {
-        format!("write \"0.0.0.0{text}\" for every IPv4 address, \"[::]{text}\" for both families")
-    } else if text.parse::<u16>().is_ok() {
-        format!("write \"0.0.0.0:{text}\" for every IPv4 address, \"[::]:{text}\" for both families")
+        format!("it lacks the port; write \"{}\"", SocketAddr::from((ip, usual)))
+    } else if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+        format!(
+            "write \"127.0.0.1:{port}\" for this machine alone, \"0.0.0.0:{port}\" for every IPv4 address, \"[::]:{port}\" for \
+             both families"
+        )
     } else {
-        "write an IP address and a port, such as \"0.0.0.0:8554\" or \"[::]:8554\"".to_owned()
+        format!("write an IP address and a port, such as \"127.0.0.1:{usual}\" or \"[::]:{usual}\"")
     };
-    Err(format!("{:?} is not an address to listen on; {cure}", redact(text)))
+    Err(format!("{:?} is not an address with a port; {cure}", redact(text)))
 }
 
 /// Checks the name of a stream, the last part of its URL.
@@ -171,11 +193,14 @@ mod tests {
             ("::1", "\"[::1]:8554\""),
             (":8554", "\"0.0.0.0:8554\""),
             ("8554", "\"[::]:8554\""),
-            ("camera.lan:8554", "\"0.0.0.0:8554\""),
-            ("0.0.0.0:99999", "\"0.0.0.0:8554\""),
+            ("camera.lan:8554", "\"127.0.0.1:8554\""),
+            ("0.0.0.0:99999", "\"[::]:8554\""),
         ] {
             assert!(listen(text).unwrap_err().contains(cure), "{text}: {:?}", listen(text));
         }
+        // What is proposed can be had beside the others.
+        assert!(http("127.0.0.1").unwrap_err().contains("\"127.0.0.1:8580\""));
+        assert!(listen_tls("0.0.0.0").unwrap_err().contains("\"0.0.0.0:8322\""));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::redraw::Redraw;
-use crate::config::parse_listen;
+use crate::config::parse_http;
 use crate::file;
 use crate::limits::PASSWORD_BYTES_MAX;
 use crate::metrics::status;
@@ -96,7 +96,7 @@ impl Target {
             Some((user, address)) => (Some(user), address),
             None => (None, rest),
         };
-        let address = parse_listen(address).map_err(|message| format!("--http: {message}"))?;
+        let address = parse_http(address).map_err(|message| format!("--http: {message}"))?;
         let user = match (user.map(|user| user.split_once(':').ok_or(user)), password) {
             (None, None) => None,
             (Some(Ok((name, password))), None) => Some((percent_decoded(name), percent_decoded(password))),
