@@ -208,7 +208,8 @@ impl Datagram {
     }
 
     /// Binds sockets for RTP and RTCP at `address`: an even port and the odd one after it (RFC 3550 section 11), from
-    /// `ports` (first and last that may be used) or any that are free. An IPv6 socket takes IPv6 only.
+    /// `ports` (first and last that may be used) or any that are free. An IPv6 socket takes IPv6 only, but that of the wildcard
+    /// IPv4 as well.
     ///
     /// They get [`DATAGRAM_SEND_BUFFER_BYTES`] of send buffer by `SO_SNDBUFFORCE`, or without CAP_NET_ADMIN as much of it
     /// as `net.core.wmem_max` allows: clients share a socket, and one that is slow must not fill it for the others.
