@@ -216,6 +216,14 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_names_them_all() {
+        let documented = include_str!("../../docs/METRICS.md");
+        for (name, _) in lines(&report()).iter().flatten().filter(|(name, _)| !name.contains("dropped_")) {
+            assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/METRICS.md");
+        }
+    }
+
+    #[test]
     fn json_is_one_object_with_the_same_names() {
         let text = json(&report());
         assert!(text.ends_with("}\n") && text.matches('\n').count() == 1);

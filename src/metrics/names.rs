@@ -60,8 +60,6 @@ counted! {
         InboxFull = "inbox_full",
         /// The stream's log passed `queue.log_bytes`.
         LogBytes = "log_bytes",
-        /// The client was closed because it read nothing for `queue.stall_timeout`.
-        Stalled = "stalled",
         /// The socket did not take a datagram.
         UdpSend = "udp_send",
         /// A datagram was larger than the path takes (`EMSGSIZE`).
@@ -100,8 +98,6 @@ counted! {
         SessionTimeout = "session_timeout",
         /// One operation did not complete within `queue.stall_timeout`.
         Stalled = "stalled",
-        /// It paused.
-        Paused = "paused",
         /// The source's tracks or codecs changed.
         SourceChanged = "source_changed",
         /// The stream was taken out of the configuration.
@@ -110,10 +106,8 @@ counted! {
         Unauthorized = "unauthorized",
         /// It sent what is not RTSP, or too much of it.
         Protocol = "protocol",
-        /// A send failed.
+        /// A send to it failed, and not because its connection broke.
         SendFailed = "send_failed",
-        /// It moved to another shard.
-        Moved = "moved",
         /// The relay's own code failed at it.
         Panicked = "panicked",
         /// The same ports were set up anew.
@@ -182,7 +176,7 @@ counted! {
     Counter {
         /// Connections that the shard was handed.
         Connections = "connections",
-        /// Connections refused because `limits.clients` was reached.
+        /// SETUPs answered 453: for one more session there was no room.
         ClientsRefused = "clients_refused",
         /// Connections closed because no full request came within `limits.handshake_timeout`.
         HandshakeTimeouts = "handshake_timeouts",

@@ -89,7 +89,7 @@ fn tls(out: &mut Text, counts: &TlsCounts) {
 fn help(counter: Counter) -> &'static str {
     match counter {
         Counter::Connections => "Connections that shards were handed.",
-        Counter::ClientsRefused => "Connections refused because limits.clients was reached.",
+        Counter::ClientsRefused => "SETUPs answered 453, for want of room for one more session.",
         Counter::HandshakeTimeouts => "Connections closed because no full request came in time.",
         Counter::Requests => "RTSP requests read.",
         Counter::RequestsFailed => "RTSP requests answered with an error status.",
@@ -318,6 +318,17 @@ mod tests {
         for line in exposition().lines() {
             let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split(' ').next()) else { continue };
             assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/METRICS.md");
+        }
+        let labels = (LeaveReason::ALL.iter().map(|is| is.name()))
+            .chain(DropReason::ALL.iter().map(|is| is.name()))
+            .chain(SourceDrop::ALL.iter().map(|is| is.name()))
+            .chain(Limited::ALL.iter().map(|is| is.name()))
+            .chain(Transport::ALL.iter().map(|is| is.name()))
+            .chain(Panicked::ALL.iter().map(|is| is.name()))
+            .chain(SourceState::ALL.iter().map(|is| is.name()))
+            .chain(Outcome::ALL.iter().map(|is| is.name()));
+        for label in labels {
+            assert!(documented.contains(&format!("`{label}`")), "{label} is not in docs/METRICS.md");
         }
     }
 }

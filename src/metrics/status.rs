@@ -37,6 +37,9 @@ pub fn status(
             "p99_us": micros(client.p99),
             "rtt_us": micros(client.rtt),
             "retransmits_total": client.retransmits,
+            "rr_fraction_lost": client.reception.map(|is| is.fraction_lost),
+            "rr_lost_total": client.reception.map(|is| is.lost),
+            "rr_jitter_us": client.reception.map(|is| is.jitter.as_micros() as u64),
         })
     });
     object.insert("clients".into(), clients.collect());
@@ -154,9 +157,9 @@ fn flow(value: &Value) -> Option<Flow> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Transport;
     use crate::metrics::testing;
-    use crate::stream::StreamId;
+    use crate::metrics::{Reception, Transport};
+    use crate::stream::{StreamId, TrackId};
 
     #[test]
     fn what_is_served_is_read_back() {
@@ -174,12 +177,23 @@ mod tests {
             p99: Some(Duration::from_micros(400)),
             rtt: None,
             retransmits: None,
-            reception: None,
+            reception: Some(Reception {
+                track: TrackId(0),
+                fraction_lost: 0.25,
+                lost: 7,
+                jitter: Duration::from_millis(2),
+            }),
         };
         let was = testing::report();
         let served = Value::Object(status(&was, &[client], |_| "front".into()));
         assert_eq!(served["clients"][0]["since"], "2023-11-14T22:11:50.000Z");
         assert_eq!(served["clients"][0]["user_agent"], "ffplay");
+        let documented = include_str!("../../docs/METRICS.md");
+        for name in served["clients"][0].as_object().unwrap().keys() {
+            assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/METRICS.md");
+        }
+        let reported = ["rr_fraction_lost", "rr_lost_total", "rr_jitter_us"].map(|name| &served["clients"][0][name]);
+        assert_eq!(reported, [&json!(0.25), &json!(7), &json!(2_000)]);
         let is = report(&served).expect("a report");
         assert_eq!((is.streams[0].flow.latency, is.histogram), (was.streams[0].flow.latency, was.histogram));
         assert_eq!((is.streams[1].state, &is.streams[1].fault), (was.streams[1].state, &was.streams[1].fault));

@@ -194,6 +194,8 @@ pub enum EndReason {
     Replaced,
     /// An operation was not complete within the stall timeout.
     Stalled,
+    /// A send to it failed, and not because its connection broke.
+    SendFailed,
     /// The source's tracks or codecs changed.
     SourceChanged,
     /// The stream is no more: it was taken out of the configuration.
@@ -221,6 +223,7 @@ impl fmt::Display for EndReason {
             EndReason::Closed => "its connection had to be closed",
             EndReason::Replaced => "the client set up the same ports anew",
             EndReason::Stalled => "the client read too slowly for the stall timeout",
+            EndReason::SendFailed => "a send to the client failed",
             EndReason::SourceChanged => "the source's tracks or codecs changed",
             EndReason::StreamRemoved => "the stream was removed",
             EndReason::Unauthorized => "its user may not have it any more",

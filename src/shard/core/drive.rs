@@ -11,7 +11,7 @@ use crate::limits::{
     OP_BYTES_MAX, OP_IOVECS_MAX,
 };
 use crate::metrics::{DropReason, ShardMetrics};
-use crate::session::ConnId;
+use crate::session::{ConnId, EndReason};
 use crate::shard::player::Notes;
 use crate::stream::chunk::ChunkKind;
 
@@ -356,6 +356,7 @@ impl<E: Egress> Core<E> {
                 %error,
                 "sending failed: closed"
             );
+            self.remove_player(slot, EndReason::SendFailed);
         }
         self.server.disconnected(now, ConnId(slot));
         self.close(slot, Closing::Join);

@@ -699,6 +699,7 @@ fn leave_reason(reason: EndReason) -> LeaveReason {
         EndReason::Disconnected => LeaveReason::Disconnected,
         EndReason::Closed | EndReason::TakenOver | EndReason::Silent => LeaveReason::Protocol,
         EndReason::Stalled => LeaveReason::Stalled,
+        EndReason::SendFailed => LeaveReason::SendFailed,
         EndReason::SourceChanged | EndReason::Reconfigured => LeaveReason::SourceChanged,
         EndReason::StreamRemoved => LeaveReason::StreamRemoved,
         EndReason::Panicked => LeaveReason::Panicked,

@@ -1,11 +1,14 @@
 //! Shortages of memory: who waits for how long, and what is left of it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::*;
 use crate::egress::sim::{Reading, SimEgress};
 use crate::metrics::ReportRequest;
 use crate::shard::core::paths::tests::core;
+use crate::shard::core::{Start, StreamSetup};
+use crate::stream::{Description, StreamId, Track};
 
 const PAUSE: Duration = Duration::from_millis(SHORTAGE_PAUSE_MS);
 const OPTIONS: &[u8] = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n";
@@ -110,6 +113,52 @@ fn any_other_error_closes_the_connection() {
     core.egress_mut().refuse(token.slot, 5, libc::EIO);
     settle(&mut core, now, token);
     assert_eq!((core.links(), put_off(&mut core, now)), (0, 0));
+}
+
+#[test]
+fn who_plays_leaves_by_an_error_with_its_reason() {
+    use crate::metrics::LeaveReason;
+    let now = Instant::now();
+    for (errno, reason) in [(libc::EIO, LeaveReason::SendFailed), (libc::EPIPE, LeaveReason::Disconnected)] {
+        let mut core = core(now);
+        let (id, start) = (StreamId(0), Start::Live);
+        core.set_stream(now, &StreamSetup { id, name: "a".into(), start, published: false, on_demand: None });
+        let track = Track {
+            media: "audio".into(),
+            encoding: "PCMU".into(),
+            payload_type: 0,
+            clock_rate: 8_000,
+            channels: None,
+            fmtp: None,
+            attributes: Vec::new(),
+            ssrc: 1,
+            first_seq: 0,
+            clock: (now, 0),
+        };
+        core.described(now, id, Arc::new(Description { tracks: vec![track] }));
+        let token = connect(&mut core, now);
+        let asks = [
+            "SETUP rtsp://h/a RTSP/1.0\r\nCSeq: 1\r\nTransport: RTP/AVP/TCP;interleaved=0-1\r\n\r\n",
+            "PLAY rtsp://h/a RTSP/1.0\r\nCSeq: 2\r\nSession: SESSION\r\n\r\n",
+            "OPTIONS * RTSP/1.0\r\nCSeq: 3\r\n\r\n",
+        ];
+        let mut session = String::new();
+        for (index, ask) in asks.iter().enumerate() {
+            if index == 2 {
+                core.egress_mut().refuse(token.slot, 5, errno);
+            }
+            core.input(now, token, ask.replace("SESSION", &session).as_bytes());
+            let answer = String::from_utf8(settle(&mut core, now, token)).expect("answers alone");
+            if let Some((_, rest)) = answer.split_once("Session: ") {
+                session = rest.chars().take(16).collect();
+            }
+        }
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        core.report(now, ReportRequest { reply, clients: false });
+        let left = answer.try_recv().expect("it answers at once").streams[0].counts.left;
+        assert_eq!(left.iter().sum::<u64>(), 1, "{left:?}");
+        assert_eq!(left[reason.index()], 1, "{left:?}");
+    }
 }
 
 #[test]
