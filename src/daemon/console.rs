@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use nix::sys::stat::fstat;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -214,16 +216,30 @@ where
     }
 }
 
+/// The level that is logged without `RTSPRELAY_LOG`.
+const LEVEL: &str = "info";
+
+/// Reads `RTSPRELAY_LOG`: levels, for all or for a part of the program (`rtsprelay::source=debug`).
+///
+/// # Errors
+/// What is wrong with it.
+fn levels(wanted: &str) -> Result<EnvFilter, String> {
+    // A word that is no level would be taken for a part of the program, and everything else be silent.
+    let is_odd = |part: &&str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
+    match wanted.split(',').find(is_odd) {
+        Some(odd) => Err(format!("{odd:?} is no level")),
+        None => EnvFilter::try_new(wanted).map_err(|error| error.to_string()),
+    }
+}
+
 /// Starts the log: on standard error, and in the local syslog if that is wanted, at the levels that `RTSPRELAY_LOG` asks for
 /// (`info` if it asks for none).
 pub fn start_log(syslog: bool) {
-    let filter = std::env::var("RTSPRELAY_LOG").ok().filter(|wanted| !wanted.is_empty());
-    // retina tells of every malformed packet; the supervisor tells what matters of it.
-    let default = "info,retina=error";
-    let (filter, wrong) = match filter.as_deref().map(tracing_subscriber::EnvFilter::try_new) {
+    let wanted = std::env::var("RTSPRELAY_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let (filter, wrong) = match wanted.as_deref().map(levels) {
         Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (tracing_subscriber::EnvFilter::new(default), Some(error)),
-        None => (tracing_subscriber::EnvFilter::new(default), None),
+        Some(Err(error)) => (EnvFilter::new(LEVEL), Some(error)),
+        None => (EnvFilter::new(LEVEL), None),
     };
     let journal = is_journal(&io::stderr());
     let journal_lines = journal.then(|| {
@@ -251,5 +267,20 @@ pub fn start_log(syslog: bool) {
     }
     if let Some(error) = wrong {
         tracing::warn!("RTSPRELAY_LOG is not understood ({error}); write a level, such as debug, or rtsprelay=debug");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_not_taken_for_one() {
+        for wanted in ["debug", "WARN", "off", "rtsprelay=debug", "info,rtsprelay::source=trace"] {
+            assert!(levels(wanted).is_ok(), "{wanted}");
+        }
+        for wanted in ["verbose", "inof", "rtsprelay=loud", "info,everything", "=x"] {
+            assert!(levels(wanted).is_err(), "{wanted}");
+        }
     }
 }
