@@ -33,7 +33,7 @@ complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "hash-password" 
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "generate" -d 'Write the man pages and shell completions, for packages'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "check" -d 'Validate a configuration file: every fault with line and cure'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l config -d 'The configuration file [default: /etc/rtsprelay/rtsprelay.toml]' -r -F
-complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l source -d 'A camera to serve without a file, at rtsp://HOST:8554/: rtsp://[USER:PASSWORD@]HOST[:PORT]/PATH, or `test`. Other users of this machine may see it; a file keeps a password to itself' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l source -d 'A camera to serve without a file, at rtsp://HOST:8554/: rtsp[s]://[USER:PASSWORD@]HOST[:PORT]/PATH, or `test`. Other users of this machine may see it; a file keeps a password to itself' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l listen -d 'Address to serve RTSP at; may be given several times. Port 0 takes a free one' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l http -d 'Address to serve /metrics (Prometheus), /status (JSON) and /healthz at' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand run" -l workers -d 'Threads that serve clients; 0 for one per core' -r
