@@ -215,7 +215,8 @@ impl Server {
             return Err(Status::NOT_ACCEPTABLE.into());
         }
         let description = self.described(stream)?;
-        let body = sdp::describe(self.streams.name(stream), &description);
+        let ipv6 = self.conns.get(&asked.conn).is_some_and(|connection| connection.peer.ip().to_canonical().is_ipv6());
+        let body = sdp::describe(self.streams.name(stream), &description, ipv6);
         let answer = self.good(asked).header("Content-Base", &base).header("Cache-Control", "no-cache");
         Ok(Some(answer.body("application/sdp", Bytes::from(body))))
     }

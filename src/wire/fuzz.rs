@@ -130,8 +130,8 @@ pub fn descriptions(bytes: &[u8]) {
             clock,
         });
     }
-    let written =
-        sdp::describe(&String::from_utf8_lossy(&bytes[..bytes.len().min(20)]), &Description { tracks: tracks.clone() });
+    let name = String::from_utf8_lossy(&bytes[..bytes.len().min(20)]);
+    let written = sdp::describe(&name, &Description { tracks: tracks.clone() }, false);
     let known = ["v=", "o=", "s=", "c=", "t=", "a=", "m="];
     assert!(written.split("\r\n").all(|line| line.is_empty() || known.iter().any(|kind| line.starts_with(kind))));
     assert!(!written.replace("\r\n", "").contains(['\r', '\n']));

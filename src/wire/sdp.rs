@@ -224,8 +224,9 @@ fn word(text: &str) -> String {
     if word.is_empty() { "-".to_owned() } else { word }
 }
 
-/// The description that players of a stream get. It names no address: players take that of the control connection.
-pub fn describe(name: &str, description: &Description) -> String {
+/// The description that players of a stream get. It names no address: players take that of the control connection. But
+/// `ipv6` tells which kind that is: GStreamer opens its UDP ports for the kind that stands here.
+pub fn describe(name: &str, description: &Description, ipv6: bool) -> String {
     let mut media = String::new();
     for (index, track) in description.tracks.iter().enumerate() {
         write_track(&mut media, index, track);
@@ -237,8 +238,9 @@ pub fn describe(name: &str, description: &Description) -> String {
         >> 16;
     let name = line(name);
     let name = if name.trim().is_empty() { "-" } else { name.trim() };
+    let nowhere = if ipv6 { "IP6 ::" } else { "IP4 0.0.0.0" };
     format!(
-        "v=0\r\no=- {version} {version} IN IP4 0.0.0.0\r\ns={name}\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n\
+        "v=0\r\no=- {version} {version} IN {nowhere}\r\ns={name}\r\nc=IN {nowhere}\r\nt=0 0\r\na=control:*\r\n\
          a=range:npt=0-\r\n{media}"
     )
 }

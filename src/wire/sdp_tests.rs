@@ -49,7 +49,7 @@ fn every_camera_is_understood_and_served_on_without_its_address() {
         assert_eq!(medias.len(), asked - usize::from(name == "tplink_sdp.txt"), "{name}");
         let description =
             Description { tracks: medias.iter().filter_map(|media| track(&media.media, media)).collect() };
-        let served = describe(&name, &description);
+        let served = describe(&name, &description, false);
         for forbidden in ["192.168", "10.0.", "rtsp://", "wowza"] {
             assert!(!served.contains(forbidden), "{name}: {served}");
         }
@@ -131,7 +131,7 @@ fn the_description_has_what_players_need() {
         control: None,
     };
     let description = Description { tracks: vec![track("audio", &media).unwrap()] };
-    let text = describe("front\r\ndoor", &description);
+    let text = describe("front\r\ndoor", &description, false);
     let lines: Vec<_> = text.split("\r\n").collect();
     assert_eq!(lines[0], "v=0");
     assert!(lines[1].starts_with("o=- ") && lines[1].ends_with(" IN IP4 0.0.0.0"));
@@ -152,7 +152,7 @@ fn the_description_has_what_players_need() {
         ]
     );
     let other = Description { tracks: vec![Track { fmtp: None, ..description.tracks[0].clone() }] };
-    assert_ne!(describe("front", &other).split("\r\n").nth(1), Some(lines[1]));
+    assert_ne!(describe("front", &other, false).split("\r\n").nth(1), Some(lines[1]));
 }
 
 #[test]
@@ -172,6 +172,6 @@ fn control_characters_in_names_do_not_break_them_in_two() {
         first_seq: 1,
         clock: (std::time::Instant::now(), 0),
     };
-    let text = describe("x", &Description { tracks: vec![track] });
+    let text = describe("x", &Description { tracks: vec![track] }, false);
     assert!(text.contains("m=audio 0 RTP/AVP 97\r\na=rtpmap:97 L16/8000\r\n"), "{text}");
 }

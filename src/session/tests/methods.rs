@@ -57,6 +57,21 @@ fn describe_tells_the_base_the_tracks_and_no_address() {
 }
 
 #[test]
+fn the_description_is_of_the_connections_kind_of_address() {
+    let mut rig = rig();
+    for (from, kind) in [
+        ("192.0.2.7:50000", "IP4 0.0.0.0"),
+        ("[::ffff:192.0.2.7]:50000", "IP4 0.0.0.0"),
+        ("[2001:db8::7]:50000", "IP6 ::"),
+    ] {
+        rig.connect_from(1, from.parse().unwrap());
+        let body = rig.ask(1, "DESCRIBE rtsp://h/front", &[]).body;
+        assert!(body.contains(&format!("\r\nc=IN {kind}\r\n")), "{from}: {body}");
+        assert!(body.lines().any(|line| line.starts_with("o=") && line.ends_with(kind)), "{from}: {body}");
+    }
+}
+
+#[test]
 fn what_is_not_there_is_not_found_and_what_was_never_up_may_come() {
     let mut rig = rig();
     for url in ["rtsp://h/nothing", "rtsp://h/", "*", "http://h/front", "rtsp://h/front/trackID=0", "rtsp://h/front/x"]
