@@ -129,7 +129,7 @@ impl Server {
         // Elsewhere a client may well have a port of the same number.
         ports.iter().any(|port| self.own_ports.contains(*port))
             && self.conns.get(&conn).is_some_and(|connection| {
-                let (peer, local) = (connection.peer.ip().to_canonical(), connection.local.ip().to_canonical());
+                let (peer, local) = (connection.peer.ip().to_canonical(), connection.local.ip());
                 peer == local || peer.is_loopback() || (self.own_ports.is_own_address)(peer)
             })
     }

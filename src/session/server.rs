@@ -315,7 +315,8 @@ impl Server {
         let floods = self.flooders.has(now, origin(peer.ip()));
         let connection = Connection {
             peer,
-            local,
+            // Players get it to see, and few know an IPv4 address that is written as an IPv6 one.
+            local: canonical(local),
             secure: false,
             decoder: Decoder::new(),
             since: now,

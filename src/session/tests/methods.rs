@@ -72,6 +72,18 @@ fn the_description_is_of_the_connections_kind_of_address() {
 }
 
 #[test]
+fn a_url_without_a_host_is_completed_as_its_player_would_write_it() {
+    let mut rig = rig();
+    for (local, base) in [
+        ("[::ffff:198.51.100.2]:554", "rtsp://198.51.100.2:554/front/"),
+        ("[2001:db8::2]:554", "rtsp://[2001:db8::2]:554/front/"),
+    ] {
+        rig.server.connected(rig.now, ConnId(1), peer(1), local.parse().unwrap());
+        assert_eq!(rig.ask(1, "DESCRIBE /front", &[]).header("Content-Base"), base);
+    }
+}
+
+#[test]
 fn what_is_not_there_is_not_found_and_what_was_never_up_may_come() {
     let mut rig = rig();
     for url in ["rtsp://h/nothing", "rtsp://h/", "*", "http://h/front", "rtsp://h/front/trackID=0", "rtsp://h/front/x"]
