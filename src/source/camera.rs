@@ -216,7 +216,8 @@ impl Camera<'_> {
                         feed.suspects.extend(dispensable.then_some(index));
                         return Err(fault);
                     }
-                    if video && !has_video && feed.had_video {
+                    let curable = fault.is_of_form() && !self.way.mended;
+                    if curable || video && !has_video && feed.had_video {
                         return Err(fault);
                     }
                     feed.track_left_out(&name, &fault.to_string());

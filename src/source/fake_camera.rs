@@ -40,6 +40,8 @@ pub(super) struct Script {
     pub(super) credentials: Option<(&'static str, &'static str)>,
     /// What each session does; the last is repeated.
     pub(super) plays: Vec<Play>,
+    /// What the description begins with.
+    pub(super) head: &'static str,
     /// The sections of the description; `trackID=N` is their control.
     pub(super) medias: Vec<&'static str>,
     /// The status of the answer to each SETUP, by track; 200 beyond its end.
@@ -69,6 +71,7 @@ impl Default for Script {
         Script {
             credentials: None,
             plays: vec![Play::Stream],
+            head: "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=cam\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n",
             medias: vec![VIDEO],
             setups: Vec::new(),
             udp_only: false,
@@ -227,7 +230,7 @@ fn serve(
         let session = &format!("Session: 1234{}\r\n", script.lifetime);
         match request.method.as_str() {
             "DESCRIBE" => {
-                let mut sdp = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=cam\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n".to_owned();
+                let mut sdp = script.head.to_owned();
                 for (index, media) in script.medias.iter().enumerate() {
                     sdp += &format!("{media}a=control:trackID={index}\r\n");
                 }

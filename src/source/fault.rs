@@ -131,6 +131,17 @@ impl Fault {
         matches!(self, Fault::Refused | Fault::Unreachable(_) | Fault::Closed(_))
     }
 
+    /// Whether an answer is not in the form that the RTSP library takes, which may be cured by putting it in order
+    /// ([`mend`](super::mend)).
+    pub(super) fn is_of_form(&self) -> bool {
+        match self {
+            Fault::Other(Step::Describe | Step::Setup | Step::Play, _) => true,
+            Fault::Other(Step::Playing, reason) => reason.contains("Unexpected RTSP response"),
+            Fault::NotRtsp(reason) => ["response >", "status-line"].iter().any(|part| reason.contains(part)),
+            _ => false,
+        }
+    }
+
     /// Whether a new session is likely to cure it at once: the library ends the session over something that the camera does
     /// once, as when it restarts its encoder.
     pub fn cured_by_reconnect(&self) -> bool {

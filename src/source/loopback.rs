@@ -2,8 +2,10 @@
 //!
 //! The library speaks plain RTSP alone, drops every datagram that comes late, and believes whatever SSRC an answer to SETUP
 //! announces. So TLS ends here ([`tunnel`](super::tunnel)); where media are to come as datagrams, SETUP asks the camera for them
-//! although the library asks for its own connection, in which they then go on in their order; and a wrong SSRC is left out.
+//! although the library asks for its own connection, in which they then go on in their order; a wrong SSRC is left out; and answers
+//! that it does not understand are put in order ([`mend`](super::mend)).
 
+use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::net::IpAddr;
@@ -17,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::UdpSocket;
 use tokio::time::sleep_until;
 
+use super::mend;
 use super::reorder::Reorder;
 use super::supervisor::DroppedDatagrams;
 use super::timeline::{Order, Place};
@@ -41,6 +44,8 @@ pub(super) struct Way {
     pub(super) udp: bool,
     /// What the camera says of SSRCs is wrong, and not passed on.
     pub(super) without_ssrc: bool,
+    /// The camera's answers are put in order.
+    pub(super) mended: bool,
 }
 
 /// The two ends' addresses on the camera's side.
@@ -111,6 +116,9 @@ struct Bridge {
     way: Way,
     /// A SETUP is on its way to the camera.
     pending: Option<Pending>,
+    /// The numbers of the requests that the camera has not answered, where its answers are put in order; and whether each is a
+    /// SETUP.
+    unanswered: VecDeque<(String, bool)>,
     /// PLAY has been asked for: no answer to a SETUP comes any more.
     begun: bool,
     tracks: Vec<Datagrams>,
@@ -144,20 +152,33 @@ struct Sequence {
 
 impl Bridge {
     fn new(ends: Ends, way: Way, dropped: Arc<DroppedDatagrams>) -> Self {
-        Bridge { ends, way, pending: None, begun: false, tracks: Vec::new(), buffer: Vec::new(), dropped }
+        Bridge {
+            ends,
+            way,
+            pending: None,
+            unanswered: VecDeque::new(),
+            begun: false,
+            tracks: Vec::new(),
+            buffer: Vec::new(),
+            dropped,
+        }
     }
 
     /// Whether all that the camera sends passes as it is.
     fn is_plain(&self) -> bool {
-        !self.way.udp && (self.begun || !self.way.without_ssrc)
+        !self.way.udp && !self.way.mended && (self.begun || !self.way.without_ssrc)
     }
 
     /// Requests of the library.
     fn asked(&mut self, asked: &mut BytesMut, out: &mut Vec<u8>) -> io::Result<()> {
-        while let Some(message) = message(asked, false) {
+        while let Some(message) = message(asked, false, false) {
             let bytes = asked.split_to(message.end);
             let head = &bytes[..message.head];
             self.begun |= head.starts_with(b"PLAY ");
+            if let Some(cseq) = header(head, "cseq").filter(|_| self.way.mended) {
+                let cseq = String::from_utf8_lossy(head[cseq].trim_ascii()).into_owned();
+                self.unanswered.push_back((cseq, head.starts_with(b"SETUP ")));
+            }
             let transport = header(head, "transport").filter(|_| head.starts_with(b"SETUP "));
             let Some(value) = transport.filter(|_| self.way != Way::default()) else {
                 out.extend_from_slice(&bytes);
@@ -182,10 +203,15 @@ impl Bridge {
 
     /// Answers of the camera, and whatever else it sends.
     fn answered(&mut self, answered: &mut BytesMut, out: &mut Vec<u8>) {
-        while let Some(message) = message(answered, true) {
-            let bytes = answered.split_to(message.end);
+        while let Some(mut message) = message(answered, true, self.way.mended) {
+            let mut bytes = answered.split_to(message.end);
+            let mut sets_up = message.head > 0;
+            if self.way.mended && message.head > 0 {
+                let Some((asked, mended)) = self.mend(&bytes, message.head) else { continue };
+                (sets_up, bytes, message.head) = (asked, mended.0, mended.1);
+            }
             let head = &bytes[..message.head];
-            let pending = if head.is_empty() { None } else { self.pending.take() };
+            let pending = if sets_up { self.pending.take() } else { None };
             let value = header(head, "transport").filter(|_| succeeds(head));
             let (Some(pending), Some(value)) = (pending, value) else {
                 out.extend_from_slice(&bytes);
@@ -194,6 +220,19 @@ impl Bridge {
             let told = String::from_utf8_lossy(&head[value.clone()]).into_owned();
             replace(&bytes, value, &self.set_up(pending, &told), out);
         }
+    }
+
+    /// Whether an answer is one to SETUP; and the answer put in order, with the bytes of its head. None for one that nobody waits
+    /// for, over which the library would end the session.
+    fn mend(&mut self, answer: &[u8], head: usize) -> Option<(bool, (BytesMut, usize))> {
+        let (head, body) = answer.split_at(head);
+        let said = header(head, "cseq").map(|value| String::from_utf8_lossy(head[value].trim_ascii()).into_owned());
+        let said = said.filter(|said| !said.is_empty() && said.bytes().all(|byte| byte.is_ascii_digit()));
+        // They come in the order of the requests, if they do not say which they are to.
+        let at = said.map_or(Some(0), |said| self.unanswered.iter().position(|(cseq, _)| *cseq == said))?;
+        let (cseq, sets_up) = self.unanswered.remove(at)?;
+        let (mended, head) = mend::answer(head, body, &cseq, sets_up);
+        Some((sets_up, (mended[..].into(), head)))
     }
 
     /// A track is set up, by the transport that the camera tells; gives the one to tell the library.
@@ -210,7 +249,14 @@ impl Bridge {
         let datagrams = pending.sockets.filter(|_| named("interleaved").is_none());
         let Some((rtp, rtcp)) = datagrams else {
             let kept = parameters().filter(|part| !part.to_ascii_lowercase().starts_with("ssrc"));
-            return kept.collect::<Vec<_>>().join(";");
+            let mut told = kept.collect::<Vec<_>>().join(";");
+            // One that names no channels means those that were asked for, unless it names ports.
+            let named_none = ["interleaved", "client_port", "server_port"].iter().all(|name| named(name).is_none());
+            if self.way.mended && named_none {
+                let (rtp, rtcp) = pending.channels;
+                told += &format!(";interleaved={rtp}-{rtcp}");
+            }
+            return told;
         };
         let source = named("source").and_then(|source| source.parse().ok()).unwrap_or(self.ends.camera);
         let ports = named("server_port").and_then(|ports| {
@@ -319,7 +365,9 @@ struct Message {
 }
 
 /// The first message, if it is whole. What is no RTSP goes on as it is: the library has words for it.
-fn message(buffer: &[u8], answer: bool) -> Option<Message> {
+///
+/// With `mended` the head's lines may end in whatever way.
+fn message(buffer: &[u8], answer: bool, mended: bool) -> Option<Message> {
     let raw = |end: usize| Some(Message { head: 0, end });
     let first = *buffer.first()?;
     if first == b'$' {
@@ -335,8 +383,8 @@ fn message(buffer: &[u8], answer: bool) -> Option<Message> {
     if answer && buffer[..seen] != begin[..seen] {
         return raw(buffer.len());
     }
-    let head = buffer.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
-    let Some(head) = head else {
+    let strict = || buffer.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
+    let Some(head) = (if mended { mend::head_end(buffer) } else { strict() }) else {
         return if buffer.len() > CAMERA_ANSWER_BYTES_MAX { raw(buffer.len()) } else { None };
     };
     let length = header(&buffer[..head], "content-length");
@@ -386,7 +434,7 @@ mod tests {
     use super::*;
 
     const ENDS: Ends = Ends { local: IpAddr::V4(Ipv4Addr::LOCALHOST), camera: IpAddr::V4(Ipv4Addr::LOCALHOST) };
-    const UDP: Way = Way { udp: true, without_ssrc: true };
+    const UDP: Way = Way { udp: true, without_ssrc: true, mended: false };
 
     fn in_runtime<T>(test: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -500,6 +548,30 @@ mod tests {
         });
     }
 
+    #[test]
+    fn answers_are_put_in_order_and_those_to_nothing_left_out() {
+        in_runtime(async {
+            let way = Way { mended: true, ..Way::default() };
+            let mut bridge = Bridge::new(ENDS, way, Arc::default());
+            asked(&mut bridge, "OPTIONS rtsp://c/t RTSP/1.0\r\nCSeq: 2\r\n\r\n");
+            asked(&mut bridge, SETUP);
+            // The one to OPTIONS says so, the one to SETUP does not, and the third is to nothing.
+            let told = answered(
+                &mut bridge,
+                "RTSP/1.0 200 OK\nCSeq: 2\n\nRTSP/1.0 200\r\nRange:\r\nSession: 5\r\n\r\n$\x00\x00\x01x\
+                RTSP/1.0 200 OK\r\nCSeq: 77\r\n\r\nRTSP/1.0 200 OK\r\n\r\n",
+            );
+            let options = "RTSP/1.0 200 -\r\nCSeq: 2\r\n\r\n";
+            let setup =
+                "RTSP/1.0 200 -\r\nCSeq: 3\r\nSession: 5\r\nTransport: RTP/AVP/TCP;unicast;interleaved=2-3\r\n\r\n";
+            assert_eq!(told, format!("{options}{setup}$\x00\x00\x01x"));
+            // Whoever names ports means datagrams, and the library has its own words for that.
+            asked(&mut bridge, SETUP);
+            let told = answered(&mut bridge, "RTSP/1.0 200 OK\r\nTransport: RTP/AVP;unicast;client_port=1-2\r\n\r\n");
+            assert!(!told.contains("interleaved"), "{told}");
+        });
+    }
+
     proptest::proptest! {
         #[test]
         fn whatever_a_camera_sends_goes_on_byte_for_byte_in_whatever_pieces_it_comes(
@@ -508,7 +580,7 @@ mod tests {
         ) {
             let mut all = b"\r\nRTSP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello$\x00\x00\x03abcRTSP/1.0 404 No\r\n\r\n".to_vec();
             all.extend(&garbage);
-            let mut bridge = Bridge::new(ENDS, Way { udp: false, without_ssrc: true }, Arc::default());
+            let mut bridge = Bridge::new(ENDS, Way { udp: false, ..UDP }, Arc::default());
             let (mut buffer, mut out) = (BytesMut::new(), Vec::new());
             let mut rest = &all[..];
             for cut in cuts.iter().cycle() {

@@ -15,6 +15,7 @@ mod fragment;
 pub mod fuzz;
 mod input;
 mod loopback;
+mod mend;
 pub mod on_demand;
 pub mod packetizer;
 mod parameter_sets;

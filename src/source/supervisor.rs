@@ -261,7 +261,7 @@ async fn supervise<P: Publish>(
     random: &mut impl FnMut() -> f64,
 ) {
     let mut timeouts = spec.timeouts;
-    let mut ways = vec![Way { udp: spec.transport == PullTransport::Udp, without_ssrc: false }; addresses.len()];
+    let mut ways = vec![Way { udp: spec.transport == PullTransport::Udp, ..Way::default() }; addresses.len()];
     // The other transport is tried at once, but once only until one has worked.
     let mut switched = vec![false; addresses.len()];
     if addresses.len() > 1 {
@@ -284,7 +284,7 @@ async fn supervise<P: Publish>(
             biased;
             () = stopped(stop) => End::Stop,
             fault = camera.session(feed) => End::Fault(fault),
-            back = one_is_back(&addresses[..at], timeouts, &spec.tls, look_back) => End::Back(back),
+            back = one_is_back(&addresses[..at], &ways, timeouts, &spec.tls, look_back) => End::Back(back),
         };
         // The session is dropped by now, and its TEARDOWN on its way.
         let live = feed.disconnected();
@@ -324,6 +324,10 @@ async fn supervise<P: Publish>(
         }
         if fault == Fault::WrongSsrc && !std::mem::replace(&mut ways[at].without_ssrc, true) {
             warn!(stream = name, camera = %address, "{fault}; from now on what it announces is not believed");
+            continue;
+        }
+        if fault.is_of_form() && !std::mem::replace(&mut ways[at].mended, true) {
+            info!(stream = name, camera = %address, "{fault}; trying again with its answers put in order");
             continue;
         }
         if let Some(since) = live {
@@ -370,7 +374,13 @@ async fn supervise<P: Publish>(
 
 /// Asks the cameras that come before the one that plays, every now and then, until one of them answers: its number. Never
 /// resolves for none.
-async fn one_is_back(before: &[CameraAddress], timeouts: Timeouts, tls: &TlsOptions, every: Duration) -> usize {
+async fn one_is_back(
+    before: &[CameraAddress],
+    ways: &[Way],
+    timeouts: Timeouts,
+    tls: &TlsOptions,
+    every: Duration,
+) -> usize {
     if before.is_empty() {
         std::future::pending::<()>().await;
     }
@@ -378,7 +388,8 @@ async fn one_is_back(before: &[CameraAddress], timeouts: Timeouts, tls: &TlsOpti
         sleep(every).await;
         for (index, address) in before.iter().enumerate() {
             let group = Arc::new(SessionGroup::default());
-            let (way, dropped) = (Way::default(), Arc::default());
+            // To be described it needs no more of its way than that.
+            let (way, dropped) = (Way { mended: ways[index].mended, ..Way::default() }, Arc::default());
             let camera = Camera { address, timeouts, tls, way, group, says_goodbye: true, dropped };
             if camera.answers().await {
                 return index;

@@ -465,6 +465,29 @@ fn datagrams_that_were_overtaken_are_put_in_their_place() {
     assert_eq!((source.status.borrow().failures, camera.count("TEARDOWN")), (0, 1));
 }
 
+/// What cameras have been reported to write. The RTSP library refuses each of them.
+#[test]
+fn a_camera_whose_answers_are_out_of_order_is_played_all_the_same() {
+    let odd = |head: &'static str| Script { head, ..Script::default() };
+    for script in [
+        odd("v=0\r\no=- 1 1 IN IP4\r\ns=cam\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n"),
+        odd("v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=cam\r\nc=IN c=IN\r\nt=0 0\r\n"),
+        odd("v=0\r\no=- 1 99999999999999999999 IN IP4 0.0.0.0\r\ns=cam\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n"),
+        Script { medias: vec!["m=video -1 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"], ..Script::default() },
+        Script { medias: vec![VIDEO, AUDIO], lifetime: " ; timeout = 60 ", ..Script::default() },
+    ] {
+        let what = format!("{:?} {:?} {:?}", script.head, script.medias, script.lifetime);
+        let tracks = 0..script.medias.len() as u8;
+        let camera = FakeCamera::start(script);
+        let all =
+            |_: &Source, collector: &Collector| tracks.clone().all(|track| collector.chunks(TrackId(track)).len() >= 3);
+        let (source, _) = supervise(spec(&format!("rtsp://{}/cam", camera.address)), all);
+        assert_eq!(source.status.borrow().failures, 0, "{what}");
+        // The first is as it is for all cameras.
+        assert_eq!(camera.count("DESCRIBE"), 2, "{what}");
+    }
+}
+
 #[test]
 fn a_camera_that_announces_a_wrong_ssrc_is_played_all_the_same() {
     for transport in [PullTransport::Tcp, PullTransport::Udp] {
