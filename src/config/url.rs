@@ -1,5 +1,7 @@
 //! The URL of a camera, checked with cures, and the hiding of passwords in whatever people typed.
 
+use std::borrow::Cow;
+
 use url::Url;
 
 use crate::source::address::CameraAddress;
@@ -23,7 +25,7 @@ pub fn camera(text: &str) -> Result<CameraAddress, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(format!(
             "{:?} is no source; write a URL (\"rtsp://HOST/PATH\") or \"test\" for the built-in test pattern",
-            shown()
+            without_userinfo(text)
         ));
     };
     match scheme.to_ascii_lowercase().as_str() {
@@ -84,6 +86,22 @@ pub fn redact(text: &str) -> String {
     out
 }
 
+/// `user:password@host` as `user:***@host`; any other text as it is.
+fn without_userinfo(text: &str) -> Cow<'_, str> {
+    let Some((name, rest)) = text.split_once(':') else { return text.into() };
+    match rest.rsplit_once('@') {
+        Some((_, host)) => format!("{name}:{HIDDEN}@{host}").into(),
+        None => text.into(),
+    }
+}
+
+/// Hides the passwords of URLs that lack their scheme, or a slash of it.
+fn push_words(out: &mut String, text: &str) {
+    for word in text.split_inclusive(char::is_whitespace) {
+        out.push_str(&without_userinfo(word));
+    }
+}
+
 /// Hides the values of what looks like `password=…`: some cameras take it in the path or in the query.
 fn push_without_secrets(out: &mut String, text: &str) {
     const NAMES: [&str; 7] = ["password=", "passwd=", "pass=", "pwd=", "token=", "secret=", "auth="];
@@ -92,7 +110,7 @@ fn push_without_secrets(out: &mut String, text: &str) {
     loop {
         let next = NAMES.iter().filter_map(|name| lower[from..].find(name).map(|at| from + at + name.len())).min();
         let Some(value) = next else { break };
-        out.push_str(&text[from..value]);
+        push_words(out, &text[from..value]);
         let ends = |c: char| matches!(c, '&' | '/' | '?' | '#' | ';' | '"' | '\'') || c.is_whitespace();
         let end = text[value..].find(ends).map_or(text.len(), |at| value + at);
         if end > value {
@@ -100,7 +118,7 @@ fn push_without_secrets(out: &mut String, text: &str) {
         }
         from = end;
     }
-    out.push_str(&text[from..]);
+    push_words(out, &text[from..]);
 }
 
 #[cfg(test)]
@@ -132,6 +150,11 @@ mod tests {
             "rtsp://admin:hun hunter2@host/x",
             "rtsp://admin:hun\"hunter2@host/x",
             "rtsp://host/x?pwd=hunter2:foo@y",
+            "rtsp:/admin:hunter2@host/x",
+            "admin:hunter2@host/x",
+            "admin:12@hunter2@host/x",
+            "error: unexpected argument 'admin:hunter2@host/x' found",
+            "rtsp:admin:hunter2@host/x?password=a",
             "see 'rtsp://a:hunter2@b/' and rtsp://c:hunter2@d/.",
         ];
         for text in secrets {
