@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
-use tracing::field::{Field, Visit};
+use tracing::field::{DisplayValue, Field, Visit, display};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
@@ -77,15 +77,24 @@ fn is_shown(
 /// Says how many lines were left out, once their while is over. To be called now and then.
 pub fn tell_left_out() {
     for (stream, count, last) in left_out(Instant::now(), WHILE) {
-        tracing::warn!(stream, "{count} more lines like this one in the last {} s: {last}", WHILE.as_secs());
+        tracing::warn!(
+            stream = about(&stream),
+            "{count} more lines like this one in the last {} s: {last}",
+            WHILE.as_secs()
+        );
     }
 }
 
 /// Says how many lines were left out, before the end.
 pub fn tell_all_left_out() {
     for (stream, count, last) in left_out(Instant::now(), Duration::ZERO) {
-        tracing::warn!(stream, "{count} more lines like this one: {last}");
+        tracing::warn!(stream = about(&stream), "{count} more lines like this one: {last}");
     }
+}
+
+/// The field of a line about this stream; none for a line about no stream.
+fn about(stream: &str) -> Option<DisplayValue<&str>> {
+    (!stream.is_empty()).then(|| display(stream))
 }
 
 fn left_out(now: Instant, after: Duration) -> Vec<(String, u32, String)> {
@@ -127,25 +136,32 @@ mod tests {
 
     #[test]
     fn a_line_that_repeats_itself_is_counted_from_the_sixth_on() {
-        let said = std::sync::Arc::new(Mutex::new(0));
-        struct Count(std::sync::Arc<Mutex<u32>>);
-        impl<S: Subscriber> Layer<S> for Count {
-            fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
-                *self.0.lock().unwrap() += 1;
+        let said = std::sync::Arc::new(Mutex::new(Vec::new()));
+        struct Keep(std::sync::Arc<Mutex<Vec<Told>>>);
+        impl<S: Subscriber> Layer<S> for Keep {
+            fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+                let mut told = Told::default();
+                event.record(&mut told);
+                self.0.lock().unwrap().push(told);
             }
         }
         use tracing_subscriber::layer::SubscriberExt;
-        let subscriber = tracing_subscriber::registry().with(Fold).with(Count(said.clone()));
+        let subscriber = tracing_subscriber::registry().with(Fold).with(Keep(said.clone()));
         tracing::subscriber::with_default(subscriber, || {
             for number in 0..20 {
                 for stream in ["a", "b"] {
-                    tracing::warn!(stream, "trouble {number}");
+                    tracing::warn!(%stream, "trouble {number}");
                 }
                 tracing::info!("a client");
             }
-            assert_eq!(*said.lock().unwrap(), 5 + 5 + 20);
+            assert_eq!(said.lock().unwrap().len(), 5 + 5 + 20);
             tell_all_left_out();
-            assert!(*said.lock().unwrap() >= 5 + 5 + 20 + 2);
+            let said = said.lock().unwrap();
+            assert!(said.len() >= 5 + 5 + 20 + 2);
+            for stream in ["a", "b"] {
+                let folded = |told: &&Told| told.stream == stream && told.message.starts_with("15 more lines");
+                assert_eq!(said.iter().filter(folded).count(), 1, "about {stream}");
+            }
         });
     }
 }

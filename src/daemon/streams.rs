@@ -158,7 +158,7 @@ impl Maker {
             }
             let name = &self.config.name;
             let retry_in_ms = wait.as_millis() as u64;
-            error!(stream = name, retry_in_ms, "the source's code failed; it is started again, its clients stay");
+            error!(stream = %name, retry_in_ms, "the source's code failed; it is started again, its clients stay");
             let fault = "a fault of rtsprelay itself; the log says where".to_owned();
             let mut publisher = Fanout::new(self.id, &self.shards);
             self.source.failed(fault, &mut publisher);
@@ -251,7 +251,7 @@ impl Streams {
                 }
                 None => {
                     changes.removed += 1;
-                    info!(stream = running.config.name, "removed");
+                    info!(stream = %running.config.name, "removed");
                     self.remove(running).await;
                     continue;
                 }
@@ -265,7 +265,7 @@ impl Streams {
             for shard in self.shards.iter() {
                 shard.tell(ToShard::Stream(setup(id, stream)));
             }
-            info!(stream = stream.name, "added");
+            info!(stream = %stream.name, "added");
             self.start(stream).await;
         }
         Ok(changes)
@@ -278,7 +278,7 @@ impl Streams {
             shard.tell(ToShard::Stream(setup(running.id, to)));
         }
         if running.config != (StreamConfig { start: running.config.start, ..to.clone() }) {
-            info!(stream = to.name, "has another source");
+            info!(stream = %to.name, "has another source");
             // The receiver is gone only if the source has ended already.
             let _ = running.stop.send(true);
             let (stop, stopped) = watch::channel(false);

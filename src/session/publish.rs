@@ -76,7 +76,7 @@ impl Server {
         // Where there are users, who asks has the right to.
         if self.access.is_none() && !may_publish(connection.peer.ip()) {
             let (stream, client) = (self.streams.name(stream), connection.peer);
-            tracing::warn!(stream, %client, "may not publish: without users in the configuration only clients on this machine may; add a [[user]] with may = [\"publish\"]");
+            tracing::warn!(%stream, %client, "may not publish: without users in the configuration only clients on this machine may; add a [[user]] with may = [\"publish\"]");
             return Err(Status::FORBIDDEN.into());
         }
         if connection.interleaved.is_some() || connection.announced.is_some() && asked.session.is_some() {

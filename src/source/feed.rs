@@ -100,7 +100,7 @@ impl<'a, P: Publish> Feed<'a, P> {
     /// The source plays these tracks.
     pub(super) fn connected(&mut self, tracks: Vec<SourceTrack>) {
         for (index, track) in tracks.iter().enumerate() {
-            debug!(stream = self.name, track = index, media = track.media, encoding = track.encoding, "track");
+            debug!(stream = %self.name, track = index, media = track.media, encoding = track.encoding, "track");
         }
         self.had_video = tracks.iter().any(|track| track.media == "video");
         self.source.pipeline.borrow_mut().connected(Instant::now(), tracks, &mut self.publisher);
@@ -149,7 +149,7 @@ impl<'a, P: Publish> Feed<'a, P> {
         self.state(SourceState::Silent);
         if self.told_silent.is_none_or(|told| now.saturating_duration_since(told) >= TELL_SILENT_EVERY) {
             self.told_silent = Some(now);
-            info!(stream = self.name, "silent: no media for {} s, though the connection stands", quiet.as_secs_f32());
+            info!(stream = %self.name, "silent: no media for {} s, though the connection stands", quiet.as_secs_f32());
         }
     }
 
@@ -170,7 +170,7 @@ impl<'a, P: Publish> Feed<'a, P> {
     pub(super) fn track_left_out(&mut self, track: &str, reason: &str) {
         let told = (track.to_owned(), reason.to_owned());
         if !self.left_out.contains(&told) {
-            warn!(stream = self.name, track, "track left out: {reason}");
+            warn!(stream = %self.name, track, "track left out: {reason}");
             // A camera that names its tracks anew each time must not make this grow.
             self.left_out.truncate(31);
             self.left_out.insert(0, told);
@@ -197,7 +197,7 @@ impl<'a, P: Publish> Feed<'a, P> {
         status.fault = None;
         drop(status);
         if std::mem::take(&mut self.tell_live) {
-            info!(stream = self.name, sessions, failures, down_s, "live");
+            info!(stream = %self.name, sessions, failures, down_s, "live");
         }
         self.state(SourceState::Live);
     }
@@ -205,7 +205,7 @@ impl<'a, P: Publish> Feed<'a, P> {
     fn tell_notices(&mut self) {
         let mut pipeline = self.source.pipeline.borrow_mut();
         while let Some(notice) = pipeline.poll_notice() {
-            warn!(stream = self.name, "{notice}");
+            warn!(stream = %self.name, "{notice}");
         }
     }
 }

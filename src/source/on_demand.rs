@@ -51,7 +51,7 @@ pub(super) async fn keep_on_demand<P: Publish>(
                 }
             }
         }
-        info!(stream = feed.name, "asked for");
+        info!(stream = %feed.name, "asked for");
         let (halt, mut halted) = watch::channel(false);
         let end = async {
             tokio::select! {
@@ -67,7 +67,7 @@ pub(super) async fn keep_on_demand<P: Publish>(
         }
         seen = demand.borrow().asked;
         feed.tell_live = true;
-        info!(stream = feed.name, "nobody has asked for it for {} s: left", linger.as_secs_f32());
+        info!(stream = %feed.name, "nobody has asked for it for {} s: left", linger.as_secs_f32());
     }
 }
 

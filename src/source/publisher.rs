@@ -153,16 +153,16 @@ impl<P: Publish> Host<'_, P> {
         if let Some(current) = &self.current {
             let name = self.feed.name;
             if !self.spec.takeover {
-                warn!(stream = name, publisher = %peer, %session, sending = %current.peer,
+                warn!(stream = %name, publisher = %peer, %session, sending = %current.peer,
                     "refused: another publisher sends (takeover = true lets the newest one send)");
                 return self.tell(shard, session, Verdict::Refuse(BUSY));
             }
-            info!(stream = name, publisher = %peer, %session, from = %current.peer, "takes the stream over");
+            info!(stream = %name, publisher = %peer, %session, from = %current.peer, "takes the stream over");
             let (shard, session) = (current.shard, current.session);
             self.tell(shard, session, Verdict::End(EndReason::TakenOver));
             self.feed.disconnected();
         }
-        info!(stream = self.feed.name, publisher = %peer, %session, "publishes");
+        info!(stream = %self.feed.name, publisher = %peer, %session, "publishes");
         self.tell(shard, session, Verdict::Go);
         self.feed.state(SourceState::Connecting);
         self.feed.tell_live = true;
@@ -176,7 +176,7 @@ impl<P: Publish> Host<'_, P> {
         self.feed.disconnected();
         let fault = Fault::PublisherGone(why.to_owned());
         self.feed.failed(&fault);
-        warn!(stream = self.feed.name, publisher = %current.peer, session = %current.session, "{fault}");
+        warn!(stream = %self.feed.name, publisher = %current.peer, session = %current.session, "{fault}");
     }
 
     /// When [`Host::tick`] is due.

@@ -272,7 +272,7 @@ async fn supervise<P: Publish>(
     let mut at_once = true;
     let mut at = 0;
     let mut look_back = timeouts.look_back;
-    info!(stream = feed.name, camera = %addresses[0], "connecting");
+    info!(stream = %feed.name, camera = %addresses[0], "connecting");
     loop {
         let address = &addresses[at];
         feed.connecting();
@@ -291,13 +291,13 @@ async fn supervise<P: Publish>(
         let name = feed.name;
         let torn_down = async {
             if !matches!(timeout(timeouts.teardown, group.await_teardown()).await, Ok(Ok(()))) {
-                debug!(stream = name, camera = %address, "the camera did not answer TEARDOWN");
+                debug!(stream = %name, camera = %address, "the camera did not answer TEARDOWN");
             }
         };
         let fault = match end {
             End::Stop => return torn_down.await,
             End::Back(back) => {
-                info!(stream = name, camera = %addresses[back], "answers again: going back to it from {address}");
+                info!(stream = %name, camera = %addresses[back], "answers again: going back to it from {address}");
                 // One that answers and does not play is not gone back to all the time.
                 look_back = (look_back * 2).min(LOOK_BACK_MAX);
                 at = back;
@@ -318,12 +318,12 @@ async fn supervise<P: Publish>(
             ways[at].udp = !ways[at].udp;
             if !std::mem::replace(&mut switched[at], true) {
                 let transport = if ways[at].udp { "udp" } else { "tcp" };
-                info!(stream = name, camera = %address, transport, "{fault}; trying the other transport");
+                info!(stream = %name, camera = %address, transport, "{fault}; trying the other transport");
                 continue;
             }
         }
         if fault == Fault::WrongSsrc && !std::mem::replace(&mut ways[at].without_ssrc, true) {
-            warn!(stream = name, camera = %address, "{fault}; from now on what it announces is not believed");
+            warn!(stream = %name, camera = %address, "{fault}; from now on what it announces is not believed");
             continue;
         }
         if fault.is_of_form() && !std::mem::replace(&mut ways[at].mended, true) {
@@ -355,9 +355,9 @@ async fn supervise<P: Publish>(
             feed.tell_live = true;
             let retry_in_ms = wait.as_millis() as u64;
             if next == at {
-                warn!(stream = feed.name, camera = %address, retry_in_ms, "{fault}");
+                warn!(stream = %feed.name, camera = %address, retry_in_ms, "{fault}");
             } else {
-                warn!(stream = feed.name, camera = %address, next = %addresses[next], retry_in_ms, "{fault}");
+                warn!(stream = %feed.name, camera = %address, next = %addresses[next], retry_in_ms, "{fault}");
             }
         }
         at = next;

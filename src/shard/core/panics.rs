@@ -40,7 +40,9 @@ impl<E: Egress> Core<E> {
             (_, playing) => playing.as_ref().map(|playing| playing.peer),
         };
         tracing::error!(
-            stream = stream.and_then(|id| self.streams.get(usize::from(id.0))).map(|stream| stream.name.as_str()),
+            stream = stream
+                .and_then(|id| self.streams.get(usize::from(id.0)))
+                .map(|stream| tracing::field::display(&stream.name)),
             client = peer.map(tracing::field::display),
             session = session.map(tracing::field::display),
             "the relay's own code failed at a client, which is closed; the others go on"
