@@ -69,12 +69,15 @@ impl<'a, P: Publish> Feed<'a, P> {
 
     /// A try to connect begins. After one that failed the source stays down until packets come: the state tells since when.
     pub(super) fn connecting(&mut self) {
-        let status = self.source.status.borrow();
-        let failed = status.state == SourceState::Down && status.since.is_some();
-        drop(status);
-        if !failed {
+        if !self.has_failed() {
             self.state(SourceState::Connecting);
         }
+    }
+
+    /// Whether nothing has come since the last try failed.
+    fn has_failed(&self) -> bool {
+        let status = self.source.status.borrow();
+        status.state == SourceState::Down && status.since.is_some()
     }
 
     /// The connections by which the session's media come, as far as they are known.
@@ -146,7 +149,9 @@ impl<'a, P: Publish> Feed<'a, P> {
     /// The source is connected, but nothing has come for `quiet`.
     pub(super) fn silent(&mut self, now: Instant, quiet: Duration) {
         self.silent = true;
-        self.state(SourceState::Silent);
+        if !self.has_failed() {
+            self.state(SourceState::Silent);
+        }
         if self.told_silent.is_none_or(|told| now.saturating_duration_since(told) >= TELL_SILENT_EVERY) {
             self.told_silent = Some(now);
             info!(stream = %self.name, "silent: no media for {} s, though the connection stands", quiet.as_secs_f32());

@@ -358,6 +358,18 @@ fn a_camera_that_falls_silent_is_told_of_before_it_is_left() {
 }
 
 #[test]
+fn a_camera_that_is_silent_after_a_failure_stays_down_until_media_come() {
+    let plays = vec![Play::StallAfter(5), Play::Stall, Play::Stream];
+    let camera = FakeCamera::start(Script { plays, ..Script::default() });
+    let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
+    spec.timeouts.silence = Duration::from_secs(1);
+    let (source, collector) = supervise(spec, live_times(2));
+    use SourceState::{Connecting, Down, Live, Silent};
+    assert_eq!(collector.states(), [Connecting, Live, Silent, Down, Live, Down]);
+    assert_eq!(source.status.borrow().failures, 2);
+}
+
+#[test]
 fn a_pause_shorter_than_the_timeout_is_silence_and_no_end() {
     let camera = FakeCamera::start(Script { plays: vec![Play::PauseAfter(5)], ..Script::default() });
     let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
