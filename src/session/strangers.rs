@@ -43,7 +43,16 @@ impl Server {
             self.config.limit.reached(connection.peer.ip(), publishes)
         };
         let Some(limited) = reached else { return Ok(()) };
+        let client = connection.peer;
         self.count(limited);
+        let cure = match limited {
+            Limited::Sessions => "limits.clients is reached; raise it for more to play",
+            Limited::SessionsPerAddress => {
+                "its address has limits.clients_per_address; raise that where players share an address"
+            }
+            _ => "its connection has as many sessions as one may have; let it open another",
+        };
+        tracing::warn!(%client, "a session is refused (453): {cure}");
         Err(Status::NOT_ENOUGH_BANDWIDTH)
     }
 }

@@ -523,6 +523,7 @@ fn more_clients_than_the_limit_are_refused() {
     let mut third = Client::connect(relay.address());
     let tracks = tracks(&third.describe(&url).expect(200));
     third.setup(&tracks[0], 0, 1).expect(453);
+    wait_until("the log names the limit", DEADLINE, || relay.printed().contains("limits.clients is reached"));
     // One leaves, one may come.
     playing.pop();
     wait_until("a free place", DEADLINE, || third.setup(&tracks[0], 0, 1).status == 200);
