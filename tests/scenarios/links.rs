@@ -121,7 +121,12 @@ fn a_multicast_group_is_sent_once_for_all_who_joined() {
         witness.frame_on(0);
         sent_datagrams() == before
     });
-    drop(relay);
+    wait_until("the log tells of them", DEADLINE, || {
+        let log = relay.printed();
+        let of_them =
+            |what: &str| log.lines().filter(|line| line.contains(what) && line.contains(" client=10.77.")).count();
+        of_them("transport=\"multicast\"") == 3 && of_them("reason=\"teardown\"") == 3
+    });
 }
 
 /// Reads whatever comes to the socket until the sequence number `last`; gives all of them.
