@@ -188,7 +188,7 @@ impl Config {
         let text = std::fs::read(path).map_err(|error| {
             let cure = match error.kind() {
                 std::io::ErrorKind::NotFound => {
-                    "name another with --config, or give a camera with --source rtsp://HOST/PATH"
+                    "name another with --config, or serve a camera without a file: rtsprelay run --source rtsp://HOST/PATH"
                 }
                 std::io::ErrorKind::PermissionDenied => "let the user that runs rtsprelay read it",
                 _ => "see that it is a readable file",
@@ -218,7 +218,10 @@ impl Config {
                     None => faults.whole(message),
                 }
             }
-            return Err(faults.into_sorted());
+            let mut found = faults.into_sorted();
+            // What follows one on its line, it has brought about.
+            found.dedup_by(|next, first| next.line.is_some() && next.line == first.line);
+            return Err(found);
         }
         let mut config = top(document.get_ref(), &mut faults);
         config.warnings = faults.take_warnings();

@@ -233,6 +233,10 @@ fn broken_toml_is_told_with_its_lines() {
     let found = Config::from_toml("workers = \n[queue\nage = \"1s\"\n").unwrap_err();
     assert_eq!(found[0].line, Some(1), "{found:?}");
     assert!(found.len() >= 2 && found[1].line == Some(2), "{found:?}");
+    let found =
+        Config::from_toml("listen = [\"127.0.0.1:8554\"\n[[stream]]\nname = \"a\"\nsource = \"test\"\n").unwrap_err();
+    let lines: Vec<_> = found.iter().map(|fault| fault.line.unwrap()).collect();
+    assert!(lines[0] == 2 && lines.is_sorted_by(|one, next| one < next), "one a line: {found:?}");
     let found = Config::from_toml("io = \"auto\"\nio = \"auto\"\n").unwrap_err();
     assert_eq!((found.len(), found[0].line), (1, Some(2)), "{found:?}");
 }
