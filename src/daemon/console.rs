@@ -262,8 +262,16 @@ pub fn start_log(syslog: bool) {
         .with(lines)
         .with(syslog_lines)
         .try_init();
-    if let Some(Err(error)) = syslog_started {
-        tracing::warn!("nothing goes to syslog: no thread for it ({error})");
+    match syslog_started {
+        Some(Ok(())) => {
+            if let Some(error) = syslog::fault() {
+                tracing::warn!(
+                    "nothing goes to syslog as long as no syslog daemon serves /dev/log ({error}); start one, mount its /dev/log where the relay runs, or set report.syslog = false"
+                );
+            }
+        }
+        Some(Err(error)) => tracing::warn!("nothing goes to syslog: no thread for it ({error})"),
+        None => {}
     }
     if let Some(error) = wrong {
         tracing::warn!("RTSPRELAY_LOG is not understood ({error}); write a level, such as debug, or rtsprelay=debug");

@@ -2,12 +2,16 @@
 //! while there is none is lost, and nothing waits for it.
 
 use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
 use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use nix::syslog::{Facility, LogFlags, Severity, openlog};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+
+/// Where a syslogd takes lines (syslog(3)).
+const PATH_LOG: &str = "/dev/log";
 
 /// Lines that wait at most; a syslogd that hangs loses what comes after them.
 const QUEUE_MAX: usize = 1_024;
@@ -30,6 +34,13 @@ pub fn start() -> io::Result<()> {
     // A second start finds the first one's queue.
     let _ = QUEUE.set(queue);
     Ok(())
+}
+
+/// Why nothing of what is said now arrives; nothing is wrong where a syslogd takes lines.
+pub fn fault() -> Option<io::Error> {
+    let reached = UnixDatagram::unbound().and_then(|socket| socket.connect(PATH_LOG));
+    // One that listens for streams is a syslogd, too.
+    reached.err().filter(|error| error.raw_os_error() != Some(libc::EPROTOTYPE))
 }
 
 /// Says lines of a report, if [`start`] was called.

@@ -50,6 +50,7 @@ fn an_absent_restarted_or_hanging_syslogd_holds_up_nothing() {
     command.args([BINARY, "run", "--config"]).arg(&config);
     // There is no syslogd yet.
     let relay = Relay::start(command).serving("/t");
+    assert!(relay.printed().contains("no syslog daemon serves /dev/log"), "{}", relay.printed());
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/t"));
     client.frame_on(0);
