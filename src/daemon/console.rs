@@ -113,9 +113,8 @@ fn write(items: &Receiver<Item>, dropped: &AtomicU64) {
         }
         untold += dropped.swap(0, Ordering::Relaxed);
         if untold > 0 {
-            let line = format!(
-                "{untold} lines of reports and log were dropped: the terminal, pipe or disk did not take them\n"
-            );
+            let lines = if untold == 1 { "line of reports or log was" } else { "lines of reports and log were" };
+            let line = format!("{untold} {lines} dropped: the terminal, pipe or disk did not take them\n");
             if screen.log(line.as_bytes()).is_ok() {
                 untold = 0;
             }
