@@ -21,6 +21,9 @@ impl Target {
     pub fn parse(text: &str, login: Option<(String, String)>) -> Result<Self, String> {
         let text = text.trim();
         let full = if text.contains("://") { text.to_owned() } else { format!("rtsp://{text}") };
+        if full.to_ascii_lowercase().starts_with("rtsps://") {
+            return Err("the viewer has no TLS; ask for the stream by rtsp:// at a port of `listen`".into());
+        }
         let shown = CameraAddress::parse(&full).map_err(|error| error.to_string())?.to_string();
         let mut url = Url::parse(&full).map_err(|error| error.to_string())?;
         let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
@@ -68,6 +71,7 @@ mod tests {
         assert_eq!(target.url().as_str(), "rtsp://127.0.0.1:8554/front");
         assert_eq!(target.to_string(), "rtsp://127.0.0.1:8554/front");
         assert!(Target::parse("http://x/", None).is_err());
+        assert!(Target::parse("rtsps://x/", None).is_err_and(|why| why.contains("TLS")));
         assert!(Target::parse("", None).is_err());
     }
 
