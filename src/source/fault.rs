@@ -39,6 +39,8 @@ pub enum Fault {
     Unreachable(String),
     /// No TLS with the camera, or no trust in it.
     Tls(String),
+    /// What is at the camera's port speaks no TLS.
+    NoTls(String),
     /// The camera did not answer.
     TimedOut(Step, Duration),
     /// The session played, but no packet came.
@@ -157,6 +159,12 @@ impl fmt::Display for Fault {
                 "connection refused: nothing listens there; check host and port, and that RTSP is switched on in the camera"
             ),
             Fault::Unreachable(reason) => write!(f, "cannot connect: {reason}; check host, network and firewall"),
+            Fault::NoTls(reason) => write!(
+                f,
+                "no TLS connection: {reason}; what listens there speaks no TLS: write rtsp://, or the port of the camera's \
+                 RTSPS ({} without one in the URL)",
+                super::tunnel::PORT
+            ),
             Fault::Tls(reason) => write!(
                 f,
                 "no TLS connection: {reason}; name the authority that signed the camera's certificate (tls_ca), or the \

@@ -71,7 +71,10 @@ pub(super) async fn open(
         let config = tokio::task::spawn_blocking(move || config(&options)).await;
         let config = config.map_err(|error| Fault::Tls(error.to_string()))??;
         let secured = TlsConnector::from(Arc::new(config)).connect(name, camera).await;
-        Ok(secured.map_err(|error| Fault::Tls(address.redact(&error.to_string())))?)
+        Ok(secured.map_err(|error| {
+            let reason = address.redact(&error.to_string());
+            if speaks_no_tls(&error) { Fault::NoTls(reason) } else { Fault::Tls(reason) }
+        })?)
     } else {
         Err(camera)
     };
@@ -95,6 +98,13 @@ where
     let _ = near.set_nodelay(true);
     // Whatever ends it is seen by the RTSP library as the end of its connection.
     let _ = loopback::carry(near, camera, ends, way, dropped).await;
+}
+
+/// Whether a handshake failed because the other side does not know what that is: it hung up, or answered in another language.
+fn speaks_no_tls(error: &io::Error) -> bool {
+    let garbled = |error: &rustls::Error| matches!(error, rustls::Error::InvalidMessage(_));
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+        || error.get_ref().and_then(|inner| inner.downcast_ref()).is_some_and(garbled)
 }
 
 fn config(options: &TlsOptions) -> Result<ClientConfig, Fault> {
@@ -154,6 +164,7 @@ pub fn parse_fingerprint(text: &str) -> Result<[u8; 32], String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::time::Instant;
 
     use tokio::io::copy_bidirectional;
@@ -224,6 +235,24 @@ mod tests {
             supervise(spec, fault_is(named));
         }
         std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn a_port_without_tls_is_named_as_one() {
+        for answer in [&b""[..], b"RTSP/1.0 400 Bad Request\r\n\r\n"] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("rtsps://admin:secret@{}/cam", listener.local_addr().unwrap());
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    let _ = stream.read(&mut [0; 4096]);
+                    let _ = stream.write_all(answer);
+                }
+            });
+            let mut spec = spec(&url);
+            spec.tls = TlsOptions { ca: None, fingerprint: Some([7; 32]) };
+            supervise(spec, fault_is("speaks no TLS"));
+        }
     }
 
     #[test]
