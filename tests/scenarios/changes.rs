@@ -99,6 +99,8 @@ fn another_codec_ends_sessions_with_a_bye_and_a_reason() {
     let told = "the source's tracks or codecs changed";
     // The log goes another way than the media, and may come after it.
     wait_until(told, DEADLINE, || relay.printed().contains(told));
+    // A shard that has no client of the stream has nothing to tell.
+    assert!(relay.printed().lines().filter(|line| line.contains(told)).all(|line| line.contains("clients=1")));
     // Who comes now gets what the camera has now.
     wait_until("the new description", DEADLINE, || {
         Client::connect(relay.address()).describe(&relay.url("/")).body.contains("H265")

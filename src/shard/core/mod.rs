@@ -508,7 +508,9 @@ impl<E: Egress> Core<E> {
             stream.tails.clear();
             stream.reports.clear();
             let members = stream.members.clone();
-            tracing::warn!(stream = %stream.name, clients = members.len(), "the source's tracks or codecs changed: its clients are ended");
+            if !members.is_empty() {
+                tracing::warn!(stream = %stream.name, clients = members.len(), "the source's tracks or codecs changed: its clients are ended");
+            }
             for slot in members {
                 self.end_client(now, slot, EndReason::SourceChanged);
             }
