@@ -327,7 +327,7 @@ async fn supervise<P: Publish>(
             continue;
         }
         if fault.is_of_form() && !std::mem::replace(&mut ways[at].mended, true) {
-            info!(stream = name, camera = %address, "{fault}; trying again with its answers put in order");
+            info!(stream = %name, camera = %address, "{fault}; trying again with its answers put in order");
             continue;
         }
         if let Some(since) = live {
