@@ -121,12 +121,23 @@ pub const SESSIONS_PER_CONNECTION_MAX: usize = 16;
 /// Connections without a session at most, over all shards, if `limits.clients` does not ask for fewer ([`strangers_max`]).
 pub const STRANGERS_MAX: usize = 4_096;
 
-/// Connections without a session at most, over all shards: as many as there may be players, who may all come at once and wait for a
-/// source together, and a few more, within bounds. Beyond them the oldest of the address that has most of them is closed, so that
-/// nobody keeps others from connecting.
+/// Connections without a session for which there is room even where half of `limits.clients` is less, as far as others keep theirs.
+pub const STRANGERS_MIN: usize = 128;
+
+/// Connections without a session at most, over all shards: half of `limits.clients`, but in a small relay as many as there may be
+/// players, who may all come at once and wait for a source together, and a few more. Beyond them the oldest of the address that has
+/// most of them is closed, so that nobody keeps others from connecting.
 pub const fn strangers_max(clients: usize) -> usize {
+    let half = clients / 2;
     let all = clients.saturating_add(answered_beyond(clients) / 4);
-    if all < STRANGERS_MAX { all } else { STRANGERS_MAX }
+    let least = if all < STRANGERS_MIN { all } else { STRANGERS_MIN };
+    if half > STRANGERS_MAX {
+        STRANGERS_MAX
+    } else if half < least {
+        least
+    } else {
+        half
+    }
 }
 
 /// The same of each shard while there are so many sessions: some of the places that all connections may take are left for those who
@@ -372,6 +383,7 @@ const _: () = {
     assert!(LOG_BYTES_MIN as usize >= 4 * SKIP_KEPT_BYTES_MAX);
     assert!(QUEUE_AGE_MIN_MS * 1_000 > CHUNK_OPEN_MAX_US);
     assert!(STREAMS_MAX <= 1 << 16);
+    assert!(STRANGERS_MIN <= STRANGERS_MAX);
     // However many come without a session, by TLS or not, and however many sessions there are: what is beyond `connections_many`
     // are handshakes that give way, and some place is left.
     let mut clients = 1;

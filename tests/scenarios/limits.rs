@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use rtsprelay::limits::strangers_max;
+use rtsprelay::limits::{STRANGERS_MIN, strangers_max};
 
 use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::beside_others;
@@ -87,7 +87,7 @@ fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
     Player::new(&relay, 2).frames(5);
     // One byte now and then is no request.
     let start = Instant::now();
-    while limited(&relay, "handshake_timeout") < 64.0 {
+    while limited(&relay, "handshake_timeout") < STRANGERS_MIN as f64 / 2.0 {
         assert!(start.elapsed() < DEADLINE, "the dripping ones are not closed");
         for stream in crowd.iter_mut().step_by(2) {
             let _ = stream.write_all(b"P");
