@@ -259,13 +259,15 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
 #[test]
 fn of_half_open_handshakes_one_gives_way_for_each_of_a_burst() {
     const CLIENTS: usize = 100;
-    const BURST: u64 = 6;
+    /// Places that are left before, for what the harness itself has opened and closed.
+    const FREE: usize = 4;
+    const GIVEN: u64 = 6;
     let _turn = beside_others();
     let certificate = Certificate::new();
     let relay = relay(&certificate, &format!("[limits]\nclients = {CLIENTS}\nhandshake_timeout = \"60s\"\n"));
     let most = connections_many(CLIENTS, available_parallelism().unwrap().get());
     let half_open: Vec<_> = (0..CLIENTS).map(|_| stream_from([127, 0, 0, 2].into(), relay.tls_address())).collect();
-    let beside: Vec<_> = (CLIENTS..most).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
+    let beside: Vec<_> = (CLIENTS..most - FREE).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
     let count = |told: &Value, of: &str| told.pointer(of).and_then(Value::as_u64).unwrap();
     let are_in = |wanted: (u64, u64)| {
         let told = status(&relay);
@@ -275,10 +277,11 @@ fn of_half_open_handshakes_one_gives_way_for_each_of_a_burst() {
     wait_until("all are in", DEADLINE, || are_in((waiting, plain)));
     // Once it goes on it finds them all.
     relay.signal(Signal::SIGSTOP);
-    let burst: Vec<_> = (0..BURST).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
+    let burst = FREE as u64 + GIVEN;
+    let burst: Vec<_> = (0..burst).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
     relay.signal(Signal::SIGCONT);
-    wait_until("as many have given way", DEADLINE, || are_in((waiting - BURST, plain + BURST)));
-    assert_eq!(count(&status(&relay), "/tls/handshakes_total/crowded_out"), BURST);
+    wait_until("as many have given way", DEADLINE, || are_in((waiting - GIVEN, plain + burst.len() as u64)));
+    assert_eq!(count(&status(&relay), "/tls/handshakes_total/crowded_out"), GIVEN);
     drop((half_open, beside, burst));
 }
 
