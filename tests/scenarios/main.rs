@@ -16,6 +16,7 @@ mod controls;
 mod datagrams;
 mod delivery;
 mod exhaustion;
+mod families;
 mod first_keyframe;
 mod hostile_camera;
 mod io_blocked;

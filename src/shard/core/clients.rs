@@ -226,10 +226,11 @@ impl<E: Egress> Core<E> {
         Ok((slot, self.first_packets(now, slot)))
     }
 
-    /// The client of a connection.
+    /// The client of a connection, as people write its address.
     fn peer(&self, conn: ConnId) -> Option<SocketAddr> {
         match self.links.get(conn.0 as usize)?.kind {
-            Kind::Tcp { peer, .. } => Some(peer),
+            // At a listener for both families an IPv4 address comes as an IPv6 one.
+            Kind::Tcp { peer, .. } => Some(SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             _ => None,
         }
     }
