@@ -79,6 +79,23 @@ fn protocol_cores_are_told_the_time() {
 }
 
 #[test]
+fn lines_of_the_log_write_the_stream_alike() {
+    let mut found = Vec::new();
+    for path in sources("src") {
+        for (number, line) in code(&path) {
+            let quoted = ["debug!(stream", "info!(stream", "warn!(stream", "error!(stream"].iter().any(|start| {
+                let value = line.split_once(start).map(|(_, rest)| rest.trim_start_matches(" = "));
+                value.is_some_and(|value| !value.starts_with('%') && !value.starts_with("about("))
+            });
+            if quoted {
+                found.push(format!("{}:{number}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "write `stream = %name`, not in quotes: {found:#?}");
+}
+
+#[test]
 fn unsafe_code_stays_in_its_place() {
     let src = root().join("src");
     let mut found = Vec::new();
