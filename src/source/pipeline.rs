@@ -15,6 +15,7 @@ use crate::shard::inbox::SourceState;
 use crate::stream::chunk::Chunk;
 use crate::stream::chunker::Chunker;
 use crate::stream::{Description, Track, TrackId};
+use crate::told::Told;
 use crate::wire::rtp::Header;
 
 /// Takes what a pipeline makes, in order.
@@ -105,7 +106,8 @@ pub struct TrackStats {
     pub lost: u64,
 }
 
-/// Something about the source that its operator should know. Each is told once a session at most.
+/// Something about the source that its operator should know. Each is told once a session at most, loss once a minute
+/// ([`TOLD_EVERY_S`](crate::limits::TOLD_EVERY_S)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// The camera's clock is wrong; its sender reports carry the relay's time instead.
@@ -135,6 +137,11 @@ pub enum Notice {
         payload_type: u8,
         /// The first such packet's sequence number, as the camera sent it.
         seq: u16,
+    },
+    /// Packets never came.
+    Lost {
+        /// How many since it was told last.
+        packets: u64,
     },
 }
 
@@ -166,6 +173,11 @@ impl fmt::Display for Notice {
                  they are discarded",
                 track.0
             ),
+            Notice::Lost { packets } => write!(
+                f,
+                "packets lost before they reached the relay: {packets}; the network on the way or the source itself is overloaded \
+                 (over UDP: transport = \"tcp\" loses none on the way)"
+            ),
         }
     }
 }
@@ -183,6 +195,9 @@ pub struct Pipeline {
     drained: bool,
     tally: Tally,
     told_clock: bool,
+    told_lost: Told,
+    /// Of the packets lost those that have been told.
+    lost_told: u64,
 }
 
 impl Pipeline {
@@ -200,6 +215,8 @@ impl Pipeline {
             drained: false,
             tally: Tally { stats: SourceStats::default(), notices: VecDeque::new() },
             told_clock: false,
+            told_lost: Told::default(),
+            lost_told: 0,
         }
     }
 
@@ -293,6 +310,10 @@ impl Pipeline {
         }
         if let Place::After(lost @ 1..) = place {
             tally.stats.lost += u64::from(lost);
+            if self.told_lost.is_due(received) {
+                let packets = tally.stats.lost - std::mem::replace(&mut self.lost_told, tally.stats.lost);
+                tally.notices.push_back(Notice::Lost { packets });
+            }
             input.lose(lost, chunker, out);
         }
         if header.payload.is_empty() {

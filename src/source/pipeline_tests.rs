@@ -266,6 +266,23 @@ fn a_gap_is_passed_on_and_parts_chunks() {
 }
 
 #[test]
+fn loss_is_told_at_once_and_then_once_a_minute() {
+    let mut rig = Rig::h264(None);
+    rig.frame(&[IDR]);
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        rig.seq[0] = rig.seq[0].wrapping_add(2);
+        rig.frame(&[P]);
+        told.push(rig.notices());
+    }
+    assert_eq!(told, [vec![Notice::Lost { packets: 2 }], vec![], vec![]]);
+    rig.wait(1_000 * crate::limits::TOLD_EVERY_S);
+    rig.seq[0] = rig.seq[0].wrapping_add(1);
+    rig.frame(&[IDR]);
+    assert_eq!(rig.notices(), [Notice::Lost { packets: 5 }]);
+}
+
+#[test]
 fn duplicates_are_dropped_and_a_sequence_may_begin_again() {
     let mut rig = Rig::h264(None);
     rig.frame(&[IDR]);
