@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Parser as _;
 
 use rtsprelay_view::args::{Args, Mode};
-use rtsprelay_view::player::{FaultKind, Player};
+use rtsprelay_view::player::{FaultKind, Player, Screen, State};
 use rtsprelay_view::target::Target;
 use rtsprelay_view::{Ending, headless, ingest, snapshot, terminal, window};
 
@@ -129,7 +129,7 @@ fn show(
 
 /// Writes the snapshot and makes the exit code.
 fn finish(args: &Args, player: &Player, ending: &Ending) -> Result<u8, String> {
-    let picture = player.screen().picture;
+    let Screen { picture, state, .. } = player.screen();
     if let Some(path) = &args.snapshot
         && let Some(picture) = &picture
     {
@@ -149,7 +149,8 @@ fn finish(args: &Args, player: &Player, ending: &Ending) -> Result<u8, String> {
         }
         Ending::TimeOver if picture.is_none() => {
             eprintln!("rtsprelay-view: no picture within the time given");
-            NO_PICTURE
+            // Media came, or nobody was there to send any.
+            if matches!(state, State::Away(_)) { NO_SERVER } else { NO_PICTURE }
         }
         Ending::TimeOver if args.frames.is_some() => TOO_FEW,
         Ending::Asked | Ending::Complete | Ending::TimeOver => 0,

@@ -106,11 +106,13 @@ fn scripts_learn_from_the_exit_code() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
     let nobody = format!("127.0.0.1:{port}");
     let nothing = format!("{}/nothing", demo.address);
-    let cases: [(&[&str], i32); 8] = [
+    let cases: [(&[&str], i32); 10] = [
         (&[&demo.address, "--headless", "--seconds", "5"], 0),
         (&[&demo.address, "--headless", "--frames", "100000", "--seconds", "5"], 5),
         (&[&nobody, "--headless", "--patience", "1"], 3),
+        (&[&nobody, "--headless", "--seconds", "1"], 3),
         (&[&nothing, "--headless"], 3),
+        (&["rtsps://127.0.0.1/", "--headless"], 2),
         (&["http://127.0.0.1/", "--headless"], 2),
         (&[&demo.address, "--headless", "--frames", "0"], 2),
         (&[&demo.address, "--headless", "--user", "somebody"], 2),
