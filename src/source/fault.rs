@@ -39,7 +39,7 @@ pub enum Fault {
     Unreachable(String),
     /// No TLS with the camera, or no trust in it.
     Tls(String),
-    /// What is at the camera's port speaks no TLS.
+    /// What is at the camera's port broke off the handshake, or speaks no TLS.
     NoTls(String),
     /// The camera did not answer.
     TimedOut(Step, Duration),
@@ -137,7 +137,10 @@ impl Fault {
     /// ([`mend`](super::mend)).
     pub(super) fn is_of_form(&self) -> bool {
         match self {
-            Fault::Other(Step::Describe | Step::Setup | Step::Play, _) => true,
+            // Not one that was never read.
+            Fault::Other(Step::Describe | Step::Setup | Step::Play, reason) => {
+                !["Error reading", "Error writing"].iter().any(|start| reason.starts_with(start))
+            }
             Fault::Other(Step::Playing, reason) => reason.contains("Unexpected RTSP response"),
             Fault::NotRtsp(reason) => ["response >", "status-line"].iter().any(|part| reason.contains(part)),
             _ => false,
@@ -161,8 +164,8 @@ impl fmt::Display for Fault {
             Fault::Unreachable(reason) => write!(f, "cannot connect: {reason}; check host, network and firewall"),
             Fault::NoTls(reason) => write!(
                 f,
-                "no TLS connection: {reason}; what listens there speaks no TLS: write rtsp://, or the port of the camera's \
-                 RTSPS ({} without one in the URL)",
+                "no TLS connection: {reason}; see that the URL has the port of the camera's RTSPS ({} without one). A port that \
+                 speaks no TLS wants rtsp://, which encrypts nothing",
                 super::tunnel::PORT
             ),
             Fault::Tls(reason) => write!(

@@ -1,13 +1,17 @@
-//! The bodies of the pipeline's and the reordering's fuzz targets, and the checker that the pipeline's tests share. Panics are
-//! findings.
+//! The bodies of the fuzz targets of the pipeline, the reordering and cameras' answers, and the checker that the pipeline's tests
+//! share. Panics are findings.
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
+use super::loopback::{Bridge, Ends, Way};
+use super::mend;
 use super::pipeline::{Pipeline, Publish, Published, SourceTrack};
 use super::reorder::{Reorder, WAIT_MAX};
-use crate::limits::{CHUNK_BYTES_MAX, REORDER_PACKETS_MAX, RTP_PACKET_BYTES_MAX};
+use crate::limits::{CAMERA_ANSWER_BYTES_MAX, CHUNK_BYTES_MAX, REORDER_PACKETS_MAX, RTP_PACKET_BYTES_MAX};
 use crate::stream::chunk::{Chunk, ChunkKind, cut_runs};
 use crate::stream::{Description, TrackId};
 use crate::wire::rtcp;
@@ -275,4 +279,36 @@ pub fn reorder(data: &[u8]) {
     numbers.sort_unstable();
     assert_eq!(numbers, (0..pushed).collect::<Vec<_>>(), "each comes out once");
     assert!(out.iter().all(|(at, _)| *at <= now));
+}
+
+/// What the RTSP library asks a camera before its media.
+const ASKED: &[u8] = b"OPTIONS rtsp://c/ RTSP/1.0\r\nCSeq: 1\r\n\r\nDESCRIBE rtsp://c/ RTSP/1.0\r\nCSeq: 2\r\n\r\n\
+    SETUP rtsp://c/0 RTSP/1.0\r\nCSeq: 3\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n\r\n\
+    SETUP rtsp://c/1 RTSP/1.0\r\nCSeq: 4\r\nTransport: RTP/AVP/TCP;unicast;interleaved=2-3\r\n\r\n\
+    PLAY rtsp://c/ RTSP/1.0\r\nCSeq: 5\r\n\r\n";
+
+/// Whatever a camera says, in pieces: the first byte has their length, and what the camera needs done to its answers. One that
+/// needs nothing is heard as it is, and one that is put in order has a head of one form.
+pub fn answers(data: &[u8]) {
+    let Some((&first, said)) = data.split_first() else { return };
+    let way = Way { udp: false, without_ssrc: first & 1 != 0, mended: first & 2 != 0 };
+    let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut bridge = Bridge::new(Ends { local: here, camera: here }, way, Arc::default());
+    bridge.asked(&mut ASKED.into(), &mut Vec::new()).expect("no sockets are made");
+    let (mut answered, mut out) = (BytesMut::new(), Vec::new());
+    for piece in said.chunks(usize::from(first >> 2) + 1) {
+        answered.extend_from_slice(piece);
+        bridge.answered(&mut answered, &mut out);
+        assert!(answered.len() <= CAMERA_ANSWER_BYTES_MAX, "what is not whole is not kept for ever");
+    }
+    if way == Way::default() {
+        out.extend_from_slice(&answered);
+        assert_eq!(out, said);
+    }
+    if let Some(end) = mend::head_end(said) {
+        let (out, head) = mend::answer(&said[..end], &said[end..], "1", true);
+        let text = std::str::from_utf8(&out[..head]).expect("text");
+        assert!(text.starts_with("RTSP/1.0 ") && text.ends_with("\r\n\r\n"), "{text:?}");
+        assert_eq!((text.matches("\r\n\r\n").count(), text.matches("\nCSeq: 1\r\n").count()), (1, 1), "{text:?}");
+    }
 }

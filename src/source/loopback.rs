@@ -111,7 +111,7 @@ where
 }
 
 /// The translation, with the sockets that datagrams come by.
-struct Bridge {
+pub(super) struct Bridge {
     ends: Ends,
     way: Way,
     /// A SETUP is on its way to the camera.
@@ -151,7 +151,7 @@ struct Sequence {
 }
 
 impl Bridge {
-    fn new(ends: Ends, way: Way, dropped: Arc<DroppedDatagrams>) -> Self {
+    pub(super) fn new(ends: Ends, way: Way, dropped: Arc<DroppedDatagrams>) -> Self {
         Bridge {
             ends,
             way,
@@ -170,7 +170,7 @@ impl Bridge {
     }
 
     /// Requests of the library.
-    fn asked(&mut self, asked: &mut BytesMut, out: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn asked(&mut self, asked: &mut BytesMut, out: &mut Vec<u8>) -> io::Result<()> {
         while let Some(message) = message(asked, false, false) {
             let bytes = asked.split_to(message.end);
             let head = &bytes[..message.head];
@@ -202,7 +202,7 @@ impl Bridge {
     }
 
     /// Answers of the camera, and whatever else it sends.
-    fn answered(&mut self, answered: &mut BytesMut, out: &mut Vec<u8>) {
+    pub(super) fn answered(&mut self, answered: &mut BytesMut, out: &mut Vec<u8>) {
         while let Some(mut message) = message(answered, true, self.way.mended) {
             let mut bytes = answered.split_to(message.end);
             let mut sets_up = message.head > 0;
@@ -226,10 +226,11 @@ impl Bridge {
     /// for, over which the library would end the session.
     fn mend(&mut self, answer: &[u8], head: usize) -> Option<(bool, (BytesMut, usize))> {
         let (head, body) = answer.split_at(head);
-        let said = header(head, "cseq").map(|value| String::from_utf8_lossy(head[value].trim_ascii()).into_owned());
-        let said = said.filter(|said| !said.is_empty() && said.bytes().all(|byte| byte.is_ascii_digit()));
-        // They come in the order of the requests, if they do not say which they are to.
-        let at = said.map_or(Some(0), |said| self.unanswered.iter().position(|(cseq, _)| *cseq == said))?;
+        let number = |digits: &str| digits.parse::<u32>().ok();
+        let said = header(head, "cseq").and_then(|value| number(std::str::from_utf8(head[value].trim_ascii()).ok()?));
+        // They come in the order of the requests, if they do not say which they are to. Some always say 0.
+        let is_to = |said| self.unanswered.iter().position(|(cseq, _)| number(cseq) == Some(said));
+        let at = said.filter(|said| *said != 0).map_or(Some(0), is_to)?;
         let (cseq, sets_up) = self.unanswered.remove(at)?;
         let (mended, head) = mend::answer(head, body, &cseq, sets_up);
         Some((sets_up, (mended[..].into(), head)))
