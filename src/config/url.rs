@@ -25,7 +25,7 @@ pub fn camera(text: &str) -> Result<CameraAddress, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(format!(
             "{:?} is no source; write a URL (\"rtsp://HOST/PATH\") or \"test\" for the built-in test pattern",
-            without_userinfo(text)
+            redact(&without_userinfo(text))
         ));
     };
     match scheme.to_ascii_lowercase().as_str() {
@@ -95,30 +95,28 @@ fn without_userinfo(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Hides the passwords of URLs that lack their scheme, or a slash of it.
-fn push_words(out: &mut String, text: &str) {
-    for word in text.split_inclusive(char::is_whitespace) {
-        out.push_str(&without_userinfo(word));
-    }
-}
-
-/// Hides the values of what looks like `password=…`: some cameras take it in the path or in the query.
+/// Hides the passwords of URLs that lack their scheme, or a slash of it, and the values of what looks like `password=…`: some
+/// cameras take it in the path or in the query.
 fn push_without_secrets(out: &mut String, text: &str) {
     const NAMES: [&str; 7] = ["password=", "passwd=", "pass=", "pwd=", "token=", "secret=", "auth="];
+    let text: String = text.split_inclusive(char::is_whitespace).map(without_userinfo).collect();
     let lower = text.to_ascii_lowercase();
-    let mut from = 0;
-    loop {
-        let next = NAMES.iter().filter_map(|name| lower[from..].find(name).map(|at| from + at + name.len())).min();
-        let Some(value) = next else { break };
-        push_words(out, &text[from..value]);
+    let (mut from, mut at) = (0, 0);
+    while let Some(found) = text[at..].find('=') {
+        let value = at + found + 1;
+        at = value;
+        if !NAMES.iter().any(|name| lower[..value].ends_with(name)) {
+            continue;
+        }
+        out.push_str(&text[from..value]);
         let ends = |c: char| matches!(c, '&' | '/' | '?' | '#' | ';' | '"' | '\'') || c.is_whitespace();
         let end = text[value..].find(ends).map_or(text.len(), |at| value + at);
         if end > value {
             out.push_str(HIDDEN);
         }
-        from = end;
+        (from, at) = (end, end);
     }
-    push_words(out, &text[from..]);
+    out.push_str(&text[from..]);
 }
 
 #[cfg(test)]
@@ -155,6 +153,9 @@ mod tests {
             "admin:12@hunter2@host/x",
             "error: unexpected argument 'admin:hunter2@host/x' found",
             "rtsp:admin:hunter2@host/x?password=a",
+            "admin:hunter2?pwd=x@host/x",
+            "192.0.2.10/ch0?user=admin&password=hunter2",
+            "rtsp:/u:p@h/x?pwd=hunter2",
             "see 'rtsp://a:hunter2@b/' and rtsp://c:hunter2@d/.",
         ];
         for text in secrets {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::resource::{self, Resource};
 use super::server::{Held, NewSession, Server, SetUp, State, Waiting, canonical};
 use super::types::{ConnId, Delivery, EndReason, Event, SessionKey};
+use crate::config::redact;
 use crate::limits::CLIENT_PORT_MIN;
 use crate::metrics::Limited;
 use crate::stream::{Description, StreamId, TrackId};
@@ -30,6 +31,10 @@ pub(super) const RETRY_AFTER_S: &str = "5";
 
 /// Characters of a player's name that are kept.
 const USER_AGENT_CHARS_MAX: usize = 128;
+
+/// Bytes of what a player asked for that a line of the log shows at most. What is longer it does not show at all: a part of it
+/// could begin within a password.
+const TOLD_BYTES_MAX: usize = 512;
 
 /// A request that has passed the checks common to all.
 pub(super) struct Asked<'a> {
@@ -136,6 +141,7 @@ impl Server {
         if refusal.status == Status::NOT_FOUND {
             self.count(Limited::UnknownStream);
         }
+        self.tell_refused(conn, request, refusal.status);
         let mut answer = with_timestamp(Response::new(refusal.status, request.cseq()), request);
         if let Some(key) = session.filter(|key| self.sessions.contains_key(key)) {
             answer = self.with_session(answer, key);
@@ -144,6 +150,22 @@ impl Server {
             answer = answer.header(name, &value);
         }
         self.answer(conn, answer);
+    }
+
+    /// Says what a player lacks that asks for what there is not: most show their users no more than that it failed.
+    fn tell_refused(&self, conn: ConnId, request: &Request, status: Status) {
+        let Some(connection) = self.conns.get(&conn) else { return };
+        let client = connection.peer;
+        let shown = |text: &str| {
+            if text.len() > TOLD_BYTES_MAX { format!("{} bytes", text.len()) } else { redact(text) }
+        };
+        if status == Status::NOT_FOUND {
+            let url = shown(&request.url);
+            tracing::warn!(%client, method = request.method, ?url, "refused (404): no such stream or track; the URL's path is a stream's name");
+        } else if status == Status::UNSUPPORTED_TRANSPORT {
+            let transport = shown(request.header("Transport").unwrap_or_default());
+            tracing::info!(%client, method = request.method, ?transport, "refused (461): no such transport here, or its ports are taken; let the player take TCP");
+        }
     }
 
     /// The beginning of a good answer.

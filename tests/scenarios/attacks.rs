@@ -162,6 +162,17 @@ fn no_path_leads_anywhere_but_to_the_streams() {
     let _turn = beside_others();
     let relay = relay("");
     let host = relay.address();
+    // The log tells of the first, with what it must not be able to do to a terminal escaped, and no password.
+    let asked = format!("rtsp://me:secret@{host}/\u{202e}nothing");
+    Client::connect(host).describe(&asked).expect(404);
+    // What is long may end within a password.
+    Client::connect(host).describe(&format!("rtsp://me:{}@{host}/nothing", "secret".repeat(200))).expect(404);
+    let mut log = String::new();
+    wait_until("the log tells of it", DEADLINE, || {
+        log = relay.printed();
+        log.matches("refused (404): no such stream or track").count() == 2
+    });
+    assert!(log.contains("\\u{202e}nothing") && !log.contains('\u{202e}') && !log.contains("secret"), "{log}");
     let long = "a".repeat(12_000);
     let mut client = Client::connect(host);
     for (path, status) in [
