@@ -83,9 +83,15 @@ fn lines_of_the_log_write_the_stream_alike() {
     let mut found = Vec::new();
     for path in sources("src") {
         for (number, line) in code(&path) {
-            let quoted = ["debug!(stream", "info!(stream", "warn!(stream", "error!(stream"].iter().any(|start| {
-                let value = line.split_once(start).map(|(_, rest)| rest.trim_start_matches(" = "));
-                value.is_some_and(|value| !value.starts_with('%') && !value.starts_with("about("))
+            // Of a macro on one line, or of one field a line.
+            let field = ["debug!(", "info!(", "warn!(", "error!("]
+                .iter()
+                .find_map(|start| line.split_once(start).map(|(_, rest)| rest))
+                .or_else(|| line.trim().strip_suffix(','))
+                .and_then(|field| field.strip_prefix("stream"));
+            let value = field.and_then(|rest| rest.strip_prefix(" = ").or(rest.starts_with(',').then_some(rest)));
+            let quoted = value.is_some_and(|value| {
+                !["%", "about("].iter().any(|right| value.starts_with(right)) && !value.contains("display")
             });
             if quoted {
                 found.push(format!("{}:{number}: {}", path.display(), line.trim()));

@@ -73,7 +73,7 @@ pub(super) async fn open(
         let secured = TlsConnector::from(Arc::new(config)).connect(name, camera).await;
         Ok(secured.map_err(|error| {
             let reason = address.redact(&error.to_string());
-            if speaks_no_tls(&error) { Fault::NoTls(reason) } else { Fault::Tls(reason) }
+            if may_speak_no_tls(&error) { Fault::NoTls(reason) } else { Fault::Tls(reason) }
         })?)
     } else {
         Err(camera)
@@ -100,8 +100,9 @@ where
     let _ = loopback::carry(near, camera, ends, way, dropped).await;
 }
 
-/// Whether a handshake failed because the other side does not know what that is: it hung up, or answered in another language.
-fn speaks_no_tls(error: &io::Error) -> bool {
+/// Whether a handshake failed as it does where the other side does not know what that is: it hung up, or answered in another
+/// language.
+fn may_speak_no_tls(error: &io::Error) -> bool {
     let garbled = |error: &rustls::Error| matches!(error, rustls::Error::InvalidMessage(_));
     matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
         || error.get_ref().and_then(|inner| inner.downcast_ref()).is_some_and(garbled)

@@ -10,6 +10,9 @@ use crate::harness::{DEADLINE, wait_until};
 #[test]
 fn players_of_both_kinds_of_address_get_datagrams_and_are_told_of_as_people_write_them() {
     let _turn = beside_others();
+    if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+        return println!("this machine has no IPv6");
+    }
     let relay =
         Relay::configured("listen = [\"[::]:0\"]\n\n[[stream]]\nname = \"t\"\nsource = \"test\"\n").serving("/t");
     for (ip, kind) in
