@@ -2,9 +2,9 @@
 //! what the library has read of them, which keeps an answer of any length.
 //!
 //! The RTSP library keeps its connection's descriptor to itself. But it makes the connection while its future is polled, on
-//! this thread, and a new descriptor is always the lowest that is free: so the number that was free before a poll, and is a
-//! TCP connection after it, is the one. Other threads may take the number in between; then the connection is not found, or
-//! its ends show that it is another.
+//! this thread, and a new descriptor is always the lowest that is free: so the number that was free before a poll, or one of the
+//! next if other threads took that in between, is the one, if it is a TCP connection to the camera's port after it and was
+//! none before.
 
 use std::future::poll_fn;
 use std::os::fd::{AsRawFd, RawFd};
@@ -14,6 +14,9 @@ use std::task::Poll;
 
 use crate::limits::CAMERA_SILENT_BYTES_MAX;
 use crate::sys::{Connection, is_tcp};
+
+/// Numbers that are looked at, from the lowest that is free: other threads open no more in the time of a poll, as a rule.
+const NEAR: usize = 16;
 
 /// More than [`CAMERA_SILENT_BYTES_MAX`] were read with nothing to show for them.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,13 +35,14 @@ pub(super) async fn connecting<T>(
     let is_its = |connection: &Connection| connection.peer().port() == port;
     let find = |made: &[RawFd]| made.iter().rev().copied().filter_map(Connection::of).find(is_its);
     let output = poll_fn(|cx| {
-        let free = lowest_free();
+        let near = lowest_free().map_or(0..0, |free| free..free.saturating_add(NEAR as RawFd));
+        let mut were = [false; NEAR];
+        were.iter_mut().zip(near.clone()).for_each(|(was, fd)| *was = is_tcp(fd));
         let polled = future.as_mut().poll(cx);
-        if let Some(fd) = free
-            && is_tcp(fd)
-            && !made.contains(&fd)
-        {
-            made.push(fd);
+        for (fd, was) in near.zip(were) {
+            if !was && is_tcp(fd) && !made.contains(&fd) {
+                made.push(fd);
+            }
         }
         let read = || find(&made)?.read();
         match polled {
@@ -112,11 +116,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         Runtime::new(IoKind::Epoll).unwrap().block_on(async {
-            // Other threads of the tests make descriptors as well, and may take the number; not every time.
-            let (near, connection) = loop {
-                let (near, found) = connecting(address.port(), TcpStream::connect(address)).await.unwrap();
+            // As if another thread had taken the number, and the next.
+            let taken = async || {
+                let others = [UnixDatagram::unbound(), UnixDatagram::unbound()];
+                (TcpStream::connect(address).await, others)
+            };
+            // Those of other tests may take more; not every time.
+            let (near, connection, _others) = loop {
+                let ((near, others), found) = connecting(address.port(), taken()).await.unwrap();
                 if let Some(connection) = found {
-                    break (near.unwrap(), connection);
+                    break (near.unwrap(), connection, others);
                 }
             };
             assert_eq!(connection.peer(), address);
