@@ -118,7 +118,7 @@ pub struct Report {
     pub uptime: Duration,
     /// Time that rates and latencies are about.
     pub span: Duration,
-    /// The streams, in the order of the configuration.
+    /// The streams, in the order of the configuration; those that a reload has added come last.
     pub streams: Vec<StreamReport>,
     /// All of them together.
     pub total: Totals,

@@ -348,10 +348,9 @@ fn judge(relay: &Relay, case: &Case) -> Option<String> {
 }
 
 fn log_of(relay: &Relay, name: &str) -> Vec<String> {
-    let of = format!("stream=\"{name}\"");
-    let plain = format!("stream={name} ");
+    let of = format!("stream={name} ");
     let printed = relay.printed();
-    let lines = printed.lines().filter(|line| (line.contains(&of) || line.contains(&plain)) && line.contains("WARN"));
+    let lines = printed.lines().filter(|line| line.contains(&of) && line.contains("WARN"));
     lines.map(str::to_owned).collect()
 }
 
