@@ -1,9 +1,9 @@
 //! The time at which the kernel came to the end of a submission, told by the kernel itself.
 //!
-//! The sends of a submission wake their players. One that runs on this CPU gets it when the system call returns (with `preempt=none`,
-//! and surely with `lazy`): the thread can look at a clock only afterwards, 75 to 250 µs later in a third of all submissions of 25 sends, which took
-//! 200 (docs/journal/2026-11-22-metrics.md). So the last entry of a submission sends a datagram to a socket of our own, which the
-//! kernel stamps on its way (`SO_TIMESTAMPNS`, socket(7)): nobody comes in between. It costs 2.5 µs, to send and to receive.
+//! The sends of a submission wake their players. With `preempt=none` one that runs on this CPU gets it when the system call returns:
+//! the thread can look at a clock only afterwards, 75 to 250 µs later in a third of all submissions of 25 sends, which took 200
+//! (docs/journal/2026-11-22-metrics.md). So the last entry of a submission sends a datagram to a socket of our own, which the kernel
+//! stamps on its way (`SO_TIMESTAMPNS`, socket(7)): nobody comes in between. It costs 2.5 µs, to send and to receive.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd;
@@ -75,6 +75,7 @@ impl Clock {
 mod tests {
     use super::*;
 
+    /// Nothing is waited for: it parts the moment that is to be told from those before and after it, which are not.
     const PAUSE: Duration = Duration::from_millis(20);
 
     /// Does what the kernel does with an entry.
@@ -88,10 +89,12 @@ mod tests {
         assert_eq!(clock.told(), None, "nobody asked");
         for _ in 0..3 {
             assert!(clock.ask().is_some());
+            // The moment of asking is not what is told,
             std::thread::sleep(PAUSE);
             let begun = Instant::now();
             submit(&clock);
             let ended = Instant::now();
+            // nor is that of looking.
             std::thread::sleep(PAUSE);
             let told = clock.told().expect("it was asked");
             // What the two clocks are read apart, on a machine with other work.
