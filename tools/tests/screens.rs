@@ -58,8 +58,10 @@ impl Display {
         need("Xvfb", "xvfb");
         need("xdotool", "xdotool");
         need("import", "imagemagick");
+        // Without `-noreset` Xvfb starts over when its last client leaves, and turns away who comes in that moment: a
+        // look for the window that ends before the viewer has connected would be such a last client.
         let mut server = Command::new("Xvfb")
-            .args(["-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp"])
+            .args(["-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp", "-noreset"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -99,7 +101,11 @@ fn a_window_keeps_the_shape_of_the_picture_and_obeys_keys() {
             .expect("it starts"),
     );
     let find = || display.xdotool(&["search", "--name", "^rtsprelay-view"]);
-    wait_until("a window", || !find().is_empty());
+    wait_until("a window", || {
+        let ended = viewer.0.try_wait().expect("it can be waited for");
+        assert!(ended.is_none(), "the viewer ended before it had a window: {ended:?}");
+        !find().is_empty()
+    });
     let window = find();
     let file = folder.file("shot.png");
     // A square window: the picture of 16:9 has black above and below.
