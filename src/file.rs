@@ -1,6 +1,6 @@
 //! The small files that the configuration names: passwords, certificates, keys.
 
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -29,7 +29,12 @@ pub fn read(path: &Path, bytes_max: usize) -> io::Result<Contents> {
     }
     let mut bytes = Vec::new();
     file.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(Contents { bytes, exposed: metadata.permissions().mode() & OTHERS_READ != 0 })
+    Ok(Contents { bytes, exposed: is_exposed(&metadata) })
+}
+
+/// Whether every user of the machine may read a file.
+pub fn is_exposed(metadata: &Metadata) -> bool {
+    metadata.is_file() && metadata.permissions().mode() & OTHERS_READ != 0
 }
 
 /// The first line of a file with a password, without its end; a longer one is cut off after `bytes_max`, and one byte more.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -177,9 +178,16 @@ fn check_tells_every_fault_with_file_and_line() {
     assert_eq!((code, run_err), (Some(2), err), "a start says the same");
 
     let good = File::new("good", "[[stream]]\nname = \"a\"\nsource = \"rtsp://u:hunter2@192.0.2.1/\"\n");
+    let permit = |mode| fs::set_permissions(good.path(), PermissionsExt::from_mode(mode)).expect("it is ours");
+    permit(0o640);
     let (code, out, err) = outcome(&["check", "--config", good.path()]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
     assert_eq!(out, format!("{}: ok, 1 stream (a) at 0.0.0.0:8554\n", good.path()));
+    // A password that everybody can read is worth a word, and no more.
+    permit(0o644);
+    let (code, _, err) = outcome(&["check", "--config", good.path()]);
+    assert_eq!(code, Some(0));
+    assert!(err.contains("warning: line 3: holds a password") && !err.contains("hunter2"), "{err}");
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod url;
 mod user;
 mod value;
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +26,7 @@ pub use value::{duration as parse_duration, http as parse_http, listen as parse_
 
 use crate::access::User;
 pub use crate::egress::ZeroCopy;
+use crate::file;
 use crate::limits::{
     CLIENTS_MAX, DSCP_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, NONCE_LIFETIME_S, QUEUE_AGE_MAX_MS, QUEUE_AGE_MIN_MS,
     REPORT_EVERY_MIN_MS, WORKERS_MAX,
@@ -185,7 +188,13 @@ impl Config {
     /// [`ConfigError`] with every fault of the file.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let fail = |faults| ConfigError { path: path.to_owned(), faults };
-        let text = std::fs::read(path).map_err(|error| {
+        // It may be a pipe, as of a shell's `<(…)`.
+        let read = |mut file: File| {
+            let exposed = file::is_exposed(&file.metadata()?);
+            let mut text = Vec::new();
+            file.read_to_end(&mut text).map(|_| (text, exposed))
+        };
+        let (text, exposed) = File::open(path).and_then(read).map_err(|error| {
             let cure = match error.kind() {
                 std::io::ErrorKind::NotFound => {
                     "name another with --config, or serve a camera without a file: rtsprelay run --source rtsp://HOST/PATH"
@@ -200,7 +209,12 @@ impl Config {
             let line = bad.iter().filter(|&&byte| byte == b'\n').count() + 1;
             fail(vec![Fault { line: Some(line), message: "is not UTF-8; save the file as UTF-8".into() }])
         })?;
-        Config::from_toml(&text).map_err(fail)
+        let (mut config, secret) = from_text(&text).map_err(fail)?;
+        if exposed && secret.is_some() {
+            let message = format!("holds a password, and {}", file::exposed_of_relay(path.display()));
+            config.warnings.push(Fault { line: secret, message });
+        }
+        Ok(config)
     }
 
     /// Reads and validates a document.
@@ -208,25 +222,7 @@ impl Config {
     /// # Errors
     /// Every fault in it, in the order of their lines.
     pub fn from_toml(text: &str) -> Result<Config, Vec<Fault>> {
-        let mut faults = Faults::new(text);
-        let (document, errors) = DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            for error in errors {
-                let message = format!("not valid TOML: {}", redact(error.message()));
-                match error.span() {
-                    Some(span) => faults.at(span, message),
-                    None => faults.whole(message),
-                }
-            }
-            let mut found = faults.into_sorted();
-            // What follows one on its line, it has brought about.
-            found.dedup_by(|next, first| next.line.is_some() && next.line == first.line);
-            return Err(found);
-        }
-        let mut config = top(document.get_ref(), &mut faults);
-        config.warnings = faults.take_warnings();
-        let faults = faults.into_sorted();
-        if faults.is_empty() { Ok(config) } else { Err(faults) }
+        from_text(text).map(|(config, _)| config)
     }
 
     /// Every address that players connect to.
@@ -290,6 +286,30 @@ const LIMITS: Section =
     Section { name: "limits", keys: &["clients", "clients_per_address", "handshake_timeout", "session_timeout"] };
 const REPORT: Section = Section { name: "report", keys: &["every", "format", "syslog"] };
 const SECTIONS: &[Section] = &[TOP, QUEUE, LIMITS, REPORT, user::USER, stream::STREAM];
+
+/// A document, and the line of the first secret in it.
+fn from_text(text: &str) -> Result<(Config, Option<usize>), Vec<Fault>> {
+    let mut faults = Faults::new(text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        for error in errors {
+            let message = format!("not valid TOML: {}", redact(error.message()));
+            match error.span() {
+                Some(span) => faults.at(span, message),
+                None => faults.whole(message),
+            }
+        }
+        let mut found = faults.into_sorted();
+        // What follows one on its line, it has brought about.
+        found.dedup_by(|next, first| next.line.is_some() && next.line == first.line);
+        return Err(found);
+    }
+    let mut config = top(document.get_ref(), &mut faults);
+    config.warnings = faults.take_warnings();
+    let secret = faults.first_secret();
+    let faults = faults.into_sorted();
+    if faults.is_empty() { Ok((config, secret)) } else { Err(faults) }
+}
 
 fn top(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Config {
     TOP.refuse_unknown(table, SECTIONS, faults);

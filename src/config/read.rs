@@ -31,11 +31,13 @@ pub(super) struct Faults<'t> {
     text: &'t str,
     found: Vec<Fault>,
     warnings: Vec<Fault>,
+    /// Where the first secret stands in the text.
+    secret: Option<usize>,
 }
 
 impl<'t> Faults<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Faults { text, found: Vec::new(), warnings: Vec::new() }
+        Faults { text, found: Vec::new(), warnings: Vec::new(), secret: None }
     }
 
     /// Adds a fault at a place in the text.
@@ -53,6 +55,17 @@ impl<'t> Faults<'t> {
     pub(super) fn warn(&mut self, field: &Field<'_, '_>, message: impl fmt::Display) {
         let line = self.line(field.value.span());
         self.warnings.push(Fault { line: Some(line), message: format!("{}: {message}", field.path) });
+    }
+
+    /// Notes that a password stands in the text itself, or what is as good as one.
+    pub(super) fn secret(&mut self, field: &Field<'_, '_>) {
+        let line = self.line(field.value.span());
+        self.secret = Some(self.secret.map_or(line, |first| first.min(line)));
+    }
+
+    /// The line of the first secret.
+    pub(super) fn first_secret(&self) -> Option<usize> {
+        self.secret
     }
 
     /// Takes what is not wrong.

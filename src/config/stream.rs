@@ -294,6 +294,9 @@ fn source(field: &Field<'_, '_>, faults: &mut Faults<'_>) -> Option<SourceKind> 
 }
 
 fn camera(field: &Field<'_, '_>, text: &str, faults: &mut Faults<'_>) -> Option<CameraAddress> {
+    if redact(text) != text {
+        faults.secret(field);
+    }
     match url::camera(text) {
         Ok(camera) => Some(camera),
         Err(message) => {

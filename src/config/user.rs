@@ -93,6 +93,9 @@ fn secrets(name: &str, span: std::ops::Range<usize>, table: &DeTable<'_>, faults
         faults.at(span, format!("{who} has its password from {given} places; write one of {SECRET_KEYS}"));
         return Secrets::default();
     }
+    for field in [&sha256, &md5, &ways[0]].into_iter().flatten() {
+        faults.secret(field);
+    }
     if hashed {
         if let (Some(field), None) = (&sha256, &md5) {
             let cure = "ffmpeg, GStreamer and VLC need ha1_md5 beside it (`rtsprelay hash-password` makes both)";

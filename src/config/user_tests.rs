@@ -1,5 +1,6 @@
 //! `[[user]]`: every way to a password, every refusal.
 
+use super::Config;
 use super::tests::{config, faults, refused};
 use crate::wire::auth::Algorithm;
 
@@ -59,6 +60,29 @@ fn a_file_that_others_read_is_warned_of() {
     std::fs::remove_file(&path).unwrap();
     let [warning] = &config.warnings[..] else { panic!("{config:?}") };
     assert!(warning.line == Some(3) && warning.message.contains("chmod 640"), "{warning}");
+}
+
+#[test]
+fn a_configuration_that_others_read_is_warned_of_where_it_holds_a_secret() {
+    let stream = |source: &str| format!("[[stream]]\nname = \"a\"\nsource = {source}\n");
+    let (open, hashed) = (stream("\"test\""), "0".repeat(32));
+    for (text, mode, line) in [
+        (stream("\"rtsp://user:secret@192.0.2.1/\""), 0o644, Some(3)),
+        (stream("[\"rtsp://192.0.2.1/\",\n\"rtsp://192.0.2.1/?password=secret\"]"), 0o644, Some(4)),
+        (format!("{open}[[user]]\nname = \"a\"\npassword = \"secret\""), 0o644, Some(6)),
+        (format!("{open}[[user]]\nname = \"a\"\nha1_md5 = \"{hashed}\""), 0o604, Some(6)),
+        (format!("{open}[[user]]\nname = \"a\"\nha1_md5 = \"{hashed}\""), 0o640, None),
+        (format!("# rtsp://user:secret@192.0.2.1/\n{}", stream("\"rtsp://192.0.2.1/\"")), 0o644, None),
+        (open, 0o644, None),
+    ] {
+        let path = file("config", &text, mode);
+        let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        std::fs::remove_file(&path).unwrap();
+        let warned: Vec<_> = config.warnings.iter().map(|warning| warning.line).collect();
+        assert_eq!(warned, Vec::from_iter(line.map(Some)), "{text}: {:?}", config.warnings);
+        assert!(config.warnings.iter().all(|warning| warning.message.contains("chmod 640")));
+        assert!(!format!("{:?}", config.warnings).contains("secret"));
+    }
 }
 
 #[test]
