@@ -51,6 +51,14 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>, String> {
     Ok(flag)
 }
 
+/// A flag that SIGUSR1 sets.
+pub fn go_flag() -> Result<Arc<AtomicBool>, String> {
+    let flag = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, flag.clone())
+        .map_err(|e| format!("cannot watch for signals: {e}"))?;
+    Ok(flag)
+}
+
 /// Asks the kernel to send this process SIGTERM when the thread that started it ends.
 ///
 /// `parent` is the process id that the caller believes is its parent; if it has ended before the call, this fails.

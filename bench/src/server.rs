@@ -7,7 +7,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -140,7 +140,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// The sockets for UDP clients.
     pub udp: Arc<UdpPair>,
-    down: Arc<AtomicBool>,
+    power: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -149,13 +149,14 @@ impl Server {
         let listener = listen_at(listen)?;
         let address = listener.local_addr().map_err(|e| e.to_string())?;
         let udp = Arc::new(UdpPair::bind(address.ip())?);
-        let down = Arc::new(AtomicBool::new(false));
+        let power = Arc::new(AtomicU64::new(0));
         let (sender, events) = channel();
         let mut acceptor = Acceptor {
             presentations,
             address,
             events: sender,
-            down: down.clone(),
+            power: power.clone(),
+            power_seen: 0,
             ports: udp.ports(),
             conns: HashMap::new(),
             next: 1,
@@ -169,12 +170,17 @@ impl Server {
                 }
             })
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        Ok(Server { events, address, udp, down })
+        Ok(Server { events, address, udp, power })
     }
 
-    /// As if the power were cut (`true`): no listener, all connections closed; `false`: up again.
-    pub fn set_down(&self, down: bool) {
-        self.down.store(down, Ordering::Relaxed);
+    /// As if the power were cut: no listener, all connections closed.
+    pub fn cut_power(&self) {
+        self.power.fetch_or(CUT, Ordering::Relaxed);
+    }
+
+    /// The power is back. All connections are closed even if the other thread had no time to notice that it was away.
+    pub fn restore_power(&self) {
+        self.power.fetch_add(CUT, Ordering::Relaxed);
     }
 }
 
@@ -204,11 +210,16 @@ struct Acceptor {
     presentations: Vec<Presentation>,
     address: SocketAddr,
     events: Sender<Event>,
-    down: Arc<AtomicBool>,
+    power: Arc<AtomicU64>,
+    /// How it was when it was last looked at.
+    power_seen: u64,
     ports: (u16, u16),
     conns: HashMap<u64, Conn>,
     next: u64,
 }
+
+/// The bit of [`Server`]'s power that says that there is none; the bits above it count how often it came back.
+const CUT: u64 = 1;
 
 /// epoll's name for the listener; connections count from 1.
 const LISTENER: u64 = 0;
@@ -223,11 +234,13 @@ impl Acceptor {
         }
         let mut ready = [EpollEvent::empty(); 256];
         loop {
-            let down = self.down.load(Ordering::Relaxed);
-            if down && listener.take().is_some() {
+            let power = self.power.load(Ordering::Relaxed);
+            if power != std::mem::replace(&mut self.power_seen, power) {
+                listener = None;
                 let all: Vec<u64> = self.conns.keys().copied().collect();
                 all.into_iter().for_each(|conn| self.close(conn));
-            } else if !down && listener.is_none() {
+            }
+            if power & CUT == 0 && listener.is_none() {
                 let again = listen_at(self.address)?;
                 epoll.add(&again, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).map_err(fail)?;
                 listener = Some(again);

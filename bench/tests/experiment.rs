@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -51,8 +52,10 @@ fn quick(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-bench"));
     command.stdin(Stdio::null());
     let out = out.display().to_string();
-    // The same CPU for both, so that the test runs on machines with one.
-    command.args(["fanout", "--quick", "--servers", "floor", "--server-cpu", "0", "--load-cpu", "0", "--out", &out]);
+    // The same CPU for both, so that the test runs on machines with one; and one that this process may use.
+    let may = sched_getaffinity(Pid::from_raw(0)).expect("it can be asked");
+    let cpu = (0..CpuSet::count()).find(|cpu| may.is_set(*cpu).unwrap_or(false)).expect("it runs on one").to_string();
+    command.args(["fanout", "--quick", "--servers", "floor", "--server-cpu", &cpu, "--load-cpu", &cpu, "--out", &out]);
     command
 }
 

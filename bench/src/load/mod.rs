@@ -91,6 +91,9 @@ pub struct Args {
     /// Plays rtsps:// URLs, and takes any certificate.
     #[arg(long)]
     pub tls_insecure: bool,
+    /// Prints `measuring` on a line of its own when the measurement begins.
+    #[arg(long)]
+    pub announce: bool,
     /// Shows no progress bar.
     #[arg(long)]
     pub quiet: bool,
@@ -133,6 +136,9 @@ pub fn measure(args: &Args, stop: &Arc<AtomicBool>) -> Result<Report, String> {
     load.until(Instant::now() + args.warmup, stop, "warming up")?;
     let start = Mark::take(args.pid, load.unread())?;
     load.begin_measurement();
+    if args.announce {
+        println!("measuring");
+    }
     load.until(start.at + args.seconds, stop, "measuring")?;
     let end = Mark::take(args.pid, load.unread())?;
     let memory_after = args.pid.map(resident_bytes).transpose()?;
