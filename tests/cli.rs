@@ -236,7 +236,8 @@ fn sigusr1_prints_the_summary_and_it_goes_on() {
 fn options_go_before_the_file() {
     let file = File::new(
         "override",
-        "listen = \"127.0.0.1:1\"\nworkers = 2\nreport.format = \"logfmt\"\n[[stream]]\nname = \"a\"\nsource = \"test\"\n",
+        // Few clients: the relay warns of a limit of open files that is too low for the default.
+        "listen = \"127.0.0.1:1\"\nworkers = 2\nreport.format = \"logfmt\"\nlimits.clients = 100\n[[stream]]\nname = \"a\"\nsource = \"test\"\n",
     );
     let mut running = Running::start(&[
         "run",

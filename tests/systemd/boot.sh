@@ -90,20 +90,26 @@ boot_log=$(mktemp)
 unshare --pid --mount --net --uts --ipc --cgroup --fork --kill-child bash -c "$setup" </dev/null >"$boot_log" 2>&1 &
 outer=$!
 # --kill-child takes init with it.
-trap 'kill -KILL $outer 2>/dev/null || true; wait $outer 2>/dev/null || true; rm -f "$boot_log"' EXIT
+trap 'kill -KILL $outer 2>/dev/null || true; wait $outer 2>/dev/null || true; rm -f "$boot_log" "$boot_log.state"' EXIT
 
-INIT=
-for _ in $(seq 150); do
+# The state that the guest's own systemd tells. As long as the child of unshare is not that systemd, it has the root of this
+# machine still, and systemctl there would ask this machine's.
+state() {
     INIT=$(pgrep -P "$outer" | head -n 1 || true)
-    if [ -n "$INIT" ] && nsenter -t "$INIT" -a systemctl is-system-running 2>/dev/null | grep -E 'running|degraded' >/dev/null; then
-        break
+    [ -n "$INIT" ] && [ "$(cat "/proc/$INIT/comm" 2>/dev/null)" = systemd ] || return 0
+    nsenter -t "$INIT" -a systemctl is-system-running 2>/dev/null || true
+}
+INIT=
+SECONDS=0
+until state >"$boot_log.state" && grep -E 'running|degraded' "$boot_log.state" >/dev/null; do
+    if ! kill -0 "$outer" 2>/dev/null || [ $SECONDS -ge 120 ]; then
+        echo "boot.sh: the guest has not started after $SECONDS s; its state: $(cat "$boot_log.state")" >&2
+        cat "$boot_log" >&2
+        [ -z "$INIT" ] || nsenter -t "$INIT" -a systemctl list-jobs --no-pager >&2 || true
+        exit 1
     fi
-    kill -0 "$outer" 2>/dev/null || break
+    # Nothing tells another namespace that a system has started.
     sleep 0.2
 done
-if [ -z "$INIT" ] || ! kill -0 "$outer" 2>/dev/null; then
-    cat "$boot_log" >&2
-    exit 1
-fi
 export INIT
 "$@"

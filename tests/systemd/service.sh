@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The package under a real systemd: service.sh PACKAGE.deb, run by boot.sh, which says in $INIT whose namespaces to work in.
-set -euo pipefail
+set -Eeuo pipefail
+trap 'echo "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
 # No `grep -q` behind a pipe here: it leaves at the first match, and its writer then dies of SIGPIPE.
 here=$(dirname "$0")
 deb=$1
+probed=$(mktemp)
+trap 'rm -f "$probed"' EXIT
 
 guest() { nsenter -t "$INIT" -a --wd=/ "$@"; }
 near() { nsenter -t "$INIT" -n "$@"; } # the guest's network, this machine's programs
@@ -12,6 +15,7 @@ journal() { guest journalctl -u rtsprelay.service --no-pager -o cat "$@"; }
 step() { echo "--- $*"; }
 fail() {
     echo "FAILED: $*" >&2
+    [ ! -s "$probed" ] || { echo "ffprobe said:"; cat "$probed"; } >&2
     guest systemctl status --no-pager -l rtsprelay.service >&2 || true
     guest journalctl -n 25 --no-pager >&2 || true
     exit 1
@@ -26,10 +30,9 @@ within() {
     done
 }
 plays() { # STREAM [USER:PASSWORD@] [PORT]
-    near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://${2:-}127.0.0.1:${3:-8554}/$1" 2>/dev/null | grep h264 >/dev/null
+    near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://${2:-}127.0.0.1:${3:-8554}/$1" 2>"$probed" | grep h264 >/dev/null
 }
 says() { journal | grep -F -- "$1" >/dev/null; }
-says_again() { [ "$(journal | grep -cF -- "$2")" -gt "$1" ]; }
 configure() { # TEXT OF STREAMS... [head in $head]
     {
         printf 'listen = ["127.0.0.1:8554"]\nhttp = "127.0.0.1:8580"\n%b' "${head:-}"
@@ -51,8 +54,9 @@ step "start"
 configure one
 guest systemctl start rtsprelay || fail "it does not start"
 [ "$(show ActiveState)" = active ] || fail "not active after READY"
-plays one || fail "the stream does not play"
+# Ready is who listens; until its camera has answered it says 503.
 within 10 bash -c "nsenter -t $INIT -a systemctl show -P StatusText rtsprelay | grep '1 of 1 streams live' >/dev/null"
+plays one || fail "the stream does not play"
 echo "status: $(show StatusText)"
 echo "user: $(guest ps -o user= -p "$(show MainPID)"), $(journal | grep -oE 'io="[a-z_]+"' | tail -n 1)"
 if [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 0 ]; then
@@ -114,17 +118,23 @@ guest systemctl daemon-reload
 configure one
 guest systemctl restart rtsprelay
 inner=$(show MainPID)
-pid=$(grep -lE "^NSpid:.*[[:space:]]$inner\$" /proc/[0-9]*/status 2>/dev/null | cut -d/ -f3 | while read -r pid; do
-    [ "$(cat "/proc/$pid/comm")" = rtsprelay ] && echo "$pid"
-done | sed -n 1p)
+pid=
+for status in /proc/[0-9]*/status; do
+    # Other processes may end in the meantime.
+    if grep -qsE "^NSpid:.*[[:space:]]$inner\$" "$status" && grep -qs '^Name:[[:space:]]*rtsprelay$' "$status"; then
+        pid=$(cut -d/ -f3 <<<"$status")
+    fi
+done
 [ -n "$pid" ] || fail "the relay's process is not found"
 hung_at=$SECONDS
 /usr/bin/python3 "$here/stop_thread.py" "$pid" shard-0 &
 within 30 bash -c "[ \"\$(nsenter -t $INIT -a systemctl show -P NRestarts rtsprelay)\" -ge 1 ]"
 within 20 plays one
-says "shards do not turn" || fail "the hanging shard is not told of"
+within 10 says "shards do not turn"
 guest journalctl --no-pager -o cat -u rtsprelay | grep -i 'watchdog timeout' | tail -n 1
 echo "restarted and playing $((SECONDS - hung_at)) s after shard 0 hung"
+rm "/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
+guest systemctl daemon-reload
 
 step "syslog, and its restart"
 head='[report]\nsyslog = true\n' configure one
