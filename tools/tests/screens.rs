@@ -15,19 +15,45 @@ fn output(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// A terminal in tmux, which ends with it.
+struct Terminal {
+    socket: String,
+}
+
+impl Terminal {
+    fn tmux(&self, arguments: &[&str]) -> String {
+        output("tmux", &[&["-f", "/dev/null", "-S", &self.socket][..], arguments].concat())
+    }
+
+    fn screen(&self) -> String {
+        self.tmux(&["capture-pane", "-p"])
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the terminal shows:\n{}", self.screen());
+        }
+        self.tmux(&["kill-server"]);
+    }
+}
+
 #[test]
 fn in_tmux_the_picture_is_of_half_blocks_with_the_numbers_under_it() {
     let _turn = turn();
     need("tmux", "tmux");
     let (demo, folder) = (Demo::start(), Folder::new("tmux"));
-    let socket = folder.file("tmux");
-    let tmux =
-        |arguments: &[&str]| output("tmux", &[&["-f", "/dev/null", "-S", socket.as_str()][..], arguments].concat());
+    let terminal = Terminal { socket: folder.file("tmux") };
+    let tmux = |arguments: &[&str]| terminal.tmux(arguments);
+    let screen = || terminal.screen();
     let code = folder.file("code");
-    let command = format!("{VIEWER} {} --terminal; echo $? > {code}", demo.address);
+    // If it fails, the terminal stays to show why.
+    let command =
+        format!("{VIEWER} {} --terminal; echo $? > {code}; [ \"$(cat {code})\" = 0 ] || sleep infinity", demo.address);
     tmux(&["new-session", "-d", "-x", "100", "-y", "30", &command]);
-    let screen = || tmux(&["capture-pane", "-p"]);
     wait_until("the numbers", || {
+        assert!(!Path::new(&code).exists(), "the viewer ended before it had a picture");
         let text = screen();
         (text.contains("fps 3") || text.contains("fps 2"))
             && ["H.264 640x360", "kbit/s", "lost 0", "latency"].iter().all(|word| text.contains(word))
@@ -44,7 +70,6 @@ fn in_tmux_the_picture_is_of_half_blocks_with_the_numbers_under_it() {
     tmux(&["send-keys", "q"]);
     wait_until("the end", || Path::new(&code).exists());
     wait_until("the exit code", || std::fs::read_to_string(&code).is_ok_and(|code| code == "0\n"));
-    tmux(&["kill-server"]);
 }
 
 /// A display without a screen.
@@ -54,22 +79,25 @@ struct Display {
 }
 
 impl Display {
-    fn start() -> Self {
+    fn start(folder: &Folder) -> Self {
         need("Xvfb", "xvfb");
         need("xdotool", "xdotool");
         need("import", "imagemagick");
         // Without `-noreset` Xvfb starts over when its last client leaves, and turns away who comes in that moment: a
         // look for the window that ends before the viewer has connected would be such a last client.
+        let log = folder.file("Xvfb.log");
         let mut server = Command::new("Xvfb")
             .args(["-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp", "-noreset"])
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(&log).expect("it can be written"))
             .spawn()
             .expect("Xvfb starts");
         let mut number = String::new();
         let stdout = server.stdout.take().expect("it is piped");
+        let server = Running(server);
         std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut number).expect("it can be read");
-        Display { _server: Running(server), name: format!(":{}", number.trim()) }
+        assert!(!number.is_empty(), "Xvfb does not start: {}", std::fs::read_to_string(&log).unwrap_or_default());
+        Display { _server: server, name: format!(":{}", number.trim()) }
     }
 
     fn xdotool(&self, arguments: &[&str]) -> String {
@@ -90,7 +118,7 @@ impl Display {
 fn a_window_keeps_the_shape_of_the_picture_and_obeys_keys() {
     let _turn = turn();
     let (demo, folder) = (Demo::start(), Folder::new("window"));
-    let display = Display::start();
+    let display = Display::start(&folder);
     let snapshot = folder.file("snapshot.png");
     let mut viewer = Running(
         Command::new(VIEWER)

@@ -103,8 +103,9 @@ fn a_relay_that_restarts_is_found_again() {
 fn scripts_learn_from_the_exit_code() {
     let _turn = turn();
     let demo = Demo::start();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
-    let nobody = format!("127.0.0.1:{port}");
+    // Where a connection begins nobody listens, and as long as it is there nobody can begin to.
+    let taken = std::net::TcpStream::connect(&demo.address).expect("the relay listens");
+    let nobody = taken.local_addr().expect("connected").to_string();
     let nothing = format!("{}/nothing", demo.address);
     let cases: [(&[&str], i32); 10] = [
         (&[&demo.address, "--headless", "--seconds", "5"], 0),

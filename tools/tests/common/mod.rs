@@ -51,6 +51,11 @@ fn relay_binary() -> PathBuf {
     static BUILD: Once = Once::new();
     let binary = Path::new(env!("CARGO_BIN_EXE_rtsprelay-view")).with_file_name("rtsprelay");
     BUILD.call_once(|| {
+        // The tests of the whole workspace bring it along, with other features of its dependencies than it has alone: cargo
+        // would compile them all again.
+        if is_up_to_date(&binary) {
+            return;
+        }
         let folder = binary.parent().and_then(Path::file_name).expect("the profile's folder").to_string_lossy();
         // The folder of the profiles `dev` and `test` is named otherwise than they are.
         let profile = if folder == "debug" { "dev" } else { &*folder };
@@ -60,6 +65,22 @@ fn relay_binary() -> PathBuf {
         assert!(status.success(), "the relay does not build");
     });
     binary
+}
+
+/// Whether the relay's binary is there, and made after the last change to what it is made from.
+fn is_up_to_date(binary: &Path) -> bool {
+    let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
+    let Ok(made) = changed(binary) else { return false };
+    let mut open: Vec<PathBuf> = ["Cargo.toml", "Cargo.lock", "src", "assets/pattern.h264"]
+        .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(name))
+        .into();
+    while let Some(path) = open.pop() {
+        if changed(&path).is_ok_and(|changed| changed > made) {
+            return false;
+        }
+        open.extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+    }
+    true
 }
 
 /// A relay with its test pattern.
@@ -76,7 +97,7 @@ impl Demo {
         Self::start_at("127.0.0.1:0")
     }
 
-    /// Starts one at this address, and waits until it listens.
+    /// Starts one at this address, and waits until its stream is there to be played.
     pub fn start_at(address: &str) -> Self {
         let mut process = Command::new(relay_binary())
             .args(["demo", "--listen", address])
@@ -88,11 +109,17 @@ impl Demo {
         let stderr = process.stderr.take().expect("it is piped");
         let process = Running(process);
         let mut lines = BufReader::new(stderr).lines();
-        let address = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .find_map(|line| Some(line.split_once("listening address=")?.1.split_whitespace().next()?.to_owned()))
-            .expect("the relay listens");
+        let (mut address, mut live, mut said) = (None, false, String::new());
+        while address.is_none() || !live {
+            let line = lines.next().unwrap_or_else(|| panic!("the relay ended: {said}")).expect("it can be read");
+            if let Some((_, listens)) = line.split_once("listening address=") {
+                address = listens.split_whitespace().next().map(str::to_owned);
+            }
+            // Until then it answers 503, which the viewer would tell of.
+            live |= line.contains(" live stream=");
+            said.extend([&line, "\n"]);
+        }
+        let address = address.expect("seen");
         // It must not block on what nobody reads.
         std::thread::spawn(move || lines.for_each(drop));
         Demo { process, address }
@@ -137,6 +164,8 @@ pub fn viewer(arguments: &[&str]) -> Command {
 /// The JSON lines that the viewer printed, and its exit code.
 pub fn play(arguments: &[&str]) -> (Vec<Value>, i32) {
     let output = viewer(arguments).arg("--json").output().expect("the viewer runs");
+    // Shown if the test fails.
+    print!("{}", String::from_utf8_lossy(&output.stderr));
     let code = output.status.code().unwrap_or_else(|| panic!("the viewer died: {output:?}"));
     (json_lines(&output), code)
 }
