@@ -35,13 +35,13 @@ pub struct Args {
     #[arg(long, default_value = "4M", value_parser = os::quantity)]
     pub bitrate: u64,
     /// Frames a second.
-    #[arg(long, default_value_t = 30.0)]
+    #[arg(long, default_value = "30", value_parser = os::positive)]
     pub fps: f64,
     /// Frames from one keyframe to the next.
     #[arg(long, default_value_t = 30)]
     pub gop: u64,
     /// Size of a keyframe as a multiple of another frame's.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value = "4", value_parser = os::positive)]
     pub keyframe_factor: f64,
     /// Bytes of RTP payload in a packet at most.
     #[arg(long, default_value_t = 1400)]
@@ -126,8 +126,11 @@ struct Channel {
 /// Runs the camera until it is stopped.
 pub fn run(args: &Args) -> Result<(), String> {
     let (stop, go) = (os::stop_flag()?, os::go_flag()?);
-    if args.packet < 64 || args.packet > 65_000 || args.fps <= 0.0 || args.gop == 0 {
-        return Err("--packet must be 64 to 65000, --fps and --gop more than 0".into());
+    if args.packet < 64 || args.packet > 65_000 || args.gop == 0 {
+        return Err("--packet must be 64 to 65000, --gop more than 0".into());
+    }
+    if let Some(twice) = args.paths.iter().enumerate().find(|(index, path)| args.paths[..*index].contains(path)) {
+        return Err(format!("--path {} is given twice; each stream needs a path of its own", twice.1));
     }
     let mut channels = Vec::new();
     let mut presentations = Vec::new();

@@ -156,7 +156,14 @@ impl Handshake {
             return Ok(Step::Send(self.begin()));
         }
         if status != 200 {
-            return Err(format!("{} answered with {:?}", self.step_name(), answer.start));
+            let cure = match status {
+                401 => "; write rtsp://USER:PASSWORD@… with the right ones",
+                404 => "; look at the URL's path",
+                453 => "; the server has no room: raise its limit of clients, or take fewer players",
+                461 => "; try the other --transport",
+                _ => "",
+            };
+            return Err(format!("{} answered with {:?}{cure}", self.step_name(), answer.start));
         }
         if let Some(session) = answer.header("Session") {
             let mut parts = session.split(';');

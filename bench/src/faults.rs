@@ -66,6 +66,9 @@ impl FromStr for Fault {
             Some((from, to)) => (os::duration(from)?, to.map(os::duration).transpose()?),
             None => (Duration::ZERO, None),
         };
+        if to.is_some_and(|to| to <= from) {
+            return Err(format!("{text:?}: it ends before it begins"));
+        }
         let span = Span { from, to };
         let at = from;
         let need = || value.ok_or_else(|| format!("{text:?}: {kind} needs a value, as in {kind}=…"));
@@ -179,6 +182,7 @@ mod tests {
         assert_eq!(read("die@3s"), Ok(Fault::Die { at: S(3), lasts: S(2) }));
         assert!(read("loss").unwrap_err().contains("loss=…"));
         assert!(read("explode").is_err());
+        assert!(read("loss=1%@6s-2s").unwrap_err().contains("ends before"));
     }
 
     #[test]

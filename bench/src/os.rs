@@ -1,12 +1,14 @@
 //! Small things asked of the operating system: time, pinning, limits, signals, ends of children.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 /// CLOCK_REALTIME in nanoseconds since 1970.
 pub fn wall_ns() -> u64 {
@@ -19,6 +21,14 @@ pub fn pin(cpu: usize) -> Result<(), String> {
     set.set(cpu).map_err(|e| format!("CPU {cpu} is no CPU number: {e}"))?;
     sched_setaffinity(Pid::from_raw(0), &set)
         .map_err(|e| format!("cannot run on CPU {cpu} ({e}); take one that `nproc` and the cpuset allow"))
+}
+
+/// Whether processes of this one may be kept on a CPU.
+pub fn may_pin(cpu: usize) -> Result<(), String> {
+    let this = Pid::from_raw(0);
+    let before = sched_getaffinity(this).map_err(|e| format!("cannot read which CPUs there are: {e}"))?;
+    pin(cpu)?;
+    sched_setaffinity(this, &before).map_err(|e| format!("cannot go back to all CPUs: {e}"))
 }
 
 /// Lets a process run only when nobody else wants its CPU.
@@ -40,14 +50,28 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
-/// A flag that SIGINT and SIGTERM set. A second signal ends the process at once.
+/// A second signal sooner than this is the first one's echo: Ctrl-C reaches a whole process group, and who started this
+/// process passes it on (`timeout` signals the process and then its group).
+const ECHO: Duration = Duration::from_millis(100);
+
+/// A flag that SIGINT and SIGTERM set. A second signal, when it is no echo of the first, ends the process at once.
 pub fn stop_flag() -> Result<Arc<AtomicBool>, String> {
+    let fail = |e: std::io::Error| format!("cannot watch for signals: {e}");
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())
-            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-            .map_err(|e| format!("cannot watch for signals: {e}"))?;
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(fail)?;
+    let told = flag.clone();
+    let watch = move || {
+        let mut first: Option<Instant> = None;
+        for _ in signals.forever() {
+            match first {
+                None => first = Some(Instant::now()),
+                Some(first) if first.elapsed() < ECHO => {}
+                Some(_) => std::process::exit(1),
+            }
+            told.store(true, Ordering::Relaxed);
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(fail)?;
     Ok(flag)
 }
 
@@ -87,6 +111,25 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a number above 0, up to a million.
+pub fn positive(text: &str) -> Result<f64, String> {
+    rate(text).ok().filter(|n| *n > 0.0).ok_or_else(|| format!("{text:?} is no number above 0 and up to 1000000"))
+}
+
+/// Reads a number from 0 to a million.
+pub fn rate(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|n| (0.0..=1e6).contains(n));
+    number.ok_or_else(|| format!("{text:?} is no number from 0 to 1000000"))
+}
+
+/// Reads a time above 0.
+pub fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("{text:?}: nothing happens in no time; write 8s or 500ms")),
+        time => Ok(time),
+    }
+}
+
 /// Reads a number with an optional decimal suffix: `4M` is 4,000,000.
 pub fn quantity(text: &str) -> Result<u64, String> {
     let (number, scale) = match text.char_indices().next_back() {
@@ -112,6 +155,19 @@ mod tests {
         assert_eq!(duration("1.5").unwrap(), Duration::from_millis(1500));
         assert!(duration("2 weeks").is_err());
         assert!(duration("-1s").is_err());
+    }
+
+    #[test]
+    fn rates_are_numbers_that_can_be_kept() {
+        assert_eq!((positive("29.97"), rate("0")), (Ok(29.97), Ok(0.0)));
+        for wrong in ["0", "-1", "nan", "inf", "1e9", "many"] {
+            assert!(positive(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["-1", "nan", "inf", "1e9", ""] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+        assert!(some_time("0ms").unwrap_err().contains("no time"));
+        assert_eq!(some_time("8"), Ok(Duration::from_secs(8)));
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! What /proc tells of a process: CPU time and memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 
 /// Ticks of `utime` and `stime` a second: USER_HZ, which Linux keeps at 100 for programs (proc(5)).
 const TICKS: u64 = 100;
+
+/// Why nothing is known of a process, with what to do.
+fn unreadable(pid: i32, error: &std::io::Error) -> String {
+    format!(
+        "process {pid} cannot be read in /proc: {error}; give the number of a server that runs, as `pgrep` tells it"
+    )
+}
 
 /// CPU time that a process has used, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +25,7 @@ pub struct CpuSample {
 impl CpuSample {
     /// Reads it now.
     pub fn of(pid: i32) -> Result<CpuSample, String> {
-        let gone = |e: std::io::Error| format!("process {pid} cannot be read in /proc: {e}");
+        let gone = |e: std::io::Error| unreadable(pid, &e);
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(gone)?;
         // The name may hold spaces: count from its closing parenthesis. utime and stime are fields 14 and 15.
         let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
@@ -55,6 +62,19 @@ impl CpuSample {
     }
 }
 
+/// Datagrams that the kernel has dropped of those ports' UDP sockets, for want of room for them: the socket was not read in time.
+pub fn datagrams_dropped(ports: &HashSet<u16>) -> u64 {
+    let tables = ["/proc/net/udp", "/proc/net/udp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
+    let of_line = |line: &str| {
+        // Its second word is ADDRESS:PORT in hexadecimal, its last the number dropped.
+        let mut words = line.split_whitespace();
+        let port = words.nth(1)?.rsplit_once(':')?.1;
+        let ours = u16::from_str_radix(port, 16).is_ok_and(|port| ports.contains(&port));
+        words.next_back()?.parse::<u64>().ok().filter(|_| ours)
+    };
+    tables.iter().flat_map(|table| table.lines().filter_map(of_line)).sum()
+}
+
 /// CPU time that the whole machine has used, in ns; 10 ms steps. Zero where /proc/stat cannot be read.
 pub fn machine_busy_ns() -> u64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -71,11 +91,7 @@ pub fn resident_bytes(pid: i32) -> Result<u64, String> {
     // smaps_rollup is exact; status, for kernels and users that may not read it, may lag by some pages a thread.
     let (text, key) = match fs::read_to_string(&path) {
         Ok(text) => (text, "Rss:"),
-        Err(_) => (
-            fs::read_to_string(format!("/proc/{pid}/status"))
-                .map_err(|e| format!("process {pid} cannot be read in /proc: {e}"))?,
-            "VmRSS:",
-        ),
+        Err(_) => (fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| unreadable(pid, &e))?, "VmRSS:"),
     };
     let line = text.lines().find(|l| l.starts_with(key)).ok_or_else(|| format!("no {key} in /proc/{pid}"))?;
     let kilobytes = line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok());

@@ -76,6 +76,32 @@ fn a_quick_experiment_gives_table_and_chart_and_leaves_no_process() {
 }
 
 #[test]
+fn what_cannot_be_measured_is_refused_at_once_with_its_cause() {
+    let _turn = turn();
+    let out = directory("refused");
+    for (arguments, said) in [
+        (&["--load-cpu", "999"][..], "--load-cpu: cannot run on CPU 999"),
+        (&["--relay", "/nowhere/rtsprelay", "--servers", "uring"], "the relay is not at /nowhere/rtsprelay"),
+        (&["--peer", "x=rtsp://127.0.0.1:9/,999999999"], "there is no process 999999999"),
+        // What a child says is passed on.
+        (&["--camera-listen", "192.0.2.1:1"], "camera ended at once: rtsprelay-bench: cannot listen at 192.0.2.1:1"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-bench"));
+        command.args(["fanout", "--quick", "--server-cpu", "0", "--out"]).arg(&out);
+        if !arguments.contains(&"--load-cpu") {
+            command.args(["--load-cpu", "0"]);
+        }
+        if !arguments.contains(&"--servers") {
+            command.args(["--servers", "floor"]);
+        }
+        let output = command.args(arguments).stdin(Stdio::null()).output().expect("it runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && error.contains(said), "{arguments:?}: {error}");
+    }
+    let _ = fs::remove_dir_all(&out);
+}
+
+#[test]
 fn ctrl_c_ends_the_experiment_and_everything_it_started() {
     let _turn = turn();
     let out = directory("interrupted");

@@ -149,6 +149,29 @@ fn lost_packets_are_reported_to_the_packet() {
 /// top, and less than the delay once more, so that a busy machine passes and a delay that counts twice does not. Both runs at
 /// the same time, as what else happens on the machine moves them alike.
 #[test]
+fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
+    let _turn = turn();
+    let camera = Serving::start(&["camera", "--bitrate", "100M"]);
+    let arguments = ["load", "--json", "--transport", "udp", "--clients", "1", "--warmup", "0", "--seconds", "2"];
+    let mut load =
+        bench().args(arguments).args(["--url", &camera.url]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let pid = Pid::from_raw(load.id() as i32);
+    // Again and again it does not read for longer than its sockets have room, whenever it is that it measures.
+    while load.try_wait().expect("it is ours").is_none() {
+        kill(pid, Signal::SIGSTOP).expect("it is there");
+        std::thread::sleep(Duration::from_millis(500));
+        kill(pid, Signal::SIGCONT).expect("it is there");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mut text = String::new();
+    load.stdout.take().expect("piped").read_to_string(&mut text).expect("its report");
+    let report: Value = serde_json::from_str(&text).expect("a report");
+    let dropped = number(&report, "/generator/datagrams_dropped");
+    assert!(dropped > 0.0 && number(&report, "/normal/packets_missing") > 0.0, "{report}");
+    assert!(report["generator"]["bottleneck"].as_str().is_some_and(|why| why.contains("no room")), "{report}");
+}
+
+#[test]
 fn a_delay_of_20_ms_reads_as_20_ms() {
     let _turn = turn();
     let p50 = |fault: &[&str]| {
@@ -224,6 +247,9 @@ fn the_csv_file_gets_one_header_and_a_line_a_run() {
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[0].starts_with("url,transport,clients,"), "{text}");
     assert!(lines.iter().all(|l| l.split(',').count() == lines[0].split(',').count()), "{text}");
+    // Without --pid nothing is known of the server.
+    let at = lines[0].split(',').position(|name| name == "server_cpu_percent").expect("a column");
+    assert_eq!(lines[1].split(',').nth(at), Some(""), "{text}");
 }
 
 #[test]
@@ -234,6 +260,55 @@ fn wrong_arguments_are_2_and_failures_are_1() {
     assert_eq!(code(&["camera", "--fault", "explode"]), Some(2));
     // Nothing listens at the discard port.
     assert_eq!(code(&["load", "--url", "rtsp://127.0.0.1:9/", "--seconds", "1"]), Some(1));
+    for wrong in [["--ramp", "nan"], ["--ramp", "inf"], ["--churn", "1e18"], ["--seconds", "0"]] {
+        assert_eq!(code(&["load", "--url", "rtsp://127.0.0.1:9/", wrong[0], wrong[1]]), Some(2), "{wrong:?}");
+    }
+    for wrong in [["--fps", "nan"], ["--fps", "inf"], ["--keyframe-factor", "nan"], ["--fault", "loss=1%@2s-1s"]] {
+        assert_eq!(code(&["camera", "--seconds", "100ms", wrong[0], wrong[1]]), Some(2), "{wrong:?}");
+    }
+    assert_eq!(code(&["camera", "--seconds", "100ms", "--path", "a", "--path", "a"]), Some(1));
+}
+
+#[test]
+fn what_load_cannot_do_is_told_with_its_cure() {
+    let _turn = turn();
+    let camera = Serving::start(&["camera"]);
+    let nowhere = format!("{}-nowhere", camera.url);
+    let file = std::env::temp_dir().join(format!("rtsprelay-bench-other-{}.csv", std::process::id()));
+    std::fs::write(&file, "url,clients\n").expect("it can be written");
+    let other = file.display().to_string();
+    for (arguments, said) in [
+        (&["--url", "rtsp://127.0.0.1:9/"][..], "cannot connect to 127.0.0.1:9: Connection refused"),
+        (&["--url", "rtsp://127.0.0.1:9/"], "start the server"),
+        (&["--url", &nowhere], "look at the URL's path"),
+        (&["--url", &camera.url, "--pid", "999999999"], "`pgrep`"),
+        (&["--url", &camera.url, "--clients", "0"], "without a player"),
+        (&["--url", &camera.url, "--clients", "1", "--slow", "2"], "raise --clients"),
+        (&["--url", &camera.url, "--transport", "udp", "--slow", "1"], "use --transport tcp"),
+        // Both before anything is measured.
+        (&["--url", &camera.url, "--seconds", "1000", "--csv", "/nowhere/at.csv"], "cannot write /nowhere/at.csv"),
+        (&["--url", &camera.url, "--seconds", "1000", "--csv", &other], "has other columns"),
+    ] {
+        let output = bench().arg("load").args(arguments).output().expect("it runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && error.contains(said), "{arguments:?}: {error}");
+    }
+    std::fs::remove_file(&file).expect("it is ours");
+}
+
+#[test]
+fn a_signal_that_comes_twice_at_once_does_not_cut_off_the_end() {
+    let _turn = turn();
+    for _ in 0..5 {
+        let mut camera = Serving::start(&["camera", "--json"]);
+        let pid = Pid::from_raw(camera.pid());
+        // As from `timeout`, or from a terminal and a parent that passes it on.
+        kill(pid, Signal::SIGTERM).expect("it runs");
+        let _ = kill(pid, Signal::SIGINT);
+        let mut rest = String::new();
+        camera.output.read_to_string(&mut rest).expect("its output");
+        assert!(camera.child.wait().expect("it ends").success() && rest.contains("\"frames\""), "{rest:?}");
+    }
 }
 
 #[test]

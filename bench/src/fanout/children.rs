@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ pub struct Process {
     /// What it is, for messages.
     pub name: String,
     child: Child,
+    log: PathBuf,
 }
 
 impl Process {
@@ -37,11 +38,11 @@ impl Process {
         if let Some(cpu) = cpu {
             command.arg("--cpu").arg(cpu.to_string());
         }
-        let log = File::options().create(true).append(true).open(log);
-        let log = log.map_err(|e| format!("cannot write the log of {name}: {e}"))?;
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.map_err(|e| format!("cannot write the log of {name}: {e}"))?;
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let child = command.spawn().map_err(|e| format!("cannot start {name}: {e}"))?;
-        Ok(Process { name: name.into(), child })
+        Ok(Process { name: name.into(), child, log: log.into() })
     }
 
     /// Another program. This program starts, ties itself to its parent and to the CPU, and becomes the other one.
@@ -70,7 +71,7 @@ impl Process {
         let mut reader = BufReader::new(output);
         reader.read_line(&mut line).map_err(|e| format!("cannot read from {}: {e}", self.name))?;
         if line.is_empty() {
-            return Err(format!("{} ended at once; its log tells why", self.name));
+            return Err(format!("{} ended at once: {}", self.name, last_words(&self.log)));
         }
         // Kept open, lest it dies of writing more.
         self.child.stdout = Some(reader.into_inner());
@@ -128,6 +129,15 @@ impl Drop for Process {
     }
 }
 
+/// The last line of a log, where a process that has failed says why.
+fn last_words(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    match text.lines().rev().find(|line| !line.trim().is_empty()) {
+        Some(line) => line.to_string(),
+        None => format!("it did not say why in {}", log.display()),
+    }
+}
+
 /// A run of the load generator, in a process of its own.
 pub struct Load<'a> {
     /// The CPU that it runs on.
@@ -163,7 +173,7 @@ impl Load<'_> {
         ];
         arguments.extend(self.more);
         let output = Process::own("load", Some(self.cpu), &arguments, self.log)?.output(stop)?;
-        let none = |_| format!("load gave no report; {} tells why", self.log.display());
+        let none = |_| format!("load gave no report: {}", last_words(self.log));
         serde_json::from_str(output.trim()).map_err(none)
     }
 }
@@ -176,12 +186,18 @@ pub fn free_port() -> Result<u16, String> {
 
 /// Waits until a server describes its stream.
 pub fn wait_ready(server: &mut Process, url: &str, stop: &AtomicBool) -> Result<(), String> {
-    let name = server.name.clone();
-    wait_described(&name, url, || server.ended(), stop)
+    let (name, log) = (server.name.clone(), server.log.clone());
+    let ended = || server.ended().then(|| last_words(&log));
+    wait_described(&name, url, ended, stop)
 }
 
-/// The same of a server that was started elsewhere; `ended` tells whether waiting for it is in vain.
-pub fn wait_described(name: &str, url: &str, mut ended: impl FnMut() -> bool, stop: &AtomicBool) -> Result<(), String> {
+/// The same of a server that was started elsewhere; `ended` tells why waiting for it is in vain, if it is.
+pub fn wait_described(
+    name: &str,
+    url: &str,
+    mut ended: impl FnMut() -> Option<String>,
+    stop: &AtomicBool,
+) -> Result<(), String> {
     let deadline = Instant::now() + READY_MAX;
     loop {
         let error = match describe(url) {
@@ -191,8 +207,8 @@ pub fn wait_described(name: &str, url: &str, mut ended: impl FnMut() -> bool, st
         if stop.load(Ordering::Relaxed) {
             return Err("stopped".into());
         }
-        if ended() {
-            return Err(format!("{name} ended before it served; its log tells why"));
+        if let Some(why) = ended() {
+            return Err(format!("{name} ended before it served: {why}"));
         }
         if Instant::now() > deadline {
             return Err(format!("{name} does not serve {url} after {READY_MAX:?}: {error}"));

@@ -81,7 +81,7 @@ pub struct Args {
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
     /// Time of each measurement.
-    #[arg(long, default_value = "8", value_parser = os::duration)]
+    #[arg(long, default_value = "8", value_parser = os::some_time)]
     pub seconds: Duration,
     /// Time between the last player's start and the measurement.
     #[arg(long, default_value = "2", value_parser = os::duration)]
@@ -90,7 +90,7 @@ pub struct Args {
     #[arg(long, default_value = "2.5", value_parser = os::duration)]
     pub settle: Duration,
     /// Players that start each second.
-    #[arg(long, default_value_t = 500.0)]
+    #[arg(long, default_value = "500", value_parser = os::positive)]
     pub ramp: f64,
     /// Servers to start.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Own::Floor, Own::Uring, Own::Epoll])]
@@ -111,10 +111,10 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     pub load_cpu: usize,
     /// Bits a second of the camera.
-    #[arg(long, default_value = "4M")]
-    pub bitrate: String,
+    #[arg(long, default_value = "4M", value_parser = os::quantity)]
+    pub bitrate: u64,
     /// Frames a second of the camera.
-    #[arg(long, default_value_t = 30.0)]
+    #[arg(long, default_value = "30", value_parser = os::positive)]
     pub fps: f64,
     /// Directory for results.jsonl, summary.json, table.md and the charts; made if need be.
     #[arg(long, default_value = "fanout")]
@@ -171,6 +171,12 @@ pub fn run(args: &Args) -> Result<(), String> {
     for counts in [&mut args.clients, &mut args.udp_clients, &mut args.paced_clients] {
         counts.retain(|count| *count > 0);
     }
+    if args.clients.is_empty() && args.udp_clients.is_empty() && args.paced_clients.is_empty() || args.rounds == 0 {
+        return Err("there is nothing to measure; leave --rounds, or one of the numbers of players, above 0".into());
+    }
+    for (option, cpu) in [("--server-cpu", args.server_cpu), ("--load-cpu", args.load_cpu)] {
+        os::may_pin(cpu).map_err(|e| format!("{option}: {e}"))?;
+    }
     let relay = relay_program(&args)?;
     fs::create_dir_all(&args.out).map_err(|e| format!("cannot make {}: {e}", args.out.display()))?;
     let results = args.out.join("results.jsonl");
@@ -191,7 +197,10 @@ pub fn run(args: &Args) -> Result<(), String> {
     for peer in &args.peers {
         pin_process(peer.pid, args.server_cpu)?;
         // Some learn only now that there is a camera.
-        let gone = || fs::metadata(format!("/proc/{}", peer.pid)).is_err();
+        let gone = || {
+            let is_there = fs::metadata(format!("/proc/{}", peer.pid)).is_ok();
+            (!is_there).then(|| format!("there is no process {}", peer.pid))
+        };
         wait_described(&peer.name, &peer.url, gone, &stop)?;
     }
     let scenes = scenes(&args, &whole, &paced_url);
@@ -367,7 +376,8 @@ fn sleep(time: Duration, stop: &AtomicBool) {
 fn pin_process(pid: i32, cpu: usize) -> Result<(), String> {
     let mut set = CpuSet::new();
     set.set(cpu).map_err(|e| format!("CPU {cpu}: {e}"))?;
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).map_err(|e| format!("no process {pid}: {e}"))?;
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .map_err(|_| format!("there is no process {pid}; --peer wants NAME=URL,PID of a server that runs"))?;
     for task in tasks.flatten() {
         if let Some(tid) = task.file_name().to_str().and_then(|n| n.parse().ok()) {
             sched_setaffinity(Pid::from_raw(tid), &set).map_err(|e| format!("cannot pin process {pid}: {e}"))?;
@@ -405,8 +415,8 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
     };
     write("summary.json", &serde_json::to_string_pretty(&summaries).map_err(|e| e.to_string())?)?;
     let setting = format!(
-        "camera with {} bit/s and {} frames/s, {} rounds of {:.0} s; servers on CPU {}, players and camera on CPU {}",
-        args.bitrate,
+        "camera with {} Mbit/s and {} frames/s, {} rounds of {} s; servers on CPU {}, players and camera on CPU {}",
+        args.bitrate as f64 / 1e6,
         args.fps,
         args.rounds,
         args.seconds.as_secs_f64(),
@@ -424,8 +434,10 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
     table.push_str(&summary::pacing(measurements, &paced_kind(args)));
     write("table.md", &table)?;
     for (kind, name) in [("TCP", "tcp.svg"), ("UDP", "udp.svg")] {
-        if let Some(svg) = chart::svg(&summaries, kind, &setting) {
-            write(name, &svg)?;
+        match chart::svg(&summaries, kind, &setting) {
+            Some(svg) => write(name, &svg)?,
+            // One of an earlier run would be taken for this one's.
+            None => drop(fs::remove_file(args.out.join(name))),
         }
     }
     println!("{table}");

@@ -154,6 +154,8 @@ pub fn markdown(summaries: &[Summary]) -> String {
             );
         }
         let told = |spread: &Option<Spread>| spread.map_or_else(|| "–".to_string(), |s| s.text(2));
+        // Without a single report nothing is known, and a zero would be a claim.
+        let measured = |text: String| if s.rounds == 0 { "–".to_string() } else { text };
         let mut remarks = Vec::new();
         if s.failed > 0 {
             remarks.push(format!("{} runs failed", s.failed));
@@ -166,18 +168,18 @@ pub fn markdown(summaries: &[Summary]) -> String {
         }
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {:.1} | {} | {} | {} | {:.1} | {} | {:.1} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             s.clients,
             s.server,
             told(&s.cpu_us),
             told(&s.cpu_ratio),
-            s.cpu_percent.median,
+            measured(format!("{:.1}", s.cpu_percent.median)),
             told(&s.p50_ms),
             told(&s.p99_ms),
             told(&s.p99_ratio),
-            s.fps_worst.min,
-            s.frames_lost,
-            s.kb_per_client.median,
+            measured(format!("{:.1}", s.fps_worst.min)),
+            measured(s.frames_lost.to_string()),
+            measured(format!("{:.1}", s.kb_per_client.median)),
             remarks.join("; "),
         );
     }
@@ -262,6 +264,15 @@ mod tests {
             table.contains("| 100 | silent | – | – | 0.0 | – | – | – | 0.0 | 0 | 0.0 | 1 runs failed |"),
             "{table}"
         );
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_zero() {
+        let mut all = vec![measurement("floor", 0, 4.0, 1000), measurement("gone", 0, 4.0, 1000)];
+        all[1].report = None;
+        all[1].error = Some("it ended".into());
+        let table = markdown(&summarize(&all));
+        assert!(table.contains("| 100 | gone | – | – | – | – | – | – | – | – | – | 1 runs failed |"), "{table}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod player;
 mod receive;
 pub mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsRawFd;
@@ -19,11 +19,11 @@ use rtsprelay::sys::unread_bytes;
 
 use crate::client::Transport;
 use crate::os;
-use crate::proc::{CpuSample, machine_busy_ns, resident_bytes};
+use crate::proc::{CpuSample, datagrams_dropped, machine_busy_ns, resident_bytes};
 use crate::rtsp::Url;
-use player::{Phase, Player, Progress, Role};
+use player::{Phase, Player, Progress, Role, cannot_connect};
 use receive::{Env, Totals, Verify};
-use report::Report;
+use report::{Csv, Report};
 
 /// Bytes that one read takes at most.
 const READ_BYTES_MAX: usize = 256 * 1024;
@@ -50,13 +50,13 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Transport::Tcp)]
     pub transport: Transport,
     /// Time to measure, after everybody plays.
-    #[arg(long, default_value = "10", value_parser = os::duration)]
+    #[arg(long, default_value = "10", value_parser = os::some_time)]
     pub seconds: Duration,
     /// Time between the last player's start and the measurement.
     #[arg(long, default_value = "2", value_parser = os::duration)]
     pub warmup: Duration,
     /// Players that start each second.
-    #[arg(long, default_value_t = 500.0)]
+    #[arg(long, default_value = "500", value_parser = os::positive)]
     pub ramp: f64,
     /// Time that a player may take from connecting to PLAY's answer.
     #[arg(long, default_value = "20", value_parser = os::duration)]
@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     pub stalled: usize,
     /// Players that leave each second during the measurement, each replaced by a new one.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value = "0", value_parser = os::rate)]
     pub churn: f64,
     /// Sets up the video tracks only.
     #[arg(long)]
@@ -102,14 +102,16 @@ pub struct Args {
 /// Runs the load and prints its report.
 pub fn run(args: &Args) -> Result<(), String> {
     let stop = os::stop_flag()?;
+    // Before the measurement, which may be long.
+    let mut csv = args.csv.as_deref().map(Csv::open).transpose()?;
     let report = measure(args, &stop)?;
     if args.json {
         println!("{}", serde_json::to_string(&report).map_err(|e| e.to_string())?);
     } else {
         print!("{}", report.table());
     }
-    if let Some(path) = &args.csv {
-        report.append_csv(path)?;
+    if let Some(csv) = &mut csv {
+        csv.append(&report)?;
     }
     report.verdict()
 }
@@ -124,26 +126,22 @@ pub fn measure(args: &Args, stop: &Arc<AtomicBool>) -> Result<Report, String> {
             args.clients
         ));
     }
-    if args.clients == 0 || args.slow + args.stalled > args.clients || args.ramp <= 0.0 {
-        return Err(
-            "--clients must be at least 1 and not fewer than --slow and --stalled together; --ramp above 0".into()
-        );
+    if args.clients == 0 {
+        return Err("--clients 0: there is nothing to measure without a player".into());
+    }
+    if args.slow + args.stalled > args.clients {
+        return Err(format!(
+            "--slow {} and --stalled {} are of the players, of which there are {}; raise --clients",
+            args.slow, args.stalled, args.clients
+        ));
+    }
+    if args.slow > 0 && args.transport == Transport::Udp {
+        return Err("--slow: datagrams that are not read are lost, nobody waits for them; use --transport tcp".into());
     }
     let mut load = Load::new(args)?;
-    let memory_before = args.pid.map(resident_bytes).transpose()?;
-    load.join(stop)?;
-    load.first_pictures(stop)?;
-    load.until(Instant::now() + args.warmup, stop, "warming up")?;
-    let start = Mark::take(args.pid, load.unread())?;
-    load.begin_measurement();
-    if args.announce {
-        println!("measuring");
-    }
-    load.until(start.at + args.seconds, stop, "measuring")?;
-    let end = Mark::take(args.pid, load.unread())?;
-    let memory_after = args.pid.map(resident_bytes).transpose()?;
+    let report = load.whole_run(stop);
     load.progress_end();
-    let report = report::make(args, &load, &start, &end, memory_before.zip(memory_after));
+    let report = report?;
     load.leave();
     Ok(report)
 }
@@ -157,15 +155,18 @@ pub(crate) struct Mark {
     machine_ns: u64,
     /// Bytes that have arrived and not been read, mean of the normal players over TCP.
     unread: f64,
+    /// Datagrams that came for the normal players of this moment and found no room.
+    dropped: u64,
 }
 
 impl Mark {
-    fn take(pid: Option<i32>, unread: f64) -> Result<Mark, String> {
+    fn take(pid: Option<i32>, unread: f64, dropped: u64) -> Result<Mark, String> {
         let own = CpuSample::of(std::process::id() as i32)?;
         Ok(Mark {
             server: pid.map(CpuSample::of).transpose()?,
             own,
             unread,
+            dropped,
             machine_ns: machine_busy_ns(),
             at: Instant::now(),
         })
@@ -217,7 +218,7 @@ impl<'a> Load<'a> {
                 return Err(format!("{text}: by TLS media comes in the connection; use --transport tcp"));
             }
             let address = url.host_port.to_socket_addrs().ok().and_then(|mut all| all.next());
-            let address = address.ok_or_else(|| format!("{} has no address", url.host_port))?;
+            let address = address.ok_or_else(|| format!("{} has no address; is the name right?", url.host_port))?;
             urls.push((url, address));
         }
         let now = Instant::now();
@@ -244,6 +245,24 @@ impl<'a> Load<'a> {
         })
     }
 
+    /// Lets everybody join, and measures.
+    fn whole_run(&mut self, stop: &AtomicBool) -> Result<Report, String> {
+        let args = self.args;
+        let memory_before = args.pid.map(resident_bytes).transpose()?;
+        self.join(stop)?;
+        self.first_pictures(stop)?;
+        self.until(Instant::now() + args.warmup, stop, "warming up")?;
+        let start = Mark::take(args.pid, self.unread(), self.dropped())?;
+        self.begin_measurement();
+        if args.announce {
+            println!("measuring");
+        }
+        self.until(start.at + args.seconds, stop, "measuring")?;
+        let end = Mark::take(args.pid, self.unread(), self.dropped())?;
+        let memory_after = args.pid.map(resident_bytes).transpose()?;
+        Ok(report::make(args, self, &start, &end, memory_before.zip(memory_after)))
+    }
+
     /// The first players are the normal ones, then come the slow, then the stalled.
     fn role(&self, place: usize) -> Role {
         let normal = self.args.clients - self.args.slow - self.args.stalled;
@@ -264,7 +283,7 @@ impl<'a> Load<'a> {
         let made = Player::connect(url, index as u16, *address, args.transport, !args.video_only, args.verify, role);
         let player = match made {
             Ok(player) => player,
-            Err(error) => return *self.failures.entry(format!("cannot connect: {error}")).or_default() += 1,
+            Err(error) => return *self.failures.entry(cannot_connect(*address, &error)).or_default() += 1,
         };
         let data = event_data(place, self.generations[place], 0);
         let watched = self.epoll.add(&player.stream, EpollEvent::new(EpollFlags::EPOLLOUT, data));
@@ -361,6 +380,14 @@ impl<'a> Load<'a> {
         if count == 0 { 0.0 } else { sum as f64 / count as f64 }
     }
 
+    /// Datagrams for normal players that found no room in their sockets.
+    fn dropped(&self) -> u64 {
+        let normal = self.players.iter().flatten().filter(|p| p.role == Role::Normal && p.is_udp());
+        let ports = normal.flat_map(|p| &p.sockets).filter_map(|s| s.local_addr().ok()).map(|a| a.port());
+        let ports: HashSet<u16> = ports.collect();
+        if ports.is_empty() { 0 } else { datagrams_dropped(&ports) }
+    }
+
     /// Waits for events until `end` or the next timer, and handles them.
     fn step(&mut self, end: Instant) -> Result<(), String> {
         let now = Instant::now();
@@ -397,7 +424,7 @@ impl<'a> Load<'a> {
                 let data = event_data(place, self.generations[place], 0);
                 let mut watch = EpollEvent::new(EpollFlags::EPOLLIN, data);
                 player
-                    .connected()
+                    .connected(self.urls[place % self.urls.len()].1)
                     .and_then(|()| self.epoll.modify(&player.stream, &mut watch).map_err(|e| format!("epoll: {e}")))
             }
             (Phase::Asking, 0) => self.ask(place),

@@ -129,9 +129,9 @@ impl Player {
     }
 
     /// The connection stands, or has failed: sends the first request.
-    pub fn connected(&mut self) -> Result<(), String> {
+    pub fn connected(&mut self, address: SocketAddr) -> Result<(), String> {
         if let Ok(Some(error)) = self.stream.take_error() {
-            return Err(format!("cannot connect: {error}"));
+            return Err(cannot_connect(address, &error));
         }
         self.phase = Phase::Asking;
         let request = self.handshake.begin();
@@ -243,6 +243,16 @@ impl Player {
     pub fn is_udp(&self) -> bool {
         self.transport == Transport::Udp
     }
+}
+
+/// Why there is no connection, with what to do.
+pub fn cannot_connect(address: SocketAddr, error: &std::io::Error) -> String {
+    let cure = match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "; nothing listens there: start the server, or look at --url",
+        std::io::ErrorKind::AddrNotAvailable => "; every local port is taken: take fewer players",
+        _ => "",
+    };
+    format!("cannot connect to {address}: {error}{cure}")
 }
 
 /// Bytes of the interleaved packet that `input` begins with, its frame included; `None` if they are not all there.

@@ -1,9 +1,9 @@
 //! What `load` found, as a table, JSON and CSV.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,9 @@ use super::{Args, Load, Mark};
 
 /// Frames by which the unread bytes of a player may grow before the generator counts as too slow.
 const BACKLOG_FRAMES_MAX: f64 = 3.0;
+
+/// Percent of the time that the generator may wait for a CPU: what it waits for longer, it measures.
+const CPU_WAIT_PERCENT_MAX: f64 = 33.0;
 
 /// Quantiles of a time, in µs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -116,6 +119,9 @@ pub struct Generator {
     pub unread_before: f64,
     /// The same when it ended.
     pub unread_after: f64,
+    /// Datagrams that came and found no room in the sockets of normal players: they count as missing, and are the generator's.
+    #[serde(default)]
+    pub datagrams_dropped: u64,
     /// CPU time that all other processes but the server of `--pid` used, the camera among them, percent of one core.
     pub others_percent: f64,
     /// Why it was itself the bottleneck, if it was.
@@ -148,6 +154,41 @@ pub struct Verified {
     pub compared: u64,
     /// Comparisons that failed.
     pub different: u64,
+}
+
+/// A file that reports are appended to, a line each.
+pub struct Csv {
+    path: PathBuf,
+    file: File,
+}
+
+impl Csv {
+    /// Opens it, makes it if it is not there, and writes the header line if it is empty.
+    pub fn open(path: &Path) -> Result<Csv, String> {
+        let fail = |e: std::io::Error| format!("--csv: cannot write {}: {e}", path.display());
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).map_err(fail)?;
+        let names: Vec<&str> = Report::default().fields().iter().map(|f| f.0).collect();
+        let header = names.join(",");
+        let mut first = String::new();
+        BufReader::new(&file).read_line(&mut first).map_err(fail)?;
+        if first.is_empty() {
+            writeln!(file, "{header}").map_err(fail)?;
+        } else if first.trim_end() != header {
+            return Err(format!("--csv: {} has other columns; give a new file", path.display()));
+        }
+        Ok(Csv { path: path.into(), file })
+    }
+
+    /// Appends a report.
+    pub fn append(&mut self, report: &Report) -> Result<(), String> {
+        // Only the URL can hold a comma or a quote.
+        let quote = |value: &str| {
+            if value.contains([',', '"', '\n']) { format!("\"{}\"", value.replace('"', "\"\"")) } else { value.into() }
+        };
+        let values: Vec<String> = report.fields().iter().map(|f| quote(&f.1)).collect();
+        let line = format!("{}\n", values.join(","));
+        self.file.write_all(line.as_bytes()).map_err(|e| format!("cannot write {}: {e}", self.path.display()))
+    }
 }
 
 /// What `load` found.
@@ -225,10 +266,15 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
     let reads: u64 = load.totals.iter().map(|t| t.reads).sum();
     let cpu_percent = percent(end.own.used_ns_since(&start.own));
     let cpu_wait_percent = percent(end.own.waited_ns_since(&start.own));
+    let datagrams_dropped = end.dropped.saturating_sub(start.dropped);
     let bottleneck = if cpu_percent > 90.0 {
         Some(format!("it used {cpu_percent:.0} % of its core; take fewer players or several generators"))
-    } else if cpu_percent + cpu_wait_percent > 90.0 {
+    } else if cpu_percent + cpu_wait_percent > 90.0 || cpu_wait_percent > CPU_WAIT_PERCENT_MAX {
         Some(format!("it waited {cpu_wait_percent:.0} % of the time for a CPU; give it one of its own (--cpu)"))
+    } else if datagrams_dropped > 0 {
+        Some(format!(
+            "{datagrams_dropped} datagrams found no room in its sockets; take fewer players, or raise net.core.rmem_max if this is not root"
+        ))
     } else if end.unread - start.unread > BACKLOG_FRAMES_MAX * bytes as f64 / frames.max(1) as f64 {
         Some(format!("what it had not read grew to {:.0} KB a player; take fewer players", end.unread / 1e3))
     } else {
@@ -266,6 +312,7 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
             others_percent: (percent(end.machine_ns.saturating_sub(start.machine_ns)) - known).max(0.0),
             unread_before: start.unread,
             unread_after: end.unread,
+            datagrams_dropped,
             bottleneck,
         },
         server,
@@ -363,13 +410,13 @@ impl Report {
         out
     }
 
-    /// Appends one line to a CSV file, after a header line if the file is new or empty.
-    pub fn append_csv(&self, path: &Path) -> Result<(), String> {
-        let fail = |e: std::io::Error| format!("cannot write {}: {e}", path.display());
-        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(fail)?;
-        let (g, server) = (&self.normal, self.server.clone().unwrap_or_default());
-        let l = &g.latency_us;
-        let fields: Vec<(&str, String)> = vec![
+    /// Names and values of a line of CSV. What was not measured is empty.
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let (g, server) = (&self.normal, self.server.as_ref());
+        let of_server = |value: &dyn Fn(&Server) -> Option<String>| server.and_then(value).unwrap_or_default();
+        let time = |times: &Times, value: u64| if times.count == 0 { String::new() } else { value.to_string() };
+        let (l, first) = (&g.latency_us, &g.first_keyframe_us);
+        vec![
             ("url", self.url.clone()),
             ("transport", self.transport.clone()),
             ("clients", self.clients.to_string()),
@@ -377,41 +424,34 @@ impl Report {
             ("playing", g.playing.to_string()),
             ("fps_mean", format!("{:.3}", g.fps_mean)),
             ("fps_worst", format!("{:.3}", g.fps_worst)),
-            ("latency_p50_us", l.p50.to_string()),
-            ("latency_p90_us", l.p90.to_string()),
-            ("latency_p99_us", l.p99.to_string()),
-            ("latency_p999_us", l.p999.to_string()),
-            ("latency_max_us", l.max.to_string()),
-            ("first_keyframe_p50_us", g.first_keyframe_us.p50.to_string()),
-            ("first_keyframe_max_us", g.first_keyframe_us.max.to_string()),
+            ("latency_p50_us", time(l, l.p50)),
+            ("latency_p90_us", time(l, l.p90)),
+            ("latency_p99_us", time(l, l.p99)),
+            ("latency_p999_us", time(l, l.p999)),
+            ("latency_max_us", time(l, l.max)),
+            ("first_keyframe_p50_us", time(first, first.p50)),
+            ("first_keyframe_max_us", time(first, first.max)),
             ("frames_whole", g.frames_whole.to_string()),
             ("frames_damaged", g.frames_damaged.to_string()),
             ("frames_missing", g.frames_missing.to_string()),
             ("packets_missing", g.packets_missing.to_string()),
             ("gbit_per_second", format!("{:.4}", g.gbit_per_second)),
-            ("server_cpu_percent", format!("{:.2}", server.cpu_percent)),
-            (
-                "server_cpu_us_per_client_frame",
-                server.cpu_us_per_client_frame.map_or_else(String::new, |v| format!("{v:.3}")),
-            ),
-            ("server_cpu_s_per_gigabyte", server.cpu_s_per_gigabyte.map_or_else(String::new, |v| format!("{v:.4}"))),
-            ("server_rss_bytes", server.rss_after.to_string()),
-            ("server_rss_per_client_bytes", format!("{:.0}", server.rss_per_client)),
+            ("server_cpu_percent", of_server(&|s| Some(format!("{:.2}", s.cpu_percent)))),
+            ("server_cpu_us_per_client_frame", of_server(&|s| s.cpu_us_per_client_frame.map(|v| format!("{v:.3}")))),
+            ("server_cpu_s_per_gigabyte", of_server(&|s| s.cpu_s_per_gigabyte.map(|v| format!("{v:.4}")))),
+            ("server_rss_bytes", of_server(&|s| Some(s.rss_after.to_string()))),
+            ("server_rss_per_client_bytes", of_server(&|s| Some(format!("{:.0}", s.rss_per_client)))),
             ("generator_cpu_percent", format!("{:.2}", self.generator.cpu_percent)),
             ("generator_was_bottleneck", self.generator.bottleneck.is_some().to_string()),
-        ];
-        let mut text = String::new();
-        if file.metadata().map_err(fail)?.len() == 0 {
-            let names: Vec<&str> = fields.iter().map(|f| f.0).collect();
-            let _ = writeln!(text, "{}", names.join(","));
-        }
-        // Only the URL can hold a comma or a quote.
-        let quote = |value: &str| {
-            if value.contains([',', '"', '\n']) { format!("\"{}\"", value.replace('"', "\"\"")) } else { value.into() }
-        };
-        let values: Vec<String> = fields.iter().map(|f| quote(&f.1)).collect();
-        let _ = writeln!(text, "{}", values.join(","));
-        file.write_all(text.as_bytes()).map_err(fail)
+            ("joined", self.joined.to_string()),
+            ("left", self.left.to_string()),
+            ("closed", g.closed.to_string()),
+            ("packets", g.packets.to_string()),
+            ("sequence_gaps", g.sequence_gaps.to_string()),
+            ("resumed_on_keyframe", g.resumed_on_keyframe.to_string()),
+            ("resumed_elsewhere", g.resumed_elsewhere.to_string()),
+            ("bytes", g.bytes.to_string()),
+        ]
     }
 
     /// Whether the run counts as a success: all players joined, none broke off, media came of which some was whole, and
