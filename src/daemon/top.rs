@@ -135,6 +135,12 @@ impl Target {
     fn get(&self, header: &str) -> Result<Answer, String> {
         let address = self.address;
         let fail = |error: io::Error| {
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+                return format!(
+                    "the relay at {address} has not answered for {} s; it hangs or is stopped, or its machine is not to be reached: look at its log",
+                    ANSWER_MAX.as_secs()
+                );
+            }
             format!(
                 "no relay answers at {address} ({error}); give a running one `http = \"{address}\"` in its configuration, or name its address with --http"
             )
@@ -181,6 +187,19 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relay_that_hangs_is_told_from_one_that_is_not_there() {
+        // It takes the connection, as the kernel does for a process that is stopped, and says nothing.
+        let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ask = |address: SocketAddr| Target { address, user: None }.ask().unwrap_err();
+        let address = hangs.local_addr().unwrap();
+        let error = ask(address);
+        assert!(error.contains("has not answered for 5 s"), "{error}");
+        drop(hangs);
+        let error = ask(address);
+        assert!(error.starts_with("no relay answers") && error.contains("Connection refused"), "{error}");
+    }
 
     #[test]
     fn a_target_may_name_a_user() {

@@ -229,6 +229,8 @@ fn clients_by_transport(flow: &Flow) -> String {
 
 /// The sends of the span by their latency, an octave a bar.
 fn histogram(report: &Report, columns: usize) -> Vec<String> {
+    /// Columns of the words and numbers, at most 5 each, before and behind the bars.
+    const BESIDE_BARS: usize = "latency  XXXXX ▕▏ XXXXX  (XXXXX sends, log scale)".len() - 2 * ('▕'.len_utf8() - 1);
     const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let counts = &report.histogram;
     let most = counts.iter().copied().max().unwrap_or(0);
@@ -237,7 +239,7 @@ fn histogram(report: &Report, columns: usize) -> Vec<String> {
     }
     let first = counts.iter().position(|&count| count > 0).unwrap_or(0);
     let last = counts.iter().rposition(|&count| count > 0).unwrap_or(HISTOGRAM_OCTAVES - 1);
-    let bar_width = if (last - first + 1) * 2 + 40 <= columns { 2 } else { 1 };
+    let bar_width = if (last - first + 1) * 2 + BESIDE_BARS <= columns { 2 } else { 1 };
     let bars: String = (first..=last)
         .flat_map(|octave| {
             // By the logarithm: a bar that is not empty is seen, however long the run.
@@ -347,6 +349,19 @@ mod tests {
         assert!(text.contains("frames dropped: lagging 30"), "{text}");
         assert!(text.contains("connection refused"), "{text}");
         assert!(text.contains('█'), "{text}");
+    }
+
+    #[test]
+    fn the_histogram_of_a_long_run_fits_too() {
+        let mut report = report();
+        // From the fastest send to one that waited for a client for seconds.
+        report.histogram = [1; HISTOGRAM_OCTAVES];
+        for first in 0..10 {
+            let text = table(&report, &frame(80, None));
+            let line = text.lines().last().unwrap_or_default();
+            assert!(line.ends_with("log scale)"), "{line}");
+            report.histogram[first] = 0;
+        }
     }
 
     #[test]
