@@ -145,9 +145,6 @@ fn lost_packets_are_reported_to_the_packet() {
     }
 }
 
-/// A delay moves the whole distribution by itself. The lower bound is exact; the upper is the undelayed run's own p90 on
-/// top, and less than the delay once more, so that a busy machine passes and a delay that counts twice does not. Both runs at
-/// the same time, as what else happens on the machine moves them alike.
 #[test]
 fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
     let _turn = turn();
@@ -171,6 +168,9 @@ fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
     assert!(report["generator"]["bottleneck"].as_str().is_some_and(|why| why.contains("no room")), "{report}");
 }
 
+/// A delay moves the whole distribution by itself. The lower bound is exact; the upper is the undelayed run's own p90 on
+/// top, and less than the delay once more, so that a busy machine passes and a delay that counts twice does not. Both runs at
+/// the same time, as what else happens on the machine moves them alike.
 #[test]
 fn a_delay_of_20_ms_reads_as_20_ms() {
     let _turn = turn();
