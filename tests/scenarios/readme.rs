@@ -77,8 +77,10 @@ fn every_command_works() {
                 }
                 let built = Program::start(build).finish(Duration::from_secs(900));
                 assert!(built.status.success(), "{built:#?}");
-                let started = Program::start(command);
+                let mut started = Program::start(command);
                 wait_until(&format!("{line} serves"), DEADLINE, || {
+                    let ended = started.ended();
+                    assert!(ended.is_none(), "{line}: {ended:?}\n{}", started.stderr.text());
                     let Ok(stream) = std::net::TcpStream::connect("127.0.0.1:8554") else { return false };
                     let address = stream.peer_addr().unwrap();
                     let status = Client::connect(address).describe("rtsp://127.0.0.1:8554/").status;

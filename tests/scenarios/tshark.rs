@@ -34,8 +34,11 @@ fn read_without_fault(transport: &str) {
     let mut command = Command::new("dumpcap");
     let filter = format!("tcp port {port} or udp portrange {first}-{last}");
     command.args(["-q", "-i", "lo", "-B", "64", "-f", &filter, "-w"]).arg(&file);
-    let capture = Program::start(command);
-    wait_until("dumpcap captures", DEADLINE, || capture.stderr.text().contains("File:"));
+    let mut capture = Program::start(command);
+    wait_until("dumpcap captures", DEADLINE, || {
+        assert!(capture.ended().is_none(), "dumpcap ended: {}", capture.stderr.text());
+        capture.stderr.text().contains("File:")
+    });
     let (min, max) = (first.to_string(), last.to_string());
     let mut arguments = vec!["-nostdin", "-v", "error", "-rtsp_transport", transport];
     if transport == "udp" {

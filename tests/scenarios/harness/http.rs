@@ -3,18 +3,14 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use super::relay::Relay;
+use super::relay::{Relay, address_after};
 use super::{DEADLINE, wait_until};
 
 /// Where the relay serves HTTP.
 pub fn http_address(relay: &Relay) -> SocketAddr {
     let mut found = None;
     wait_until("the relay says where it listens for http", DEADLINE, || {
-        let printed = relay.printed();
-        let (whole_lines, _) = printed.rsplit_once('\n').unwrap_or_default();
-        let line = whole_lines.lines().find(|line| line.contains("listening for http "));
-        found =
-            line.map(|line| line.split_once("address=").unwrap().1.split_whitespace().next().unwrap().parse().unwrap());
+        found = address_after(&relay.printed(), |line| line.contains("listening for http "));
         found.is_some()
     });
     found.unwrap()

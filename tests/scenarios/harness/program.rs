@@ -30,7 +30,7 @@ impl Printed {
     }
 }
 
-/// A running program; killed when dropped.
+/// A running program; killed when dropped, and what it printed is shown if the scenario failed.
 pub struct Program {
     name: String,
     child: Child,
@@ -115,7 +115,14 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
+        // Of one whose end was waited for, the scenario has told.
+        let untold = std::thread::panicking() && self.status.is_none();
+        let ended = self.ended();
         self.kill();
+        if untold {
+            let how = ended.map_or("was still running".to_owned(), |status| format!("had ended ({status})"));
+            eprintln!("--- {} {how}; it printed:\n{}{}---", self.name, self.stdout.text(), self.stderr.text());
+        }
     }
 }
 

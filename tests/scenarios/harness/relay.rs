@@ -14,7 +14,7 @@ use super::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_until};
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_rtsprelay");
 
-/// A running relay; killed when dropped, and what it printed is shown if the scenario failed.
+/// A running relay; killed when dropped.
 pub struct Relay {
     program: Option<Program>,
     config: Option<PathBuf>,
@@ -138,9 +138,7 @@ impl Relay {
     pub fn tls_address(&self) -> SocketAddr {
         let mut found = None;
         wait_until("the relay says where it listens for rtsps", DEADLINE, || {
-            let printed = self.printed();
-            let lines: Vec<&str> = printed.lines().filter(|line| line.contains("listening for rtsps")).collect();
-            found = listening_address(&(lines.join("\n") + "\n"));
+            found = address_after(&self.printed(), |line| line.contains("listening for rtsps"));
             found.is_some()
         });
         found.unwrap()
@@ -171,16 +169,6 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if let Some(program) = &self.program
-            && std::thread::panicking()
-        {
-            eprintln!(
-                "--- the relay at {} printed:\n{}{}---",
-                self.address,
-                program.stdout.text(),
-                program.stderr.text()
-            );
-        }
         if let Some(path) = &self.config {
             // A scratch file; the build directory's cleaning takes what stays.
             let _ = std::fs::remove_file(path);
@@ -190,8 +178,13 @@ impl Drop for Relay {
 
 /// Finds `listening … address=127.0.0.1:PORT` in what the relay has printed.
 fn listening_address(printed: &str) -> Option<SocketAddr> {
+    address_after(printed, |line| line.contains("listening") && !line.contains("http"))
+}
+
+/// Finds `address=127.0.0.1:PORT` in a line that the relay has printed; the last one may not be whole yet.
+pub fn address_after(printed: &str, wanted: impl Fn(&str) -> bool) -> Option<SocketAddr> {
     let (whole_lines, _) = printed.rsplit_once('\n')?;
-    whole_lines.lines().filter(|line| line.contains("listening") && !line.contains("http")).find_map(|line| {
+    whole_lines.lines().filter(|line| wanted(line)).find_map(|line| {
         let (_, value) = line.split_once("address=")?;
         value.split_whitespace().next()?.trim_matches('"').parse().ok()
     })

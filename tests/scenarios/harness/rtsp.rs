@@ -254,6 +254,14 @@ impl Client {
         }
     }
 
+    /// Whether a request is answered with 200; not if the connection is closed instead.
+    pub fn is_served(&mut self, method: &str, url: &str) -> bool {
+        let text = self.compose(method, url, &[]);
+        let end = Instant::now() + DEADLINE;
+        self.stream.write_all(text.as_bytes()).is_ok()
+            && matches!(self.read(end), Ok(Some(Incoming::Answer(Answer { status: 200, .. }))))
+    }
+
     /// DESCRIBE.
     pub fn describe(&mut self, url: &str) -> Answer {
         self.request("DESCRIBE", url, &[("Accept", "application/sdp")])

@@ -32,7 +32,7 @@ impl Vitals {
         assert_eq!(status, 200, "{metrics}");
         let count = |name: &str| value(&metrics, name) as u64;
         Vitals {
-            descriptors: entries(relay, "fd").count(),
+            descriptors: descriptors(relay),
             threads: entries(relay, "task").filter(|task| !is_kernels(task)).count(),
             connections: count("rtsprelay_connections "),
             sessions: count("rtsprelay_sessions "),
@@ -62,6 +62,11 @@ impl Vitals {
             && self.clients <= before.clients
             && self.in_flight <= before.in_flight
     }
+}
+
+/// Descriptors that the relay has open.
+pub fn descriptors(relay: &Relay) -> usize {
+    entries(relay, "fd").count()
 }
 
 fn entries(relay: &Relay, directory: &str) -> impl Iterator<Item = PathBuf> {
