@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rtsprelay::limits::{MOVES_MAX, REQUEST_HEADERS_MAX};
 use rtsprelay::wire::auth;
 
+use crate::harness::datagrams::Ports;
 use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
@@ -65,6 +66,12 @@ fn request(line: &str, rest: &str) -> Vec<u8> {
     format!("{line} RTSP/1.0\r\nCSeq: 5\r\n{rest}").into_bytes()
 }
 
+/// Waits until the relay tells of so many that play: the counts of a shard that has much to do may be those of a moment ago.
+fn has_clients(relay: &Relay, clients: u64) {
+    let http = http_address(relay);
+    wait_until(&format!("{clients} play"), DEADLINE, || Vitals::of(relay, http).clients == clients);
+}
+
 fn still_serves(relay: &Relay) {
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/t"));
@@ -81,17 +88,16 @@ fn a_session_is_of_no_use_to_another_address_however_its_id_was_found() {
     let relay = relay("");
     let mut owner = Client::connect(relay.address());
     owner.play_everything(&relay.url("/t"));
-    let by_udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = by_udp.local_addr().unwrap().port();
+    let ports = Ports::bind();
     let mut over_udp = Client::connect(relay.address());
-    let answer = set_up(&mut over_udp, &relay, &format!("RTP/AVP;unicast;client_port={port}-{}", port ^ 1)).expect(200);
+    let answer = set_up(&mut over_udp, &relay, &ports.transport()).expect(200);
     over_udp.session = answer.session().map(str::to_owned);
     over_udp.play(&relay.url("/t")).expect(200);
 
     for id in [owner.session.clone().unwrap(), over_udp.session.clone().unwrap()] {
         for method in ["PLAY", "PAUSE", "GET_PARAMETER", "SET_PARAMETER", "SETUP", "RECORD", "TEARDOWN"] {
             let mut thief = from_elsewhere(&relay);
-            let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port ^ 1);
+            let transport = ports.transport();
             let headers = [("Session", id.as_str()), ("Transport", &transport)];
             thief.request(method, &relay.url("/t/trackID=0"), &headers).expect(454);
         }
@@ -109,9 +115,9 @@ fn a_session_is_of_no_use_to_another_address_however_its_id_was_found() {
     }
     // Nobody has lost anything.
     owner.frame_on(0);
-    by_udp.set_read_timeout(Some(DEADLINE)).unwrap();
-    by_udp.recv(&mut [0; 2_048]).expect("datagrams go on");
-    assert_eq!(Vitals::of(&relay, http_address(&relay)).clients, 2);
+    ports.rtp.set_read_timeout(Some(DEADLINE)).unwrap();
+    ports.rtp.recv(&mut [0; 2_048]).expect("datagrams go on");
+    has_clients(&relay, 2);
 }
 
 #[test]
@@ -324,10 +330,15 @@ fn what_is_oversized_is_refused_and_costs_nothing() {
 fn nobody_has_datagrams_sent_to_somebody_else() {
     let _turn = beside_others();
     let relay = relay("");
-    let victim = UdpSocket::bind((STRANGER, 0)).unwrap();
-    let port = victim.local_addr().unwrap().port();
+    // The same ports of both addresses.
+    let (ports, victim) = loop {
+        let ports = Ports::bind();
+        // Another program may have the victim's.
+        let Ok(victim) = UdpSocket::bind((STRANGER, ports.rtp.local_addr().unwrap().port())) else { continue };
+        break (ports, victim);
+    };
     let mut client = Client::connect(relay.address());
-    let transport = format!("RTP/AVP;unicast;destination={STRANGER};source={STRANGER};client_port={port}-{}", port ^ 1);
+    let transport = format!("RTP/AVP;unicast;destination={STRANGER};source={STRANGER};client_port={}", ports.pair());
     let answer = set_up(&mut client, &relay, &transport).expect(200);
     let told = answer.header("Transport").unwrap();
     assert!(!told.contains("destination") && !told.contains("source"), "{told}");
@@ -343,8 +354,11 @@ fn nobody_has_datagrams_sent_to_somebody_else() {
         victim.send_to(&[0; 1_000], (Ipv4Addr::LOCALHOST, server - 1)).unwrap();
     }
     victim.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    // Those that were meant for it come to the address of the connection.
+    ports.rtp.set_read_timeout(Some(DEADLINE)).unwrap();
+    ports.rtp.recv(&mut [0; 2_048]).expect("a datagram");
     assert!(victim.recv(&mut [0; 2_048]).is_err(), "it was sent something");
-    assert_eq!(Vitals::of(&relay, http_address(&relay)).clients, 1);
+    has_clients(&relay, 1);
 
     for (transport, status) in [
         ("RTP/AVP;unicast;client_port=0-1", 461),
@@ -414,11 +428,17 @@ fn a_flood_of_setups_ends_at_the_limit_and_leaves_nothing() {
     let http = http_address(&relay);
     let before = Vitals::of(&relay, http);
     let mut client = Client::connect(relay.address());
+    // All at once, so that the first has not timed out when the last is answered.
+    let flood: String = (0..200u16)
+        .map(|number| {
+            let transport = format!("RTP/AVP;unicast;client_port={}-{}", 20_000 + number * 2, 20_001 + number * 2);
+            client.compose("SETUP", &relay.url("/t/trackID=0"), &[("Transport", &transport)])
+        })
+        .collect();
+    client.send_raw(flood.as_bytes());
     let mut refused = 0;
-    for number in 0..200u16 {
-        client.session = None;
-        let port = 20_000 + number * 2;
-        let answer = set_up(&mut client, &relay, &format!("RTP/AVP;unicast;client_port={port}-{}", port + 1));
+    for _ in 0..200 {
+        let answer = client.answer();
         assert!([200, 453].contains(&answer.status), "{answer:?}");
         refused += u32::from(answer.status == 453);
     }

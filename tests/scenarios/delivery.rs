@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
+use crate::harness::datagrams::take_from;
 use crate::harness::machine::{alone, beside_others};
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, tracks};
@@ -54,6 +55,7 @@ fn over_udp(relay: &Relay, seconds: u64) -> Got {
         let transport = format!("RTP/AVP;unicast;client_port={ports}");
         let answer = client.request("SETUP", &track.url, &[("Transport", &transport)]).expect(200);
         client.session = answer.session().map(str::to_string);
+        take_from(&rtp, relay.address().ip(), &answer);
         sockets.push((rtp, rtcp));
     }
     client.play(described.header("Content-Base").unwrap()).expect(200);

@@ -1,16 +1,18 @@
 //! When something runs out, or the relay's own code fails, those who are served go on being served.
 
 use std::io::{Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::harness::datagrams::Ports;
 use crate::harness::http::{get, http_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::relay::{Relay, Uring, command};
 use crate::harness::rtsp::Client;
+use crate::harness::vitals::descriptors;
 use crate::harness::{DEADLINE, h264, wait_until};
 
 const DEMO: [&str; 7] = ["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--workers", "1"];
@@ -50,6 +52,7 @@ fn without_descriptors_left_players_lose_nothing_and_it_recovers() {
     let _turn = beside_others();
     let relay = after("ulimit -n 100", &DEMO);
     let mut playing = player(&relay);
+    let before = descriptors(&relay);
     let crowd: Vec<TcpStream> = (0..150).map(|_| TcpStream::connect(relay.address()).expect("a backlog")).collect();
     unbroken(&mut playing, 30);
     wait_until("the cure is told", DEADLINE, || {
@@ -58,8 +61,9 @@ fn without_descriptors_left_players_lose_nothing_and_it_recovers() {
     let printed = relay.printed();
     assert!(printed.lines().filter(|line| line.contains("WARN")).count() < 10, "{printed}");
     drop(crowd);
+    // As long as some of the crowd are left, whoever comes may be closed at once.
     wait_until("a new player is served", DEADLINE, || {
-        Client::connect(relay.address()).describe(&relay.url("/")).status == 200
+        descriptors(&relay) <= before && Client::connect(relay.address()).is_served("DESCRIBE", &relay.url("/"))
     });
     unbroken(&mut player(&relay), 5);
     unbroken(&mut playing, 5);
@@ -126,17 +130,15 @@ fn a_fault_at_a_datagram_ends_its_sender_alone() {
     let _turn = beside_others();
     let relay = Relay::start(command(Uring::AsAsked, &[&DEMO[..], &["--test-panic", "1h"]].concat())).serving("/");
     let mut healthy = player(&relay);
-    // The even port may be anybody's; only the other one sends.
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = socket.local_addr().unwrap().port();
+    let ports = Ports::bind();
     let mut control = Client::connect(relay.address());
-    let transport = format!("RTP/AVP;unicast;client_port={}-{port}", port ^ 1);
+    let transport = ports.transport();
     let set_up = control.request("SETUP", &relay.url("/test/trackID=0"), &[("Transport", &transport)]).expect(200);
     control.session = set_up.session().map(str::to_owned);
     control.play(&relay.url("/test")).expect(200);
     let told = set_up.header("Transport").unwrap();
     let server = told.split(';').find_map(|part| part.strip_prefix("server_port=")?.split_once('-')).unwrap().1;
-    socket.send_to(b"X-Test-Panic: request", ("127.0.0.1", server.parse().unwrap())).unwrap();
+    ports.rtcp.send_to(b"X-Test-Panic: request", ("127.0.0.1", server.parse().unwrap())).unwrap();
     wait_until("it is counted", DEADLINE, || metric(&relay, "rtsprelay_panics_total{where=\"client\"}") == 1.0);
     assert!(control.is_closed());
     unbroken(&mut healthy, 10);

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use crate::harness::datagrams::Ports;
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, tracks};
@@ -24,14 +25,13 @@ fn players_of_both_kinds_of_address_get_datagrams_and_are_told_of_as_people_writ
         let described = client.describe("/t").expect(200);
         assert_eq!(described.header("Content-Base"), Some(format!("rtsp://{address}/t/").as_str()));
         assert!(described.body.contains(&format!("\r\nc={kind}\r\n")), "{}", described.body);
-        let rtp = UdpSocket::bind((ip, 0)).unwrap();
-        let port = rtp.local_addr().unwrap().port();
-        let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
+        let ports = Ports::bind_at(ip);
+        let transport = ports.transport();
         let answer = client.request("SETUP", &tracks(&described)[0].url, &[("Transport", &transport)]).expect(200);
         client.session = answer.session().map(str::to_string);
         client.play(&format!("rtsp://{address}/t")).expect(200);
-        rtp.set_read_timeout(Some(DEADLINE)).unwrap();
-        let (_, from) = rtp.recv_from(&mut [0; 2_048]).expect("datagrams");
+        ports.rtp.set_read_timeout(Some(DEADLINE)).unwrap();
+        let (_, from) = ports.rtp.recv_from(&mut [0; 2_048]).expect("datagrams");
         assert_eq!(from.ip(), ip);
         let told = format!("client={}", client.stream().local_addr().unwrap());
         wait_until(&told, DEADLINE, || relay.printed().contains(&told));

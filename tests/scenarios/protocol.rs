@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::net::UdpSocket;
 use std::time::Duration;
 
 use crate::harness::camera::Camera;
+use crate::harness::datagrams::Ports;
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Answer, Client, tracks};
@@ -167,11 +167,10 @@ fn a_player_that_gets_no_datagrams_falls_back_to_tcp() {
     client.request("OPTIONS", &relay.url("/"), &[agent]).expect(200);
     let described = client.request("DESCRIBE", &relay.url("/"), &[agent, ("Accept", "application/sdp")]).expect(200);
     let tracks = tracks(&described);
-    let rtp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = rtp.local_addr().unwrap().port();
-    let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
+    let ports = Ports::bind();
+    let transport = ports.transport();
     let answer = client.request("SETUP", &tracks[0].url, &[agent, ("Transport", &transport)]).expect(200);
-    assert_eq!(answer.transport("client_port"), Some(format!("{port}-{}", port + 1).as_str()));
+    assert_eq!(answer.transport("client_port"), Some(ports.pair().as_str()));
     assert!(answer.transport("server_port").is_some_and(|ports| ports.contains('-')), "{answer:#?}");
     client.session = answer.session().map(str::to_string);
     client.play(&relay.url("/")).expect(200);
@@ -186,24 +185,23 @@ fn datagrams_come_from_the_ports_that_setup_named() {
     let _turn = beside_others();
     let (relay, mut client) = demo();
     let tracks = tracks(&client.describe(&relay.url("/")));
-    let (rtp, rtcp) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-    let ports = format!("{}-{}", rtp.local_addr().unwrap().port(), rtcp.local_addr().unwrap().port());
-    let answer = setup_with(&mut client, &tracks[0].url, &format!("RTP/AVP;unicast;client_port={ports}")).expect(200);
+    let ports = Ports::bind();
+    let answer = setup_with(&mut client, &tracks[0].url, &ports.transport()).expect(200);
     client.session = answer.session().map(str::to_string);
     let server: Vec<u16> =
         answer.transport("server_port").unwrap().split('-').map(|port| port.parse().unwrap()).collect();
     assert_eq!((server[0] % 2, server[1]), (0, server[0] + 1));
     let played = client.play(&relay.url("/")).expect(200);
     let mut buffer = [0; 2_048];
-    rtp.set_read_timeout(Some(DEADLINE)).unwrap();
-    let (n, from) = rtp.recv_from(&mut buffer).unwrap();
+    ports.rtp.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (n, from) = ports.rtp.recv_from(&mut buffer).unwrap();
     assert_eq!(from.port(), server[0]);
     assert!(n <= 1_452, "{n} bytes");
     assert_eq!(u16::from_be_bytes([buffer[2], buffer[3]]), played.rtp_info()[0].1);
     let ssrc = u32::from_str_radix(answer.transport("ssrc").unwrap(), 16).unwrap();
     assert_eq!(buffer[8..12], ssrc.to_be_bytes());
-    rtcp.set_read_timeout(Some(DEADLINE)).unwrap();
-    let (_, from) = rtcp.recv_from(&mut buffer).unwrap();
+    ports.rtcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (_, from) = ports.rtcp.recv_from(&mut buffer).unwrap();
     assert_eq!((from.port(), buffer[1]), (server[1], 200), "a sender report at once");
 }
 
@@ -212,10 +210,9 @@ fn a_udp_session_outlives_its_connection() {
     let _turn = beside_others();
     let (relay, mut client) = demo();
     let tracks = tracks(&client.describe(&relay.url("/")));
-    let rtp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = rtp.local_addr().unwrap().port();
-    let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
-    let answer = setup_with(&mut client, &tracks[0].url, &transport).expect(200);
+    let ports = Ports::bind();
+    let rtp = &ports.rtp;
+    let answer = setup_with(&mut client, &tracks[0].url, &ports.transport()).expect(200);
     client.session = answer.session().map(str::to_string);
     client.play(&relay.url("/")).expect(200);
     let session = client.session.clone();
@@ -489,10 +486,9 @@ fn a_udp_session_without_life_ends_after_the_session_timeout() {
     .serving("/t");
     let mut client = Client::connect(relay.address());
     let tracks = tracks(&client.describe(&relay.url("/t")));
-    let rtp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = rtp.local_addr().unwrap().port();
-    let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
-    let answer = setup_with(&mut client, &tracks[0].url, &transport).expect(200);
+    let ports = Ports::bind();
+    let rtp = &ports.rtp;
+    let answer = setup_with(&mut client, &tracks[0].url, &ports.transport()).expect(200);
     assert!(answer.header("Session").unwrap().contains(";timeout=2"), "{answer:#?}");
     client.session = answer.session().map(str::to_string);
     client.play(&relay.url("/t")).expect(200);
@@ -540,10 +536,8 @@ fn sessions_are_found_from_any_connection() {
     for _ in 0..8 {
         let mut first = Client::connect(relay.address());
         let tracks = tracks(&first.describe(&url).expect(200));
-        let rtp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = rtp.local_addr().unwrap().port();
-        let transport = format!("RTP/AVP;unicast;client_port={port}-{}", port + 1);
-        let answer = setup_with(&mut first, &tracks[0].url, &transport).expect(200);
+        let ports = Ports::bind();
+        let answer = setup_with(&mut first, &tracks[0].url, &ports.transport()).expect(200);
         let mut second = Client::connect(relay.address());
         second.session = answer.session().map(str::to_string);
         // Both requests come in one segment: the second must survive the move.
@@ -551,8 +545,8 @@ fn sessions_are_found_from_any_connection() {
         second.send_raw(both.as_bytes());
         second.answer().expect(200);
         second.answer().expect(200);
-        rtp.set_read_timeout(Some(DEADLINE)).unwrap();
-        rtp.recv_from(&mut [0; 2_048]).expect("datagrams");
+        ports.rtp.set_read_timeout(Some(DEADLINE)).unwrap();
+        ports.rtp.recv_from(&mut [0; 2_048]).expect("datagrams");
         second.request("TEARDOWN", &url, &[]).expect(200);
     }
 }

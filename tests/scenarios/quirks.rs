@@ -3,8 +3,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -178,6 +178,8 @@ fn serve(case: Case, stream: TcpStream, asked_for: &AskedFor) -> std::io::Result
     let mut order = Vec::new();
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
+    // Media are sent as long as this is.
+    let session = Arc::new(());
     loop {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -225,8 +227,8 @@ fn serve(case: Case, stream: TcpStream, asked_for: &AskedFor) -> std::io::Result
                 let text = case.play.map_or_else(|| "RTSP/1.0 200 OK\nCSeq: 1\nSession: 4711\n\n".to_owned(), file);
                 writer.write_all(answer(&text, cseq, base).as_bytes())?;
                 let media = writer.try_clone()?;
-                let playing: Vec<_> = tracks.iter().cloned().zip(order.clone()).collect();
-                std::thread::spawn(move || send(&playing, media));
+                let (playing, tracks) = (Arc::downgrade(&session), tracks.iter().cloned().zip(order.clone()).collect());
+                std::thread::spawn(move || send(tracks, media, &playing));
             }
             "OPTIONS" if case.options.is_some() => {
                 writer.write_all(answer(&file(case.options.unwrap()), cseq, base).as_bytes())?;
@@ -244,12 +246,13 @@ fn keyframe_payloads() -> Vec<Vec<u8>> {
     vec![SPS.to_vec(), PPS.to_vec(), [vec![0x65, 0x88], vec![0x55; 200]].concat()]
 }
 
-/// Sends media of every track until the connection ends.
-fn send(tracks: &[(Track, Place)], mut stream: TcpStream) -> std::io::Result<()> {
+/// Sends media of every track until the connection ends, which datagrams by themselves would not tell of: nothing is to come to
+/// the relay's ports any more when somebody else may have them.
+fn send(tracks: Vec<(Track, Place)>, mut stream: TcpStream, playing: &Weak<()>) -> std::io::Result<()> {
     let datagrams = UdpSocket::bind("127.0.0.1:0")?;
-    for count in 0u32.. {
+    for count in (0u32..).take_while(|_| playing.strong_count() > 0) {
         let mut wire = Vec::new();
-        for (track, place) in tracks {
+        for (track, place) in &tracks {
             let (payloads, ticks): (Vec<Vec<u8>>, u32) = match track.encoding.as_str() {
                 "H264" => (keyframe_payloads(), 1_800),
                 // An IDR slice that is the picture's first.
@@ -327,7 +330,8 @@ fn every_real_camera_is_relayed_or_told_what_is_wrong_with_it() {
     relay.signal(Signal::SIGTERM);
     let (status, _, printed) = relay.finish(DEADLINE);
     assert!(status.success() && !printed.contains("panicked"), "{printed}");
-    assert!(asked("reolink", "TEARDOWN"));
+    // The relay does not wait for the camera's thread.
+    wait_until("reolink is told of the end", DEADLINE, || asked("reolink", "TEARDOWN"));
 }
 
 /// What is wrong with what came of a case, if anything is.
@@ -356,7 +360,8 @@ fn log_of(relay: &Relay, name: &str) -> Vec<String> {
 
 /// The codecs that ffprobe finds, once the stream is up.
 fn probe(url: &str) -> Vec<String> {
-    for _ in 0..10 {
+    let end = Instant::now() + DEADLINE;
+    while Instant::now() < end {
         let arguments = ["-v", "quiet", "-rtsp_transport", "tcp", "-analyzeduration", "500000", "-probesize", "200000"];
         let show = ["-show_entries", "stream=codec_name", "-of", "json", url];
         let finished = run(4 * DEADLINE, "ffprobe", &[&arguments[..], &show[..]].concat());

@@ -1,14 +1,19 @@
 //! Clients that behave in every way that clients should not, and some that just come and go. None of them fails a scenario: the
 //! relay may close whom it likes.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
 /// Time that anything is waited for at most.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Ports that stay taken: of all clients that come in several times a session's timeout.
+const TAKEN_MAX: usize = 128;
 
 /// Where the disasters strike.
 #[derive(Clone, Copy, Debug)]
@@ -173,6 +178,19 @@ fn pause(rng: &mut Rng, from: u64, to: u64) {
     std::thread::sleep(millis(rng, from, to));
 }
 
+/// A port for datagrams. It stays taken for a while when the client has gone: the relay sends to it until the session has timed out,
+/// and another scenario's player that is given it must not get them.
+fn take_port(target: Target) -> Option<UdpSocket> {
+    static TAKEN: Mutex<VecDeque<UdpSocket>> = Mutex::new(VecDeque::new());
+    let socket = UdpSocket::bind((target.rtsp.ip(), 0)).ok()?;
+    let mut taken = TAKEN.lock().unwrap();
+    taken.push_back(socket.try_clone().ok()?);
+    if taken.len() > TAKEN_MAX {
+        taken.pop_front();
+    }
+    Some(socket)
+}
+
 fn plays_and_tears_down(target: Target, rng: &mut Rng) -> Option<()> {
     let mut peer = Peer::connect(target, path(rng))?;
     peer.play()?;
@@ -195,7 +213,7 @@ fn plays_and_resets(target: Target, rng: &mut Rng) -> Option<()> {
 }
 
 fn plays_over_udp(target: Target, rng: &mut Rng) -> Option<()> {
-    let (rtp, rtcp) = (UdpSocket::bind((target.rtsp.ip(), 0)).ok()?, UdpSocket::bind((target.rtsp.ip(), 0)).ok()?);
+    let (rtp, rtcp) = (take_port(target)?, take_port(target)?);
     let (rtp_port, rtcp_port) = (rtp.local_addr().ok()?.port(), rtcp.local_addr().ok()?.port());
     let mut peer = Peer::connect(target, path(rng))?;
     peer.set_up(0, &format!("RTP/AVP;unicast;client_port={rtp_port}-{rtcp_port}"))?;
@@ -353,7 +371,8 @@ fn flaps(target: Target, rng: &mut Rng) -> Option<()> {
 
 fn names_a_session_from_elsewhere(target: Target, rng: &mut Rng) -> Option<()> {
     let mut first = Peer::connect(target, "/steady")?;
-    let ports = (rng.u16(20_000..60_000), rng.u16(20_000..60_000));
+    let (rtp, rtcp) = (take_port(target)?, take_port(target)?);
+    let ports = (rtp.local_addr().ok()?.port(), rtcp.local_addr().ok()?.port());
     if rng.bool() {
         first.set_up(0, "RTP/AVP/TCP;unicast;interleaved=0-1")?;
     } else {

@@ -2,6 +2,7 @@
 //! that does exactly what a scenario tells it.
 
 pub mod camera;
+pub mod datagrams;
 pub mod h264;
 pub mod http;
 pub mod machine;
