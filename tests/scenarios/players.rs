@@ -25,9 +25,9 @@ struct Expected {
 }
 
 const DEMO: Expected = Expected { video: "h264", audio: "pcm_mulaw", size: (640, 360) };
-const X264: Expected = Expected { video: "h264", audio: "aac", size: (1280, 720) };
-// Small: where the encoder is too slow for 30 frames a second, no player gets them.
-const X265: Expected = Expected { video: "hevc", audio: "aac", size: (640, 360) };
+const X264: Expected = Expected { video: "h264", audio: "aac", size: (640, 360) };
+// Smaller: its encoder takes three times as long.
+const X265: Expected = Expected { video: "hevc", audio: "aac", size: (320, 240) };
 
 /// Every player by its name, a test each, for a relayed source.
 macro_rules! every_player {
@@ -88,7 +88,7 @@ macro_rules! every_player {
 
 every_player!(demo, Relay::demo(), DEMO);
 every_player!(x264_with_aac, servers::relayed(&["x264"]), X264);
-every_player!(x265_with_aac, servers::relayed(&["x265", "--size", "640x360"]), X265);
+every_player!(x265_with_aac, servers::relayed(&["x265", "--size", "320x240"]), X265);
 
 /// Other codecs: whoever joins, whenever, decodes from the first frame on.
 fn joins_decode(codec: &str) {
@@ -119,8 +119,9 @@ fn mjpeg_decodes_from_the_first_frame() {
 #[test]
 fn the_players_work_without_the_relay() {
     // If this fails, the other scenarios of this file say nothing of the relay. One player after another, since the encoder's
-    // server lets a second one in between two keyframes.
-    let _turn = beside_others();
+    // server lets a second one in between two keyframes. And alone: an encoder that is late has its first frames later than its sound,
+    // and players move their timestamps when the first report tells them so. The relay's players are told before they begin.
+    let _turn = alone();
     let encoder = servers::Encoder::start(&["x264"]);
     ffprobe(&encoder.url(), "tcp", X264);
     ffmpeg(&encoder.url(), "udp");
@@ -168,33 +169,26 @@ fn assert_30_fps(mut times: Vec<f64>) {
 }
 
 fn ffprobe(url: &str, transport: &str, expected: Expected) {
-    let arguments = [
-        "-v",
-        "error",
-        "-rtsp_transport",
-        transport,
-        "-read_intervals",
-        "%+5",
-        "-show_entries",
-        "stream=codec_name,width,height:frame=media_type,pts_time,best_effort_timestamp_time",
-        "-of",
-        "json",
-        url,
-    ];
-    let finished = run(PATIENCE, "ffprobe", &arguments).expect_silent_success();
-    let seen: Value = serde_json::from_str(&finished.stdout).expect("JSON");
-    let codecs: Vec<&str> =
-        seen["streams"].as_array().unwrap().iter().filter_map(|s| s["codec_name"].as_str()).collect();
-    assert!(codecs.contains(&expected.video) && codecs.contains(&expected.audio), "{codecs:?}");
-    let video = seen["streams"].as_array().unwrap().iter().find(|s| s["codec_name"] == expected.video).unwrap();
-    assert_eq!((video["width"].as_u64(), video["height"].as_u64()), (Some(expected.size.0), Some(expected.size.1)));
-    let frames = seen["frames"].as_array().unwrap();
-    let times = frames
-        .iter()
-        .filter(|f| f["media_type"] == "video")
-        .filter_map(|f| f["best_effort_timestamp_time"].as_str().or(f["pts_time"].as_str())?.parse().ok());
-    assert_30_fps(times.collect());
-    assert!(frames.iter().any(|f| f["media_type"] == "audio"), "no audio");
+    // Each by itself: an interval is over when the first of the tracks that are looked at has come to its end, and on a busy machine
+    // an encoder's picture may be behind its sound.
+    let seen = |track: &str, interval: &str| -> Value {
+        let of = ["-v", "error", "-rtsp_transport", transport, "-select_streams", track, "-read_intervals", interval];
+        let entries = "stream=codec_name,width,height:frame=pts_time,best_effort_timestamp_time";
+        let show = ["-show_entries", entries, "-of", "json", url];
+        let finished = run(PATIENCE, "ffprobe", &[&of[..], &show[..]].concat()).expect_silent_success();
+        serde_json::from_str(&finished.stdout).expect("JSON")
+    };
+    let video = seen("v", "%+5");
+    let stream = &video["streams"][0];
+    assert_eq!(stream["codec_name"], expected.video, "{stream}");
+    assert_eq!((stream["width"].as_u64(), stream["height"].as_u64()), (Some(expected.size.0), Some(expected.size.1)));
+    let time = |frame: &Value| {
+        frame["best_effort_timestamp_time"].as_str().or(frame["pts_time"].as_str())?.parse::<f64>().ok()
+    };
+    assert_30_fps(video["frames"].as_array().unwrap().iter().filter_map(time).collect());
+    let audio = seen("a", "%+1");
+    assert_eq!(audio["streams"][0]["codec_name"], expected.audio, "{audio}");
+    assert!(!audio["frames"].as_array().unwrap().is_empty(), "no audio");
 }
 
 fn ffmpeg_command(url: &str, transport: &str) -> Command {

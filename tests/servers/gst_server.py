@@ -2,9 +2,9 @@
 
     gst_server.py CODEC [--gop FRAMES] [--mtu BYTES] [--no-audio] [--size WIDTHxHEIGHT] [--port PORT]
 
-CODEC is x264, x265, vp8, vp9 or mjpeg; 1280x720 at 30 fps, with AAC, at rtsp://127.0.0.1:PORT/cam. Or it is `others`: tracks without
-a picture, each at a path of its own. Prints "ready PORT", then serves until its standard input ends, so that it never outlives the
-test that started it.
+CODEC is x264, x265, vp8, vp9 or mjpeg; 640x360 at 30 fps, with AAC, at rtsp://127.0.0.1:PORT/cam. No larger: on a busy machine the
+encoder must get to 30 frames a second, or no player does. Or it is `others`: tracks without a picture, each at a path of its own.
+Prints "ready PORT", then serves until its standard input ends, so that it never outlives the test that started it.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main():
     arguments.add_argument("--gop", type=int, default=30)
     arguments.add_argument("--mtu", type=int, default=1400, help="bytes of a video packet at most")
     arguments.add_argument("--no-audio", action="store_true")
-    arguments.add_argument("--size", default="1280x720")
+    arguments.add_argument("--size", default="640x360")
     arguments.add_argument("--port", default="0")
     options = arguments.parse_args()
 
