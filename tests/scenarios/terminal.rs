@@ -38,19 +38,25 @@ impl Terminal {
         self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
     }
 
-    /// Waits for tables with another time up, and looks at the last: one table, nothing left of another, and no
-    /// line of it wider than the terminal.
+    /// Waits for tables with another time up, and looks at the second, which was not begun for another size: one table, nothing left
+    /// of another, and no line of it wider than the terminal.
     fn shows_one_table(&self, columns: usize, rows: usize) -> String {
         let mut times = std::collections::BTreeSet::new();
-        let mut screen = String::new();
+        let (mut screen, mut stood) = (String::new(), false);
         wait_until(&format!("tables in {columns}x{rows}"), DEADLINE, || {
             let now = self.screen();
             // Between taking one off and drawing the next there is none.
-            if let Some(up) = now.lines().find_map(|line| line.strip_prefix("rtsprelay ")?.split_once("up ")) {
-                times.insert(up.1.chars().take(8).collect::<String>());
-                screen = now;
+            let Some(up) = now.lines().find_map(|line| line.strip_prefix("rtsprelay ")?.split_once("up ")) else {
+                return false;
+            };
+            // The terminal gets a table line by line. It was whole if it stood until the next one came.
+            let is_next = times.insert(up.1.chars().take(8).collect::<String>());
+            if is_next && stood && times.len() > 2 {
+                return true;
             }
-            times.len() > 1
+            stood = now == screen;
+            screen = now;
+            false
         });
         for word in ["STREAM", "rtsprelay "] {
             let count = screen.lines().filter(|line| line.starts_with(word)).count();
@@ -90,7 +96,9 @@ fn the_table_is_redrawn_in_place_in_terminals_of_any_size() {
         let mut found = None;
         wait_until(word, DEADLINE, || {
             let screen = relay.tmux(&["capture-pane", "-p", "-J", "-S", "-"]);
-            let of = screen.lines().find_map(|line| line.split_once(word));
+            // The last line may not be whole yet.
+            let (whole, _) = screen.trim_end().rsplit_once('\n').unwrap_or_default();
+            let of = whole.lines().find_map(|line| line.split_once(word));
             found = of.and_then(|(_, rest)| rest.split_once("=")?.1.split_whitespace().next()?.parse().ok());
             found.is_some()
         });
