@@ -157,10 +157,10 @@ fn players_without_a_password_or_with_a_wrong_one_do_not() {
 #[test]
 fn players_play_on_when_their_nonces_grow_old() {
     let _turn = beside_others();
-    // Every nonce is stale before the next request but one; players are told to keep alive every other second.
+    // Players are told to keep alive every other second: by then every nonce is stale. It must not be when they answer the challenge.
     let config =
         USERS.replace("workers = 2\n", "workers = 2\nhttp = \"127.0.0.1:0\"\nlimits.session_timeout = \"4s\"\n");
-    let relay = Configured::start(&config, &["--test-nonce-lifetime", "700ms"]).serving();
+    let relay = Configured::start(&config, &["--test-nonce-lifetime", "1500ms"]).serving();
     let refused = || {
         let (status, metrics) = get(http_address(&relay.relay), "/metrics", "");
         assert_eq!(status, 200);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::camera::Camera;
+use crate::harness::camera::{Camera, Place};
 use crate::harness::machine::beside_others;
 use crate::harness::program::Program;
 use crate::harness::relay::Relay;
@@ -24,8 +24,10 @@ fn player(program: &str, script: &str, arguments: &[&str]) -> Program {
 #[test]
 fn players_that_are_connected_show_the_new_size() {
     let _turn = beside_others();
-    let small = Encoder::start(&["x264", "--no-audio", "--size", "320x240"]);
-    let port = small.port().to_string();
+    // Nobody else is given the port between the two.
+    let place = Place::reserve();
+    let port = place.address().port().to_string();
+    let small = Encoder::start(&["x264", "--no-audio", "--size", "320x240", "--port", &port]);
     let relay = Relay::of(&small.url());
     let url = relay.url("/");
     let python = test_file("../.venv/bin/python");

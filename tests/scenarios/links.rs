@@ -37,6 +37,13 @@ fn play(client: &mut Client, address: SocketAddr, transport: &str) -> String {
     answer.header("Transport").unwrap().to_owned()
 }
 
+/// A socket that holds all that a scenario sends: its reader may wait for the processor.
+fn roomy(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20)).expect("as root");
+    socket
+}
+
 /// Sequence numbers of the packets that come, until `count` are there.
 fn sequence(socket: &UdpSocket, count: usize) -> Vec<u16> {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -84,7 +91,7 @@ fn a_multicast_group_is_sent_once_for_all_who_joined() {
     let mut joined: Vec<(Client, UdpSocket)> = (0..3)
         .map(|number| {
             net.at_client(number, || {
-                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5000)).unwrap();
+                let socket = roomy(5_000);
                 socket.join_multicast_v4(&GROUP, &Net::address(number)).unwrap();
                 let mut client = Client::connect(address);
                 let transport = play(&mut client, address, "RTP/AVP;multicast");
@@ -146,8 +153,7 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
     let mut ends: Vec<(Client, UdpSocket)> = (0..3)
         .map(|number| {
             net.at_client(number, || {
-                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6000)).unwrap();
-                let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20));
+                let socket = roomy(6_000);
                 let mut client = Client::connect(address);
                 play(&mut client, address, "RTP/AVP;unicast;client_port=6000-6001");
                 (client, socket)
@@ -190,11 +196,7 @@ fn a_path_for_short_packets_gets_the_first_frame_whole() {
     net.shorten(0, 1_280);
     let (camera, relay, address) = serve(&net, "");
     camera.keyframe(40_000);
-    let (mut client, socket) = net.at_client(0, || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 6000)).unwrap();
-        let client = Client::connect(address);
-        (client, socket)
-    });
+    let (mut client, socket) = net.at_client(0, || (Client::connect(address), roomy(6_000)));
     let described = client.describe(&format!("rtsp://{address}/cam")).expect(200);
     let video = tracks(&described).into_iter().find(|track| track.media == "video").expect("a video track");
     let transport = "RTP/AVP;unicast;client_port=6000-6001";

@@ -153,7 +153,8 @@ fn a_second_publisher_takes_over_where_that_is_allowed() {
 #[test]
 fn a_publisher_that_hangs_is_ended() {
     let _turn = beside_others();
-    let relay = relay("source_timeout = \"1s\"");
+    // Longer than an encoder on a busy machine may take from RECORD to its first frame.
+    let relay = relay("source_timeout = \"4s\"");
     let publisher = ffmpeg(&relay.url("/live"), "tcp", "320x240");
     let relay = relay.serving("/live");
     publisher.signal(Signal::SIGSTOP);

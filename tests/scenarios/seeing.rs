@@ -20,11 +20,21 @@ fn demo() -> Relay {
     Relay::start(command(Uring::AsAsked, &arguments)).serving("/")
 }
 
+/// Segments that all connections of this machine have sent again (`RetransSegs`, RFC 4022).
+fn retransmitted_segments() -> u64 {
+    let table = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("/proc/thread-self/net/snmp");
+    let mut tcp = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
+    let at = names.split(' ').position(|name| name == "RetransSegs").unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
 #[test]
 fn metrics_status_and_health_tell_of_a_client() {
     let _turn = beside_others();
     let relay = demo();
     let http = http_address(&relay);
+    let retransmitted = retransmitted_segments();
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/"));
     for _ in 0..5 {
@@ -44,7 +54,9 @@ fn metrics_status_and_health_tell_of_a_client() {
     assert_eq!(told["address"].as_str(), Some(client.stream().local_addr().unwrap().to_string().as_str()));
     assert!(told["rtt_us"].as_u64() > Some(0), "{status}");
     assert!(told["bytes_total"].as_u64() > Some(0), "{status}");
-    assert_eq!(told["retransmits_total"].as_u64(), Some(0), "{status}");
+    // None, but where the machine is so busy that acknowledgements come late.
+    let retransmitted = retransmitted_segments() - retransmitted;
+    assert!(told["retransmits_total"].as_u64().is_some_and(|told| told <= retransmitted), "{status}");
 
     let mut metrics = String::new();
     wait_until("an interval with sends is over", DEADLINE, || {

@@ -1,6 +1,7 @@
 //! A client gets the tracks that it set up and no others, on the channels that it asked for.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::machine::beside_others;
@@ -13,11 +14,25 @@ const PACKETS: usize = 200;
 
 /// SETUP of the tracks of `media` on the channels given, PLAY, and what comes.
 fn play(relay: &Relay, wanted: &[(&str, u8, u8)]) -> Vec<Packet> {
-    play_with_others(relay, wanted, &AtomicUsize::new(0), 1)
+    play_with_others(relay, wanted, &Players::new(1))
 }
 
-/// The same; PLAY comes when so many are as far, itself among them.
-fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], as_far: &AtomicUsize, players: usize) -> Vec<Packet> {
+/// Players that begin together.
+struct Players {
+    count: usize,
+    set_up: AtomicUsize,
+    /// The first packet of the first track of each that plays.
+    first: Mutex<Vec<u16>>,
+}
+
+impl Players {
+    fn new(count: usize) -> Players {
+        Players { count, set_up: AtomicUsize::new(0), first: Mutex::default() }
+    }
+}
+
+/// The same; PLAY comes when all are as far, and the end when what all of them get has been looked at.
+fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], players: &Players) -> Vec<Packet> {
     let mut client = Client::connect(relay.address());
     let described = client.describe(&relay.url("/")).expect(200);
     let tracks = tracks(&described);
@@ -26,11 +41,25 @@ fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], as_far: &AtomicUsi
         let answer = client.setup(track, rtp, rtcp).expect(200);
         assert_eq!(answer.transport("interleaved"), Some(format!("{rtp}-{rtcp}").as_str()));
     }
-    as_far.fetch_add(1, Ordering::Relaxed);
-    wait_until("the others are as far", DEADLINE, || as_far.load(Ordering::Relaxed) >= players);
+    players.set_up.fetch_add(1, Ordering::Relaxed);
+    wait_until("the others are as far", DEADLINE, || players.set_up.load(Ordering::Relaxed) >= players.count);
     let played = client.play(described.header("Content-Base").unwrap()).expect(200);
-    assert_eq!(played.rtp_info().len(), wanted.len(), "{played:#?}");
-    (0..PACKETS).map(|_| client.packet()).collect()
+    let info = played.rtp_info();
+    assert_eq!(info.len(), wanted.len(), "{played:#?}");
+    let own = info[0].1;
+    players.first.lock().unwrap().push(own);
+    let all_play = || players.first.lock().unwrap().len() >= players.count;
+    wait_until("the others play", DEADLINE, all_play);
+    // Whoever began first has packets that the others did not get.
+    let ahead = |seq: &u16| Some(seq.wrapping_sub(own)).filter(|ahead| *ahead < 1 << 15).unwrap_or(0);
+    let met = players.first.lock().unwrap().iter().map(ahead).max().unwrap();
+    let (mut packets, mut behind) = (Vec::new(), 0);
+    while packets.len() < PACKETS || behind < PACKETS / 4 {
+        let packet = client.packet();
+        behind += usize::from(packet.channel == wanted[0].1 && packet.seq().wrapping_sub(own) >= met);
+        packets.push(packet);
+    }
+    packets
 }
 
 fn count_by_channel(packets: &[Packet]) -> BTreeMap<u8, usize> {
@@ -64,10 +93,10 @@ fn audio_alone() {
 fn other_channel_numbers_carry_the_same_packets() {
     let _turn = beside_others();
     let relay = Relay::demo();
-    let as_far = AtomicUsize::new(0);
+    let players = Players::new(2);
     let usual = std::thread::scope(|scope| {
-        let other = scope.spawn(|| play_with_others(&relay, &[("video", 10, 11), ("audio", 4, 5)], &as_far, 2));
-        let usual = play_with_others(&relay, &[("video", 0, 1), ("audio", 2, 3)], &as_far, 2);
+        let other = scope.spawn(|| play_with_others(&relay, &[("video", 10, 11), ("audio", 4, 5)], &players));
+        let usual = play_with_others(&relay, &[("video", 0, 1), ("audio", 2, 3)], &players);
         let other = other.join().unwrap();
         for packet in &other {
             assert!([4, 5, 10, 11].contains(&packet.channel), "channel {}", packet.channel);

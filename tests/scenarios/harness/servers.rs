@@ -48,11 +48,6 @@ impl Encoder {
         format!("rtsp://127.0.0.1:{}/{path}", self.port)
     }
 
-    /// Its port, for another one that takes its place.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
     /// What it has complained of.
     pub fn complaints(&self) -> String {
         self.program.stderr.text()
