@@ -237,8 +237,18 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
             + value(&metrics, "rtsprelay_limited_total{reason=\"connections\"}");
         left.0 <= room.0 && left.1 <= room.1 && (left.0 + left.1) as f64 + gone >= (8 * CLIENTS + 1) as f64
     });
+    // For whoever comes then another one gives way. That takes a moment, and of many in that moment some are turned away.
+    let come = || {
+        let mut newcomer = None;
+        wait_until("another one has given way", DEADLINE, || {
+            let mut client = Client::connect(relay.address());
+            newcomer = client.is_served("OPTIONS", "*").then_some(client);
+            newcomer.is_some()
+        });
+        newcomer.unwrap()
+    };
     // Who speaks without TLS comes in, and so does who was there before the crowd.
-    let mut plain = Client::connect(relay.address());
+    let mut plain = come();
     plain.play_everything(&relay.url("/t"));
     plain.frame_on(0);
     let mut secured = Client::over(first).by_tls(connection(&certificate.trusted()));
@@ -247,13 +257,13 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
     // So do all others who may have a session, for half-open handshakes give way to them, too.
     let mut players = vec![plain, secured];
     while players.len() < CLIENTS {
-        let mut player = Client::connect(relay.address());
+        let mut player = come();
         player.play_everything(&relay.url("/t"));
         players.push(player);
     }
     // Who comes now is told that there is no room rather than nothing.
     let track = tracks(&players[0].describe(&relay.url("/t")).expect(200)).remove(0);
-    Client::connect(relay.address()).setup(&track, 0, 1).expect(453);
+    come().setup(&track, 0, 1).expect(453);
     drop((half_open, silent));
 }
 
