@@ -122,13 +122,14 @@ fn the_players_work_without_the_relay() {
     // server lets a second one in between two keyframes. And alone: an encoder that is late has its first frames later than its sound,
     // and players move their timestamps when the first report tells them so. The relay's players are told before they begin.
     let _turn = alone();
-    let encoder = servers::Encoder::start(&["x264"]);
-    ffprobe(&encoder.url(), "tcp", X264);
+    let expected = Expected { size: (320, 240), ..X264 };
+    let encoder = servers::Encoder::start(&["x264", "--size", "320x240"]);
+    ffprobe(&encoder.url(), "tcp", expected);
     ffmpeg(&encoder.url(), "udp");
-    gstreamer(&encoder.url(), "tcp", X264);
-    gstreamer(&encoder.url(), "udp", X264);
-    opencv(&encoder.url(), X264);
-    retina(&encoder.url(), X264);
+    gstreamer(&encoder.url(), "tcp", expected);
+    gstreamer(&encoder.url(), "udp", expected);
+    opencv(&encoder.url(), expected);
+    retina(&encoder.url(), expected);
     assert_eq!(encoder.complaints(), "");
 }
 
