@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::harness::camera::Camera;
-use crate::harness::machine::{alone, beside_others, cannot_run, is_root};
+use crate::harness::machine::{alone, beside_others, cannot_run, is_root, snmp};
 use crate::harness::net::{BRIDGE, Net, SERVER};
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, Packet, tracks};
@@ -63,13 +63,9 @@ fn assert_unbroken(sequence: &[u16]) {
     }
 }
 
-/// Datagrams that were sent in the calling thread's namespace (`OutDatagrams`, RFC 4113).
+/// Datagrams that were sent in the calling thread's namespace.
 fn sent_datagrams() -> u64 {
-    let table = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("/proc/thread-self/net/snmp");
-    let mut udp = table.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = (udp.next().unwrap(), udp.next().unwrap());
-    let at = names.split(' ').position(|name| name == "OutDatagrams").unwrap();
-    values.split(' ').nth(at).unwrap().parse().unwrap()
+    snmp("Udp", "OutDatagrams")
 }
 
 #[test]

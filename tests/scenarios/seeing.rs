@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rtsprelay::source::stamp;
 
 use crate::harness::http::{get, http_address, value};
-use crate::harness::machine::beside_others;
+use crate::harness::machine::{beside_others, snmp};
 use crate::harness::program::run;
 use crate::harness::relay::{BINARY, Relay, Uring, command};
 use crate::harness::rtsp::{Client, tracks};
@@ -20,20 +20,12 @@ fn demo() -> Relay {
     Relay::start(command(Uring::AsAsked, &arguments)).serving("/")
 }
 
-/// Segments that all connections of this machine have sent again (`RetransSegs`, RFC 4022).
-fn retransmitted_segments() -> u64 {
-    let table = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("/proc/thread-self/net/snmp");
-    let mut tcp = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
-    let at = names.split(' ').position(|name| name == "RetransSegs").unwrap();
-    values.split(' ').nth(at).unwrap().parse().unwrap()
-}
-
 #[test]
 fn metrics_status_and_health_tell_of_a_client() {
     let _turn = beside_others();
     let relay = demo();
     let http = http_address(&relay);
+    let retransmitted_segments = || snmp("Tcp", "RetransSegs");
     let retransmitted = retransmitted_segments();
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/"));

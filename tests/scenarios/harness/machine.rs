@@ -39,3 +39,12 @@ pub fn cannot_run(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "cannot run here: {why}");
     eprintln!("SKIPPED: {why}");
 }
+
+/// A count of the kernel's, of the calling thread's network namespace: a protocol and a name in /proc/net/snmp (RFC 4022, RFC 4113).
+pub fn snmp(protocol: &str, name: &str) -> u64 {
+    let table = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("/proc/thread-self/net/snmp");
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.split(' ').position(|known| known == name).expect("the kernel counts it");
+    values.split(' ').nth(at).unwrap().parse().expect("a number")
+}
