@@ -48,13 +48,18 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// A CPU that this process may use.
+fn cpu() -> String {
+    let may = sched_getaffinity(Pid::from_raw(0)).expect("it can be asked");
+    (0..CpuSet::count()).find(|cpu| may.is_set(*cpu).unwrap_or(false)).expect("it runs on one").to_string()
+}
+
 fn quick(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-bench"));
     command.stdin(Stdio::null());
     let out = out.display().to_string();
-    // The same CPU for both, so that the test runs on machines with one; and one that this process may use.
-    let may = sched_getaffinity(Pid::from_raw(0)).expect("it can be asked");
-    let cpu = (0..CpuSet::count()).find(|cpu| may.is_set(*cpu).unwrap_or(false)).expect("it runs on one").to_string();
+    // The same CPU for both, so that the test runs on machines with one.
+    let cpu = cpu();
     command.args(["fanout", "--quick", "--servers", "floor", "--server-cpu", &cpu, "--load-cpu", &cpu, "--out", &out]);
     command
 }
@@ -87,9 +92,10 @@ fn what_cannot_be_measured_is_refused_at_once_with_its_cause() {
         (&["--camera-listen", "192.0.2.1:1"], "camera ended at once: rtsprelay-bench: cannot listen at 192.0.2.1:1"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-bench"));
-        command.args(["fanout", "--quick", "--server-cpu", "0", "--out"]).arg(&out);
+        let cpu = cpu();
+        command.args(["fanout", "--quick", "--server-cpu", &cpu, "--out"]).arg(&out);
         if !arguments.contains(&"--load-cpu") {
-            command.args(["--load-cpu", "0"]);
+            command.args(["--load-cpu", &cpu]);
         }
         if !arguments.contains(&"--servers") {
             command.args(["--servers", "floor"]);

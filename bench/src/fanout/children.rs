@@ -71,7 +71,7 @@ impl Process {
         let mut reader = BufReader::new(output);
         reader.read_line(&mut line).map_err(|e| format!("cannot read from {}: {e}", self.name))?;
         if line.is_empty() {
-            return Err(format!("{} ended at once: {}", self.name, last_words(&self.log)));
+            return Err(format!("{} ended at once: {}", self.name, last_words(&self.log, true)));
         }
         // Kept open, lest it dies of writing more.
         self.child.stdout = Some(reader.into_inner());
@@ -129,10 +129,12 @@ impl Drop for Process {
     }
 }
 
-/// The last line of a log, where a process that has failed says why.
-fn last_words(log: &Path) -> String {
+/// The last line of a log, where a process that has failed says why; all of them write into it, so of one of this program the last
+/// that begins with its name.
+fn last_words(log: &Path, own: bool) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    match text.lines().rev().find(|line| !line.trim().is_empty()) {
+    let is_its = |line: &&str| !line.trim().is_empty() && (!own || line.starts_with("rtsprelay-bench: "));
+    match text.lines().rev().find(is_its) {
         Some(line) => line.to_string(),
         None => format!("it did not say why in {}", log.display()),
     }
@@ -173,7 +175,7 @@ impl Load<'_> {
         ];
         arguments.extend(self.more);
         let output = Process::own("load", Some(self.cpu), &arguments, self.log)?.output(stop)?;
-        let none = |_| format!("load gave no report: {}", last_words(self.log));
+        let none = |_| format!("load gave no report: {}", last_words(self.log, true));
         serde_json::from_str(output.trim()).map_err(none)
     }
 }
@@ -187,7 +189,7 @@ pub fn free_port() -> Result<u16, String> {
 /// Waits until a server describes its stream.
 pub fn wait_ready(server: &mut Process, url: &str, stop: &AtomicBool) -> Result<(), String> {
     let (name, log) = (server.name.clone(), server.log.clone());
-    let ended = || server.ended().then(|| last_words(&log));
+    let ended = || server.ended().then(|| last_words(&log, false));
     wait_described(&name, url, ended, stop)
 }
 
