@@ -62,7 +62,8 @@ impl CpuSample {
     }
 }
 
-/// Datagrams that the kernel has dropped of those ports' UDP sockets, for want of room for them: the socket was not read in time.
+/// Datagrams that the kernel has dropped of those ports' UDP sockets, for want of room for them: the socket was not read in time. Of
+/// sockets that are closed meanwhile nothing is known any more.
 pub fn datagrams_dropped(ports: &HashSet<u16>) -> u64 {
     let tables = ["/proc/net/udp", "/proc/net/udp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
     let of_line = |line: &str| {
