@@ -56,8 +56,8 @@ pub struct Args {
     /// corrupt=1%, delay=20ms, garbage@5s. A rate or delay may have a range: loss=1%@2s-6s. May be given several times.
     #[arg(long = "fault", value_name = "FAULT")]
     pub faults: Vec<Fault>,
-    /// The faults' time runs from SIGUSR1 on, and not from the first PLAY.
-    #[arg(long)]
+    /// For tests: the faults' time runs from SIGUSR1 on, and not from the first PLAY.
+    #[arg(long, hide = true)]
     pub armed: bool,
     /// Seed of everything random.
     #[arg(long, default_value_t = 1)]

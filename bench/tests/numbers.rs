@@ -62,6 +62,16 @@ impl Serving {
     }
 }
 
+/// A child that ends with its test, stopped or not.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -73,8 +83,8 @@ impl Drop for Serving {
 fn load_with(url: &str, arguments: &[&str], begun: impl FnOnce()) -> Value {
     let mut command = bench();
     command.args(["load", "--json", "--announce", "--url", url]).args(arguments);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("load runs");
-    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    let mut child = Ended(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("load runs"));
+    let mut output = BufReader::new(child.0.stdout.take().expect("piped"));
     let mut first = String::new();
     output.read_line(&mut first).expect("text");
     if first == "measuring\n" {
@@ -82,8 +92,8 @@ fn load_with(url: &str, arguments: &[&str], begun: impl FnOnce()) -> Value {
     }
     let (mut text, mut error) = (String::new(), String::new());
     output.read_to_string(&mut text).expect("text");
-    child.stderr.take().expect("piped").read_to_string(&mut error).expect("text");
-    child.wait().expect("it ends");
+    child.0.stderr.take().expect("piped").read_to_string(&mut error).expect("text");
+    child.0.wait().expect("it ends");
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {first:?} and {text:?}, on standard error {error:?}"))
 }
 
@@ -150,22 +160,23 @@ fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
     let _turn = turn();
     let camera = Serving::start(&["camera", "--bitrate", "100M"]);
     let arguments = ["load", "--json", "--transport", "udp", "--clients", "1", "--warmup", "0", "--seconds", "2"];
-    let mut load =
-        bench().args(arguments).args(["--url", &camera.url]).stdout(Stdio::piped()).spawn().expect("it starts");
-    let pid = Pid::from_raw(load.id() as i32);
-    // Again and again it does not read for longer than its sockets have room, whenever it is that it measures.
-    while load.try_wait().expect("it is ours").is_none() {
+    let load = bench().args(arguments).args(["--url", &camera.url]).stdout(Stdio::piped()).spawn();
+    let mut load = Ended(load.expect("it starts"));
+    let pid = Pid::from_raw(load.0.id() as i32);
+    while load.0.try_wait().expect("it is ours").is_none() {
         kill(pid, Signal::SIGSTOP).expect("it is there");
+        // It does not read for longer than its sockets have room for what comes.
         std::thread::sleep(Duration::from_millis(500));
         kill(pid, Signal::SIGCONT).expect("it is there");
+        // Again and again, as nobody outside knows when it measures; and it must get on in between.
         std::thread::sleep(Duration::from_millis(100));
     }
     let mut text = String::new();
-    load.stdout.take().expect("piped").read_to_string(&mut text).expect("its report");
+    load.0.stdout.take().expect("piped").read_to_string(&mut text).expect("its report");
     let report: Value = serde_json::from_str(&text).expect("a report");
     let dropped = number(&report, "/generator/datagrams_dropped");
     assert!(dropped > 0.0 && number(&report, "/normal/packets_missing") > 0.0, "{report}");
-    assert!(report["generator"]["bottleneck"].as_str().is_some_and(|why| why.contains("no room")), "{report}");
+    assert!(report["generator"]["bottleneck"].as_str().is_some_and(|why| why.contains("found no room")), "{report}");
 }
 
 /// A delay moves the whole distribution by itself. The lower bound is exact; the upper is the undelayed run's own p90 on
@@ -191,8 +202,9 @@ fn a_delay_of_20_ms_reads_as_20_ms() {
 #[test]
 fn corruption_is_no_loss() {
     let _turn = turn();
-    let camera = Serving::start(&["camera", "--json", "--fault", "corrupt=5%@2s-4s"]);
-    let report = load(&camera.url, &["--clients", "2", "--warmup", "200ms", "--seconds", "4", "--verify"]);
+    let camera = Serving::start(&["camera", "--json", "--armed", "--fault", "corrupt=5%@500ms-2500ms"]);
+    let arguments = ["--clients", "2", "--warmup", "200ms", "--seconds", "4", "--verify"];
+    let report = load_with(&camera.url, &arguments, || camera.go());
     let truth = tally(camera);
     assert!(number(&truth, "/frames_corrupted") > 0.0, "{truth}");
     assert_eq!(number(&report, "/normal/packets_missing"), 0.0, "{report}");
@@ -203,8 +215,8 @@ fn corruption_is_no_loss() {
 #[test]
 fn a_camera_that_dies_ends_its_players_and_comes_back() {
     let _turn = turn();
-    let camera = Serving::start(&["camera", "--fault", "die=300ms@1s"]);
-    let report = load(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "4"]);
+    let camera = Serving::start(&["camera", "--armed", "--fault", "die=300ms@500ms"]);
+    let report = load_with(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "4"], || camera.go());
     assert_eq!(number(&report, "/normal/closed"), 2.0, "{report}");
     assert_eq!(report["failures"][0][0], "the server closed the connection", "{report}");
     let report = load(&camera.url, &["--clients", "2", "--warmup", "0", "--seconds", "1"]);

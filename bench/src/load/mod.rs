@@ -91,8 +91,8 @@ pub struct Args {
     /// Plays rtsps:// URLs, and takes any certificate.
     #[arg(long)]
     pub tls_insecure: bool,
-    /// Prints `measuring` on a line of its own when the measurement begins.
-    #[arg(long)]
+    /// For tests: prints `measuring` on a line of its own when the measurement begins.
+    #[arg(long, hide = true)]
     pub announce: bool,
     /// Shows no progress bar.
     #[arg(long)]
