@@ -211,7 +211,7 @@ impl Config {
         })?;
         let (mut config, secret) = from_text(&text).map_err(fail)?;
         if exposed && secret.is_some() {
-            let message = format!("holds a password, and {}", file::exposed_of_relay(path.display()));
+            let message = format!("holds a password or a user's name, and {}", file::exposed_of_relay(path.display()));
             config.warnings.push(Fault { line: secret, message });
         }
         Ok(config)
