@@ -67,7 +67,8 @@ fn relay_binary() -> PathBuf {
     binary
 }
 
-/// Whether the relay's binary is there, and made after the last change to what it is made from.
+/// Whether the relay's binary is there, and made after the last change to what it is made from. (A source that was saved while it was
+/// being made is taken for older.)
 fn is_up_to_date(binary: &Path) -> bool {
     let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
     let Ok(made) = changed(binary) else { return false };
