@@ -165,10 +165,10 @@ fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
     let pid = Pid::from_raw(load.0.id() as i32);
     while load.0.try_wait().expect("it is ours").is_none() {
         kill(pid, Signal::SIGSTOP).expect("it is there");
-        // It does not read for longer than its sockets have room for what comes.
+        // Time itself is what is tried: it does not read for longer than its sockets have room for what comes.
         std::thread::sleep(Duration::from_millis(500));
         kill(pid, Signal::SIGCONT).expect("it is there");
-        // Again and again, as nobody outside knows when it measures; and it must get on in between.
+        // Again and again, as nobody outside knows when it measures; in between it must have time to get on.
         std::thread::sleep(Duration::from_millis(100));
     }
     let mut text = String::new();

@@ -230,7 +230,7 @@ fn clients_by_transport(flow: &Flow) -> String {
 /// The sends of the span by their latency, an octave a bar.
 fn histogram(report: &Report, columns: usize) -> Vec<String> {
     /// Columns of the words and numbers, at most 5 each, before and behind the bars.
-    const BESIDE_BARS: usize = "latency  XXXXX ▕▏ XXXXX  (XXXXX sends, log scale)".len() - 2 * ('▕'.len_utf8() - 1);
+    const BESIDE_BARS: usize = "latency  16.8s ▕▏ 33.6s  (99.9k sends, log scale)".len() - 2 * ('▕'.len_utf8() - 1);
     const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let counts = &report.histogram;
     let most = counts.iter().copied().max().unwrap_or(0);
