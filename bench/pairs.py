@@ -3,11 +3,11 @@
 
     cargo build --release -p rtsprelay -p rtsprelay-bench
     bench/pairs.py --other ../before/target/release/rtsprelay            # a change: before and after
-    bench/pairs.py --other-arguments=--test-unmeasured                   # what counting and histograms cost
+    bench/pairs.py --other-arguments=--test-unmeasured                   # what counting and histograms cost (*)
     bench/pairs.py --floor                                               # beside one blocking write a frame and client
 
 A machine whose speed changes from one second to the next changes for both alike, so that a few pairs show what many turns of
-one after the other do not. Which of the two is started, and asked by the players, first changes with every pair.
+one after the other do not. (*) Needs a build with `--features rtsprelay/testing`. Which of the two is started, and asked by the players, first changes with every pair.
 """
 
 import argparse

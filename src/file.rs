@@ -1,16 +1,16 @@
-//! The small files that the configuration names: passwords, certificates, keys.
+//! Reads the small files that the configuration names: passwords, certificates, keys.
 
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Permission of everybody to read (chmod(2)).
+/// The permission for others to read (chmod(2)).
 const OTHERS_READ: u32 = 0o004;
 
 /// What was read of a file.
-pub struct Contents {
-    /// Its bytes, up to one more than were asked for.
+pub(crate) struct Contents {
+    /// Its bytes, up to one more than requested.
     pub bytes: Vec<u8>,
     /// Whether every user of the machine may read it.
     pub exposed: bool,
@@ -19,9 +19,9 @@ pub struct Contents {
 /// Reads `bytes_max` bytes of a file, and one more if there are more.
 ///
 /// # Errors
-/// The error of opening or reading it, and of one that is no regular file.
-pub fn read(path: &Path, bytes_max: usize) -> io::Result<Contents> {
-    // Without waiting for whoever has the other end of a pipe.
+/// The error of opening or reading it, or that it is not a regular file.
+pub(crate) fn read(path: &Path, bytes_max: usize) -> io::Result<Contents> {
+    // Does not wait for the other end of a pipe.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -33,15 +33,15 @@ pub fn read(path: &Path, bytes_max: usize) -> io::Result<Contents> {
 }
 
 /// Whether every user of the machine may read a file.
-pub fn is_exposed(metadata: &Metadata) -> bool {
+pub(crate) fn is_exposed(metadata: &Metadata) -> bool {
     metadata.is_file() && metadata.permissions().mode() & OTHERS_READ != 0
 }
 
-/// The first line of a file with a password, without its end; a longer one is cut off after `bytes_max`, and one byte more.
+/// The first line of a file with a password, without its line end; truncated to `bytes_max` plus one byte.
 ///
 /// # Errors
-/// As of [`read`], and `InvalidData` if it is no UTF-8.
-pub fn first_line(path: &Path, bytes_max: usize) -> io::Result<(String, bool)> {
+/// As [`read`], and `InvalidData` if it is not UTF-8.
+pub(crate) fn first_line(path: &Path, bytes_max: usize) -> io::Result<(String, bool)> {
     let Contents { bytes, exposed } = read(path, bytes_max + 1)?;
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -49,12 +49,12 @@ pub fn first_line(path: &Path, bytes_max: usize) -> io::Result<(String, bool)> {
     Ok((line.to_owned(), exposed))
 }
 
-/// What to say of a secret in a file that every user may read; `shown` is its name.
-pub fn exposed(shown: impl std::fmt::Display) -> String {
+/// A warning about a secret in a file that every user can read; `shown` is its name.
+pub(crate) fn exposed(shown: impl std::fmt::Display) -> String {
     format!("every user of this machine can read {shown}; `chmod o-r {shown}`")
 }
 
-/// The same where the relay reads it, which need not own it.
-pub fn exposed_of_relay(shown: impl std::fmt::Display) -> String {
+/// The same for a file that the relay reads but need not own.
+pub(crate) fn exposed_of_relay(shown: impl std::fmt::Display) -> String {
     format!("every user of this machine can read {shown}; `chmod 640 {shown}`, with the relay's group")
 }

@@ -1,32 +1,39 @@
-//! rtsprelay: one RTSP session to the camera in, any number of standard RTSP players out.
+//! rtsprelay pulls one RTSP session from a camera and serves it to any number of standard RTSP players.
 //!
-//! The modules in the order in which a packet meets them:
+//! The modules in the order of a packet's path:
 //!
-//! 1. [`source`] pulls the camera (or makes the test pattern) on the control thread;
-//! 2. [`stream`] puts its packets on a timeline that never breaks and into shared chunks, and keeps a log of them;
-//! 3. [`shard`] owns a share of the clients on a thread of its own and moves their cursors along the log;
-//! 4. [`egress`] puts the chunks into the clients' sockets;
-//! 5. [`session`] is the RTSP server that clients talk to, over the formats in [`wire`];
-//! 6. [`tls`] encrypts what goes to clients that want it so, beside the shards.
+//! 1. [`source`] pulls the camera (or makes the test pattern) on the stream's home shard;
+//! 2. [`media`] puts its packets on an unbroken timeline and into shared chunks, and keeps a log of them;
+//! 3. [`shard`] owns a share of the clients on its own thread and moves their cursors along the log;
+//! 4. [`egress`] sends the chunks to the clients' sockets;
+//! 5. [`session`] is the RTSP server for clients, using the formats in [`wire`];
+//! 6. [`tls`] encrypts for TLS clients, on separate threads.
 //!
-//! Beside the way lie [`access`], who may do what, and [`metrics`], what all of them count and how it is told. [`config`] says
-//! what to do, and [`daemon`] puts everything together.
+//! Besides these there are [`access`] (users and their rights) and [`metrics`] (counters). [`config`] reads the configuration, and
+//! [`daemon`] starts, reloads and stops everything. A module uses only modules below it; `tests/tidy/rooms.rs` has their order.
 //!
-//! `docs/ARCHITECTURE.md` tells the whole story, `docs/GLOSSARY.md` the words.
+//! `docs/ARCHITECTURE.md` is an overview, with a page for each part under `docs/architecture/`. `docs/GLOSSARY.md` defines the terms.
+
+#![warn(unreachable_pub)]
 
 pub mod access;
 pub mod config;
 mod crowd;
 pub mod daemon;
 pub mod egress;
+mod escape;
 mod file;
 pub mod limits;
+pub mod media;
 pub mod metrics;
+mod redact;
 pub mod session;
 pub mod shard;
 pub mod source;
-pub mod stream;
 pub mod sys;
+pub mod testing;
 pub mod tls;
 mod told;
+pub mod trust;
+pub mod web;
 pub mod wire;

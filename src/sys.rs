@@ -1,17 +1,20 @@
-//! The few safe wrappers over raw system calls that nix and socket2 lack.
+//! Safe wrappers for raw system calls that nix and socket2 lack.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
-/// Has the first `bytes` of a value brought into the cache, for whoever is about to use them; costs no wait itself. Nothing happens on
-/// processors that it is not written for.
+/// Prefetches the first `bytes` of a value into the cache, without waiting. Does nothing on processors for which it is not implemented.
 #[inline]
 pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -21,7 +24,7 @@ pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
         const CACHE_LINE_BYTES: usize = 64;
         for offset in (0..bytes.min(size_of::<T>())).step_by(CACHE_LINE_BYTES) {
             let at = std::ptr::from_ref(value).cast::<i8>().wrapping_add(offset);
-            // SAFETY: a prefetch changes nothing that a program can see, and does not fault whatever the address.
+            // SAFETY: a prefetch has no visible effect, and does not fault for any address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
         }
     }
@@ -29,33 +32,44 @@ pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
     let _ = (value, bytes);
 }
 
-/// Descriptors that a service manager may hand over.
+/// Makes the allocator return free whole pages to the system (malloc_trim(3)). Threads that allocate may have to wait: about a
+/// millisecond per ten megabytes. Does nothing with C libraries other than glibc.
+pub fn give_back_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: any thread may call it at any time (malloc_trim(3), MT-Safe); it takes the allocator's locks and does not touch memory in
+    // use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Maximum number of descriptors that a service manager may pass.
 const INHERITED_MAX: u32 = 64;
 
-/// What the kernel knows of a TCP connection (`struct tcp_info` of `linux/tcp.h`, the fields that reports show).
+/// The kernel's data about a TCP connection (`struct tcp_info` of `linux/tcp.h`, the fields used in reports).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
     /// Smoothed round-trip time.
     pub rtt: Duration,
-    /// Segments sent again since the connection began.
+    /// Segments retransmitted since the start of the connection.
     pub retransmits: u32,
-    /// Bytes in the socket that have not been sent once; 0 before Linux 4.6, which does not tell.
+    /// Bytes in the socket that have never been sent; 0 before Linux 4.6, which does not report it.
     pub notsent_bytes: u32,
-    /// Bytes that have come since the connection began, read or not; 0 before Linux 4.1, which does not tell.
+    /// Bytes received since the start of the connection, read or not; 0 before Linux 4.1, which does not report it.
     pub received_bytes: u64,
 }
 
-/// Words of `struct tcp_info` up to and with `tcpi_notsent_bytes`. The kernel only ever appends to the structure.
+/// Words of `struct tcp_info` up to and including `tcpi_notsent_bytes`. The kernel only ever appends to the structure.
 const TCP_INFO_WORDS: usize = 37;
 const TCP_INFO_RTT: usize = 17;
 const TCP_INFO_TOTAL_RETRANS: usize = 25;
 const TCP_INFO_BYTES_RECEIVED: usize = 32;
 const TCP_INFO_NOTSENT_BYTES: usize = 36;
 
-/// Asks for `TCP_INFO` (tcp(7)).
+/// Reads `TCP_INFO` (tcp(7)).
 ///
 /// # Errors
-/// The error of `getsockopt`, and `InvalidData` from a kernel whose structure is too short to tell the retransmissions.
+/// The error of `getsockopt`, and `InvalidData` if the kernel's structure is too short for the retransmissions.
 pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
     tcp_info_of(socket.as_fd().as_raw_fd())
 }
@@ -63,8 +77,8 @@ pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
 fn tcp_info_of(fd: RawFd) -> io::Result<TcpInfo> {
     let mut words = [0u32; TCP_INFO_WORDS];
     let mut len = size_of_val(&words) as libc::socklen_t;
-    // SAFETY: it only tells, whatever the number stands for; the kernel writes at most `len` bytes to `words`, which is that long
-    // and lives through the call.
+    // SAFETY: the call changes nothing, whatever the number refers to; the kernel writes at most `len` bytes to `words`, which is that
+    // long and lives through the call.
     let result =
         unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, words.as_mut_ptr().cast(), &mut len) };
     if result < 0 {
@@ -81,13 +95,13 @@ fn tcp_info_of(fd: RawFd) -> io::Result<TcpInfo> {
     })
 }
 
-/// The 64-bit number that lies in two words of memory.
+/// The 64-bit number stored in two words.
 fn wide(first: u32, second: u32) -> u64 {
     let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// Columns and rows of the terminal behind a descriptor (`TIOCGWINSZ`, ioctl_tty(2)); nothing when it is none, or does not know.
+/// Columns and rows of a terminal (`TIOCGWINSZ`, ioctl_tty(2)); `None` if it is not a terminal, or does not know.
 pub fn terminal_size(terminal: &impl AsFd) -> Option<(usize, usize)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the kernel writes one `struct winsize`, which is that and lives through the call.
@@ -95,8 +109,7 @@ pub fn terminal_size(terminal: &impl AsFd) -> Option<(usize, usize)> {
     (result == 0 && size.ws_col > 0 && size.ws_row > 0).then(|| (usize::from(size.ws_col), usize::from(size.ws_row)))
 }
 
-/// Bytes that can be read from the socket now: of a stream all of them, of a datagram socket the next datagram
-/// (`SIOCINQ`, tcp(7) and udp(7)).
+/// Bytes that can be read from the socket: all bytes of a stream, or the next datagram (`SIOCINQ`, tcp(7) and udp(7)).
 ///
 /// # Errors
 /// The error of `ioctl`.
@@ -104,8 +117,8 @@ pub fn unread_bytes(socket: &impl AsFd) -> io::Result<usize> {
     queue_bytes(socket, libc::FIONREAD)
 }
 
-/// Bytes in the socket's send queue: of TCP those not yet acknowledged, of UDP those (with the kernel's overhead) not yet
-/// handed to the device (`SIOCOUTQ`, tcp(7) and udp(7)).
+/// Bytes in the socket's send queue: for TCP those not acknowledged, for UDP those (with the kernel's overhead) not yet handed to the
+/// device (`SIOCOUTQ`, tcp(7) and udp(7)).
 ///
 /// # Errors
 /// The error of `ioctl`.
@@ -119,8 +132,8 @@ fn queue_bytes(socket: &impl AsFd, request: libc::Ioctl) -> io::Result<usize> {
 
 fn queue_bytes_of(fd: RawFd, request: libc::Ioctl) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the requests only tell, whatever the number stands for; they write one int, to a variable that lives through
-    // the call.
+    // SAFETY: the requests change nothing, whatever the number refers to; they write one int, to a variable that lives through the
+    // call.
     let result = unsafe { libc::ioctl(fd, request, &mut bytes) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -128,19 +141,34 @@ fn queue_bytes_of(fd: RawFd, request: libc::Ioctl) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-/// Whether the number is the descriptor of a TCP socket now.
+/// Limits the rate in bytes per second at which the kernel sends a TCP socket's data, like a slow link (`SO_MAX_PACING_RATE`,
+/// socket(7)).
+///
+/// # Errors
+/// The error of `setsockopt`.
+pub fn set_max_pacing_rate(socket: &impl AsFd, bytes_per_second: u64) -> io::Result<()> {
+    let rate = libc::c_ulong::try_from(bytes_per_second).unwrap_or(libc::c_ulong::MAX);
+    let (fd, len) = (socket.as_fd().as_raw_fd(), size_of_val(&rate) as libc::socklen_t);
+    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel reads `len` bytes of `rate`, which is that long
+    // and lives through the call.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, (&raw const rate).cast(), len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether the number is currently the descriptor of a TCP socket.
 pub fn is_tcp(fd: RawFd) -> bool {
     let mut protocol: libc::c_int = 0;
     let mut len = size_of_val(&protocol) as libc::socklen_t;
-    // SAFETY: it only tells, whatever the number stands for; the kernel writes at most `len` bytes to `protocol`, which is that
-    // long and lives through the call.
+    // SAFETY: the call changes nothing, whatever the number refers to; the kernel writes at most `len` bytes to `protocol`, which is
+    // that long and lives through the call.
     let result =
         unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL, (&raw mut protocol).cast(), &mut len) };
     result == 0 && protocol == libc::IPPROTO_TCP
 }
 
-/// A TCP connection that somebody else in this process owns, known by the number of its descriptor. Both ends are remembered,
-/// because the owner may close it, and the number then becomes another file's.
+/// A TCP connection owned by other code in this process, identified by its descriptor number. Both addresses are remembered, because
+/// the owner may close it and the number may be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     fd: RawFd,
@@ -149,7 +177,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The connection that the number stands for now; nothing if it is none.
+    /// The connection that the number currently refers to; `None` if it is not one.
     pub fn of(fd: RawFd) -> Option<Connection> {
         let (local, peer) = is_tcp(fd).then(|| ends(fd)).flatten()?;
         Some(Connection { fd, local, peer })
@@ -160,12 +188,12 @@ impl Connection {
         self.peer
     }
 
-    /// Bytes that have come and were not read yet; nothing if the connection was closed on this side.
+    /// Bytes received and not read yet; `None` if the connection was closed on this side.
     pub fn unread(&self) -> Option<usize> {
         self.is_same().then(|| queue_bytes_of(self.fd, libc::FIONREAD).ok()).flatten()
     }
 
-    /// Bytes that were read from it; nothing if the connection was closed on this side.
+    /// Bytes that were read from it; `None` if the connection was closed on this side.
     pub fn read(&self) -> Option<u64> {
         let unread = self.unread()? as u64;
         Some(tcp_info_of(self.fd).ok()?.received_bytes.saturating_sub(unread))
@@ -186,39 +214,83 @@ fn ends(fd: RawFd) -> Option<(SocketAddr, SocketAddr)> {
     Some((address(getsockname(fd).ok()?)?, address(getpeername(fd).ok()?)?))
 }
 
-/// The descriptors that the service manager has handed over, from 3 on (sd_listen_fds(3)), with the name of each, empty if it
-/// has none; nothing if there is none for this process, or if they have been taken already.
-pub fn inherited_descriptors() -> Vec<(OwnedFd, String)> {
-    const FIRST: RawFd = 3;
+/// The descriptors that were open when the process started, in the range that a service manager may pass.
+static PASSED: OnceLock<Vec<RawFd>> = OnceLock::new();
+
+/// The first descriptor that a service manager passes (sd_listen_fds(3)).
+const PASSED_FIRST: RawFd = 3;
+
+/// Records which descriptors the process was started with. Call it before anything else is opened; further calls change nothing.
+pub fn note_descriptors() {
+    // SAFETY: it only queries whether the descriptor is open.
+    let is_open = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
+    PASSED.get_or_init(|| (PASSED_FIRST..PASSED_FIRST + INHERITED_MAX as RawFd).filter(is_open).collect());
+}
+
+/// The descriptors from the service manager.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// The descriptors with their names, which may be empty.
+    pub descriptors: Vec<(OwnedFd, String)>,
+    /// How many more `LISTEN_FDS` announces than were open when the process started.
+    pub missing: usize,
+}
+
+/// The descriptors passed by the service manager, from 3 on (sd_listen_fds(3)); empty if there are none for this process, or if they
+/// were already taken. Never includes descriptors that the process has opened itself, whatever `LISTEN_FDS` says.
+pub fn inherited_descriptors() -> Inherited {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
     if number("LISTEN_PID") != Some(std::process::id()) || TAKEN.swap(true, Ordering::Relaxed) {
-        return Vec::new();
+        return Inherited::default();
     }
     let count = number("LISTEN_FDS").unwrap_or(0).min(INHERITED_MAX) as RawFd;
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').chain(std::iter::repeat(""));
-    (FIRST..FIRST + count)
+    let passed = PASSED.get().map_or(&[][..], |passed| passed);
+    let descriptors: Vec<_> = (PASSED_FIRST..PASSED_FIRST + count)
         .zip(names)
+        .filter(|(fd, _)| passed.contains(fd))
         .filter_map(|(fd, name)| {
-            // SAFETY: both calls only tell whether the descriptor is open, and close it in children.
+            // SAFETY: both calls only query whether the descriptor is open, and mark it close-on-exec.
             let open = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
-            // SAFETY: the manager opened it for this process, nothing here has taken it (TAKEN), and it is open.
+            // SAFETY: it was open when the process started (PASSED), nothing has taken it (TAKEN), and it is still open.
             open.then(|| (unsafe { OwnedFd::from_raw_fd(fd) }, name.to_owned()))
         })
-        .collect()
+        .collect();
+    let missing = count as usize - descriptors.len();
+    Inherited { descriptors, missing }
 }
 
-/// The descriptor of a tokio-uring stream, which itself only tells its number.
-pub(crate) fn uring_stream_fd(stream: &tokio_uring::net::TcpStream) -> BorrowedFd<'_> {
-    // SAFETY: the stream keeps its descriptor open while it lives, and the result borrows the stream.
-    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }
+/// Registers a socket with the thread's runtime to watch for readability.
+///
+/// # Errors
+/// The error of the registration with epoll.
+pub(crate) fn watched(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is the value's own, open until it is dropped, and nothing replaces the value.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
 }
 
-/// As [`uring_stream_fd`], of a datagram socket.
-pub(crate) fn uring_datagram_fd(socket: &tokio_uring::net::UdpSocket) -> BorrowedFd<'_> {
-    // SAFETY: the socket keeps its descriptor open while it lives, and the result borrows the socket.
-    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
+/// Appends received bytes to `buf`, up to its capacity, without waiting (`MSG_DONTWAIT`, recv(2)), in any blocking mode.
+///
+/// # Errors
+/// The error of `recv`; `WouldBlock` if there is nothing.
+pub(crate) fn recv(socket: BorrowedFd<'_>, buf: &mut Vec<u8>) -> io::Result<usize> {
+    let count = SockRef::from(&socket).recv_with_flags(buf.spare_capacity_mut(), libc::MSG_DONTWAIT)?;
+    // SAFETY: the kernel has written that many bytes after the existing ones, and no more than fit.
+    unsafe { buf.set_len(buf.len() + count) };
+    Ok(count)
+}
+
+/// Like [`recv`] for a datagram, with its sender.
+///
+/// # Errors
+/// The error of `recvfrom`; `WouldBlock` if there is nothing, `InvalidData` if the sender has no IP address.
+pub(crate) fn recv_from(socket: BorrowedFd<'_>, buf: &mut Vec<u8>) -> io::Result<(usize, SocketAddr)> {
+    let (count, from) = SockRef::from(&socket).recv_from_with_flags(buf.spare_capacity_mut(), libc::MSG_DONTWAIT)?;
+    // SAFETY: as in `recv`.
+    unsafe { buf.set_len(buf.len() + count) };
+    Ok((count, from.as_socket().ok_or(io::ErrorKind::InvalidData)?))
 }
 
 #[cfg(test)]

@@ -1,15 +1,21 @@
-//! What may happen a thousand times a second is not told as often.
+//! Limits repeated log messages.
 
 use std::time::{Duration, Instant};
 
 use crate::limits::TOLD_EVERY_S;
 
-/// When a trouble was told of last.
-#[derive(Debug, Default)]
-pub(crate) struct Told(Option<Instant>);
+/// When a problem was last logged.
+#[derive(Debug)]
+pub(crate) struct Told<T = Instant>(pub(crate) Option<T>);
+
+impl Default for Told {
+    fn default() -> Self {
+        Told(None)
+    }
+}
 
 impl Told {
-    /// Whether it is to be told now: not again for [`TOLD_EVERY_S`].
+    /// Whether to log it now: at most once per [`TOLD_EVERY_S`].
     pub(crate) fn is_due(&mut self, now: Instant) -> bool {
         let due = self.0.is_none_or(|last| now.saturating_duration_since(last) >= Duration::from_secs(TOLD_EVERY_S));
         if due {

@@ -1,4 +1,4 @@
-//! The command line of the real binary: exit codes, complaints with their cure, reports, signals.
+//! The command line of the real binary: exit codes, error messages with their cure, reports, signals.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -138,6 +138,7 @@ fn wrong_arguments_exit_with_2() {
         &["demo", "--workers", "257"],
         &["demo", "--report-every", "1ms"],
         &["top", "--http", "nowhere"],
+        &["streams", "--http", "nowhere"],
         &["top", "--http", "a:b@127.0.0.1:1", "--password-file", "/nonexistent"],
         &["hash-password", "a:b"],
     ] {
@@ -187,7 +188,7 @@ fn check_tells_every_fault_with_file_and_line() {
     permit(0o644);
     let (code, _, err) = outcome(&["check", "--config", good.path()]);
     assert_eq!(code, Some(0));
-    assert!(err.contains("warning: line 3: holds a password or") && !err.contains("hunter2"), "{err}");
+    assert!(err.contains("warning: line 3: contains a password or") && !err.contains("hunter2"), "{err}");
 }
 
 #[test]
@@ -217,7 +218,17 @@ fn a_signal_stops_it_with_0_and_a_summary() {
 
 #[test]
 fn sigusr1_prints_the_summary_and_it_goes_on() {
-    let mut running = Running::start(&["demo", "--listen", "127.0.0.1:0", "--report-every", "100ms", "--workers", "1"]);
+    let mut running = Running::start(&[
+        "demo",
+        "--listen",
+        "127.0.0.1:0",
+        "--report-format",
+        "logfmt",
+        "--report-every",
+        "100ms",
+        "--workers",
+        "1",
+    ]);
     running.line("report=interval");
     running.signal(Signal::SIGUSR1);
     running.line("report=summary");

@@ -1,6 +1,5 @@
-//! What the engine's own work costs, without the kernel: the chunker, keyframe detection, the request parser, and the shard
-//! for each client and chunk. Absolute times belong to one machine; what is told at the end are ratios to a stated baseline
-//! that runs in the same process.
+//! Measures the engine's own work without the kernel: the chunker, keyframe detection, the request parser, and the shard for each
+//! client and chunk. Absolute times are valid for one machine only; the output at the end are ratios to a baseline in the same process.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -12,16 +11,16 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
-use rtsprelay::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token};
+use rtsprelay::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Route, Token};
+use rtsprelay::media::chunk::Chunk;
+use rtsprelay::media::chunker::{Chunker, Packet};
+use rtsprelay::media::codec::{Codec, Sight, inspect};
+use rtsprelay::media::{Description, SourceTrack, StreamEvent, StreamId, StreamSink, TrackId};
 use rtsprelay::metrics::{ClientLatency, ShardMetrics};
 use rtsprelay::session::{ServerConfig, SessionIds, SessionLimit};
 use rtsprelay::shard::core::{Core, CoreConfig, Start, StreamSetup};
 use rtsprelay::source::packetizer::Packetizer;
-use rtsprelay::source::pipeline::{Pipeline, Publish, Published, SourceTrack};
-use rtsprelay::stream::chunk::Chunk;
-use rtsprelay::stream::chunker::{Chunker, Packet};
-use rtsprelay::stream::keyframe::{Codec, Sight, inspect};
-use rtsprelay::stream::{Description, StreamId, TrackId};
+use rtsprelay::source::pipeline::Pipeline;
 use rtsprelay::wire::rtsp::Decoder;
 
 /// Bytes of a frame at 4 Mbit/s and 30 frames a second.
@@ -53,7 +52,7 @@ impl Egress for Instantly {
         self.queued.push(Completion { token, bytes, error: None, at: None, unsegmented: false });
     }
 
-    fn send_datagrams(&mut self, _: Token, _: &Datagram, _: SocketAddr, _: &Rc<Datagrams>, _: bool) {
+    fn send_datagrams(&mut self, _: Token, _: &Datagram, _: Route, _: &Rc<Datagrams>, _: bool) {
         unreachable!("the clients are interleaved");
     }
 
@@ -93,12 +92,12 @@ struct Collected {
     chunks: Vec<Arc<Chunk>>,
 }
 
-impl Publish for Collected {
-    fn publish(&mut self, published: Published) {
+impl StreamSink for Collected {
+    fn accept(&mut self, published: StreamEvent) {
         match published {
-            Published::Described(description) => self.description = Some(description),
-            Published::Chunk(chunk) => self.chunks.push(chunk),
-            Published::State(_) => {}
+            StreamEvent::Described(description) => self.description = Some(description),
+            StreamEvent::Chunk(chunk) => self.chunks.push(chunk),
+            StreamEvent::State(_) => {}
         }
     }
 }
@@ -229,13 +228,7 @@ impl Shard {
             age: Duration::from_secs(1),
             log_bytes: 32 << 20,
             stall_timeout: Duration::from_secs(10),
-            streams: vec![StreamSetup {
-                id: StreamId(0),
-                name: "cam".into(),
-                start: Start::Cached,
-                published: false,
-                on_demand: None,
-            }],
+            streams: vec![StreamSetup::plain(StreamId::first(0), "cam", Start::Cached)],
             server: ServerConfig {
                 shard: 0,
                 shards: 1,
@@ -245,11 +238,12 @@ impl Shard {
                 udp_ports: None,
                 own_ports: None,
                 ids: SessionIds::Seeded(1),
+                loads: None,
             },
         };
         let mut core = Core::new(now, config, Instantly::default(), None);
         let (pipeline, out) = pipeline();
-        core.described(now, StreamId(0), out.description.expect("connected describes"));
+        core.described(now, StreamId::first(0), out.description.expect("connected describes"));
         let mut shard = Shard { core, pipeline, packetizer: Packetizer::new(96, 1, 0), now, number: 0 };
         shard.give(1);
         for client in 0..clients {
@@ -291,7 +285,7 @@ impl Shard {
                 self.pipeline.packet(TrackId(0), self.now, &packet, &mut out);
             }
             for chunk in out.chunks {
-                self.core.chunk(self.now, StreamId(0), chunk);
+                self.core.chunk(self.now, StreamId::first(0), chunk);
             }
             self.number += 1;
             self.now += Duration::from_nanos(33_333_333);
@@ -336,7 +330,7 @@ fn counting(criterion: &mut Criterion) {
             // From 50 µs to 20 ms, so that the histograms' memory is walked as it is at work.
             let latency = black_box(Duration::from_micros(50 + (turn * turn) as u64 / 50));
             clients[turn].record(latency);
-            metrics.sent(StreamId(0), latency, FRAME_BYTES as u64);
+            metrics.sent(StreamId::first(0), latency, FRAME_BYTES as u64);
         });
     });
     group.bench_function("write a frame", |b| {

@@ -4,13 +4,15 @@ use base64::Engine as _;
 
 use crate::rtsp::{Message, Url};
 
-/// How media is to come.
+/// Transport of the media.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Transport {
     /// Interleaved in the RTSP connection.
     Tcp,
     /// Datagrams to ports of the player.
     Udp,
+    /// MP4 fragments in a WebSocket, as for browsers; without audio.
+    Ws,
 }
 
 impl Transport {
@@ -19,11 +21,12 @@ impl Transport {
         match self {
             Transport::Tcp => "tcp",
             Transport::Udp => "udp",
+            Transport::Ws => "ws",
         }
     }
 }
 
-/// What codec a track has, as far as it matters for telling keyframes.
+/// A track's codec, as far as it matters for recognizing keyframes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Codec {
     /// H.264.
@@ -35,7 +38,7 @@ pub enum Codec {
     Other,
 }
 
-/// One track of the presentation, as its SDP tells.
+/// One track of the presentation, from its SDP.
 #[derive(Clone, Debug)]
 pub struct TrackInfo {
     /// Whether its media is video.
@@ -44,17 +47,17 @@ pub struct TrackInfo {
     pub codec: Codec,
     /// The URL for SETUP.
     pub control: String,
-    /// The UDP ports (RTP, RTCP) that the player has bound for it; set before SETUP when the transport is UDP.
+    /// The UDP ports (RTP, RTCP) that the player has bound for it; set before SETUP if the transport is UDP.
     pub client_ports: (u16, u16),
-    /// The interleaved channels that the server gave (RTP, RTCP).
+    /// The interleaved channels assigned by the server (RTP, RTCP).
     pub channels: (u8, u8),
-    /// The server's UDP ports (RTP, RTCP), 0 if it did not tell.
+    /// The server's UDP ports (RTP, RTCP), 0 if unknown.
     pub server_ports: (u16, u16),
     /// Its lines of the SDP, `m=` first.
     pub sdp: Vec<String>,
 }
 
-/// What the handshake wants done.
+/// The next action of the handshake.
 #[derive(Debug, PartialEq)]
 pub enum Step {
     /// Send this request and feed the answer in.
@@ -83,18 +86,18 @@ pub struct Handshake {
     base: String,
     /// The session, once there is one.
     pub session: Option<String>,
-    /// Seconds that the session lives without a sign of life.
+    /// The session timeout in seconds.
     pub timeout_s: u64,
     /// The tracks, once described.
     pub tracks: Vec<TrackInfo>,
-    /// Whether tracks other than video are set up too.
+    /// Whether tracks other than video are also set up.
     all_tracks: bool,
     /// The session-level lines of the SDP.
     pub sdp_session: Vec<String>,
 }
 
 impl Handshake {
-    /// A handshake with the server of `url`; `all_tracks`: also those that are not video.
+    /// A handshake with the server of `url`; `all_tracks` includes those that are not video.
     pub fn new(url: Url, transport: Transport, all_tracks: bool) -> Handshake {
         Handshake {
             base: url.bare.clone(),
@@ -112,14 +115,36 @@ impl Handshake {
 
     /// The first request.
     pub fn begin(&mut self) -> Vec<u8> {
+        if self.transport == Transport::Ws {
+            return self.upgrade();
+        }
         let url = self.url.bare.clone();
         self.request("DESCRIBE", &url, &["Accept: application/sdp"])
     }
 
     /// A request of this session outside the handshake (`GET_PARAMETER`, `TEARDOWN`).
     pub fn extra(&mut self, method: &str) -> Vec<u8> {
+        if self.transport == Transport::Ws {
+            // A close frame with a mask of zeros; the open connection itself is its sign of life.
+            return if method == "TEARDOWN" { vec![0x88, 0x80, 0, 0, 0, 0] } else { Vec::new() };
+        }
         let base = self.base.clone();
         self.request(method, &base, &[])
+    }
+
+    /// A WebSocket request (RFC 6455 section 4.1). All players may use the same key, because there is no proxy in between.
+    fn upgrade(&mut self) -> Vec<u8> {
+        let (_, name) = self.url.bare.trim_start_matches("ws://").split_once('/').unwrap_or_default();
+        let credentials = self.url.credentials.as_ref().map_or_else(String::new, |(user, password)| {
+            let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            format!("Authorization: Basic {basic}\r\n")
+        });
+        format!(
+            "GET /+live/{name} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: cnRzcHJlbGF5LWJlbmNoIQ==\r\n{credentials}\r\n",
+            self.url.host_port
+        )
+        .into_bytes()
     }
 
     fn request(&mut self, method: &str, url: &str, headers: &[&str]) -> Vec<u8> {
@@ -141,16 +166,29 @@ impl Handshake {
         text.into_bytes()
     }
 
-    /// Takes an answer; tells what to do next.
+    /// Processes an answer; returns what to do next.
     pub fn answer(&mut self, answer: &Message) -> Result<Step, String> {
         let status = answer.status().ok_or_else(|| format!("no RTSP answer: {:?}", answer.start))?;
+        if self.transport == Transport::Ws {
+            if status != 101 {
+                return Err(format!(
+                    "the server answered the WebSocket request with {:?}; check the URL",
+                    answer.start
+                ));
+            }
+            self.state = State::Playing;
+            return Ok(Step::Playing);
+        }
         if let State::Describe { tried_credentials: false } = self.state
             && status == 401
             && self.url.credentials.is_some()
         {
             if !answer.headers.iter().any(|(n, v)| n.eq_ignore_ascii_case("WWW-Authenticate") && v.starts_with("Basic"))
             {
-                return Err("the server asks for Digest, which this client lacks; switch on Basic there".into());
+                return Err(
+                    "the server requires Digest authentication, which this client does not support; enable Basic there"
+                        .into(),
+                );
             }
             self.state = State::Describe { tried_credentials: true };
             return Ok(Step::Send(self.begin()));
@@ -158,8 +196,8 @@ impl Handshake {
         if status != 200 {
             let cure = match status {
                 401 => "; write rtsp://USER:PASSWORD@… with the right ones",
-                404 => "; look at the URL's path",
-                453 => "; the server has no room: raise its limit of clients, or take fewer players",
+                404 => "; check the URL's path",
+                453 => "; the server is full: raise its limit of clients, or use fewer players",
                 461 => "; try the other --transport",
                 _ => "",
             };
@@ -184,7 +222,7 @@ impl Handshake {
                 if self.transport == Transport::Udp { Ok(Step::BindPorts) } else { Ok(self.resume()) }
             }
             State::Setup(index) => {
-                let transport = answer.header("Transport").ok_or("SETUP answered without Transport")?;
+                let transport = answer.header("Transport").ok_or("the answer to SETUP has no Transport")?;
                 self.set_up(index, transport)?;
                 self.state = State::Setup(index + 1);
                 Ok(self.resume())
@@ -193,7 +231,7 @@ impl Handshake {
                 self.state = State::Playing;
                 Ok(Step::Playing)
             }
-            State::Playing => Err("an answer to nothing".into()),
+            State::Playing => Err("an answer to no request".into()),
         }
     }
 
@@ -211,6 +249,7 @@ impl Handshake {
             Transport::Udp => {
                 format!("Transport: RTP/AVP;unicast;client_port={}-{}", track.client_ports.0, track.client_ports.1)
             }
+            Transport::Ws => unreachable!("nothing is set up for a WebSocket"),
         };
         Step::Send(self.request("SETUP", &control, &[&transport]))
     }
@@ -275,12 +314,13 @@ impl Handshake {
                 track.channels = (narrow(a)?, narrow(b)?);
             }
             Transport::Udp => track.server_ports = pair("server_port=").unwrap_or((0, 0)),
+            Transport::Ws => {}
         }
         Ok(())
     }
 }
 
-/// A control attribute against the base URL, as players do it: an absolute one stands, `*` is the base, others are appended.
+/// Resolves a control attribute against the base URL as players do: an absolute one stays, `*` is the base, others are appended.
 fn join(base: &str, control: &str) -> String {
     if control.contains("://") {
         control.to_string()

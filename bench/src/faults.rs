@@ -1,11 +1,11 @@
-//! The faults that the synthetic camera can be told to have, and when.
+//! The faults that the synthetic camera can simulate, and when.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use crate::os;
 
-/// From when to when a lasting fault holds, since the stream was first played.
+/// When a lasting fault applies, since the stream was first played.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
     /// Its beginning.
@@ -25,7 +25,7 @@ impl Span {
 pub enum Fault {
     /// Sends nothing; the frames of that time are never sent.
     Stall(Span),
-    /// Closes everything and does not listen for so long; then another timeline.
+    /// Closes everything and does not listen for this long; then starts another timeline.
     Die {
         /// When.
         at: Duration,
@@ -46,7 +46,7 @@ pub enum Fault {
     Loss(f64, Span),
     /// Payloads replaced by random bytes, with this probability.
     Corrupt(f64, Span),
-    /// Frames sent so long after they were stamped.
+    /// Frames sent this long after they were stamped.
     Delay(Duration, Span),
 }
 
@@ -67,14 +67,14 @@ impl FromStr for Fault {
             None => (Duration::ZERO, None),
         };
         if to.is_some_and(|to| to <= from) {
-            return Err(format!("{text:?}: it ends before it begins"));
+            return Err(format!("{text:?}: the end is not after the start"));
         }
         let span = Span { from, to };
         let at = from;
         let need = || value.ok_or_else(|| format!("{text:?}: {kind} needs a value, as in {kind}=…"));
         let share = || -> Result<f64, String> {
             let number = need()?.trim_end_matches('%').parse::<f64>().ok().filter(|n| (0.0..=100.0).contains(n));
-            number.map(|n| n / 100.0).ok_or_else(|| format!("{text:?}: a share is written 1%"))
+            number.map(|n| n / 100.0).ok_or_else(|| format!("{text:?}: write a share as a percentage, such as 1%"))
         };
         Ok(match kind {
             "stall" => {
@@ -90,7 +90,7 @@ impl FromStr for Fault {
             "delay" => Fault::Delay(os::duration(need()?)?, span),
             _ => {
                 return Err(format!(
-                    "{kind:?} is no fault; there are stall, die, restart, retime, garbage, loss, corrupt, delay"
+                    "{kind:?} is not a fault; the faults are stall, die, restart, retime, garbage, loss, corrupt, delay"
                 ));
             }
         })
@@ -105,12 +105,12 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// The script; its clock stands until [`Faults::begin`].
+    /// The script; its clock starts with [`Faults::begin`].
     pub fn new(faults: &[Fault]) -> Faults {
         Faults { faults: faults.iter().map(|f| (*f, false)).collect(), begun: None }
     }
 
-    /// Starts the clock, if it stands.
+    /// Starts the clock, if it is not running.
     pub fn begin(&mut self, now: Instant) {
         self.begun.get_or_insert(now);
     }
@@ -129,7 +129,7 @@ impl Faults {
         })
     }
 
-    /// Faults of a moment whose moment has come; each is told once.
+    /// Momentary faults that are due; each is returned once.
     pub fn due(&mut self, now: Instant) -> Vec<Fault> {
         let Some(now) = self.at(now) else { return Vec::new() };
         let mut due = Vec::new();
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(read("die@3s"), Ok(Fault::Die { at: S(3), lasts: S(2) }));
         assert!(read("loss").unwrap_err().contains("loss=…"));
         assert!(read("explode").is_err());
-        assert!(read("loss=1%@6s-2s").unwrap_err().contains("ends before"));
+        assert!(read("loss=1%@6s-2s").unwrap_err().contains("not after the start"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `floor`: the bare loop that the relay is measured beside. It pulls the same camera over RTSP as the relay does and gives
-//! each frame to each client with one blocking `write` (TCP) or one `sendto` a packet (UDP); one thread, nothing else.
+//! `floor`: the bare loop that the relay is compared with. It pulls the same camera over RTSP as the relay does, and sends each frame
+//! to each client with one blocking `write` (TCP) or one `sendto` per packet (UDP); one thread, nothing else.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use crate::media::Burst;
 use crate::nal;
 use crate::os;
 use crate::rtsp::{Message, Url};
-use crate::server::{Delivery, Event, Presentation, Server};
+use crate::server::{Conduct, Delivery, Event, Presentation, Server};
 
 /// Arguments of `floor`.
 #[derive(Debug, clap::Args)]
@@ -23,7 +23,7 @@ pub struct Args {
     /// The camera to pull, over TCP.
     #[arg(long)]
     pub source: String,
-    /// Address to listen at; port 0 takes a free one. The URL is printed as the first line.
+    /// Address to listen on; port 0 chooses a free one. The URL is printed as the first line.
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
 }
@@ -31,17 +31,20 @@ pub struct Args {
 struct Client {
     stream: Arc<TcpStream>,
     tracks: Vec<(usize, Delivery)>,
-    /// Whether it waits for a keyframe of the video still.
+    /// Whether it still waits for a keyframe.
     waits: bool,
-    /// It has said PAUSE, and not PLAY since.
+    /// It has sent PAUSE, and no PLAY since.
     paused: bool,
 }
 
 /// The camera's connection.
-struct Source {
-    stream: TcpStream,
-    input: Vec<u8>,
-    tracks: Vec<TrackInfo>,
+pub struct Source {
+    /// The connection; its reads time out after 20 ms.
+    pub stream: TcpStream,
+    /// What was read after the answer to PLAY.
+    pub input: Vec<u8>,
+    /// The tracks, with their channels.
+    pub tracks: Vec<TrackInfo>,
     sdp_session: Vec<String>,
 }
 
@@ -50,10 +53,10 @@ pub fn run(args: &Args) -> Result<(), String> {
     let stop = os::stop_flag()?;
     let url = Url::parse(&args.source)?;
     if url.tls {
-        return Err(format!("{}: the floor pulls rtsp:// alone", args.source));
+        return Err(format!("{}: the floor pulls only rtsp:// URLs", args.source));
     }
     let mut source = Source::connect(&url)?;
-    let server = Server::start(args.listen, vec![source.presentation()])?;
+    let server = Server::start(args.listen, vec![source.presentation("")], Conduct::default())?;
     println!("rtsp://{}/", server.address);
     let mut floor = Floor { server, clients: HashMap::new(), order: Vec::new(), turn: 0 };
     while !stop.load(Ordering::Relaxed) {
@@ -76,7 +79,8 @@ pub fn run(args: &Args) -> Result<(), String> {
 }
 
 impl Source {
-    fn connect(url: &Url) -> Result<Source, String> {
+    /// Connects and sets up every track over TCP, until the camera plays.
+    pub fn connect(url: &Url) -> Result<Source, String> {
         let fail = |e: std::io::Error| format!("cannot reach the camera at {}: {e}", url.host_port);
         let mut stream = TcpStream::connect(&url.host_port).map_err(fail)?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(fail)?;
@@ -106,8 +110,8 @@ impl Source {
         Ok(Source { stream, input, tracks: handshake.tracks, sdp_session: handshake.sdp_session })
     }
 
-    /// What the floor serves: the camera's own SDP with its own control lines.
-    fn presentation(&self) -> Presentation {
+    /// What the floor serves at a path: the camera's own SDP with its own control lines.
+    pub fn presentation(&self, path: &str) -> Presentation {
         let mut sdp = String::new();
         for line in &self.sdp_session {
             sdp.push_str(line);
@@ -120,10 +124,10 @@ impl Source {
             }
             sdp.push_str(&format!("a=control:track{index}\r\n"));
         }
-        Presentation { path: String::new(), sdp, tracks: self.tracks.len() }
+        Presentation { path: path.into(), sdp, tracks: self.tracks.len() }
     }
 
-    /// Reads packets and gives each frame on when it is whole.
+    /// Reads packets and sends each frame when it is complete.
     fn serve(&mut self, floor: &mut Floor, stop: &AtomicBool) -> Result<(), String> {
         let mut frames: Vec<Burst> = vec![Burst::default(); self.tracks.len()];
         let mut buffer = vec![0u8; 256 * 1024];
@@ -131,7 +135,7 @@ impl Source {
             let mut at = 0;
             while let Some(head) = self.input.get(at..at + 4) {
                 if head[0] != b'$' {
-                    // An answer between packets is dropped; anything else means that the framing is lost.
+                    // An answer between packets is ignored; anything else means that the framing is lost.
                     match Message::parse(&self.input[at..])? {
                         Some((_, used)) => at += used,
                         None => break,
@@ -173,7 +177,7 @@ impl Source {
     }
 }
 
-/// Whether a frame is a keyframe: by its stamp if it has one, else by its NAL units.
+/// Whether a frame is a keyframe: by its stamp if it has one, otherwise by its NAL units.
 fn is_keyframe(track: &TrackInfo, frame: &Burst) -> bool {
     let mut payloads = frame.packets().filter_map(nal::payload).take(4);
     payloads.any(|p| match stamp::find(p) {
@@ -185,14 +189,14 @@ fn is_keyframe(track: &TrackInfo, frame: &Burst) -> bool {
 struct Floor {
     server: Server,
     clients: HashMap<u64, Client>,
-    /// The clients' numbers in the order in which they came.
+    /// The clients' numbers in the order in which they connected.
     order: Vec<u64>,
-    /// Where in that order the next frame begins, so that nobody is always last.
+    /// Where in that order the next frame starts, so that no client is always last.
     turn: usize,
 }
 
 impl Floor {
-    /// Takes in who came, went, or asked something.
+    /// Handles clients that connected, left, or sent a request.
     fn events(&mut self) {
         while let Ok(event) = self.server.events.try_recv() {
             match event {
@@ -229,7 +233,7 @@ impl Floor {
         self.order.retain(|&other| other != conn);
     }
 
-    /// One frame (or report) of a track to every client that wants it.
+    /// Sends one frame (or report) of a track to every client that wants it.
     fn give(&mut self, track: usize, report: bool, keyframe: bool, burst: &mut Burst) {
         let mut failed = Vec::new();
         let count = self.order.len();

@@ -4,13 +4,16 @@ mod camera;
 mod client;
 mod fanout;
 mod faults;
+mod fleet;
 mod floor;
 mod load;
 mod media;
+mod metrics;
 mod nal;
 mod os;
 mod picture;
 mod proc;
+mod proxy;
 mod rtsp;
 mod server;
 mod siege;
@@ -20,14 +23,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measures RTSP servers: many players, a synthetic camera, the bare loop to compare with, and the whole experiment.
+/// Benchmarks RTSP servers: many players, a synthetic camera, a bare loop for comparison, and whole experiments.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    /// Runs on this CPU alone.
+    /// Run on this CPU only.
     #[arg(long, global = true)]
     cpu: Option<usize>,
-    /// Ends when the process of this number, which must be the parent, ends.
+    /// Exit when this process, which must be the parent, exits.
     #[arg(long, global = true, hide = true)]
     parent: Option<i32>,
     #[command(subcommand)]
@@ -36,26 +39,30 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Plays a stream with many clients and reports what they got.
+    /// Play a stream with many clients and report what they received.
     Load(load::Args),
-    /// Serves synthetic streams with time stamps, and with faults on demand.
+    /// Serve synthetic streams with timestamps and, on demand, faults.
     Camera(camera::Args),
-    /// Serves a camera's stream with one blocking write per frame and client.
+    /// Serve a camera's stream with one blocking write per frame and client.
     Floor(floor::Args),
-    /// Runs the whole experiment: camera, bare loop and relay in turn under growing load; writes a table and charts.
+    /// Forward the data of many cameras to their players as it arrives: one read, one write per player.
+    Proxy(proxy::Args),
+    /// Run the whole experiment: camera, bare loop and relay in turn under growing load; write a table and charts.
     Fanout(fanout::Args),
-    /// Measures what players of the relay feel of thousands of hostile connections, in pairs of windows with and without them.
+    /// Measure many cameras with few players each: proxy, relay and other servers in turn; write a table and charts.
+    Fleet(fleet::Args),
+    /// Measure how thousands of hostile connections affect the relay's players, in pairs of windows with and without them.
     Siege(siege::Args),
-    /// Opens connections that only cost a server something: half-open, dripping, flooding.
+    /// Open connections that only cost a server resources: silent, slowly sending, flooding.
     Attack(siege::attack::Args),
-    /// Becomes another program, tied to the parent and the CPU that were given.
+    /// Execute another program, tied to the given parent and CPU.
     #[command(hide = true)]
     Exec(ExecArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct ExecArgs {
-    /// File that the program's output is appended to.
+    /// File to append the program's output to.
     #[arg(long)]
     output: std::path::PathBuf,
     /// The program and its arguments.
@@ -90,6 +97,11 @@ fn run(cli: &Cli) -> Result<(), String> {
             floor::run(args)
         }
         Command::Fanout(args) => fanout::run(args),
+        Command::Proxy(args) => {
+            os::raise_open_files();
+            proxy::run(args)
+        }
+        Command::Fleet(args) => fleet::run(args),
         Command::Siege(args) => siege::run(args),
         Command::Attack(args) => siege::attack::run(args),
         Command::Exec(args) => Err(exec(args)),

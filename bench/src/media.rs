@@ -1,11 +1,14 @@
-//! What the synthetic camera sends: frames of a chosen bit rate in RTP packets, a tone, and sender reports.
+//! The output of the synthetic camera: frames of a given bit rate in RTP packets, a tone, and sender reports.
+
+use std::borrow::Borrow;
+use std::sync::Arc;
 
 use base64::Engine as _;
 
 use crate::picture::Picture;
 use rtsprelay::source::stamp::{H264_SEI, Stamp};
 
-/// RTP packets as an interleaved client receives them: `$`, channel, length, packet, again and again.
+/// RTP packets as an interleaved client receives them: for each `$`, channel, length and packet.
 #[derive(Clone, Debug, Default)]
 pub struct Burst {
     /// The bytes.
@@ -24,6 +27,14 @@ impl Burst {
         self.bytes.extend_from_slice(head);
         self.bytes.extend_from_slice(rest);
         self.spans.push((start, start + len));
+    }
+
+    /// Makes room for so many bytes of payload in packets of this size.
+    pub fn reserve(&mut self, payload_bytes: usize, packet_bytes: usize) {
+        // A few packets more, of the small NAL units; each has 4 bytes of framing, 12 of header and up to 2 of fragmenting.
+        let packets = payload_bytes / packet_bytes + 4;
+        self.bytes.reserve(payload_bytes + packets * 18);
+        self.spans.reserve(packets);
     }
 
     /// Forgets all packets.
@@ -95,8 +106,15 @@ impl Rtp {
     }
 
     /// Appends the packets of one access unit of H.264: single NAL unit packets and FU-A (RFC 6184 sections 5.6 and 5.8).
-    pub fn access_unit(&mut self, channel: u8, time: u32, nals: &[Vec<u8>], payload_bytes_max: usize, out: &mut Burst) {
-        for (index, nal) in nals.iter().enumerate() {
+    pub fn access_unit(
+        &mut self,
+        channel: u8,
+        time: u32,
+        nals: &[impl Borrow<Vec<u8>>],
+        payload_bytes_max: usize,
+        out: &mut Burst,
+    ) {
+        for (index, nal) in nals.iter().map(Borrow::borrow).enumerate() {
             let last = index + 1 == nals.len();
             if nal.len() <= payload_bytes_max {
                 self.packet(channel, last, time, &[], nal, out);
@@ -134,16 +152,16 @@ impl Rtp {
     }
 }
 
-/// What the video is to be like.
+/// Parameters of the video.
 #[derive(Clone, Debug)]
 pub struct VideoConfig {
     /// Bits a second, without RTP headers.
     pub bitrate: u64,
-    /// Frames a second.
+    /// Frames per second.
     pub fps: f64,
     /// Frames from one keyframe to the next.
     pub gop: u64,
-    /// How many times the size of another frame a keyframe has.
+    /// Size of a keyframe relative to another frame.
     pub keyframe_factor: f64,
 }
 
@@ -151,18 +169,35 @@ pub struct VideoConfig {
 pub const VIDEO_PAYLOAD_TYPE: u8 = 96;
 
 /// The synthetic video.
+#[derive(Clone)]
 pub struct Video {
     config: VideoConfig,
     picture: Picture,
     /// Bytes by which the frames so far fell short of the bit rate.
     owed: f64,
+    /// The slices of [`REEL_GOPS`] groups of pictures, if they are shown again and again.
+    reel: Option<Arc<Vec<Arc<Vec<u8>>>>>,
 }
+
+/// Groups of pictures in a reel. Two, because two IDR pictures in a row must differ in their `idr_pic_id` (H.264 section 7.4.3).
+const REEL_GOPS: u64 = 2;
 
 impl Video {
     /// Video as configured, or why that cannot be.
     pub fn new(config: VideoConfig, seed: u64) -> Result<Video, String> {
         let largest = Video::plain_bytes(&config) * config.keyframe_factor;
-        Ok(Video { picture: Picture::new(largest as usize + 4096, seed)?, config, owed: 0.0 })
+        let picture = Picture::new(largest as usize + 4096, seed)?;
+        Ok(Video { picture, config, owed: 0.0, reel: None })
+    }
+
+    /// The same, with pictures that are generated once and sent repeatedly with new stamps. Its clones share them, so that a frame
+    /// costs hundreds of streams no more than its packets.
+    pub fn repeated(config: VideoConfig, seed: u64) -> Result<Video, String> {
+        let mut video = Video::new(config, seed)?;
+        let frames = 0..REEL_GOPS * video.config.gop;
+        let slices = frames.map(|number| video.frame(number, 0).pop().expect("a frame ends with its slice"));
+        video.reel = Some(Arc::new(slices.collect()));
+        Ok(video)
     }
 
     /// Bytes of a frame that is no keyframe.
@@ -177,18 +212,26 @@ impl Video {
     }
 
     /// The NAL units of frame `number`, made at `wall_ns`.
-    pub fn frame(&mut self, number: u64, wall_ns: u64) -> Vec<Vec<u8>> {
+    pub fn frame(&mut self, number: u64, wall_ns: u64) -> Vec<Arc<Vec<u8>>> {
         let keyframe = self.is_keyframe(number);
         let stamp = Stamp { frame: number, unix_ns: wall_ns, flags: u32::from(keyframe) };
         let mut sei = Vec::new();
         stamp.write_nal(H264_SEI, &mut sei);
+        let mut nals: Vec<Arc<Vec<u8>>> = Vec::with_capacity(4);
+        if keyframe {
+            nals.extend([Arc::new(self.picture.sps()), Arc::new(self.picture.pps())]);
+        }
+        nals.push(Arc::new(sei));
+        if let Some(reel) = &self.reel {
+            nals.push(reel[(number % reel.len() as u64) as usize].clone());
+            return nals;
+        }
         let factor = if keyframe { self.config.keyframe_factor } else { 1.0 };
         let wanted = Video::plain_bytes(&self.config) * factor + self.owed;
-        let mut nals = if keyframe { vec![self.picture.sps(), self.picture.pps(), sei] } else { vec![sei] };
-        let used: usize = nals.iter().map(Vec::len).sum();
-        nals.push(self.picture.slice(number, keyframe, (wanted as usize).saturating_sub(used)));
-        let made: usize = nals.iter().map(Vec::len).sum();
-        self.owed = (wanted - made as f64).clamp(-4096.0, 4096.0);
+        let used: usize = nals.iter().map(|nal| nal.len()).sum();
+        let slice = self.picture.slice(number, keyframe, (wanted as usize).saturating_sub(used));
+        self.owed = (wanted - (used + slice.len()) as f64).clamp(-4096.0, 4096.0);
+        nals.push(Arc::new(slice));
         nals
     }
 
@@ -245,6 +288,20 @@ mod tests {
         let bytes: usize = (0..300).flat_map(|n| video.frame(n, 0)).map(|nal| nal.len()).sum();
         let rate = bytes as f64 * 8.0 / 10.0;
         assert!((rate / 4_000_000.0 - 1.0).abs() < 0.01, "{rate}");
+    }
+
+    #[test]
+    fn repeated_pictures_keep_the_bit_rate_and_their_own_stamps() {
+        let config = VideoConfig { bitrate: 2_000_000, fps: 25.0, gop: 10, keyframe_factor: 4.0 };
+        let mut video = Video::repeated(config, 7).unwrap();
+        let mut other = video.clone();
+        let bytes: usize = (0..250).flat_map(|n| video.frame(n, 0)).map(|nal| nal.len()).sum();
+        let rate = bytes as f64 * 8.0 / 10.0;
+        assert!((rate / 2_000_000.0 - 1.0).abs() < 0.02, "{rate}");
+        let (first, again) = (video.frame(3, 1), other.frame(23, 2));
+        assert!(first[0] != again[0] && Arc::ptr_eq(&first[1], &again[1]));
+        // Two keyframes in a row are not the same picture.
+        assert_ne!(video.frame(0, 0)[3], video.frame(10, 0)[3]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Telling keyframes from the first bytes of an RTP payload, for streams without time stamps.
+//! Recognizes keyframes from the first bytes of an RTP payload, for streams without stamps.
 
 use crate::client::Codec;
 

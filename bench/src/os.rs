@@ -1,4 +1,4 @@
-//! Small things asked of the operating system: time, pinning, limits, signals, ends of children.
+//! Operating system functions: time, CPU pinning, limits, signals, ends of children.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,17 +18,17 @@ pub fn wall_ns() -> u64 {
 /// Keeps this process (the threads made after the call too) on one CPU.
 pub fn pin(cpu: usize) -> Result<(), String> {
     let mut set = CpuSet::new();
-    set.set(cpu).map_err(|e| format!("CPU {cpu} is no CPU number: {e}"))?;
+    set.set(cpu).map_err(|e| format!("{cpu} is not a CPU number: {e}"))?;
     sched_setaffinity(Pid::from_raw(0), &set)
-        .map_err(|e| format!("cannot run on CPU {cpu} ({e}); take one that `nproc` and the cpuset allow"))
+        .map_err(|e| format!("cannot run on CPU {cpu} ({e}); use one that `nproc` and the cpuset allow"))
 }
 
 /// Whether processes of this one may be kept on a CPU.
 pub fn may_pin(cpu: usize) -> Result<(), String> {
     let this = Pid::from_raw(0);
-    let before = sched_getaffinity(this).map_err(|e| format!("cannot read which CPUs there are: {e}"))?;
+    let before = sched_getaffinity(this).map_err(|e| format!("cannot read the list of CPUs: {e}"))?;
     pin(cpu)?;
-    sched_setaffinity(this, &before).map_err(|e| format!("cannot go back to all CPUs: {e}"))
+    sched_setaffinity(this, &before).map_err(|e| format!("cannot return to all CPUs: {e}"))
 }
 
 /// Lets a process run only when nobody else wants its CPU.
@@ -50,11 +50,11 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
-/// A second signal sooner than this is the first one's echo: Ctrl-C reaches a whole process group, and who started this
-/// process passes it on (`timeout` signals the process and then its group).
+/// A second signal sooner than this is a duplicate: Ctrl-C reaches a whole process group, and the program that started this process
+/// forwards it (`timeout` signals the process and then its group).
 const ECHO: Duration = Duration::from_millis(100);
 
-/// A flag that SIGINT and SIGTERM set. A second signal, when it is no echo of the first, ends the process at once.
+/// A flag that SIGINT and SIGTERM set. A second signal that is not a duplicate ends the process at once.
 pub fn stop_flag() -> Result<Arc<AtomicBool>, String> {
     let fail = |e: std::io::Error| format!("cannot watch for signals: {e}");
     let flag = Arc::new(AtomicBool::new(false));
@@ -103,29 +103,29 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "ms" => 1e-3,
         "us" => 1e-6,
         "m" | "min" => 60.0,
-        _ => return Err(format!("{text:?}: the unit is none of us, ms, s, m")),
+        _ => return Err(format!("{text:?}: the unit must be us, ms, s or m")),
     };
     match number.trim().parse::<f64>() {
         Ok(n) if (0.0..1e9).contains(&n) => Ok(Duration::from_secs_f64(n * scale)),
-        _ => Err(format!("{text:?} is no duration; write 2s or 20ms")),
+        _ => Err(format!("{text:?} is not a duration; write 2s or 20ms")),
     }
 }
 
 /// Reads a number above 0, up to a million.
 pub fn positive(text: &str) -> Result<f64, String> {
-    rate(text).ok().filter(|n| *n > 0.0).ok_or_else(|| format!("{text:?} is no number above 0 and up to 1000000"))
+    rate(text).ok().filter(|n| *n > 0.0).ok_or_else(|| format!("{text:?} is not a number above 0 and up to 1000000"))
 }
 
 /// Reads a number from 0 to a million.
 pub fn rate(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|n| (0.0..=1e6).contains(n));
-    number.ok_or_else(|| format!("{text:?} is no number from 0 to 1000000"))
+    number.ok_or_else(|| format!("{text:?} is not a number from 0 to 1000000"))
 }
 
 /// Reads a time above 0.
 pub fn some_time(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err(format!("{text:?}: nothing happens in no time; write 8s or 500ms")),
+        Duration::ZERO => Err(format!("{text:?}: the duration must be above 0; write 8s or 500ms")),
         time => Ok(time),
     }
 }
@@ -140,7 +140,7 @@ pub fn quantity(text: &str) -> Result<u64, String> {
     };
     match number.parse::<f64>() {
         Ok(n) if n.is_finite() && n >= 0.0 && n * scale < 1e15 => Ok((n * scale) as u64),
-        _ => Err(format!("{text:?} is no number; write 4000000, 4000k or 4M")),
+        _ => Err(format!("{text:?} is not a number; write 4000000, 4000k or 4M")),
     }
 }
 
@@ -166,7 +166,7 @@ mod tests {
         for wrong in ["-1", "nan", "inf", "1e9", ""] {
             assert!(rate(wrong).is_err(), "{wrong}");
         }
-        assert!(some_time("0ms").unwrap_err().contains("no time"));
+        assert!(some_time("0ms").unwrap_err().contains("must be above 0"));
         assert_eq!(some_time("8"), Ok(Duration::from_secs(8)));
     }
 

@@ -1,7 +1,11 @@
-//! H.264 frames of any chosen size that real decoders take: flat grey with a moving bar of noise, whose macroblocks are sent
-//! as raw samples (I_PCM, 384 bytes each). The bar's length sets the frame's size; everything else is skipped or predicted.
+//! H.264 frames of any size that real decoders accept: flat grey with a moving bar of noise, whose macroblocks are sent as raw samples
+//! (I_PCM, 384 bytes each). The bar's length determines the frame's size; everything else is skipped or predicted.
 //!
-//! Constrained baseline profile, CAVLC, one slice a picture (ITU-T H.264 sections 7.3 and 9).
+//! Constrained baseline profile, CAVLC, one slice per picture (ITU-T H.264 sections 7.3 and 9).
+
+use std::sync::Arc;
+
+use rtsprelay::media::codec::bits::escape;
 
 /// Bytes of one I_PCM macroblock's samples (256 luma, 2 × 64 chroma).
 const PCM_BYTES: usize = 384;
@@ -52,28 +56,18 @@ impl Bits {
 
 /// A NAL unit from its header and RBSP, with emulation prevention (section 7.4.1).
 fn nal(header: u8, rbsp: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(rbsp.len() + 16);
-    out.push(header);
-    let mut zeros = 0;
-    for &byte in rbsp {
-        if zeros >= 2 && byte <= 3 {
-            out.push(3);
-            zeros = 0;
-        }
-        zeros = if byte == 0 { zeros + 1 } else { 0 };
-        out.push(byte);
-    }
-    out
+    [&[header], &escape(rbsp)[..]].concat()
 }
 
 /// Makes pictures of one stream.
+#[derive(Clone)]
 pub struct Picture {
     width: u32,
     height: u32,
     mbs_wide: usize,
     mbs: usize,
     /// Random bytes without a zero, from which the bar's samples are taken.
-    noise: Vec<u8>,
+    noise: Arc<[u8]>,
     frame_num: u32,
     idr_id: u32,
 }

@@ -1,4 +1,4 @@
-//! What /proc tells of a process: CPU time and memory.
+//! Reads CPU time and memory of a process from /proc.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -6,10 +6,10 @@ use std::fs;
 /// Ticks of `utime` and `stime` a second: USER_HZ, which Linux keeps at 100 for programs (proc(5)).
 const TICKS: u64 = 100;
 
-/// Why nothing is known of a process, with what to do.
+/// Why nothing is known about a process, and what to do.
 fn unreadable(pid: i32, error: &std::io::Error) -> String {
     format!(
-        "process {pid} cannot be read in /proc: {error}; give the number of a server that runs, as `pgrep` tells it"
+        "process {pid} cannot be read in /proc: {error}; give the process ID of a running server (`pgrep` prints it)"
     )
 }
 
@@ -62,8 +62,47 @@ impl CpuSample {
     }
 }
 
-/// Datagrams that the kernel has dropped of those ports' UDP sockets, for want of room for them: the socket was not read in time. Of
-/// sockets that are closed meanwhile nothing is known any more.
+/// The kernel's counts for a process.
+#[derive(Clone, Debug, Default)]
+pub struct Activity {
+    /// `read`, `readv`, `pread` and similar calls, of anything (`syscr`), including those that returned nothing; not `recv` and similar
+    /// calls, nor io_uring's reads. `None` if the kernel does not report it to this user.
+    reads: Option<u64>,
+    /// Of each living thread: times that it went to sleep (`voluntary_ctxt_switches`).
+    sleeps: HashMap<i32, u64>,
+}
+
+impl Activity {
+    /// Reads it now.
+    pub fn of(pid: i32) -> Activity {
+        let number =
+            |text: &str, key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        let mut sleeps = HashMap::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let Some(tid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            if let Some(count) = number(&status, "voluntary_ctxt_switches:") {
+                sleeps.insert(tid, count);
+            }
+        }
+        Activity { reads: number(&io, "syscr:"), sleeps }
+    }
+
+    /// Reads since `earlier`.
+    pub fn reads_since(&self, earlier: &Activity) -> Option<u64> {
+        Some(self.reads?.saturating_sub(earlier.reads?))
+    }
+
+    /// Times since `earlier` that a thread slept, and so was woken; without threads that have ended.
+    pub fn wakes_since(&self, earlier: &Activity) -> u64 {
+        let before = |tid: &i32| earlier.sleeps.get(tid).copied().unwrap_or(0);
+        self.sleeps.iter().map(|(tid, now)| now.saturating_sub(before(tid))).sum()
+    }
+}
+
+/// Datagrams that the kernel has dropped at the UDP sockets of those ports because their buffers were full. Sockets that were closed
+/// meanwhile are not included.
 pub fn datagrams_dropped(ports: &HashSet<u16>) -> u64 {
     let tables = ["/proc/net/udp", "/proc/net/udp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
     let of_line = |line: &str| {
@@ -102,6 +141,22 @@ pub fn resident_bytes(pid: i32) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_and_wakes_are_counted() {
+        let pid = std::process::id() as i32;
+        let before = Activity::of(pid);
+        for _ in 0..10 {
+            fs::read("/proc/self/stat").unwrap();
+            // Each sleep is one wake, which is what is counted here.
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let after = Activity::of(pid);
+        // Other tests read and sleep beside this one.
+        assert!(after.reads_since(&before).is_none_or(|reads| reads >= 10));
+        assert!(after.wakes_since(&before) >= 10);
+        assert_eq!(Activity::of(i32::MAX).reads_since(&before), None);
+    }
 
     #[test]
     fn own_work_is_seen() {

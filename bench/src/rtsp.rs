@@ -1,7 +1,7 @@
-//! RTSP messages as the benchmark needs them (RFC 2326). Kept apart from the relay's own parser on purpose: what checks the
-//! relay shares no code with it.
+//! RTSP messages as far as the benchmark needs them (RFC 2326). Deliberately separate from the relay's own parser, so that the check
+//! shares no code with what it checks.
 
-/// Bytes of a message at most; a peer that sends a longer one is not speaking RTSP.
+/// Maximum size of a message; a peer that sends a longer one is not speaking RTSP.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// A request or a response.
@@ -16,12 +16,12 @@ pub struct Message {
 }
 
 impl Message {
-    /// Reads the message at the start of `bytes`, and tells how many bytes it takes. `None`: there is more to come.
+    /// Parses the message at the start of `bytes`, and returns its size. `None`: it is incomplete.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Message, usize)>, String> {
         let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
             return if bytes.len() > MESSAGE_BYTES_MAX { Err("a header block without end".into()) } else { Ok(None) };
         };
-        let head = std::str::from_utf8(&bytes[..end]).map_err(|_| "a header block that is no text".to_string())?;
+        let head = std::str::from_utf8(&bytes[..end]).map_err(|_| "a header block that is not text".to_string())?;
         let mut lines = head.split("\r\n");
         let start = lines.next().unwrap_or_default().to_string();
         let mut headers = Vec::new();
@@ -53,7 +53,7 @@ impl Message {
     /// The status code of a response.
     pub fn status(&self) -> Option<u16> {
         let mut words = self.start.split(' ');
-        words.next().filter(|w| w.starts_with("RTSP/"))?;
+        words.next().filter(|w| w.starts_with("RTSP/") || w.starts_with("HTTP/"))?;
         words.next()?.parse().ok()
     }
 
@@ -65,7 +65,7 @@ impl Message {
     }
 }
 
-/// The parts of an `rtsp://` or `rtsps://` URL.
+/// The parts of an `rtsp://`, `rtsps://` or `ws://` URL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
     /// Host and port, to connect to.
@@ -79,11 +79,11 @@ pub struct Url {
 }
 
 impl Url {
-    /// Takes a URL apart; the port is 554 unless given, or 322 by TLS.
+    /// Parses a URL; the default port is 554, or 322 with TLS, or 80 for a WebSocket.
     pub fn parse(text: &str) -> Result<Url, String> {
         let (scheme, rest) = match text.split_once("://") {
-            Some((scheme @ ("rtsp" | "rtsps"), rest)) => (scheme, rest),
-            _ => return Err(format!("{text:?} does not begin with rtsp:// or rtsps://")),
+            Some((scheme @ ("rtsp" | "rtsps" | "ws"), rest)) => (scheme, rest),
+            _ => return Err(format!("{text:?} does not begin with rtsp://, rtsps:// or ws://")),
         };
         let tls = scheme == "rtsps";
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -95,10 +95,14 @@ impl Url {
             None => (None, authority),
         };
         if host.is_empty() {
-            return Err(format!("{text:?} names no host"));
+            return Err(format!("{text:?} has no host"));
         }
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let port = if tls { 322 } else { 554 };
+        let port = match scheme {
+            "ws" => 80,
+            "rtsps" => 322,
+            _ => 554,
+        };
         let host_port = if has_port { host.to_string() } else { format!("{host}:{port}") };
         Ok(Url { host_port, bare: format!("{scheme}://{host}{path}"), tls, credentials })
     }

@@ -1,6 +1,6 @@
-//! The RTSP server's side of the handshake, shared by `camera` and `floor`: one thread that accepts, reads requests and
-//! answers them, until a client plays. From then on the thread that sends media owns the connection's writing side, and
-//! gets answers to write as events, so that an answer never lands inside a packet.
+//! The RTSP server's side of the handshake, shared by `camera` and `floor`: one thread that accepts connections and answers requests
+//! until a client plays. From then on the thread that sends media owns the connection's writing side, and receives answers to write as
+//! events, so that an answer never lands inside a packet.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, recv};
+
+use rtsprelay::sys::set_max_pacing_rate;
 
 use crate::rtsp::{Message, path_of};
 
@@ -83,7 +85,7 @@ pub enum Event {
         /// What to write.
         bytes: Vec<u8>,
     },
-    /// A client that plays wants to hear nothing until it plays again.
+    /// A client that plays pauses.
     Pause {
         /// The connection's number.
         conn: u64,
@@ -107,7 +109,7 @@ pub struct UdpPair {
 }
 
 impl UdpPair {
-    /// Binds two neighbouring ports, the lower even, with a send buffer as large as may be.
+    /// Binds two adjacent ports, the lower one even, with a send buffer as large as possible.
     pub fn bind(ip: IpAddr) -> Result<UdpPair, String> {
         for _ in 0..200 {
             let rtp = UdpSocket::bind((ip, 0)).map_err(|e| format!("no UDP port on {ip}: {e}"))?;
@@ -132,6 +134,15 @@ impl UdpPair {
     }
 }
 
+/// What a server offers to clients.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Conduct {
+    /// Bit rate of the simulated link for each connection, paced by the kernel.
+    pub link: Option<u64>,
+    /// Whether its power may be cut ([`Server::cut_power`]), for which it looks 50 times a second.
+    pub mortal: bool,
+}
+
 /// A running server thread; it lives as long as the process.
 pub struct Server {
     /// What clients want.
@@ -145,7 +156,7 @@ pub struct Server {
 
 impl Server {
     /// Listens and serves the handshake of these presentations.
-    pub fn start(listen: SocketAddr, presentations: Vec<Presentation>) -> Result<Server, String> {
+    pub fn start(listen: SocketAddr, presentations: Vec<Presentation>, conduct: Conduct) -> Result<Server, String> {
         let listener = listen_at(listen)?;
         let address = listener.local_addr().map_err(|e| e.to_string())?;
         let udp = Arc::new(UdpPair::bind(address.ip())?);
@@ -153,6 +164,7 @@ impl Server {
         let (sender, events) = channel();
         let mut acceptor = Acceptor {
             presentations,
+            conduct,
             address,
             events: sender,
             power: power.clone(),
@@ -195,6 +207,18 @@ fn listen_at(address: SocketAddr) -> Result<TcpListener, String> {
     Ok(socket.into())
 }
 
+/// Makes the kernel send a connection's bytes at the rate of a link. Each piece is sent separately only if the sender ends a record
+/// after it (`MSG_EOR`): on loopback, where acknowledgements take no time, the kernel would put 64 KB into one segment.
+fn slow_down(stream: &TcpStream, bits_per_second: u64) -> Result<(), String> {
+    let paced = set_max_pacing_rate(stream, bits_per_second / 8);
+    paced.map_err(|e| format!("the kernel does not pace connections: {e}"))?;
+    // Some congestion control algorithms have a pacing rate of their own, from their estimate of the path.
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpCongestion, &"reno".into())
+        .map_err(|e| format!("the kernel lacks the congestion control reno: {e}"))?;
+    // A whole keyframe waits in the socket, as it would in the camera's.
+    socket2::SockRef::from(stream).set_send_buffer_size(1 << 20).map_err(|e| format!("no buffer: {e}"))
+}
+
 struct Conn {
     stream: Arc<TcpStream>,
     peer: SocketAddr,
@@ -208,6 +232,7 @@ struct Conn {
 
 struct Acceptor {
     presentations: Vec<Presentation>,
+    conduct: Conduct,
     address: SocketAddr,
     events: Sender<Event>,
     power: Arc<AtomicU64>,
@@ -245,7 +270,8 @@ impl Acceptor {
                 epoll.add(&again, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).map_err(fail)?;
                 listener = Some(again);
             }
-            let count = match epoll.wait(&mut ready, EpollTimeout::from(20u8)) {
+            let patience = if self.conduct.mortal { EpollTimeout::from(20u8) } else { EpollTimeout::NONE };
+            let count = match epoll.wait(&mut ready, patience) {
                 Ok(count) => count,
                 Err(nix::Error::EINTR) => 0,
                 Err(error) => return Err(fail(error)),
@@ -260,6 +286,9 @@ impl Acceptor {
                     let _ = stream.set_nodelay(true);
                     let _ = stream.set_nonblocking(false);
                     let _ = stream.set_write_timeout(Some(Duration::from_secs(10)));
+                    if let Some(bits) = self.conduct.link {
+                        slow_down(&stream, bits)?;
+                    }
                     let number = self.next;
                     self.next += 1;
                     if epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number)).is_err() {
@@ -295,7 +324,7 @@ impl Acceptor {
         }
         loop {
             let Some(conn) = self.conns.get_mut(&number) else { return };
-            // The client's own RTCP: passed over.
+            // The client's own RTCP: ignored.
             if conn.input.first() == Some(&b'$') {
                 let Some(head) = conn.input.get(2..4) else { return };
                 let total = 4 + usize::from(u16::from_be_bytes([head[0], head[1]]));

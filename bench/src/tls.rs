@@ -1,10 +1,10 @@
-//! TLS for the generator's players (`rtsps://`), without a check of who answers: what is measured is a server of one's own.
+//! TLS for the generator's players (`rtsps://`), without verifying the server, which is one's own.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, LazyLock};
 
-use rtsprelay::tls::{Judge, provider};
+use rtsprelay::trust::{Judge, provider};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
@@ -15,7 +15,7 @@ static CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Judge::new(|_| Ok(()))))
         .with_no_client_auth();
-    // Every player is somebody new, as in real life.
+    // Every player does a full handshake, as real players do.
     config.resumption = rustls::client::Resumption::disabled();
     Arc::new(config)
 });

@@ -176,7 +176,10 @@ fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
     let report: Value = serde_json::from_str(&text).expect("a report");
     let dropped = number(&report, "/generator/datagrams_dropped");
     assert!(dropped > 0.0 && number(&report, "/normal/packets_missing") > 0.0, "{report}");
-    assert!(report["generator"]["bottleneck"].as_str().is_some_and(|why| why.contains("found no room")), "{report}");
+    assert!(
+        report["generator"]["bottleneck"].as_str().is_some_and(|why| why.contains("sockets were full")),
+        "{report}"
+    );
 }
 
 /// A delay moves the whole distribution by itself. The lower bound is exact; the upper is the undelayed run's own p90 on
@@ -292,7 +295,7 @@ fn what_load_cannot_do_is_told_with_its_cure() {
     for (arguments, said) in [
         (&["--url", "rtsp://127.0.0.1:9/"][..], "cannot connect to 127.0.0.1:9: Connection refused"),
         (&["--url", "rtsp://127.0.0.1:9/"], "start the server"),
-        (&["--url", &nowhere], "look at the URL's path"),
+        (&["--url", &nowhere], "check the URL's path"),
         (&["--url", &camera.url, "--pid", "999999999"], "`pgrep`"),
         (&["--url", &camera.url, "--clients", "0"], "without a player"),
         (&["--url", &camera.url, "--clients", "1", "--slow", "2"], "raise --clients"),

@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    rtsprelay::stream::keyframe::fuzz(data);
+    rtsprelay::media::codec::fuzz(data);
 });

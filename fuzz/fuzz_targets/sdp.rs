@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    rtsprelay::wire::fuzz::descriptions(data);
+    rtsprelay::media::sdp::fuzz(std::time::Instant::now(), data);
 });

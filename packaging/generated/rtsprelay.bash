@@ -31,8 +31,23 @@ _rtsprelay() {
             rtsprelay,run)
                 cmd="rtsprelay__subcmd__run"
                 ;;
+            rtsprelay,streams)
+                cmd="rtsprelay__subcmd__streams"
+                ;;
+            rtsprelay,token)
+                cmd="rtsprelay__subcmd__token"
+                ;;
             rtsprelay,top)
                 cmd="rtsprelay__subcmd__top"
+                ;;
+            rtsprelay__subcmd__streams,add)
+                cmd="rtsprelay__subcmd__streams__subcmd__add"
+                ;;
+            rtsprelay__subcmd__streams,end)
+                cmd="rtsprelay__subcmd__streams__subcmd__end"
+                ;;
+            rtsprelay__subcmd__streams,remove)
+                cmd="rtsprelay__subcmd__streams__subcmd__remove"
                 ;;
             *)
                 ;;
@@ -41,7 +56,7 @@ _rtsprelay() {
 
     case "${cmd}" in
         rtsprelay)
-            opts="-h -V --help --version run demo top hash-password generate check"
+            opts="-h -V --help --version run demo top streams hash-password token generate check"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -73,7 +88,7 @@ _rtsprelay() {
             return 0
             ;;
         rtsprelay__subcmd__demo)
-            opts="-h --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-panic --test-nonce-lifetime --test-unmeasured --help"
+            opts="-h --listen --http --workers --io --zero-copy --report-format --report-every --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -100,22 +115,10 @@ _rtsprelay() {
                     return 0
                     ;;
                 --report-format)
-                    COMPREPLY=($(compgen -W "auto table logfmt json" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto line table logfmt json" -- "${cur}"))
                     return 0
                     ;;
                 --report-every)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --test-delay)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --test-panic)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --test-nonce-lifetime)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -159,7 +162,7 @@ _rtsprelay() {
             return 0
             ;;
         rtsprelay__subcmd__run)
-            opts="-h --config --source --listen --http --workers --io --zero-copy --report-format --report-every --test-delay --test-panic --test-nonce-lifetime --test-unmeasured --help"
+            opts="-h --config --source --listen --http --workers --io --zero-copy --report-format --report-every --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -194,22 +197,108 @@ _rtsprelay() {
                     return 0
                     ;;
                 --report-format)
-                    COMPREPLY=($(compgen -W "auto table logfmt json" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto line table logfmt json" -- "${cur}"))
                     return 0
                     ;;
                 --report-every)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --test-delay)
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rtsprelay__subcmd__streams)
+            opts="-h --http --password-file --help add remove end"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --http)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --test-panic)
+                --password-file)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --test-nonce-lifetime)
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rtsprelay__subcmd__streams__subcmd__add)
+            opts="-h --source --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --source)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rtsprelay__subcmd__streams__subcmd__end)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rtsprelay__subcmd__streams__subcmd__remove)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rtsprelay__subcmd__token)
+            opts="-h --user --stream --for --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --user)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --stream)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --for)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

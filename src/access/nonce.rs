@@ -1,6 +1,6 @@
-//! Nonces that nobody has to remember: the time, and a keyed hash over it and the client's address.
+//! Stateless nonces: the time, and a keyed hash of the time and the client's address.
 //!
-//! So a nonce is good in every shard, for a while, and for one address. What it cannot do is count its uses.
+//! So a nonce is valid in every shard, for a limited time, and for one address. It cannot count its uses.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::wire::auth::hex;
 /// Hexadecimal digits of the time, in microseconds.
 const TIME_DIGITS: usize = 16;
 
-/// Bytes of the keyed hash that are told.
+/// Bytes of the keyed hash that are included.
 const TAG_BYTES: usize = 16;
 
 pub(super) struct Nonces {
@@ -21,13 +21,13 @@ pub(super) struct Nonces {
     epoch: Instant,
 }
 
-/// What a nonce that came back is worth.
+/// Validity of a returned nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Validity {
     Fresh,
-    /// It was given to this address, but too long ago.
+    /// It was issued to this address, but has expired.
     Expired,
-    /// It was not given to this address by this relay since its start.
+    /// It was not issued to this address by this relay since its startup.
     Foreign,
 }
 
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(check(11, here, &nonce), Validity::Expired);
         assert_eq!(check(0, there, &nonce), Validity::Foreign);
         assert_eq!(check(11, there, &nonce), Validity::Foreign);
-        // Neither its time nor its hash can be changed, and another secret knows nothing of it.
+        // Neither the time nor the hash can be modified, and another secret does not accept it.
         assert_eq!(check(0, here, &nonce.replacen('0', "1", 1)), Validity::Foreign);
         assert_eq!(check(0, here, &nonce[..nonce.len() - 1]), Validity::Foreign);
         assert_eq!(check(0, here, &format!("{nonce}0")), Validity::Foreign);

@@ -10,8 +10,7 @@ fn peer(last: u8) -> IpAddr {
 }
 
 fn user(name: &str) -> User {
-    let secrets = Secrets::of(name, "secret");
-    User { name: name.to_owned(), secrets, streams: None, from: Vec::new(), read: true, publish: false }
+    User::viewer(name, "secret")
 }
 
 fn access_of(users: Vec<User>, basic: bool, now: Instant) -> Arc<Access> {
@@ -26,7 +25,14 @@ fn digest(access: &Access, now: Instant, challenge: usize, user: &str, password:
 }
 
 fn presented(authorization: &str) -> Presented<'_> {
-    Presented { peer: peer(1), method: "DESCRIBE", url: URL, authorization: Some(authorization), known: None }
+    Presented {
+        peer: peer(1),
+        method: "DESCRIBE",
+        url: URL,
+        authorization: Some(authorization),
+        known: None,
+        waited: false,
+    }
 }
 
 fn reason(checked: Checked) -> &'static str {
@@ -63,10 +69,13 @@ fn credentials_are_for_one_request_address_and_while() {
     let granted = |now, presented: Presented<'_>| matches!(access.check(now, &presented), Checked::Granted(_));
     assert!(granted(now, presented(&right)));
     assert!(granted(now, Presented { url: "rtsp://other.name:554/front/", ..presented(&right) }));
+    // Of another request: they open nothing, and are no guess.
     let other_method = Presented { method: "SETUP", ..presented(&right) };
-    assert_eq!(reason(access.check(now, &other_method)), "wrong password");
+    assert!(matches!(access.check(now, &other_method), Checked::Stale { expired: false, .. }));
     let other_url = Presented { url: "rtsp://h/back", ..presented(&right) };
-    assert_eq!(reason(access.check(now, &other_url)), "credentials of another request");
+    assert!(matches!(access.check(now, &other_url), Checked::Stale { expired: false, .. }));
+    let neither = Presented { method: "PLAY", url: "rtsp://h/back", ..presented(&right) };
+    assert!(matches!(access.check(now, &neither), Checked::Stale { expired: false, .. }));
     let other_address = Presented { peer: peer(2), ..presented(&right) };
     assert!(matches!(access.check(now, &other_address), Checked::Stale { expired: false, .. }));
     let later = now + Duration::from_secs(11);
@@ -109,9 +118,9 @@ fn who_comes_from_elsewhere_is_no_wiser() {
 }
 
 #[test]
-fn an_address_that_fails_often_is_not_heard_for_a_while() {
+fn a_user_who_fails_often_at_an_address_is_not_heard_there_for_a_while() {
     let now = Instant::now();
-    let access = access_of(vec![user("viewer")], false, now);
+    let access = access_of(vec![user("viewer"), user("guest")], false, now);
     let wrong = digest(&access, now, 0, "viewer", "guess");
     let right = digest(&access, now, 0, "viewer", "secret");
     for count in 1..=AUTH_FAILURES_MAX {
@@ -124,14 +133,35 @@ fn an_address_that_fails_often_is_not_heard_for_a_while() {
     assert!(matches!(access.check(now, &Presented { authorization: None, ..presented("") }), Checked::Missing));
     // Others, and who was there before, notice nothing.
     let known = |name| Presented { known: Some(name), ..presented(&right) };
-    assert!(matches!(access.check(now, &known("viewer")), Checked::Granted(_)));
     assert!(matches!(access.check(now, &known("guest")), Checked::Refused));
+    let other = digest(&access, now, 0, "guest", "secret");
+    assert!(matches!(access.check(now, &presented(&other)), Checked::Granted(_)));
     let elsewhere = access.challenges(now, peer(2), false);
     let elsewhere = auth::answer(&elsewhere[0], "viewer", "secret", "DESCRIBE", URL).unwrap();
     assert!(matches!(access.check(now, &Presented { peer: peer(2), ..presented(&elsewhere) }), Checked::Granted(_)));
+    assert!(matches!(access.check(now, &known("viewer")), Checked::Granted(_)));
     let later = now + Duration::from_secs(AUTH_REFUSED_S);
     let right = digest(&access, later, 0, "viewer", "secret");
     assert!(matches!(access.check(later, &presented(&right)), Checked::Granted(_)));
+}
+
+#[test]
+fn a_user_who_was_seen_there_is_heard_later_instead() {
+    let now = Instant::now();
+    let access = access_of(vec![user("viewer")], false, now);
+    let right = digest(&access, now, 0, "viewer", "secret");
+    assert!(matches!(access.check(now, &presented(&right)), Checked::Granted(_)));
+    let wrong = digest(&access, now, 0, "viewer", "guess");
+    for _ in 0..AUTH_FAILURES_MAX {
+        assert!(matches!(access.check(now, &presented(&wrong)), Checked::Wrong { .. }));
+    }
+    let Checked::Later(at) = access.check(now, &presented(&right)) else { panic!("not later") };
+    assert!(at > now);
+    let waited = |value| access.check(at, &Presented { waited: true, ..presented(value) });
+    assert!(matches!(waited(&right), Checked::Granted(_)));
+    // Who guesses waits as well, and learns no more than before.
+    assert!(matches!(access.check(at, &presented(&wrong)), Checked::Later(_)));
+    assert_eq!(reason(waited(&wrong)), "wrong password");
 }
 
 #[test]

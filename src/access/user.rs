@@ -1,12 +1,13 @@
-//! A user: what stands for the password, and what it opens.
+//! A user: the password's hashes, and the rights.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use super::REALM;
+use crate::media::name::belongs;
 use crate::wire::auth::Algorithm;
 
-/// The hashes that stand for a password; the password itself is not kept. Never shown: who has them can be the user.
+/// The hashes of a password; the password itself is not stored. Never shown, because anyone who has them can log in as the user.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secrets {
     /// `HA1` with SHA-256, 64 lower-case hexadecimal digits.
@@ -22,7 +23,7 @@ impl Secrets {
         Secrets { sha256: ha1(Algorithm::Sha256), md5: ha1(Algorithm::Md5) }
     }
 
-    /// The one for an algorithm, if there is one.
+    /// The hash for an algorithm, if there is one.
     pub fn ha1(&self, algorithm: Algorithm) -> Option<&str> {
         match algorithm {
             Algorithm::Sha256 => self.sha256.as_deref(),
@@ -37,13 +38,15 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// Something that a user may be let do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A right that a user may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Right {
     /// Play streams.
     Read,
-    /// Send streams to the relay.
+    /// Publish streams to the relay.
     Publish,
+    /// Add and remove streams, and disconnect clients, at run time.
+    Administer,
 }
 
 impl Right {
@@ -52,6 +55,7 @@ impl Right {
         match self {
             Right::Read => "read",
             Right::Publish => "publish",
+            Right::Administer => "administer",
         }
     }
 }
@@ -61,30 +65,47 @@ impl Right {
 pub struct User {
     /// Its name: no colon, quote, backslash or control character.
     pub name: String,
-    /// What stands for its password.
+    /// The hashes of its password.
     pub secrets: Secrets,
-    /// The names of the streams it has to do with; `None` for all of them.
+    /// The streams that it has rights to: names, or prefixes followed by `*`; `None` for all.
     pub streams: Option<Vec<String>>,
-    /// Where it may come from; empty for anywhere.
+    /// Addresses that it may connect from; empty for any.
     pub from: Vec<AddressRange>,
     /// Whether it may play.
     pub read: bool,
     /// Whether it may publish.
     pub publish: bool,
+    /// Whether it may add and remove streams, and disconnect clients.
+    pub administer: bool,
 }
 
 impl User {
-    /// Whether it may do that with the stream of this name.
-    pub fn may(&self, right: Right, stream: &str) -> bool {
-        self.has(right) && self.streams.as_ref().is_none_or(|streams| streams.iter().any(|name| name == stream))
+    /// A user that may watch everything, from anywhere.
+    #[cfg(feature = "testing")]
+    pub fn viewer(name: &str, password: &str) -> User {
+        User {
+            name: name.to_owned(),
+            secrets: Secrets::of(name, password),
+            streams: None,
+            from: Vec::new(),
+            read: true,
+            publish: false,
+            administer: false,
+        }
     }
 
-    /// Whether it may play every stream there is, and so see what the relay tells of all of them.
+    /// Whether it has this right for the stream with this name.
+    pub fn may(&self, right: Right, stream: &str) -> bool {
+        self.has(right)
+            && self.streams.as_ref().is_none_or(|streams| streams.iter().any(|entry| belongs(stream, entry)))
+    }
+
+    /// Whether it may play every stream, and so read the relay's status.
     pub fn may_read_all(&self) -> bool {
         self.read && self.streams.is_none()
     }
 
-    /// Whether it may come from this address.
+    /// Whether it may connect from this address.
     pub fn may_come_from(&self, peer: IpAddr) -> bool {
         self.from.is_empty() || self.from.iter().any(|range| range.contains(peer))
     }
@@ -93,11 +114,37 @@ impl User {
         match right {
             Right::Read => self.read,
             Right::Publish => self.publish,
+            Right::Administer => self.administer,
         }
     }
 }
 
-/// Addresses that begin alike: `10.0.0.0/8`, `2001:db8::/32`, or a single one (RFC 4632 section 3.1).
+/// Why a range of addresses is invalid, and how to fix it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRange {
+    /// The part before the slash is not an address.
+    #[error("{0:?} is not an address or network; {WRITE_A_RANGE}")]
+    NoAddress(String),
+    /// The part after the slash is not a number of bits up to this maximum.
+    #[error("{0:?} needs a prefix length from 0 to {1} after the slash; {WRITE_A_RANGE}")]
+    Length(String, u8),
+    /// The address has bits outside of the network's prefix.
+    #[error(
+        "{text:?} has bits set after the first {prefix}; write \"{first}/{prefix}\" for the network, or only the address"
+    )]
+    BitsBehind {
+        /// The text.
+        text: String,
+        /// The network's first address.
+        first: IpAddr,
+        /// Its bits.
+        prefix: u8,
+    },
+}
+
+const WRITE_A_RANGE: &str = "write an address, or a network such as \"10.0.0.0/8\" or \"2001:db8::/32\"";
+
+/// An address range: `10.0.0.0/8`, `2001:db8::/32`, or a single address (RFC 4632 section 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressRange {
     first: IpAddr,
@@ -105,33 +152,29 @@ pub struct AddressRange {
 }
 
 impl AddressRange {
-    /// Reads one.
+    /// Parses a range.
     ///
     /// # Errors
-    /// A sentence with the cure.
-    pub fn parse(text: &str) -> Result<AddressRange, String> {
-        let cure = "write an address, or a network such as \"10.0.0.0/8\" or \"2001:db8::/32\"";
+    /// What is wrong with the text, and how to fix it.
+    pub fn parse(text: &str) -> Result<AddressRange, BadRange> {
+        let of = || text.to_owned();
         let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-        let address: IpAddr = address.parse().map_err(|_| format!("{text:?} is no range of addresses; {cure}"))?;
+        let address: IpAddr = address.parse().map_err(|_| BadRange::NoAddress(of()))?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let digits = |prefix: &str| prefix.bytes().all(|byte| byte.is_ascii_digit());
         let prefix = match prefix {
             Some(prefix) => prefix.parse().ok().filter(|length| *length <= bits && digits(prefix)),
             None => Some(bits),
         };
-        let prefix =
-            prefix.ok_or_else(|| format!("{text:?} needs a length from 0 to {bits} after the slash; {cure}"))?;
+        let prefix = prefix.ok_or_else(|| BadRange::Length(of(), bits))?;
         let range = AddressRange { first: masked(address, prefix), prefix };
         if range.first != address {
-            return Err(format!(
-                "{text:?} has bits set behind its first {prefix}; write \"{}/{prefix}\" for the network, or the address alone",
-                range.first
-            ));
+            return Err(BadRange::BitsBehind { text: of(), first: range.first, prefix });
         }
         Ok(range)
     }
 
-    /// Whether the address is in it. An IPv4 address written as an IPv6 one counts as what it is.
+    /// Whether it contains the address. An IPv4-mapped IPv6 address counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_ipv4() == self.first.is_ipv4() && masked(address, self.prefix) == self.first
@@ -188,7 +231,7 @@ mod tests {
             ("lan", "10.0.0.0/8"),
             ("", "10.0.0.0/8"),
         ] {
-            let refused = AddressRange::parse(text).unwrap_err();
+            let refused = AddressRange::parse(text).unwrap_err().to_string();
             assert!(refused.contains(cure), "{text}: {refused}");
         }
     }

@@ -28,6 +28,19 @@ pub(super) fn refused(text: &str, line: usize, parts: &[&str]) {
 }
 
 #[test]
+fn one_address_leaves_room_for_others() {
+    let per_address = |keys: &str| config(keys).clients_per_address();
+    assert_eq!(per_address(""), Some(2_500));
+    assert_eq!(per_address("limits.clients = 100"), Some(25));
+    assert_eq!(per_address("limits.clients = 8"), Some(16), "a small relay is not made smaller");
+    assert_eq!(per_address("limits.clients_per_address = 0"), None);
+    assert_eq!(per_address("limits.clients_per_address = 7"), Some(7));
+    // All who come there have one address.
+    assert_eq!(per_address("listen = [\"127.0.0.1:8554\", \"[::1]:8554\"]"), None);
+    assert_eq!(per_address("listen = [\"127.0.0.1:8554\", \"192.0.2.1:8554\"]"), Some(2_500));
+}
+
+#[test]
 fn the_defaults_are_those_of_the_contract() {
     let config = config("");
     assert_eq!(config.listen, ["0.0.0.0:8554".parse().unwrap()]);
@@ -38,10 +51,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.limits.clients, 10_000);
     assert_eq!(config.limits.handshake_timeout, Duration::from_secs(10));
     assert_eq!(config.limits.session_timeout, Duration::from_secs(60));
-    assert_eq!(
-        config.report,
-        ReportConfig { syslog: false, every: Duration::from_secs(1), format: ReportFormat::Auto }
-    );
+    assert_eq!(config.report, ReportConfig { syslog: false, every: None, format: ReportFormat::Auto, events: false });
     assert_eq!(config.streams.len(), 1);
     assert_eq!(config.streams[0].start, Start::Cached);
     let SourceKind::Cameras(cameras) = &config.streams[0].source else { panic!("{config:?}") };
@@ -62,6 +72,7 @@ fn every_key_is_taken() {
         [queue]
         age = "500ms"
         log_bytes = "64MiB"
+        log_bytes_total = "1GiB"
         stall_timeout = "3s"
         [limits]
         clients = 5
@@ -72,6 +83,7 @@ fn every_key_is_taken() {
         every = "5s"
         format = "json"
         syslog = true
+        events = true
         [[stream]]
         name = "a"
         source = "test"
@@ -84,12 +96,23 @@ fn every_key_is_taken() {
     assert_eq!((config.workers, config.shards(), config.io, config.dscp), (3, 3, IoChoice::Epoll, 34));
     assert_eq!(config.zero_copy, ZeroCopy::On);
     let second = Duration::from_secs(1);
-    assert_eq!(config.queue, Queue { age: second / 2, log_bytes: 64 << 20, stall_timeout: 3 * second });
+    assert_eq!(
+        config.queue,
+        Queue { age: second / 2, log_bytes: 64 << 20, log_bytes_total: 1 << 30, stall_timeout: 3 * second }
+    );
     assert_eq!(
         config.limits,
-        Limits { clients: 5, clients_per_address: None, handshake_timeout: 2 * second, session_timeout: 30 * second }
+        Limits {
+            clients: 5,
+            clients_per_address: PerAddress::All,
+            handshake_timeout: 2 * second,
+            session_timeout: 30 * second
+        }
     );
-    assert_eq!(config.report, ReportConfig { syslog: true, every: 5 * second, format: ReportFormat::Json });
+    assert_eq!(
+        config.report,
+        ReportConfig { syslog: true, every: Some(5 * second), format: ReportFormat::Json, events: true }
+    );
     assert_eq!(config.http, Some("127.0.0.1:8580".parse().unwrap()));
     let names: Vec<_> = config.streams.iter().map(|stream| stream.name.as_str()).collect();
     assert_eq!(names, ["a", "front"]);
@@ -115,9 +138,13 @@ fn sources_are_one_or_a_list_and_may_be_pulled_on_demand() {
     let list = stream("source = [\"rtsp://main/\", \"rtsp://backup/\"]\nsource_timeout = \"3s\"");
     let SourceKind::Cameras(cameras) = &list.source else { panic!("{list:?}") };
     assert_eq!((cameras.len(), list.source_timeout, list.on_demand), (2, Duration::from_secs(3), None));
+    assert_eq!(list.on_demand_start, Duration::from_secs(10));
     let lazy = stream("source = \"test\"\non_demand = true\non_demand_stop = \"0s\"").on_demand.unwrap();
-    assert_eq!((lazy.start, lazy.stop), (Duration::from_secs(10), Duration::ZERO));
-    let secure = stream(&format!("source = \"rtsps://a/\"\ntls_fingerprint = \"{}\"", "ab".repeat(32))).tls;
+    assert_eq!(lazy.stop, Duration::ZERO);
+    // A client may have to wait for any that is pulled, when the relay has just started.
+    let waited_for = stream("source = \"test\"\non_demand_start = \"1s\"");
+    assert_eq!((waited_for.on_demand, waited_for.on_demand_start), (None, Duration::from_secs(1)));
+    let secure = stream(&format!("source = \"rtsps://a/\"\ntls_fingerprint = \"{}\"", "ab".repeat(32))).camera.tls;
     assert_eq!(secure.fingerprint, Some([0xab; 32]));
     let published = stream("source = \"publish\"\ntakeover = true").source;
     assert_eq!(published, SourceKind::Publisher { takeover: true });
@@ -128,8 +155,9 @@ fn sources_are_one_or_a_list_and_may_be_pulled_on_demand() {
     refused(&format!("{all}source = \"test\"\ntakeover = true"), 4, &["publish"]);
     refused(&format!("{all}source = \"publish\"\non_demand = true"), 4, &["pulled"]);
     refused(&format!("{all}source = []"), 3, &["from 1 to 8"]);
-    refused(&format!("{all}source = [\"rtsp://a/\", \"test\"]"), 3, &["cameras alone"]);
-    refused(&format!("{all}source = \"test\"\non_demand_start = \"1s\""), 4, &["on_demand = true"]);
+    refused(&format!("{all}source = [\"rtsp://a/\", \"test\"]"), 3, &["only URLs of cameras"]);
+    refused(&format!("{all}source = \"publish\"\non_demand_start = \"1s\""), 4, &["pulled"]);
+    refused(&format!("{all}source = \"test\"\non_demand_stop = \"1s\""), 4, &["on_demand = true"]);
     refused(&format!("{all}source = \"test\"\nsource_timeout = \"1ms\""), 4, &["500ms"]);
 }
 
@@ -142,6 +170,12 @@ fn an_unknown_key_is_answered_with_the_nearest_right_one() {
     refused("[queue]\n\nlog-bytes = \"1MiB\"", 3, &["did you mean queue.log_bytes?"]);
     refused("[limits]\nclient = 1", 2, &["did you mean limits.clients?"]);
     refused("[report]\nevry = \"1s\"", 2, &["did you mean report.every?"]);
+    // What other programs call it.
+    let found = faults("[[stream]]\nname = \"a\"\nurl = \"rtsp://h/\"");
+    assert!(found.contains(&"line 3: unknown key stream.url; did you mean stream.source?".into()), "{found:?}");
+    let stream = "[[stream]]\nname = \"a\"\nsource = \"test\"\n";
+    refused(&format!("{stream}sourceOnDemand = true"), 4, &["did you mean stream.on_demand?"]);
+    refused("port = 8554", 1, &["did you mean listen?"]);
 }
 
 #[test]
@@ -150,7 +184,7 @@ fn a_key_in_the_wrong_table_is_answered_with_the_right_table() {
     refused("[queue]\nclients = 3", 2, &["did you mean limits.clients?"]);
     refused("[limits]\nsource = \"test\"", 2, &["did you mean stream.source?"]);
     refused("frobnicate = 1", 1, &["the keys are listen, listen_tls,"]);
-    refused("[report]\nfrobnicate = 1", 2, &["the keys of report are every, format, syslog"]);
+    refused("[report]\nfrobnicate = 1", 2, &["the keys of report are every, format, syslog, events"]);
 }
 
 #[test]
@@ -210,7 +244,7 @@ fn values_out_of_their_bounds_are_refused_with_the_bounds() {
     refused("report.every = \"10ms\"", 1, &["\"100ms\"", "\"0s\""]);
     refused("report.format = \"xml\"", 1, &["\"json\""]);
     refused("report.syslog = \"no\"", 1, &["true or false"]);
-    assert_eq!(config("report.every = \"0s\"").report.every, Duration::ZERO);
+    assert_eq!(config("report.every = \"0s\"").report.every, Some(Duration::ZERO));
     assert_eq!(config("queue.log_bytes = 1048576").queue.log_bytes, 1 << 20);
 }
 
@@ -218,7 +252,16 @@ fn values_out_of_their_bounds_are_refused_with_the_bounds() {
 fn relations_between_values_are_checked() {
     refused("[queue]\nage = \"5s\"\nstall_timeout = \"4s\"", 3, &["stall_timeout (4s) is less than age (5s)"]);
     refused("[queue]\nage = \"11s\"", 2, &["stall_timeout (10s)"]);
+    refused("[queue]\nlog_bytes = \"64MiB\"\nlog_bytes_total = \"63MiB\"", 3, &["for all streams", "64 MiB"]);
+    refused("[queue]\nlog_bytes = \"8GiB\"", 2, &["log_bytes_total (4096 MiB)"]);
     refused("[queue]\nstall_timeout = \"500ms\"", 2, &["age (1s)"]);
+}
+
+#[test]
+fn streams_share_what_there_is_for_all_logs() {
+    let config = config("queue.log_bytes_total = \"100MiB\"");
+    let shares = [0, 1, 3, 4, 10, 200].map(|streams| config.log_bytes(streams) >> 20);
+    assert_eq!(shares, [32, 32, 32, 25, 10, 1]);
 }
 
 #[test]
@@ -304,6 +347,21 @@ fn a_code_point_has_six_bits() {
 }
 
 #[test]
+fn ports_for_datagrams_are_enough_for_all_shards() {
+    assert_eq!(config("workers = 2\nudp_ports = \"20000-20003\"").udp_ports, Some((20_000, 20_003)));
+    for (ports, said) in [
+        ("20001-20004", "room for 1 pairs"),
+        ("20000-20000", "no even port"),
+        ("20003-20000", "no even port"),
+        ("20000", "not a range"),
+        ("0-9", "not a range"),
+        ("20000-70000", "not a range"),
+    ] {
+        refused(&format!("workers = 2\nudp_ports = \"{ports}\""), 2, &["udp_ports", said]);
+    }
+}
+
+#[test]
 fn a_multicast_group_has_a_group_address_and_an_even_port() {
     let stream = |keys: &str| format!("[[stream]]\nname = \"b\"\nsource = \"test\"\n{keys}");
     let given = config(&stream("multicast = \"239.1.2.3:5000\"\nmulticast_ttl = 8\nmulticast_interface = \"eth0\""));
@@ -311,9 +369,9 @@ fn a_multicast_group_has_a_group_address_and_an_even_port() {
     assert_eq!(given.streams[0].multicast, Some(Multicast { group, ttl: 8, interface: Some("eth0".into()) }));
     let given = config(&stream("multicast = \"[ff15::1]:5000\"")).streams[0].multicast.clone().unwrap();
     assert_eq!((given.ttl, given.interface), (1, None));
-    refused(&stream("multicast = \"192.0.2.1:5000\""), 4, &["no multicast address", "239.0.0.0"]);
+    refused(&stream("multicast = \"192.0.2.1:5000\""), 4, &["not a multicast address", "239.0.0.0"]);
     refused(&stream("multicast = \"239.1.2.3:5001\""), 4, &["even port"]);
-    refused(&stream("multicast = \"239.1.2.3\""), 4, &["no address with a port", "\"239.1.2.3:5000\""]);
+    refused(&stream("multicast = \"239.1.2.3\""), 4, &["not an address with a port", "\"239.1.2.3:5000\""]);
     refused(&stream("multicast_ttl = 4"), 4, &["without stream.multicast"]);
     refused(&stream("multicast = \"239.1.2.3:5000\"\nmulticast_ttl = 0"), 5, &["from 1 to 255"]);
     let two = |second: &str| {
@@ -322,4 +380,49 @@ fn a_multicast_group_has_a_group_address_and_an_even_port() {
     };
     refused(&two("239.1.2.3:5004"), 8, &["\"b\"", "another group", "least 8 away"]);
     assert!(faults(&two("239.1.2.3:5008")).is_empty() && faults(&two("239.1.2.4:5000")).is_empty());
+}
+
+#[test]
+fn a_pattern_says_what_streams_made_by_name_are_like() {
+    let keys = "[[stream]]\nname = \"edge/*\"\nsource = [\"rtsp://u:p@a/live/{name}\", \"rtsp://b/{name}?x=1\"]\n\
+                streams_max = 7\nlinger = \"5s\"\non_demand_stop = \"2s\"\nstart = \"live\"\n\
+                [[stream]]\nname = \"edge/x*\"\nsource = \"publish\"\non_demand_start = \"3s\"\ntakeover = true\n";
+    let config = config(keys);
+    let [edge, published] = &config.patterns[..] else { panic!("{config:?}") };
+    assert_eq!(config.streams.len(), 1);
+    assert_eq!((edge.streams_max, edge.linger, edge.is_published()), (7, Duration::from_secs(5), false));
+    let stream = edge.stream("edge/a/b").unwrap();
+    let SourceKind::Cameras(cameras) = &stream.source else { panic!("{stream:?}") };
+    let shown: Vec<_> = cameras.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["rtsp://a/live/a/b", "rtsp://b/a/b?…"]);
+    assert!(stream.made && cameras[0].has_credentials() && stream.start == Start::Live);
+    assert_eq!(stream.on_demand, Some(OnDemandConfig { stop: Duration::from_secs(2) }));
+    assert_eq!((stream.name.as_str(), edge.stream("edge/")), ("edge/a/b", None));
+    assert!(published.is_published() && published.wait() == Duration::from_secs(3));
+    assert_eq!(published.stream("edge/xy").unwrap().on_demand, None);
+    assert_eq!((published.streams_max, published.linger), (1_000, Duration::from_secs(60)));
+    // Nothing else need be there.
+    let alone = Config::from_toml("[[stream]]\nname = \"*\"\nsource = \"publish\"").unwrap();
+    assert_eq!((alone.streams.len(), alone.patterns.len()), (0, 1));
+}
+
+#[test]
+fn a_pattern_that_cannot_be_meant_is_refused() {
+    let pattern = |name: &str, keys: &str| format!("[[stream]]\nname = \"{name}\"\n{keys}");
+    refused(&pattern("*a", "source = \"publish\""), 2, &["\"*a\"", "last character"]);
+    refused(&pattern("a b/*", "source = \"publish\""), 2, &["letters"]);
+    refused(&pattern("a//*", "source = \"publish\""), 2, &["empty segment"]);
+    refused(&pattern("e/*", "source = \"rtsp://a/x\""), 3, &["same for every stream", "{name}"]);
+    refused(&pattern("e", "source = \"rtsp://a/{name}\""), 3, &["ends with *"]);
+    refused(&pattern("e/*", "source = \"rtsp://{name}/x\""), 3, &["outside of its path"]);
+    refused(&pattern("e/*", "source = \"rtsp://a:{name}@b/{name}\""), 3, &["outside of its path"]);
+    refused(&pattern("e/*", "source = \"rtsp://a/{name}?x={name}\""), 3, &["outside of its path"]);
+    refused(&pattern("e/*", "source = \"rtsp://a/{name}\"\non_demand = false"), 4, &["cannot be false", "remove"]);
+    refused(&pattern("e/*", "source = \"publish\"\non_demand = true"), 4, &["pulled"]);
+    refused(&pattern("e/*", "source = \"publish\"\nmulticast = \"239.1.2.3:5000\""), 4, &["one group", "many streams"]);
+    refused(&pattern("e/*", "source = \"publish\"\nstreams_max = 0"), 4, &["from 1 to"]);
+    refused(&pattern("e", "source = \"publish\"\nstreams_max = 5"), 4, &["is for patterns"]);
+    refused(&pattern("e", "source = \"publish\"\nlinger = \"5s\""), 4, &["is for patterns"]);
+    let twice = pattern("e/*", "source = \"publish\"\n") + &pattern("e/*", "source = \"test\"");
+    refused(&twice, 5, &["another stream"]);
 }

@@ -1,4 +1,4 @@
-//! `listen_tls`, `tls_certificate` and `tls_key`: RTSPS for clients.
+//! `listen_tls`, `tls_certificate` and `tls_key`: RTSPS for clients, and the certificate for HTTPS.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,40 +8,44 @@ use super::read::{Faults, Field};
 use super::{addresses, value};
 use crate::tls::{Identity, Part};
 
-/// What RTSPS is served with.
+/// Settings for RTSPS.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TlsConfig {
-    /// Addresses that it is served at; never empty.
+    /// Addresses to serve RTSPS on; empty if only HTTPS is served.
     pub listen: Vec<SocketAddr>,
-    /// The certificate and its key, as they were in their files when the configuration was read.
+    /// The certificate and key, as read when the configuration was read.
     pub identity: Identity,
 }
 
 const CERTIFICATE: &str = "tls_certificate";
 const KEY: &str = "tls_key";
 
-/// Reads the three keys, and the files that they name.
+/// Reads the three keys, and the files that they name. `https` is `http_tls`, which also needs a certificate.
 pub(super) fn tls<'d, 'i: 'd>(
     get: &impl Fn(&'static str) -> Option<Field<'d, 'i>>,
     listen: &[SocketAddr],
+    https: Option<&Field<'d, 'i>>,
     faults: &mut Faults<'_>,
 ) -> Option<TlsConfig> {
-    let (at, certificate, key) = (get("listen_tls"), get(CERTIFICATE), get(KEY));
-    let Some(at) = at else {
+    let (rtsps, certificate, key) = (get("listen_tls"), get(CERTIFICATE), get(KEY));
+    let Some(at) = rtsps.as_ref().or(https) else {
         for field in [certificate, key].into_iter().flatten() {
             field.fault(
                 faults,
-                "says nothing without listen_tls; add listen_tls = [\"0.0.0.0:8322\"], or remove the key",
+                "has no effect without listen_tls or http_tls; add listen_tls = [\"0.0.0.0:8322\"], or remove the key",
             );
         }
         return None;
     };
-    let addresses = addresses(&at, "0.0.0.0:8322", value::listen_tls, faults);
+    let addresses = match &rtsps {
+        Some(rtsps) => addresses(rtsps, "0.0.0.0:8322", value::listen_tls, faults),
+        None => Some(Vec::new()),
+    };
     for address in addresses.iter().flatten() {
         if let Some(plain) = listen.iter().find(|plain| value::clash(**plain, *address)) {
             at.fault(
                 faults,
-                format!("{plain} is for RTSP without TLS, so {address} cannot be had beside it; write another port"),
+                format!("{plain} is for RTSP without TLS, so {address} cannot be used as well; write another port"),
             );
         }
     }
@@ -50,7 +54,8 @@ pub(super) fn tls<'d, 'i: 'd>(
         at.fault(
             faults,
             format!(
-                "TLS needs a certificate and its key; add {missing} with the path of a PEM file, or remove listen_tls"
+                "TLS needs a certificate and its key; add {missing} with the path of a PEM file, or remove {}",
+                if rtsps.is_some() { "listen_tls" } else { "http_tls" }
             ),
         );
         return None;
@@ -59,9 +64,11 @@ pub(super) fn tls<'d, 'i: 'd>(
     let path = |field: &Field<'_, '_>, faults: &mut Faults<'_>| field.string(faults, wanted).map(file);
     let (certificate_file, key_file) = (path(certificate, faults), path(key, faults));
     let ((certificate_file, _), (key_file, credential)) = (certificate_file?, key_file?);
+    faults.reads(&certificate_file);
+    faults.reads(&key_file);
     match Identity::load(&certificate_file, &key_file) {
         Ok(identity) => {
-            // The service manager sees to its credentials itself.
+            // The service manager protects its credentials itself.
             if let Some(warning) = identity.key_exposed().filter(|_| !credential) {
                 faults.warn(key, warning);
             }
@@ -70,19 +77,18 @@ pub(super) fn tls<'d, 'i: 'd>(
             }
             Some(TlsConfig { listen: addresses?, identity })
         }
-        Err((part, message)) => {
-            let field = if part == Part::Certificate { certificate } else { key };
-            field.fault(faults, message);
+        Err(error) => {
+            let field = if error.part() == Part::Certificate { certificate } else { key };
+            field.fault(faults, error.to_string());
             None
         }
     }
 }
 
-/// A file by its path, or by the name of a credential that the service manager passes on (systemd.exec(5), `LoadCredential=`),
-/// and whether it is one.
+/// A file by its path, or by the name of a systemd credential (systemd.exec(5), `LoadCredential=`), and whether it is a credential.
 fn file(text: &str) -> (PathBuf, bool) {
     let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(text));
-    // A path leads to itself, absolute or not.
+    // A path is used as it is, whether absolute or not.
     let credential = credential.filter(|path| !text.contains('/') && path.exists());
     credential.map_or_else(|| (text.into(), false), |path| (path, true))
 }
@@ -95,7 +101,7 @@ mod tests {
     use super::*;
     use crate::limits::PEM_BYTES_MAX;
 
-    /// A certificate, its key, and a place for others, in a directory of their own.
+    /// A certificate, its key, and paths for others, in a temporary directory.
     fn files() -> (PathBuf, PathBuf, PathBuf) {
         let name = format!("rtsprelay-test-{}-{}", std::process::id(), fastrand::u32(..));
         let directory = std::env::temp_dir().join(name);

@@ -92,10 +92,10 @@ fn what_is_wrong_with_a_user_is_said() {
         ("", 1, &["no password", "hash-password"][..]),
         ("password = \"\"", 3, &["0 bytes"]),
         ("password = 5", 3, &["a number"]),
-        ("password = \"p\"\nha1_md5 = \"00\"", 1, &["2 places"]),
+        ("password = \"p\"\nha1_md5 = \"00\"", 1, &["2 passwords"]),
         ("ha1_md5 = \"00\"", 3, &["32 hexadecimal digits", "hash-password"]),
-        ("password_file = \"viewer.pass\"", 3, &["the whole path"]),
-        ("password_file = \"/nowhere/viewer.pass\"", 3, &["cannot be read", "name another"]),
+        ("password_file = \"viewer.pass\"", 3, &["an absolute path"]),
+        ("password_file = \"/nowhere/viewer.pass\"", 3, &["cannot be read", "give another path"]),
         ("password_file = \"/dev/zero\"", 3, &["not a file"]),
         ("password_credential = \"../viewer\"", 3, &["LoadCredential="]),
         (
@@ -105,7 +105,7 @@ fn what_is_wrong_with_a_user_is_said() {
         ),
         ("password = \"p\"\nstreams = []", 4, &["is empty"]),
         ("password = \"p\"\nfrom = \"10.0.0.1/8\"", 4, &["\"10.0.0.0/8\""]),
-        ("password = \"p\"\nfrom = [\"lan\"]", 4, &["no range of addresses"]),
+        ("password = \"p\"\nfrom = [\"lan\"]", 4, &["not an address or network"]),
         ("password = \"p\"\nmay = [\"write\"]", 4, &["\"read\" or \"publish\""]),
         ("pasword = \"p\"\npassword = \"p\"", 3, &["did you mean user.password?"]),
     ] {
@@ -115,6 +115,27 @@ fn what_is_wrong_with_a_user_is_said() {
     refused(&format!("[[user]]\nname = \"{long}\"\npassword = \"p\""), 2, &["1 to 64"]);
     refused("[[user]]\nname = \"a:b\"\npassword = \"p\"", 2, &["':'"]);
     refused(&format!("{USER}password = \"p\"\n{USER}password = \"p\""), 5, &["another user"]);
-    refused("basic = true", 1, &["there are none"]);
+    refused("basic = true", 1, &["without users"]);
     assert!(faults(&format!("{USER}password = \"p\"")).is_empty());
+}
+
+#[test]
+fn rights_may_be_by_pattern_and_by_the_users_own_name() {
+    let published =
+        "[[stream]]\nname = \"live/*\"\nsource = \"publish\"\n[[stream]]\nname = \"cam/*\"\nsource = \"publish\"\n";
+    let user = |name: &str, streams: &str| {
+        format!("{published}[[user]]\nname = \"{name}\"\npassword = \"p\"\nmay = \"publish\"\nstreams = {streams}\n")
+    };
+    let given = config(&user("ann", "[\"live/{user}/*\", \"live/x\", \"fro*\"]"));
+    let ann = &given.users[0];
+    for (name, may) in
+        [("live/ann/1", true), ("live/bob/1", false), ("live/ann", false), ("live/x", true), ("front", true)]
+    {
+        assert_eq!(ann.may(crate::access::Right::Publish, name), may, "{name}");
+    }
+    refused(&user("ann", "\"yard/*\""), 11, &["no stream \"yard/*\"", "live/*"]);
+    refused(&user("ann", "\"yard\""), 11, &["no stream \"yard\""]);
+    for name in ["an n", "*", "a/b"] {
+        refused(&user(name, "\"live/{user}/*\""), 11, &["{user}", "cannot be part of a stream's"]);
+    }
 }

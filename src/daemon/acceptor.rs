@@ -1,87 +1,143 @@
-//! Takes connections and hands each to the shard with the fewest.
+//! Accepts connections and hands each to the shard with the fewest connections.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 
 use super::admission::SharedAdmission;
+use super::failure::Failure;
+use super::proxied::{self, Refused};
 use crate::egress::Listener;
-use crate::limits::ACCEPTED_AT_ONCE_MAX;
+use crate::limits::{ACCEPTED_AT_ONCE_MAX, PROXY_HEADERS_AWAITED_MAX};
+use crate::metrics::{Limited, process};
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::tls::TlsSender;
 use crate::told::Told;
 
-/// The wait after the system ran out of what a connection needs.
+/// The delay after the system ran out of resources for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens at every address.
+/// Listens on every address.
 ///
 /// # Errors
-/// A sentence that names the address and the cure.
-pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<Listener>, String> {
-    let listener = |&address| Listener::bind(address).map_err(|error| cannot_listen(address, &error));
+/// A sentence with the address and the fix.
+pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<Listener>, Failure> {
+    let listener = |&address| Listener::bind(address).map_err(|error| cannot_listen(address, &error).into());
     addresses.iter().map(listener).collect()
 }
 
 fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
     let cure = match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "another process serves there (`ss -ltnp 'sport = :{}'` shows it); stop it, or choose another port with --listen or `listen`",
+            "another process uses that port (`ss -ltnp 'sport = :{}'` shows it); stop it, or choose another port with --listen or `listen`",
             address.port()
         ),
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or choose a port from 1024 on".into()
         }
         io::ErrorKind::AddrNotAvailable => {
-            "this machine does not have that address; use 0.0.0.0 or [::] for all it has".into()
+            "this machine does not have that address; use 0.0.0.0 or [::] for all its addresses".into()
         }
         _ => "choose another address with --listen or `listen`".into(),
     };
-    format!("cannot listen at {address} ({error}); {cure}")
+    format!("cannot listen on {address} ({error}); {cure}")
 }
 
-/// Hands out the connections of one listener until the task is dropped.
-///
-/// With `secured` the handshakes are done by `tls` first, which gives some up when few more connections would be let in.
-pub async fn accept(
-    listener: Listener,
-    secured: bool,
-    shards: Rc<[ShardSender]>,
-    tls: Option<TlsSender>,
-    admission: SharedAdmission,
-) {
+/// Where connections go: to the shard with the fewest, or with `secured` first to the TLS handshakes.
+#[derive(Clone)]
+pub(super) struct Entrance {
+    /// Whether they speak TLS.
+    pub secured: bool,
+    /// The shards.
+    pub shards: Rc<[ShardSender]>,
+    /// Does TLS handshakes; evicts one when few more connections can be accepted.
+    pub tls: Option<TlsSender>,
+    /// Lets them in.
+    pub admission: SharedAdmission,
+}
+
+impl Entrance {
+    /// Hands on a client's connection if it is admitted.
+    ///
+    /// # Errors
+    /// A sentence with the limit; the connection is closed.
+    fn enter(&self, stream: TcpStream, peer: SocketAddr) -> Result<(), String> {
+        self.admission.borrow_mut().enter(peer)?;
+        if let Some(tls) = &self.tls {
+            // One for one: handshakes evicted for others of a burst are still counted.
+            if self.admission.borrow().is_crowded() {
+                tls.give_way();
+            }
+            if self.secured {
+                tls.connection(stream, peer);
+                return Ok(());
+            }
+        }
+        let shard = self.shards.iter().min_by_key(|shard| shard.connections()).expect("there is at least one shard");
+        shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), secured: None, moves: 0 });
+        Ok(())
+    }
+
+    /// The same for a balancer's connection, once its header has arrived. Returns what to log if it is closed.
+    async fn enter_proxied(self, stream: TcpStream, balancer: SocketAddr) -> Result<(), Option<String>> {
+        let read = async {
+            stream.set_nonblocking(true)?;
+            let mut stream = tokio::net::TcpStream::from_std(stream)?;
+            let balancers = self.admission.borrow().balancers().clone();
+            let client = balancers.client(&mut stream, balancer).await?;
+            Ok::<_, Refused>((stream.into_std()?, client))
+        };
+        let (stream, client) = read.await.map_err(|why| proxied::refused(balancer, &why))?;
+        self.enter(stream, client).map_err(Some)
+    }
+}
+
+/// Accepts the connections of one listener until the task is dropped.
+pub(super) async fn accept(listener: Listener, entrance: Entrance) {
     let mut told = Told::default();
+    // Balancers' connections whose header has not arrived yet.
+    let mut headers: JoinSet<Result<(), Option<String>>> = JoinSet::new();
     for accepted in 1_usize.. {
         if accepted.is_multiple_of(ACCEPTED_AT_ONCE_MAX) {
-            // A flood of connections must not hold up the sources, which run on this thread as well.
+            // A flood of connections must not delay the other tasks on this thread.
             tokio::task::yield_now().await;
         }
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                if let Err(limit) = admission.borrow_mut().enter(peer) {
-                    drop(stream);
-                    if told.is_due(Instant::now()) {
-                        tracing::warn!("{limit}");
-                    }
-                    continue;
-                }
-                if let Some(tls) = &tls {
-                    // One for one: those that were given up for others of a burst are still counted.
-                    if admission.borrow().is_crowded() {
-                        tls.give_way();
-                    }
-                    if secured {
-                        tls.connection(stream, peer);
-                        continue;
+        let next = loop {
+            tokio::select! {
+                biased;
+                Some(ended) = headers.join_next() => {
+                    if let Ok(Err(Some(why))) = ended && told.is_due(Instant::now()) {
+                        tracing::warn!("{why}");
                     }
                 }
-                let shard = shards.iter().min_by_key(|shard| shard.connections()).expect("there is at least one shard");
-                shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), secured: None, moves: 0 });
+                next = listener.accept() => break next,
             }
-            // The client gave up between the kernel's handshake and us.
+        };
+        match next {
+            Ok((stream, peer)) => {
+                let is_proxied = entrance.admission.borrow().balancers().have(peer.ip());
+                let entered = if !is_proxied {
+                    entrance.enter(stream, peer)
+                } else if headers.len() >= PROXY_HEADERS_AWAITED_MAX {
+                    process::limited(Limited::ProxyHeader);
+                    Err(format!(
+                        "{PROXY_HEADERS_AWAITED_MAX} connections of balancers wait for their PROXY protocol header: {peer} is refused"
+                    ))
+                } else {
+                    headers.spawn_local(entrance.clone().enter_proxied(stream, peer));
+                    Ok(())
+                };
+                if let Err(limit) = entered
+                    && told.is_due(Instant::now())
+                {
+                    tracing::warn!("{limit}");
+                }
+            }
+            // The client gave up between the kernel's handshake and accept.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
             Err(error) => {
                 let cure = match error.raw_os_error() {
@@ -90,7 +146,7 @@ pub async fn accept(
                     _ => "the system is short of memory for sockets",
                 };
                 if told.is_due(Instant::now()) {
-                    tracing::warn!("connections wait unanswered ({error}); {cure}");
+                    tracing::warn!("cannot accept connections ({error}); {cure}");
                 }
                 tokio::time::sleep(PAUSE).await;
             }

@@ -1,4 +1,4 @@
-//! Users on the control thread: the shards are told of them, and the HTTP server asks them.
+//! Users on the control thread: passes them to the shards, and authenticates HTTP requests.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -6,46 +6,51 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper::Request;
+use hyper::header::AUTHORIZATION;
+use tokio::time::sleep_until;
 use tracing::warn;
 
-use crate::access::{Access, Checked, Guard, Presented};
+use super::failure::Failure;
+use crate::access::{Access, Checked, Guard, Presented, User};
 use crate::config::Config;
 use crate::metrics::{Counter, process};
 use crate::session::tell_failure;
 use crate::shard::inbox::{ShardSender, ToShard};
+use crate::web::pass::Pass;
 
-/// Who may do what at present; what HTTP requests are judged by.
+/// The current users and rights, against which HTTP requests are checked.
 #[derive(Clone)]
-pub struct Doors {
+pub(super) struct Doors {
     guard: Arc<Guard>,
     access: Rc<RefCell<Option<Arc<Access>>>>,
 }
 
-/// What is done with a request for a page.
-pub enum Entry {
-    /// It is answered.
-    Open,
-    /// 401 with these challenges, after so long.
+/// How a request without good credentials is handled.
+pub(super) enum Entry {
+    /// 401 with these challenges, after a delay.
     Asked(Vec<String>, Duration),
+    /// Check it again at that time.
+    Later(Instant),
     /// 403.
     Closed,
 }
 
 impl Doors {
-    /// Nobody is asked yet.
+    /// Initially without users.
     ///
     /// # Errors
-    /// If the system gives no random numbers.
-    pub fn new() -> Result<Doors, String> {
+    /// The system provides no random numbers.
+    pub(super) fn new() -> Result<Doors, Failure> {
         let mut secret = [0; 32];
-        getrandom::fill(&mut secret).map_err(|error| format!("the system gives no random numbers ({error})"))?;
+        getrandom::fill(&mut secret).map_err(|error| format!("cannot get random numbers from the system ({error})"))?;
         Ok(Doors { guard: Guard::new(&secret, Instant::now()), access: Rc::default() })
     }
 
-    /// Takes over the users of a configuration, here and in the shards.
-    pub fn set(&self, config: &Config, shards: &[ShardSender]) {
+    /// Applies the users of a configuration, here and in the shards.
+    pub(super) fn set(&self, config: &Config, shards: &[ShardSender]) {
         let users = config.users.clone();
-        let new = || Access::new(users, config.basic, config.test_nonce_lifetime, Arc::clone(&self.guard));
+        let new = || Access::new(users, config.basic, config.testing.nonce_lifetime(), Arc::clone(&self.guard));
         let access = (!config.users.is_empty()).then(new);
         for shard in shards {
             shard.tell(ToShard::Access(access.clone()));
@@ -53,45 +58,107 @@ impl Doors {
         *self.access.borrow_mut() = access;
     }
 
-    /// Whether a page of the HTTP server, which tells of every stream, is for this client. Anybody's, where there are no users.
-    pub fn entry(&self, peer: IpAddr, method: &str, url: &str, authorization: Option<&str>) -> Entry {
-        let access = self.access.borrow().clone();
-        let Some(access) = access else { return Entry::Open };
-        let now = Instant::now();
-        let stale = match access.check(now, &Presented { peer, method, url, authorization, known: None }) {
-            Checked::Granted(user) if user.may_read_all() => return Entry::Open,
-            Checked::Granted(_) => return Entry::Closed,
-            Checked::Refused => {
-                process::count(Counter::AuthRefused);
-                return Entry::Closed;
-            }
-            Checked::Wrong { user, reason, last } => {
-                process::count(Counter::AuthFailed);
-                tell_failure(peer, user.as_deref(), reason, last);
-                let delay = Duration::from_millis(crate::limits::AUTH_DELAY_MS);
-                return Entry::Asked(access.challenges(now, peer, false), delay);
-            }
-            Checked::Stale { .. } => true,
-            Checked::Missing => false,
+    /// The user of a request, by its `Authorization`; `None` if there are no users. Credentials that have to wait for their turn are waited for.
+    ///
+    /// # Errors
+    /// How to handle a request without good credentials.
+    pub(super) async fn user<B>(&self, peer: IpAddr, request: &Request<B>) -> Result<Option<Arc<User>>, Entry> {
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let url = request.uri().path_and_query().map_or("/", |url| url.as_str());
+        let method = request.method().as_str();
+        self.in_turn(
+            |access, now, waited| {
+                access.check(now, &Presented { peer, method, url, authorization, known: None, waited })
+            },
+            peer,
+        )
+        .await
+    }
+
+    /// The user with this name and password; `None` if there are no users.
+    ///
+    /// # Errors
+    /// As [`Doors::user`].
+    pub(super) async fn login(&self, peer: IpAddr, typed: (&str, &str)) -> Result<Option<Arc<User>>, Entry> {
+        self.in_turn(|access, now, waited| access.check_login(now, peer, typed, waited), peer).await
+    }
+
+    /// Checks, and once more at the time when the check says that it is its turn.
+    async fn in_turn(
+        &self,
+        check: impl Fn(&Access, Instant, bool) -> Checked,
+        peer: IpAddr,
+    ) -> Result<Option<Arc<User>>, Entry> {
+        let once = |waited| {
+            let access = self.access.borrow().clone();
+            let Some(access) = access else { return Ok(None) };
+            let now = Instant::now();
+            judged(&access, now, peer, check(&access, now, waited)).map(Some)
         };
-        Entry::Asked(access.challenges(now, peer, stale), Duration::ZERO)
+        match once(false) {
+            Err(Entry::Later(at)) => {
+                sleep_until(at.into()).await;
+                once(true)
+            }
+            at_once => at_once,
+        }
+    }
+
+    /// Whether there are users, and if so whether they may use Basic authentication.
+    pub(super) fn basic(&self) -> Option<bool> {
+        self.access.borrow().as_ref().map(|access| access.is_basic())
+    }
+
+    /// What a user that was let in is now; `None` if there is no such user any more, or it has another password.
+    pub(super) fn current(&self, was: &User) -> Option<Arc<User>> {
+        let access = self.access.borrow().clone()?;
+        access.user(&was.name).filter(|user| user.secrets == was.secrets).map(Arc::clone)
+    }
+
+    /// What a browser shows in place of a password, with its user, if it is good.
+    pub(super) fn pass(&self, peer: IpAddr, text: &str, unix_s: u64) -> Option<(Pass, Arc<User>)> {
+        let access = self.access.borrow().clone()?;
+        let opened = Pass::open(text, unix_s, |name| access.user(name).map(Arc::clone));
+        opened.filter(|(_, user)| user.may_come_from(peer))
     }
 }
 
-/// Says so when anybody who reaches the relay may watch, or see who does; it serves at these addresses, and `http`.
-pub fn warn_if_open(config: &Config, addresses: &[SocketAddr], http: Option<SocketAddr>) {
+/// The user, or how to handle a request without valid credentials.
+fn judged(access: &Access, now: Instant, peer: IpAddr, checked: Checked) -> Result<Arc<User>, Entry> {
+    let stale = match checked {
+        Checked::Granted(user) => return Ok(user),
+        Checked::Later(at) => return Err(Entry::Later(at)),
+        Checked::Refused => {
+            process::count(Counter::AuthRefused);
+            return Err(Entry::Closed);
+        }
+        Checked::Wrong { user, reason, last } => {
+            process::count(Counter::AuthFailed);
+            tell_failure(peer, user.as_deref(), reason, last);
+            let delay = Duration::from_millis(crate::limits::AUTH_DELAY_MS);
+            return Err(Entry::Asked(access.challenges(now, peer, false), delay));
+        }
+        Checked::Stale { .. } => true,
+        Checked::Missing => false,
+    };
+    Err(Entry::Asked(access.challenges(now, peer, stale), Duration::ZERO))
+}
+
+/// Logs a warning if anyone who can connect may watch, or see who watches, given the addresses served and `http`.
+pub(super) fn warn_if_open(config: &Config, addresses: &[SocketAddr], http: Option<SocketAddr>) {
     if !config.users.is_empty() {
         return;
     }
+    let is_asked = config.site.auth.is_some();
     let is_open = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
     if let Some(address) = http.filter(is_open) {
         warn!(
-            "http = \"{address}\" shows everybody who reaches it the clients' addresses; add [[user]], or use 127.0.0.1"
+            "http = \"{address}\" shows clients' addresses to anyone who can connect; add [[user]], or use 127.0.0.1"
         );
     }
-    if let Some(address) = addresses.iter().find(|address| is_open(address)) {
+    if let Some(address) = addresses.iter().find(|address| is_open(address) && !is_asked) {
         warn!(
-            "no [[user]] is configured: whoever reaches {address} may watch every stream; add users, or listen at 127.0.0.1"
+            "no [[user]] is configured: anyone who can connect to {address} may watch every stream; add users, or listen on 127.0.0.1"
         );
     }
 }

@@ -1,54 +1,73 @@
-//! Who may connect: counts connections by address, before any shard hears of them.
+//! Admission: counts connections by address, before any shard is involved.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use super::proxied::Balancers;
 use crate::crowd::origin;
 use crate::limits::{REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, connections_many, connections_max};
 use crate::metrics::{Limited, process};
 
-/// The connections there are, from the moment they are accepted to their end.
+/// The connections, from accept to their end.
 #[derive(Debug)]
-pub struct Admission {
+pub(super) struct Admission {
     clients_max: usize,
     per_address_max: Option<usize>,
     shards: usize,
     open: usize,
     by_origin: HashMap<IpAddr, usize>,
+    balancers: Balancers,
 }
 
-/// It, as the control thread's tasks share it. No borrow is held across an `await`.
-pub type SharedAdmission = Rc<RefCell<Admission>>;
+/// Shared by the control thread's tasks. No borrow is held across an `await`.
+pub(super) type SharedAdmission = Rc<RefCell<Admission>>;
 
 impl Admission {
-    /// Nobody is connected yet to any of so many shards, at least one.
-    pub fn new(clients_max: usize, per_address_max: Option<usize>, shards: usize) -> Admission {
-        Admission { clients_max, per_address_max, shards, open: 0, by_origin: HashMap::new() }
+    /// Initially without connections; there is at least one shard.
+    pub(super) fn new(clients_max: usize, per_address_max: Option<usize>, shards: usize) -> Admission {
+        Admission {
+            clients_max,
+            per_address_max,
+            shards,
+            open: 0,
+            by_origin: HashMap::new(),
+            balancers: Balancers::default(),
+        }
     }
 
-    /// Other limits hold for who comes from now on.
-    pub fn set_limits(&mut self, clients_max: usize, per_address_max: Option<usize>) {
+    /// Applies other limits to new connections.
+    pub(super) fn set_limits(&mut self, clients_max: usize, per_address_max: Option<usize>) {
         (self.clients_max, self.per_address_max) = (clients_max, per_address_max);
     }
 
-    /// Lets a connection in, whose end is to be told with [`Admission::gone`]. Some come in beyond the limits, so that their
-    /// SETUP is refused with an answer.
+    /// Sets the load balancers' addresses.
+    pub(super) fn set_balancers(&mut self, balancers: Balancers) {
+        self.balancers = balancers;
+    }
+
+    /// Who passes connections on.
+    pub(super) fn balancers(&self) -> &Balancers {
+        &self.balancers
+    }
+
+    /// Admits a connection, whose end must be reported with [`Admission::gone`]. Some are admitted beyond the limits, so that their
+    /// SETUP can be answered 453.
     ///
     /// # Errors
-    /// A sentence that names the limit, if it is to be closed.
-    pub fn enter(&mut self, peer: SocketAddr) -> Result<(), String> {
+    /// A sentence with the limit, if the connection is to be closed.
+    pub(super) fn enter(&mut self, peer: SocketAddr) -> Result<(), String> {
         let Admission { clients_max, shards, open, .. } = *self;
         if open >= connections_max(clients_max, shards) {
             process::limited(Limited::Connections);
-            return Err(format!("{open} connections are open (limits.clients: {clients_max}): {peer} is turned away"));
+            return Err(format!("{open} connections are open (limits.clients: {clients_max}): {peer} is refused"));
         }
         let has = self.by_origin.get(&origin(peer.ip())).copied().unwrap_or(0);
         if let Some(max) = self.per_address_max.filter(|max| has >= max + REFUSED_WITH_ANSWER_PER_ADDRESS_MAX) {
             process::limited(Limited::ConnectionsPerAddress);
             return Err(format!(
-                "{has} connections of its address are open (limits.clients_per_address = {max}): {peer} is turned away"
+                "{has} connections of its address are open (limits.clients_per_address = {max}): {peer} is refused"
             ));
         }
         *self.by_origin.entry(origin(peer.ip())).or_default() += 1;
@@ -56,13 +75,13 @@ impl Admission {
         Ok(())
     }
 
-    /// Whether somebody who is still at a TLS handshake is to give way for each who enters, so that there are places for the next.
-    pub fn is_crowded(&self) -> bool {
+    /// Whether each new connection should evict an unfinished TLS handshake, so that there are places for the next ones.
+    pub(super) fn is_crowded(&self) -> bool {
         self.open > connections_many(self.clients_max, self.shards)
     }
 
-    /// A connection that was let in is no more.
-    pub fn gone(&mut self, peer: SocketAddr) {
+    /// An admitted connection has ended.
+    pub(super) fn gone(&mut self, peer: SocketAddr) {
         let origin = origin(peer.ip());
         let Some(has) = self.by_origin.get_mut(&origin) else { return };
         *has -= 1;
@@ -91,7 +110,7 @@ mod tests {
         admission.enter(address("192.0.2.2:5")).unwrap();
         admission.gone(greedy);
         admission.enter(greedy).unwrap();
-        // Of a network of IPv6 one is as good as another.
+        // All addresses in an IPv6 network count as one.
         let v6 = (0..).take_while(|at| admission.enter(address(&format!("[2001:db8::{at:x}]:1"))).is_ok()).count();
         assert_eq!(v6, had);
         admission.enter(address("[2001:db8:0:1::1]:1")).unwrap();

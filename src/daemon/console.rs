@@ -1,5 +1,5 @@
-//! Standard output and standard error, behind a thread of their own: a terminal that was stopped (Ctrl-S) or a pipe that nobody
-//! reads holds up neither the media nor the log's speakers. What does not fit into the queue is dropped and counted.
+//! Standard output and standard error, behind their own thread: a stopped terminal (Ctrl-S) or a pipe that is not read delays neither
+//! media nor logging. What does not fit into the queue is dropped and counted.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -18,17 +18,18 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::fields::Fields;
 use super::fold::Fold;
 use super::redraw::Redraw;
 use super::syslog;
 use crate::metrics::process;
 use crate::sys;
 
-/// Things waiting to be written at most.
+/// Maximum number of queued items.
 const QUEUE_MAX: usize = 1_024;
 
 enum Item {
-    /// A live table, in place of the one before.
+    /// A live table, which replaces the previous one.
     Table(String),
     /// Lines on standard output.
     Out(String),
@@ -47,7 +48,7 @@ pub struct Console {
 static CONSOLE: OnceLock<Console> = OnceLock::new();
 
 impl Console {
-    /// The process's console; its thread starts with the first call.
+    /// The process's console; the first call starts its thread.
     pub fn get() -> &'static Console {
         CONSOLE.get_or_init(|| {
             let (queue, items) = sync_channel(QUEUE_MAX);
@@ -56,27 +57,28 @@ impl Console {
             let spawned =
                 std::thread::Builder::new().name("console".into()).spawn(move || write(&items, &thread_dropped));
             if let Err(error) = spawned {
-                // Without the thread every line is counted as dropped; the relay itself can do without them.
-                let _ = writeln!(io::stderr(), "reports and logs are not shown: no thread for them ({error})");
+                // Without the thread every line is counted as dropped; the relay works without them.
+                let _ =
+                    writeln!(io::stderr(), "reports and logs are not shown: their thread cannot be started ({error})");
             }
             Console { queue, dropped }
         })
     }
 
-    /// Shows a live table in place of the one before.
+    /// Shows a live table in place of the previous one.
     pub fn table(&self, text: String) {
         self.put(Item::Table(text));
     }
 
-    /// Prints whole lines on standard output.
+    /// Prints whole lines to standard output.
     pub fn print(&self, text: String) {
         self.put(Item::Out(text));
     }
 
-    /// Waits until everything put before has been written, but no longer than `max`.
+    /// Waits until everything queued so far has been written, for at most `max`.
     pub fn flush(&self, max: Duration) {
         let (done, is_done) = sync_channel(1);
-        // A full queue is one that nobody empties: there is no use in waiting for it.
+        // If the queue is full, nothing drains it, so waiting is pointless.
         if self.queue.try_send(Item::Flush(done)).is_ok() {
             let _ = is_done.recv_timeout(max);
         }
@@ -100,12 +102,12 @@ fn write(items: &Receiver<Item>, dropped: &AtomicU64) {
             Item::Out(text) => screen.out(&text),
             Item::Log(line) => screen.log(&line),
             Item::Flush(done) => {
-                // Whoever waited may have given up.
+                // The waiter may have given up.
                 let _ = done.send(());
                 Ok(())
             }
         };
-        // A pipe whose reader has gone, or a full disk: the relay goes on, and tells of it when it can again.
+        // A pipe without a reader, or a full disk: the relay continues, and reports it when it can write again.
         if written.is_err() {
             process::lines_dropped(1);
             untold += 1;
@@ -114,7 +116,7 @@ fn write(items: &Receiver<Item>, dropped: &AtomicU64) {
         untold += dropped.swap(0, Ordering::Relaxed);
         if untold > 0 {
             let lines = if untold == 1 { "line of reports or log was" } else { "lines of reports and log were" };
-            let line = format!("{untold} {lines} dropped: the terminal, pipe or disk did not take them\n");
+            let line = format!("{untold} {lines} dropped: the terminal, pipe or disk did not accept them\n");
             if screen.log(line.as_bytes()).is_ok() {
                 untold = 0;
             }
@@ -130,7 +132,7 @@ fn one_terminal() -> bool {
 }
 
 struct Screen {
-    /// Log lines land on the table's terminal.
+    /// Log lines appear on the table's terminal.
     shared: bool,
     shown: Redraw,
 }
@@ -155,7 +157,7 @@ impl Screen {
         if !self.shared || !self.shown.is_shown() {
             return emit(&mut io::stderr().lock(), line);
         }
-        // In one write, so that nobody sees the screen without its table.
+        // In one write, so that the screen is never seen without the table.
         let bytes = self.shown.above(&String::from_utf8_lossy(line), size());
         emit(&mut io::stdout().lock(), bytes.as_bytes())
     }
@@ -189,13 +191,13 @@ impl<'a> MakeWriter<'a> for LogWriter {
     }
 }
 
-/// Whether a descriptor is the journal's stream, as systemd says in `JOURNAL_STREAM` (systemd.exec(5)).
-fn is_journal(output: &impl AsFd) -> bool {
+/// Whether a descriptor is the journal's stream, according to `JOURNAL_STREAM` (systemd.exec(5)).
+pub(super) fn is_journal(output: &impl AsFd) -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     fstat(output).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Puts the priority in front of a line, as the journal reads it (sd-daemon(3)).
+/// Prefixes a line with its priority, for the journal (sd-daemon(3)).
 struct WithPriority<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for WithPriority<F>
@@ -215,15 +217,15 @@ where
     }
 }
 
-/// The level that is logged without `RTSPRELAY_LOG`.
+/// The default log level.
 const LEVEL: &str = "info";
 
-/// Reads `RTSPRELAY_LOG`: levels, for all or for a part of the program (`rtsprelay::source=debug`).
+/// Parses `RTSPRELAY_LOG`: levels, for everything or for a module (`rtsprelay::source=debug`).
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why it is invalid.
 fn levels(wanted: &str) -> Result<EnvFilter, String> {
-    // A word that is no level would be taken for a part of the program, and everything else be silent.
+    // A word that is not a level would be taken as a module, and everything else would be silent.
     let is_odd = |part: &&str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
     match wanted.split(',').find(is_odd) {
         Some(odd) => Err(format!("{odd:?} is no level")),
@@ -231,8 +233,7 @@ fn levels(wanted: &str) -> Result<EnvFilter, String> {
     }
 }
 
-/// Starts the log: on standard error, and in the local syslog if that is wanted, at the levels that `RTSPRELAY_LOG` asks for
-/// (`info` if it asks for none).
+/// Starts the log: on standard error, and if configured to the local syslog, at the levels in `RTSPRELAY_LOG` (default `info`).
 pub fn start_log(syslog: bool) {
     let wanted = std::env::var("RTSPRELAY_LOG").ok().filter(|wanted| !wanted.is_empty());
     let (filter, wrong) = match wanted.as_deref().map(levels) {
@@ -242,18 +243,19 @@ pub fn start_log(syslog: bool) {
     };
     let journal = is_journal(&io::stderr());
     let journal_lines = journal.then(|| {
-        fmt::layer().with_ansi(false).with_writer(LogWriter).event_format(WithPriority(
-            fmt::format().without_time().with_level(false).with_target(false).with_ansi(false),
-        ))
+        let format = fmt::format().without_time().with_level(false).with_target(false).with_ansi(false);
+        fmt::layer().with_ansi(false).with_writer(LogWriter).fmt_fields(Fields).event_format(WithPriority(format))
     });
-    let lines = (!journal)
-        .then(|| fmt::layer().with_ansi(io::stderr().is_terminal()).with_target(false).with_writer(LogWriter));
+    let lines = (!journal).then(|| {
+        let layer = fmt::layer().with_ansi(io::stderr().is_terminal()).with_target(false);
+        layer.fmt_fields(Fields).with_writer(LogWriter)
+    });
     let syslog_started = if syslog { Some(syslog::start()) } else { None };
     let syslog_lines = matches!(syslog_started, Some(Ok(()))).then(|| {
         let layer = fmt::layer().with_ansi(false).without_time().with_level(false).with_target(false);
-        layer.with_writer(syslog::SyslogWriter)
+        layer.fmt_fields(Fields).with_writer(syslog::SyslogWriter)
     });
-    // It fails if a log has been started already, which then goes on.
+    // It fails if a log has already been started, which then stays.
     let _ = tracing_subscriber::registry()
         .with(filter)
         .with(Fold)
@@ -265,15 +267,15 @@ pub fn start_log(syslog: bool) {
         Some(Ok(())) => {
             if let Some(error) = syslog::fault() {
                 tracing::warn!(
-                    "nothing goes to syslog as long as no syslog daemon serves /dev/log ({error}); start one, mount its /dev/log where the relay runs, or set report.syslog = false"
+                    "logging to syslog is disabled: no daemon serves /dev/log ({error}); start one, mount its /dev/log where the relay runs, or set report.syslog = false"
                 );
             }
         }
-        Some(Err(error)) => tracing::warn!("nothing goes to syslog: no thread for it ({error})"),
+        Some(Err(error)) => tracing::warn!("logging to syslog is disabled: its thread cannot be started ({error})"),
         None => {}
     }
     if let Some(error) = wrong {
-        tracing::warn!("RTSPRELAY_LOG is not understood ({error}); write a level, such as debug, or rtsprelay=debug");
+        tracing::warn!("RTSPRELAY_LOG is invalid ({error}); write a level, such as debug, or rtsprelay=debug");
     }
 }
 

@@ -1,29 +1,34 @@
-//! Passes what the shards tell the control thread on to the sources that it is about.
+//! Passes the shards' messages to the control thread on to the sources concerned.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use tokio::sync::{mpsc, watch};
 
 use super::admission::SharedAdmission;
-use crate::shard::inbox::ToControl;
-use crate::source::on_demand::Demand;
-use crate::source::publisher::FromShard;
+use super::events::{Event, Events};
+use super::registry::Wanted;
+use super::stream_ids::StreamIds;
+use crate::media::StreamId;
+use crate::session::NameWanted;
+use crate::shard::inbox::{ClientNews, ToControl};
+use crate::source::spec::Demand;
 
-/// One stream's source, as the shards' messages reach it.
+/// The connection from the shards' messages to one stream's source.
 #[derive(Debug, Default)]
-pub struct Outlet {
-    /// What clients want of it, for one that is pulled on demand.
+pub(super) struct Outlet {
+    /// What clients want from it, if it is pulled on demand.
     pub demand: Option<watch::Sender<Demand>>,
-    /// Where its publishers' doings go, for one that is published.
-    pub publishing: Option<mpsc::UnboundedSender<FromShard>>,
+    /// Counts requests while it was down, if it is pulled.
+    pub asked: Option<watch::Sender<u64>>,
     /// The shards that want it.
     wanting: Vec<bool>,
 }
 
 impl Outlet {
-    /// The stream has another source now; what clients want of it is as it was.
-    pub fn replace(&mut self, with: Outlet) {
+    /// The stream has another source now; what clients want is unchanged.
+    pub(super) fn replace(&mut self, with: Outlet) {
         let wanting = std::mem::take(&mut self.wanting);
         *self = Outlet { wanting, ..with };
         let shards = self.wanting.iter().filter(|wanted| **wanted).count();
@@ -47,29 +52,47 @@ impl Outlet {
     }
 }
 
-/// The outlets of all streams, by number. No borrow is held across an `await`.
-pub type Outlets = Rc<RefCell<Vec<Outlet>>>;
+/// The outlets of all streams. No borrow is held across an `await`.
+pub(super) type Outlets = Rc<RefCell<HashMap<StreamId, Outlet>>>;
 
 /// Passes messages on until the task is dropped.
-pub async fn dispatch(
+pub(super) async fn dispatch(
     mut messages: mpsc::UnboundedReceiver<(u16, ToControl)>,
     outlets: Outlets,
+    ids: Rc<RefCell<StreamIds>>,
     admission: SharedAdmission,
+    wanted: mpsc::UnboundedSender<Wanted>,
+    events: Events,
 ) {
     while let Some((shard, message)) = messages.recv().await {
         let mut outlets = outlets.borrow_mut();
         match message {
             ToControl::Gone { peer } => admission.borrow_mut().gone(peer),
             ToControl::Demand { stream, wanted } => {
-                if let Some(outlet) = outlets.get_mut(usize::from(stream.0)) {
+                if let Some(outlet) = outlets.get_mut(&stream) {
                     outlet.demand(shard, wanted);
                 }
             }
-            ToControl::Publishing { stream, session, what } => {
-                let outlet = outlets.get(usize::from(stream.0));
-                if let Some(publishing) = outlet.and_then(|outlet| outlet.publishing.as_ref()) {
-                    // The source ends only at a stop.
-                    let _ = publishing.send((shard, session, what));
+            ToControl::Client(ClientNews { stream, client, session, what }) => {
+                let session = session.to_string();
+                let event = match what {
+                    Ok(transport) => Event::ClientCame { client, session, transport: transport.name() },
+                    Err(reason) => Event::ClientGone { client, session, reason: reason.name() },
+                };
+                events.tell(&stream, &event);
+            }
+            ToControl::Wanted(NameWanted { name, peer, publish, via }) => {
+                // Nobody listens during a stop.
+                let _ = wanted.send(Wanted { name, peer: peer.ip(), publish, via, shard });
+            }
+            ToControl::Asked { stream } => {
+                if let Some(asked) = outlets.get(&stream).and_then(|outlet| outlet.asked.as_ref()) {
+                    asked.send_modify(|times| *times = times.wrapping_add(1));
+                }
+            }
+            ToControl::Released { stream } => {
+                if ids.borrow_mut().released(stream) {
+                    outlets.remove(&stream);
                 }
             }
         }

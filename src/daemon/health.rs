@@ -1,4 +1,4 @@
-//! Whether the shards still turn.
+//! Whether the shards still respond.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::shard::inbox::{ShardSender, ToShard};
 
 /// The shards that do not answer a ping in time.
-pub async fn silent(shards: &[ShardSender], within: Duration) -> Vec<usize> {
+pub(super) async fn silent(shards: &[ShardSender], within: Duration) -> Vec<usize> {
     let deadline = Instant::now() + within;
     let pings: Vec<_> = shards
         .iter()

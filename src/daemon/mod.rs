@@ -1,77 +1,109 @@
-//! Puts the parts together and runs them: the control thread, from the configuration to the exit code.
+//! Assembles and runs the relay: the control thread, from the configuration to the exit code.
 
 mod acceptor;
 mod access;
 mod admission;
+mod answers;
+mod ask;
 pub mod console;
 mod descriptors;
 mod dispatch;
+mod events;
+mod failure;
+mod fields;
 mod fold;
+#[cfg(feature = "testing")]
+pub mod fuzz;
 mod health;
 mod http;
+mod leaving;
+mod list;
+mod manage;
+mod memory;
+mod named;
 mod notify;
+mod outside;
 mod panics;
+mod places;
+mod proxied;
 mod redraw;
+#[cfg(not(feature = "testing"))]
+mod registry;
+#[cfg(feature = "testing")]
+pub mod registry;
 mod reporter;
+mod reread;
 mod secure;
+mod shards;
 mod signals;
+mod state;
+mod stream_ids;
 mod streams;
 mod syslog;
 mod top;
+mod urls;
+mod watch;
+mod web;
+mod web_events;
 
 use std::cell::RefCell;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, mpsc};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout_at};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, IoChoice, SourceKind, StreamConfig};
+use crate::config::added::Added;
+use crate::config::{Config, ConfigError, IoChoice, PerAddress, SourceKind, StreamConfig};
 use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, Listener, ZeroCopy, probe};
-use crate::limits::{STOP_MAX_MS, answered_beyond};
-use crate::session::{OwnPorts, ServerConfig, SessionIds, SessionLimit};
-use crate::shard::core::{CoreConfig, ShardLimits, StreamSetup};
-use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
-use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
-use crate::stream::StreamId;
+use crate::limits::{STOP_MAX_MS, URLS_LOGGED_MAX};
+use crate::media::StreamId;
+use crate::shard::core::ShardLimits;
+use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
+use crate::shard::thread::ShardHandle;
+use crate::source::news::SourceNews;
 use crate::tls::Tls;
+use acceptor::Entrance;
 use access::Doors;
 use admission::{Admission, SharedAdmission};
 use console::Console;
 use dispatch::Outlets;
+use events::Events;
+pub use failure::Failure;
+pub use list::{add_stream, end_client, list_streams, remove_stream};
+use manage::{Ask, Asks, Manage, Reply};
 use notify::Notifier;
+use proxied::Balancers;
+use registry::{Registry, Wanted};
 use reporter::Reporter;
+use shards::{start_shards, stop_all};
 use signals::Asked;
-use streams::{Streams, TestFaults};
+use stream_ids::StreamIds;
+use streams::{Streams, Telling};
 pub use top::{Target, top};
+use urls::Urls;
+use watch::Watch;
+use web::Site;
 
-/// Exit code of a failure at run time.
+/// Exit code of a runtime failure.
 const EXIT_FAILURE: u8 = 1;
 
-/// Submission entries of a shard's ring, at least and at most.
-const RING_ENTRIES: std::ops::RangeInclusive<u32> = 256..=16_384;
-
-/// How long the shards wait at a stop for the sources to end the frames that are half in.
-const LAST_FRAMES_MAX: Duration = Duration::from_millis(50);
-
-/// How often threads are looked after.
+/// How often threads are checked.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How long the console may take for the last lines.
 const FLUSH_MAX: Duration = Duration::from_millis(150);
 
 /// Reads the configuration again.
-pub type Load = Box<dyn Fn() -> Result<Config, String>>;
+pub type Load = Box<dyn Fn() -> Result<Config, ConfigError>>;
 
-/// Serves until it is asked to stop; `load` reads the configuration anew for a reload, where there is a file to read. Exit code 0:
-/// it was asked to stop; 1: something failed, and the log says what.
+/// Serves until it is asked to stop; `load` reads the configuration again for a reload, if there is a file. Exit code 0: stopped on
+/// request; 1: something failed, and the log says what.
 pub fn run(config: Config, load: Option<Load>) -> ExitCode {
     let code = match start(config, load) {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,8 +117,11 @@ pub fn run(config: Config, load: Option<Load>) -> ExitCode {
     code
 }
 
-fn start(mut config: Config, load: Option<Load>) -> Result<(), String> {
+fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
     panics::tell();
+    if let Err(error) = memory::watch() {
+        warn!("cannot start the thread that returns free memory to the system ({error})");
+    }
     let asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
     if let Some(warning) = descriptors::raise(&config) {
         warn!("{warning}");
@@ -99,27 +134,27 @@ fn start(mut config: Config, load: Option<Load>) -> Result<(), String> {
     let (io, runtime) = match Runtime::new(io) {
         Ok(runtime) => (io, Ok(runtime)),
         Err(error) if io == IoKind::Uring && config.io == IoChoice::Auto => {
-            warn!("{error}; serving through epoll, at more CPU per client");
+            warn!("{error}; using epoll, at a higher CPU cost per client");
             (IoKind::Epoll, Runtime::new(IoKind::Epoll))
         }
         Err(error) => (io, Err(error)),
     };
-    let runtime = runtime.map_err(|error| format!("the control thread's runtime cannot be made ({error})"))?;
+    let runtime = runtime.map_err(|error| format!("cannot create the control thread's runtime ({error})"))?;
     runtime.block_on(control(config, load, io, asked))
 }
 
-/// What drives the sockets: what was asked for, as far as this machine lets us.
-fn choose_io(choice: IoChoice) -> Result<IoKind, String> {
+/// How sockets send: as configured, as far as this machine allows.
+fn choose_io(choice: IoChoice) -> Result<IoKind, Failure> {
     if choice == IoChoice::Epoll {
         return Ok(IoKind::Epoll);
     }
     match (probe::probe(), choice) {
         (Ok(()), _) => Ok(IoKind::Uring),
         (Err(why), IoChoice::Auto) => {
-            warn!("{why} to be spared this warning; serving through epoll, at more CPU per client");
+            warn!("{why} to avoid this warning; using epoll, at a higher CPU cost per client");
             Ok(IoKind::Epoll)
         }
-        (Err(why), _) => Err(format!("io = \"uring\", but {why}")),
+        (Err(why), _) => Err(format!("io = \"uring\", but {why}").into()),
     }
 }
 
@@ -128,14 +163,41 @@ async fn control(
     load: Option<Load>,
     io: IoKind,
     mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
-) -> Result<(), String> {
-    let notifier = Rc::new(Notifier::from_env());
+) -> Result<(), Failure> {
+    let added = config.state.as_deref().map_or(Ok(Vec::new()), state::read)?;
+    let (mut relay, handles, opening) = start_streams(config, load, io).await?;
+    let (mut tasks, acceptors) = relay.open(opening).await;
+    relay.start_added(added).await;
+    let mut outcome = relay.serve(&handles, &mut tasks, &mut asked).await;
+    if outcome.is_ok() {
+        outcome = relay.leave(&handles, &mut tasks, &acceptors, &mut asked).await;
+    }
+    relay.stop(handles, tasks).await;
+    outcome
+}
+
+/// What the relay needs to open its ports to clients, once its streams run.
+struct Opening {
+    /// For RTSP; the flag is true for RTSPS.
+    listeners: Vec<(Listener, bool)>,
+    /// For HTTP, and whether by TLS.
+    web: Vec<(Listener, bool)>,
+    /// The shards' messages.
+    messages: mpsc::UnboundedReceiver<(u16, ToControl)>,
+    outlets: Outlets,
+    ids: Rc<RefCell<StreamIds>>,
+    wanting: mpsc::UnboundedSender<Wanted>,
+    asks: Asks,
+}
+
+/// Takes the addresses, starts the shards and the streams of the configuration.
+async fn start_streams(
+    config: Config,
+    load: Option<Load>,
+    io: IoKind,
+) -> Result<(Relay, Vec<ShardHandle>, Opening), Failure> {
     let (plain, for_tls) = notify::inherited_listeners();
-    let listeners = listen(plain, "listen", &config.listen)?;
-    let addresses: Vec<SocketAddr> = listeners
-        .iter()
-        .map(|listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})")))
-        .collect::<Result<_, _>>()?;
+    let (listeners, addresses) = listen(plain, "listen", &config.listen)?;
     let (control, messages) = mpsc::unbounded_channel();
     let (io, handles) = start_shards(&config, io, &control).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
@@ -145,111 +207,140 @@ async fn control(
     tell_warnings(&config);
     let all: Vec<SocketAddr> = addresses.iter().chain(&secured.addresses).copied().collect();
     access::warn_if_open(&config, &all, config.http);
-    let web = config.http.map(http::bind).transpose()?;
+    let web = config.http.map(http::bind).transpose()?.map(|web| (web, false));
+    let web = web.into_iter().chain(config.http_tls.map(http::bind).transpose()?.map(|web| (web, true))).collect();
 
-    let play = play_commands(&config, &addresses);
+    // Without a file there is at most one configured stream.
+    let single = config.streams.first().filter(|_| load.is_none()).map(|stream| stream.name.clone());
+    let urls = Urls::new(&addresses, &secured.addresses, single);
+    let reporter = Rc::new(Mutex::new(reporter(&config, io, &shards, &addresses, &secured, &urls)));
+    let outlets = Outlets::default();
+    let ids = Rc::new(RefCell::new(StreamIds::new(shards.len())));
+    let told = (Rc::clone(&outlets), Rc::clone(&ids));
+    let (news, from_sources) = mpsc::unbounded_channel();
+    let (wanting, wanted) = mpsc::unbounded_channel();
+    let (asks, asked_for) = mpsc::unbounded_channel();
+    let id = named::relay_id()?;
+    let telling = Telling { relay: Arc::clone(&id), news };
+    let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), told, config.testing, telling);
+    let mut registry = Registry::default();
+    registry.set_patterns(config.patterns.clone());
+    named::tell_rules(&id, &config, &shards);
+    streams.start_all(&config.streams).await;
+    tell_listening(&config, io, handles.len(), &addresses, &secured.addresses);
+    tell_urls(&config, &urls);
+    let clients = (config.limits.clients, config.clients_per_address());
+    let admission = Rc::new(RefCell::new(Admission::new(clients.0, clients.1, handles.len())));
+    admission.borrow_mut().set_balancers(Balancers::of(&config));
+    let events = Events::new();
+    let watched = reporter.lock().await.watched();
+    let site = Site::new(&config, doors.clone(), watched, Rc::clone(&admission), events.clone());
+    let listeners = listeners.into_iter().map(|listener| (listener, false));
+    let listeners = listeners.chain(secured.listeners.into_iter().map(|listener| (listener, true))).collect();
+    let log_bytes = config.log_bytes(config.streams.len());
+    let relay = Relay {
+        config,
+        addresses: all,
+        load,
+        notifier: Rc::new(Notifier::from_env()),
+        shards,
+        reporter,
+        streams,
+        admission,
+        doors,
+        tls: secured.threads,
+        site,
+        id,
+        registry,
+        wanted,
+        news: from_sources,
+        events,
+        asked_for,
+        added: Vec::new(),
+        log_bytes,
+    };
+    Ok((relay, handles, Opening { listeners, web, messages, outlets, ids, wanting, asks }))
+}
+
+/// What reports are made by.
+fn reporter(
+    config: &Config,
+    io: IoKind,
+    shards: &Rc<[ShardSender]>,
+    addresses: &[SocketAddr],
+    secured: &secure::Secured,
+    urls: &Urls,
+) -> Reporter {
     let served = addresses.iter().map(|address| format!("rtsp://{address}"));
     let served: Vec<String> =
         served.chain(secured.addresses.iter().map(|address| format!("rtsps://{address}"))).collect();
-    let title = format!("{}, {} shards, {}", io_name(io), handles.len(), served.join(" "));
-    let mut reporter = Reporter::new(&config.report, Rc::clone(&shards), title, play.clone());
+    let title = format!("{}, {} shards, {}", io_name(io), shards.len(), served.join(" "));
+    let play = play_commands(config, urls);
+    let mut reporter = Reporter::new(&config.report, Rc::clone(shards), title, play, urls.clone());
     if let Some(tls) = &secured.threads {
         reporter.watch_tls(Arc::clone(tls.sender().counts()));
     }
-    let shows_commands = reporter.shows_commands();
-    let reporter = Rc::new(Mutex::new(reporter));
-    let outlets = Outlets::default();
-    let tests = TestFaults { delay: config.test_delay, panic_after: config.test_panic };
-    let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), Rc::clone(&outlets), tests);
-    for stream in &config.streams {
-        streams.start(stream).await;
+    reporter
+}
+
+/// Logs the addresses that the relay listens on, and the number of clients per address.
+fn tell_listening(config: &Config, io: IoKind, shards: usize, plain: &[SocketAddr], secured: &[SocketAddr]) {
+    for address in plain {
+        info!(%address, io = io_name(io), shards, streams = config.streams.len(), "listening");
     }
-    for address in &addresses {
-        info!(%address, io = io_name(io), shards = handles.len(), streams = config.streams.len(), "listening");
-    }
-    for address in &secured.addresses {
+    for address in secured {
         info!(%address, "listening for rtsps");
     }
-    if !shows_commands {
-        for command in &play {
-            info!("play it: {command}");
-        }
+    if let (PerAddress::Share, Some(share)) = (config.limits.clients_per_address, config.clients_per_address()) {
+        info!(
+            clients = config.limits.clients,
+            clients_per_address = share,
+            "one address may have a quarter of all clients; set limits.clients_per_address to change that, 0 for no limit"
+        );
     }
-    let limits = config.limits;
-    let admission = Rc::new(RefCell::new(Admission::new(limits.clients, limits.clients_per_address, handles.len())));
-    let mut tasks = JoinSet::new();
-    let plain = listeners.into_iter().map(|listener| (listener, false));
-    for (listener, by_tls) in plain.chain(secured.listeners.into_iter().map(|listener| (listener, true))) {
-        let tls = secured.threads.as_ref().map(|tls| tls.sender().clone());
-        tasks.spawn_local(acceptor::accept(listener, by_tls, Rc::clone(&shards), tls, Rc::clone(&admission)));
-    }
-    if !config.test_unmeasured {
-        tasks.spawn_local(Reporter::run(Rc::clone(&reporter)));
-    }
-    tasks.spawn_local(dispatch::dispatch(messages, outlets, Rc::clone(&admission)));
-    if let Some(web) = web {
-        if let Ok(address) = web.local_addr() {
-            info!(%address, "listening for http");
-        }
-        let pages = http::Pages {
-            reporter: Rc::clone(&reporter),
-            shards: Rc::clone(&shards),
-            doors: config.http.filter(|address| !address.ip().to_canonical().is_loopback()).map(|_| doors.clone()),
-            test_panics: config.test_panic.is_some(),
+}
+
+/// The sockets that the service manager has handed over for RTSP or RTSPS, or else those at the addresses of the configuration; with
+/// their addresses.
+fn listen(
+    inherited: Vec<std::net::TcpListener>,
+    key: &str,
+    addresses: &[SocketAddr],
+) -> Result<(Vec<Listener>, Vec<SocketAddr>), Failure> {
+    let listeners = if inherited.is_empty() {
+        acceptor::bind(addresses)?
+    } else {
+        info!("the sockets come from the service manager; `{key}` is ignored");
+        let take = |listener| {
+            Listener::from_std(listener).map_err(|error| format!("an inherited socket cannot be used ({error})"))
         };
-        tasks.spawn_local(http::serve(web, pages));
-    }
-    tasks.spawn_local(notify::status(Rc::clone(&notifier), Rc::clone(&reporter)));
-    if let Some(within) = notify::watchdog() {
-        tasks.spawn_local(notify::feed(Rc::clone(&notifier), within, Rc::clone(&shards)));
-    }
-    notifier.tell("READY=1");
-
-    let tls = secured.threads;
-    let mut relay = Relay { config, addresses: all, load, notifier, shards, reporter, streams, admission, doors, tls };
-    let outcome = relay.serve(&handles, &mut tasks, &mut asked).await;
-
-    relay.notifier.tell("STOPPING=1\nSTATUS=stopping");
-    let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
-    tasks.abort_all();
-    // What the summary says of the sources is how they were, not that they have been ended.
-    let mut reporter = relay.reporter.lock().await;
-    reporter.collect().await;
-    stop_all(relay.streams.stop(), handles, &relay.shards, deadline).await;
-    // They have the last bytes of the shards' clients.
-    if let Some(tls) = relay.tls {
-        secure::stop(tls, deadline).await;
-    }
-    reporter.tell_summary();
-    outcome
+        inherited.into_iter().map(take).collect::<Result<_, String>>()?
+    };
+    let address =
+        |listener: &Listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})"));
+    let addresses = listeners.iter().map(address).collect::<Result<_, String>>()?;
+    Ok((listeners, addresses))
 }
 
-/// The sockets that the service manager has handed over for RTSP or RTSPS, or else those at the addresses of the configuration.
-fn listen(inherited: Vec<std::net::TcpListener>, key: &str, addresses: &[SocketAddr]) -> Result<Vec<Listener>, String> {
-    if inherited.is_empty() {
-        return acceptor::bind(addresses);
-    }
-    info!("the sockets come from the service manager; `{key}` is left aside");
-    let take =
-        |listener| Listener::from_std(listener).map_err(|error| format!("an inherited socket is of no use ({error})"));
-    inherited.into_iter().map(take).collect()
-}
-
-/// Waits until one of the tasks has failed; a relay that goes on without accepting or reporting would be taken for one that works.
-async fn failed(tasks: &mut JoinSet<()>) -> String {
+/// Waits until one of the tasks has failed, because a relay that no longer accepts or reports would appear to work.
+async fn failed(tasks: &mut JoinSet<()>) -> Failure {
     loop {
         match tasks.join_next().await {
             Some(Ok(())) => {}
-            Some(Err(error)) => return format!("a part of the relay has failed ({error}); the log says where"),
+            // An acceptor that was ended to stop accepting.
+            Some(Err(error)) if error.is_cancelled() => {}
+            Some(Err(error)) => {
+                return format!("a part of the relay failed ({error}); the log has the location").into();
+            }
             None => std::future::pending().await,
         }
     }
 }
 
-/// What runs, and may change while it does.
+/// The running parts that may change.
 struct Relay {
     config: Config,
-    /// Where RTSP is served, by TLS or without.
+    /// Addresses of RTSP and RTSPS.
     addresses: Vec<SocketAddr>,
     load: Option<Load>,
     notifier: Rc<Notifier>,
@@ -259,78 +350,167 @@ struct Relay {
     admission: SharedAdmission,
     doors: Doors,
     tls: Option<Tls>,
+    site: Site,
+    /// How other relays identify it.
+    id: Arc<str>,
+    /// The streams created by name.
+    registry: Registry,
+    /// Requests for names that no stream has.
+    wanted: mpsc::UnboundedReceiver<Wanted>,
+    /// What sources tell.
+    news: mpsc::UnboundedReceiver<(StreamId, SourceNews)>,
+    events: Events,
+    /// Requests from users with the right to administer.
+    asked_for: mpsc::UnboundedReceiver<(Ask, oneshot::Sender<Reply>)>,
+    /// The streams that they have added.
+    added: Vec<Added>,
+    /// Size of each stream's log, as the shards know it.
+    log_bytes: u64,
 }
 
 impl Relay {
+    /// Starts accepting clients, and all tasks besides the relay itself. Returns the tasks, and those that accept.
+    async fn open(&self, opening: Opening) -> (JoinSet<()>, Vec<AbortHandle>) {
+        let Opening { listeners, web, messages, outlets, ids, wanting, asks } = opening;
+        let mut tasks = JoinSet::new();
+        let mut acceptors = Vec::new();
+        for (listener, secured) in listeners {
+            let tls = self.tls.as_ref().map(|tls| tls.sender().clone());
+            let (shards, admission) = (Rc::clone(&self.shards), Rc::clone(&self.admission));
+            let entrance = Entrance { secured, shards, tls, admission };
+            acceptors.push(tasks.spawn_local(acceptor::accept(listener, entrance)));
+        }
+        if !self.config.testing.is_unmeasured() {
+            tasks.spawn_local(Reporter::run(Rc::clone(&self.reporter)));
+        }
+        outside::set(self.config.site.auth.as_ref(), &self.shards);
+        let (admission, events) = (Rc::clone(&self.admission), self.events.clone());
+        tasks.spawn_local(dispatch::dispatch(messages, outlets, ids, admission, wanting, events));
+        for (web, by_tls) in web {
+            self.open_http(&mut tasks, web, by_tls, &asks);
+        }
+        tasks.spawn_local(notify::status(Rc::clone(&self.notifier), Rc::clone(&self.reporter)));
+        if let Some(within) = notify::watchdog() {
+            tasks.spawn_local(notify::feed(Rc::clone(&self.notifier), within, Rc::clone(&self.shards)));
+        }
+        self.notifier.tell("READY=1");
+        if self.config.report.events {
+            tasks.spawn_local(self.events.clone().print());
+        }
+        (tasks, acceptors)
+    }
+
+    /// Serves pages.
+    fn open_http(&self, tasks: &mut JoinSet<()>, web: Listener, by_tls: bool, asks: &Asks) {
+        let at = web.local_addr();
+        if let Ok(address) = at {
+            info!(%address, "listening for {}", if by_tls { "https" } else { "http" });
+        }
+        let on_loopback = at.is_ok_and(|address| address.ip().to_canonical().is_loopback());
+        let manage = Manage { doors: self.doors.clone(), on_loopback, events: self.events.clone(), asks: asks.clone() };
+        let pages = http::Pages {
+            manage,
+            site: self.site.clone(),
+            reporter: Rc::clone(&self.reporter),
+            shards: Rc::clone(&self.shards),
+            admission: Rc::clone(&self.admission),
+            on_loopback,
+            testing: self.config.testing,
+        };
+        match self.tls.as_ref().filter(|_| by_tls) {
+            Some(tls) => tasks.spawn_local(http::serve_tls(web, tls.sender().clone(), pages)),
+            None => tasks.spawn_local(http::serve(web, pages)),
+        };
+    }
+
+    /// Ends everything, with the summary last.
+    async fn stop(self, handles: Vec<ShardHandle>, mut tasks: JoinSet<()>) {
+        self.notifier.tell("STOPPING=1\nSTATUS=stopping");
+        let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
+        tasks.abort_all();
+        // The summary should show how the sources were, not that they have been stopped.
+        let mut reporter = self.reporter.lock().await;
+        reporter.collect().await;
+        stop_all(self.streams.stop(), handles, &self.shards, deadline).await;
+        // They have the last bytes for the shards' clients.
+        if let Some(tls) = self.tls {
+            secure::stop(tls, deadline).await;
+        }
+        reporter.tell_summary();
+    }
+
     /// Waits for the request to stop, or for a failure.
     async fn serve(
         &mut self,
         handles: &[ShardHandle],
         tasks: &mut JoinSet<()>,
         asked: &mut tokio::sync::mpsc::UnboundedReceiver<Asked>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
+        let mut watch = Watch::new(Instant::now(), &self.config.files);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let due = self.registry.next_due();
             tokio::select! {
                 asked = asked.recv() => match asked {
-                    Some(Asked::Summary) => {
-                        let mut reporter = self.reporter.lock().await;
-                        reporter.collect().await;
-                        reporter.tell_summary();
-                    }
-                    Some(Asked::Reload) => {
-                        self.notifier.reloading();
-                        self.reload().await;
-                        self.notifier.tell("READY=1");
-                    }
+                    Some(Asked::Summary) => self.tell_summary().await,
+                    Some(Asked::Reload) => self.read_again(&mut watch, true).await,
                     Some(Asked::Stop) | None => {
                         info!("stopping");
                         return Ok(());
                     }
                 },
                 why = failed(tasks) => return Err(why),
-                () = sleep(LOOK_EVERY) => {
-                    if self.tls.as_ref().is_some_and(Tls::has_failed) {
-                        return Err("a TLS thread has ended by itself, and its clients with it; the log says why".into());
-                    }
-                    if let Some(index) = handles.iter().position(|handle| handle.thread.is_finished()) {
-                        return Err(format!("shard {index} has ended by itself, and its clients with it; the log says why"));
+                // Its ends of both queues are used elsewhere while it runs.
+                Some(wanted) = self.wanted.recv() => self.on_wanted(wanted).await,
+                Some((id, news)) = self.news.recv() => self.on_news(id, news).await,
+                Some((ask, reply)) = self.asked_for.recv() => self.on_ask(ask, reply).await,
+                () = until(due) => self.on_due().await,
+                _ = look.tick() => {
+                    self.look_after(handles)?;
+                    if self.config.site.reload_on_change && watch.is_due(Instant::now()) {
+                        self.read_again(&mut watch, false).await;
                     }
                 }
             }
         }
     }
 
-    /// Reads the configuration again and does what is new in it; a file with a fault changes nothing.
-    async fn reload(&mut self) {
-        let Some(load) = &self.load else {
-            info!("there is no file to read again: the relay was started without one");
-            return;
-        };
-        let mut config = match load() {
+    /// Applies a reloaded configuration; one with errors changes nothing.
+    async fn reload(&mut self, read: Result<Config, ConfigError>) {
+        let mut config = match read {
             Ok(config) => config,
             Err(faults) => {
-                for fault in faults.lines() {
+                for fault in faults.to_string().lines() {
                     error!("{fault}");
                 }
-                error!("the configuration is not taken over; the relay goes on as it was");
+                error!("the configuration is invalid; the relay keeps the current one");
                 return;
             }
         };
-        // What takes a restart is left as it runs, and all the rest taken over.
+        // Keys that need a restart keep their values; everything else is applied.
         let regrouped = keep_multicast(&mut config.streams, &self.config.streams);
-        let changes = match self.streams.become_those(&config.streams).await {
+        let wanted = self.with_made(&config);
+        let changes = match self.become_those(&wanted).await {
             Ok(changes) => changes,
             Err(why) => {
-                error!("the configuration is not taken over: {why}");
+                self.registry.set_patterns(self.config.patterns.clone());
+                error!("the configuration was not applied: {why}");
                 return;
             }
         };
+        named::tell_rules(&self.id, &config, &self.shards);
         tell_warnings(&config);
+        self.site.set(&config);
         if (&config.users, config.basic) != (&self.config.users, self.config.basic) {
-            // After the streams: what a user may do with one that is new, its first request finds.
+            // After the streams, so that a user's first request finds a new stream.
             self.doors.set(&config, &self.shards);
-            info!(users = config.users.len(), "the users are others now");
+            info!(users = config.users.len(), "users changed");
             access::warn_if_open(&config, &self.addresses, self.config.http);
+        }
+        if config.site.auth != self.config.site.auth {
+            outside::set(config.site.auth.as_ref(), &self.shards);
+            info!(asked = config.site.auth.is_some(), "auth_url changed");
         }
         if let Some(warning) = descriptors::raise(&config)
             && config.limits != self.config.limits
@@ -338,51 +518,79 @@ impl Relay {
             warn!("{warning}");
         }
         config.limits.clients = descriptors::served(&config);
-        if (config.queue, config.limits) != (self.config.queue, self.config.limits) {
-            let limits = config.limits;
-            self.admission.borrow_mut().set_limits(limits.clients, limits.clients_per_address);
-            for shard in self.shards.iter() {
-                shard.tell(ToShard::Limits(shard_limits(&config)));
-            }
-            if let Some(tls) = &self.tls {
-                tls.sender().set_limits(secure::limits(&config));
-            }
-        }
+        self.admission.borrow_mut().set_balancers(Balancers::of(&config));
+        self.set_limits(&config);
         if let (Some(tls), Some(wanted), Some(running)) = (&self.tls, &config.tls, &mut self.config.tls)
             && wanted.identity != running.identity
         {
             tls.sender().set_identity(&wanted.identity);
-            info!(expires = secure::expires(&wanted.identity), "the certificate for rtsps has changed");
+            info!(expires = secure::expires(&wanted.identity), "the certificate for rtsps changed");
             running.identity = wanted.identity.clone();
         }
+        self.keep_what_takes_a_restart(&mut config, regrouped);
+        self.config = config;
+        self.share_logs();
+        let streams::Changes { added, removed, changed } = changes;
+        info!(added, removed, changed, streams = self.config.streams.len(), "configuration reloaded");
+    }
+
+    /// Has other limits hold from now on, if they are others.
+    fn set_limits(&mut self, config: &Config) {
+        if (config.queue, config.limits) == (self.config.queue, self.config.limits) {
+            return;
+        }
+        self.admission.borrow_mut().set_limits(config.limits.clients, config.clients_per_address());
+        self.log_bytes = config.log_bytes(self.streams.len());
+        for shard in self.shards.iter() {
+            shard.tell(ToShard::Limits(shard_limits(config, self.log_bytes)));
+        }
+        if let Some(tls) = &self.tls {
+            tls.sender().set_limits(secure::limits(config));
+        }
+    }
+
+    /// Keeps the running values of keys that need a restart, and returns which of them have changed; `regrouped`: whether a multicast
+    /// group has.
+    fn keep_what_takes_a_restart(&self, config: &mut Config, regrouped: bool) {
         for (key, is_other) in [
             ("listen", config.listen != self.config.listen),
             ("listen_tls", config.tls != self.config.tls),
             ("http", config.http != self.config.http),
+            ("http_tls", config.http_tls != self.config.http_tls),
             ("workers", config.workers != self.config.workers),
             ("io", config.io != self.config.io),
             ("report", config.report != self.config.report),
             ("dscp", config.dscp != self.config.dscp),
+            ("udp_ports", config.udp_ports != self.config.udp_ports),
             ("zero_copy", config.zero_copy != self.config.zero_copy),
+            ("state", config.state != self.config.state),
             ("stream.multicast", regrouped),
         ] {
             if is_other {
-                warn!("{key} has changed in the configuration; that takes effect when the relay is restarted");
+                warn!("{key} changed in the configuration; restart the relay to apply it");
             }
         }
-        // They are compared with what runs, not with what the file said last.
+        // Compared with what is running, not with the previous file.
         config.listen.clone_from(&self.config.listen);
         config.tls.clone_from(&self.config.tls);
-        (config.http, config.workers) = (self.config.http, self.config.workers);
+        (config.http, config.http_tls) = (self.config.http, self.config.http_tls);
+        config.workers = self.config.workers;
         (config.io, config.report) = (self.config.io, self.config.report);
         (config.dscp, config.zero_copy) = (self.config.dscp, self.config.zero_copy);
-        self.config = config;
-        let streams::Changes { added, removed, changed } = changes;
-        info!(added, removed, changed, streams = self.config.streams.len(), "configuration reloaded");
+        config.udp_ports = self.config.udp_ports;
+        config.state.clone_from(&self.config.state);
     }
 }
 
-/// Leaves every stream the group that it has, or none; whether one was to have another.
+/// Resolves at that time; never for `None`.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps each stream's multicast group unchanged; returns whether one should have changed.
 fn keep_multicast(wanted: &mut [StreamConfig], running: &[StreamConfig]) -> bool {
     let mut regrouped = false;
     for stream in wanted {
@@ -394,187 +602,47 @@ fn keep_multicast(wanted: &mut [StreamConfig], running: &[StreamConfig]) -> bool
     regrouped
 }
 
-/// Tells what the configuration is not wrong in, and yet should be known.
+/// Logs the configuration's warnings.
 fn tell_warnings(config: &Config) {
     for warning in &config.warnings {
         warn!("the configuration, {warning}");
     }
 }
 
-/// What shards are told of the limits.
-fn shard_limits(config: &Config) -> ShardLimits {
+/// The limits for shards.
+fn shard_limits(config: &Config, log_bytes: u64) -> ShardLimits {
     ShardLimits {
         age: config.queue.age,
-        log_bytes: usize::try_from(config.queue.log_bytes).unwrap_or(usize::MAX),
+        log_bytes: usize::try_from(log_bytes).unwrap_or(usize::MAX),
         stall_timeout: config.queue.stall_timeout,
         session_timeout: config.limits.session_timeout,
         handshake_timeout: config.limits.handshake_timeout,
         clients_max: config.limits.clients,
-        clients_per_address: config.limits.clients_per_address,
+        clients_per_address: config.clients_per_address(),
     }
 }
 
-/// Ends sources and shards; nothing takes longer than to the deadline.
-async fn stop_all(sources: Vec<JoinHandle<()>>, handles: Vec<ShardHandle>, shards: &[ShardSender], deadline: Instant) {
-    let mut sources = std::pin::pin!(async {
-        for source in sources {
-            // One that panicked has told so.
-            let _ = source.await;
-        }
-    });
-    // First the sources: they close the frames that are half in. Their farewell to the camera may take longer than that.
-    let mut ended = timeout_at((Instant::now() + LAST_FRAMES_MAX).into(), sources.as_mut()).await.is_ok();
-    for shard in shards {
-        shard.tell(ToShard::Stop);
-    }
-    if !ended {
-        ended = timeout_at(deadline.into(), sources).await.is_ok();
-    }
-    if !ended {
-        warn!("a camera has not answered TEARDOWN in time");
-    }
-    while handles.iter().any(|handle| !handle.thread.is_finished()) && Instant::now() < deadline {
-        sleep(Duration::from_millis(5)).await;
-    }
-    for (index, handle) in handles.into_iter().enumerate() {
-        if !handle.thread.is_finished() {
-            warn!(shard = index, "a shard did not end in time; it is left behind");
-        } else if handle.thread.join().is_err() {
-            error!(shard = index, "a shard has panicked");
+/// Logs the streams' URLs.
+fn tell_urls(config: &Config, urls: &Urls) {
+    for stream in config.streams.iter().take(URLS_LOGGED_MAX) {
+        for url in urls.of(&stream.name) {
+            info!(stream = %stream.name, %url, "serving");
         }
     }
-}
-
-/// Starts the shards; through epoll if that is left to us and io_uring fails for what they need of it (memory, most of all).
-async fn start_shards(
-    config: &Config,
-    io: IoKind,
-    control: &mpsc::UnboundedSender<(u16, ToControl)>,
-) -> Result<(IoKind, Vec<ShardHandle>), String> {
-    let mut handles = Vec::new();
-    let why = match start_shards_with(config, io, control, &mut handles) {
-        Ok(()) => return Ok((io, handles)),
-        Err(why) => why,
-    };
-    let senders: Vec<ShardSender> = handles.iter().map(|handle| handle.sender.clone()).collect();
-    let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
-    stop_all(Vec::new(), handles, &senders, deadline).await;
-    if config.io != IoChoice::Auto || io == IoKind::Epoll {
-        return Err(why);
+    for pattern in config.patterns.iter().take(URLS_LOGGED_MAX) {
+        for url in urls.of(&pattern.pattern.to_string()) {
+            info!(pattern = %pattern.pattern, %url, "serving streams by name");
+        }
     }
-    warn!("{why}; serving through epoll, at more CPU per client");
-    let mut handles = Vec::new();
-    start_shards_with(config, IoKind::Epoll, control, &mut handles)?;
-    Ok((IoKind::Epoll, handles))
-}
-
-fn start_shards_with(
-    config: &Config,
-    io: IoKind,
-    control: &mpsc::UnboundedSender<(u16, ToControl)>,
-    handles: &mut Vec<ShardHandle>,
-) -> Result<(), String> {
-    let count = config.shards();
-    let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| inbox::channel()).unzip();
-    let streams: Vec<StreamSetup> =
-        (0u16..).zip(&config.streams).map(|(id, stream)| streams::setup(StreamId(id), stream)).collect();
-    let multicast: Vec<MulticastSetup> = (0u16..)
-        .zip(&config.streams)
-        .filter_map(|(id, stream)| {
-            let multicast = stream.multicast.as_ref()?;
-            Some(MulticastSetup {
-                stream: StreamId(id),
-                address: multicast.group,
-                ttl: multicast.ttl,
-                interface: multicast.interface.clone(),
-                sender: id % count as u16,
-                receivers: Arc::default(),
-            })
-        })
-        .collect();
-    let per_shard = config.limits.clients.div_ceil(count) + answered_beyond(config.limits.clients);
-    let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
-    let limit = SessionLimit::new(config.limits.clients);
-    limit.set_max(config.limits.clients, config.limits.clients_per_address);
-    let own_ports = OwnPorts::new(count, is_own_address);
-    for ((shard, inbox), sender) in (0u16..).zip(inboxes).zip(&senders) {
-        let server = ServerConfig {
-            shard,
-            shards: count as u16,
-            session_timeout: config.limits.session_timeout,
-            handshake_timeout: config.limits.handshake_timeout,
-            limit: Arc::clone(&limit),
-            udp_ports: None,
-            own_ports: Some(Arc::clone(&own_ports)),
-            ids: SessionIds::Random,
-        };
-        let core = CoreConfig {
-            age: config.queue.age,
-            log_bytes: usize::try_from(config.queue.log_bytes).unwrap_or(usize::MAX),
-            stall_timeout: config.queue.stall_timeout,
-            streams: streams.clone(),
-            server,
-        };
-        let test_panics = config.test_panic.is_some();
-        let test_unmeasured = config.test_unmeasured;
-        let config = ShardConfig {
-            core,
-            io,
-            ring_entries: entries.next_power_of_two(),
-            udp: Some(udp_address(&config.listen)),
-            dscp: config.dscp,
-            zero_copy: config.zero_copy,
-            multicast: multicast.clone(),
-            unmeasured: test_unmeasured,
-            cpu: None,
-            test_panics,
-        };
-        let handle =
-            thread::spawn(config, sender.clone(), inbox, senders.clone(), ControlSender::new(shard, control.clone()))
-                .map_err(|error| format!("shard {shard} cannot start ({error}); {}", shard_cure(&error)))?;
-        handles.push(handle);
-    }
-    Ok(())
-}
-
-fn shard_cure(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::ENOMEM) => "raise `ulimit -l` (LimitMEMLOCK= in a unit), or set a lower workers or io = \"epoll\"",
-        Some(libc::EMFILE) => "raise `ulimit -n` (LimitNOFILE= in a unit)",
-        Some(libc::ENODEV) => "stream.multicast_interface names no interface of this machine (`ip link` lists them)",
-        Some(libc::EAGAIN) => "raise the limit of threads (`ulimit -u`, TasksMax= in a unit), or lower workers",
-        _ => "try io = \"epoll\"",
+    if let Some(more @ 1..) = config.streams.len().checked_sub(URLS_LOGGED_MAX) {
+        info!("serving {more} more streams; with `http` in the configuration `rtsprelay streams` lists them");
     }
 }
 
-/// The address that UDP media is sent from: the one that is listened at, or a wildcard that covers all of them.
-fn udp_address(listen: &[SocketAddr]) -> IpAddr {
-    let first = listen.first().map_or(Ipv4Addr::UNSPECIFIED.into(), SocketAddr::ip);
-    if listen.iter().all(|address| address.ip() == first) {
-        return first;
-    }
-    if listen.iter().any(SocketAddr::is_ipv6) { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
-}
-
-/// Whether an address is one of this machine's.
-fn is_own_address(ip: IpAddr) -> bool {
-    // To be bound it must be there. Where another fault hides that it counts as one: so does a link-local one, whose scope is missing.
-    match std::net::UdpSocket::bind((ip, 0)) {
-        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
-        Ok(_) => true,
-    }
-}
-
-/// What to type to see the first stream: shown for the test pattern, which people start in order to look at it.
-fn play_commands(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
+/// The command to play the first stream, shown for the test pattern, which people start in order to look at it.
+fn play_commands(config: &Config, urls: &Urls) -> Vec<String> {
     let Some(stream) = config.streams.first() else { return Vec::new() };
-    let Some(address) = addresses.first() else { return Vec::new() };
-    let host = match address.ip() {
-        ip if !ip.is_unspecified() => ip,
-        // Both wildcards take connections to this.
-        _ => Ipv4Addr::LOCALHOST.into(),
-    };
-    let url = format!("rtsp://{}/{}", SocketAddr::new(host, address.port()), stream.name);
+    let Some(url) = urls.of(&stream.name).into_iter().next() else { return Vec::new() };
     match stream.source {
         SourceKind::Test => {
             vec![format!("ffplay -rtsp_transport tcp {url}"), format!("gst-play-1.0 {url}")]
@@ -613,34 +681,16 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             tasks.spawn_local(async { panic!("a test wants it so") });
-            assert!(failed(&mut tasks).await.contains("a test wants it so"));
+            assert!(failed(&mut tasks).await.to_string().contains("a test wants it so"));
         });
     }
 
     #[test]
-    fn udp_leaves_from_where_rtsp_is_served() {
-        for (listen, udp) in [
-            (&["127.0.0.1:1"][..], "127.0.0.1"),
-            (&["0.0.0.0:1", "0.0.0.0:2"], "0.0.0.0"),
-            (&["127.0.0.1:1", "192.0.2.1:1"], "0.0.0.0"),
-            (&["0.0.0.0:1", "[::]:1"], "::"),
-        ] {
-            let listen: Vec<_> = listen.iter().map(|text| address(text)).collect();
-            assert_eq!(udp_address(&listen).to_string(), udp);
-        }
-    }
-
-    #[test]
-    fn the_machine_knows_its_addresses() {
-        assert!(is_own_address(Ipv4Addr::LOCALHOST.into()));
-        assert!(!is_own_address(Ipv4Addr::new(192, 0, 2, 1).into()), "of a network for documentation");
-    }
-
-    #[test]
     fn the_commands_can_be_typed_here() {
-        let commands = play_commands(&Config::demo(), &[address("0.0.0.0:8554")]);
-        assert_eq!(commands[0], "ffplay -rtsp_transport tcp rtsp://127.0.0.1:8554/test");
-        let commands = play_commands(&Config::demo(), &[address("[::1]:9")]);
+        let commands =
+            play_commands(&Config::demo(), &Urls::new(&[address("127.0.0.1:8554")], &[], Some("test".into())));
+        assert_eq!(commands[0], "ffplay -rtsp_transport tcp rtsp://127.0.0.1:8554/");
+        let commands = play_commands(&Config::demo(), &Urls::new(&[address("[::1]:9")], &[], None));
         assert!(commands[1].ends_with(" rtsp://[::1]:9/test"), "{commands:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the service manager is told, and what it hands over (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
+//! The interface to the service manager (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
 
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -11,19 +11,20 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::health;
 use super::reporter::Reporter;
-use crate::shard::inbox::{ShardSender, SourceState};
+use crate::media::SourceState;
+use crate::shard::inbox::ShardSender;
 use crate::sys;
 
-/// How often the manager is told how many streams and clients there are, if that has changed.
+/// How often the manager is sent the number of streams and clients, if it has changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// Tells the service manager, if there is one that listens.
+/// Notifies the service manager, if there is one.
 #[derive(Debug, Default)]
-pub struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
 
 impl Notifier {
-    /// The manager that `NOTIFY_SOCKET` names.
-    pub fn from_env() -> Notifier {
+    /// The manager named by `NOTIFY_SOCKET`.
+    pub(super) fn from_env() -> Notifier {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Notifier(None) };
         let bytes = name.as_encoded_bytes();
         let address = match bytes.strip_prefix(b"@") {
@@ -33,37 +34,37 @@ impl Notifier {
         match address.and_then(|address| Ok((UnixDatagram::unbound()?, address))) {
             Ok(pair) => Notifier(Some(pair)),
             Err(error) => {
-                tracing::warn!("the service manager cannot be told of anything ({error}); NOTIFY_SOCKET is {name:?}");
+                tracing::warn!("cannot notify the service manager ({error}); NOTIFY_SOCKET is {name:?}");
                 Notifier(None)
             }
         }
     }
 
-    /// Tells something, lines of `NAME=value`.
-    pub fn tell(&self, lines: &str) {
+    /// Sends lines of `NAME=value`.
+    pub(super) fn tell(&self, lines: &str) {
         if let Some((socket, address)) = &self.0 {
-            // A manager that is not there just now asks for nothing.
+            // If the manager is not there at the moment, nothing is needed.
             let _ = socket.send_to_addr(lines.as_bytes(), address);
         }
     }
 
-    /// A reload begins; it ends with `READY=1`.
-    pub fn reloading(&self) {
+    /// A reload starts; it ends with `READY=1`.
+    pub(super) fn reloading(&self) {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from);
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.unwrap_or_default().as_micros()));
     }
 }
 
-/// The time within which the manager wants to hear of us, again and again.
-pub fn watchdog() -> Option<Duration> {
+/// The interval within which the manager expects a notification.
+pub(super) fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
     let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
     number("WATCHDOG_USEC").filter(|usec| meant && *usec > 0).map(Duration::from_micros)
 }
 
-/// Feeds the watchdog as long as every shard answers.
-pub async fn feed(notifier: Rc<Notifier>, within: Duration, shards: Rc<[ShardSender]>) {
-    // A late answer must not cost more than one of two feeds.
+/// Notifies the watchdog as long as every shard answers.
+pub(super) async fn feed(notifier: Rc<Notifier>, within: Duration, shards: Rc<[ShardSender]>) {
+    // A late answer must not cost more than one of two notifications.
     let every = within / 3;
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -73,14 +74,14 @@ pub async fn feed(notifier: Rc<Notifier>, within: Duration, shards: Rc<[ShardSen
             [] => notifier.tell("WATCHDOG=1"),
             silent => tracing::error!(
                 shards = ?silent,
-                "shards do not turn: the watchdog is not fed, and the service manager restarts the relay after {within:?}"
+                "shards do not respond: the watchdog is not notified, and the service manager restarts the relay after {within:?}"
             ),
         }
     }
 }
 
-/// Keeps the manager's status line right.
-pub async fn status(notifier: Rc<Notifier>, reporter: Rc<Mutex<Reporter>>) {
+/// Keeps the manager's status line up to date.
+pub(super) async fn status(notifier: Rc<Notifier>, reporter: Rc<Mutex<Reporter>>) {
     let mut told = String::new();
     let mut tick = interval(STATUS_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -102,10 +103,19 @@ pub async fn status(notifier: Rc<Notifier>, reporter: Rc<Mutex<Reporter>>) {
 /// The name of a socket for RTSPS (systemd.socket(5), `FileDescriptorName=`).
 const TLS_NAME: &str = "rtsps";
 
-/// The listening sockets that the service manager has handed over: those for RTSP, and those for RTSPS; none without one.
-pub fn inherited_listeners() -> (Vec<TcpListener>, Vec<TcpListener>) {
+/// The listening sockets from the service manager, for RTSP and for RTSPS; empty without one.
+pub(super) fn inherited_listeners() -> (Vec<TcpListener>, Vec<TcpListener>) {
     let (mut plain, mut secured) = (Vec::new(), Vec::new());
-    for (fd, name) in sys::inherited_descriptors() {
+    let sys::Inherited { descriptors, missing } = sys::inherited_descriptors();
+    if missing > 0 {
+        let (passed, told) = (descriptors.len(), descriptors.len() + missing);
+        tracing::warn!(
+            passed,
+            told,
+            "LISTEN_FDS announces more sockets than the relay was started with; it uses those that exist"
+        );
+    }
+    for (fd, name) in descriptors {
         let socket = socket2::Socket::from(fd);
         let listens = socket.is_listener().unwrap_or(false);
         match socket.local_addr().ok().and_then(|address| address.as_socket()) {
@@ -113,7 +123,7 @@ pub fn inherited_listeners() -> (Vec<TcpListener>, Vec<TcpListener>) {
             Some(_) if listens => plain.push(socket.into()),
             address => tracing::warn!(
                 ?address,
-                "a socket that the service manager handed over is not used: it is no listening TCP socket; see ListenStream="
+                "a socket from the service manager is not used because it is not a listening TCP socket; see ListenStream="
             ),
         }
     }

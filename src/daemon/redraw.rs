@@ -1,9 +1,9 @@
-//! A table that is drawn in the place of the one before.
+//! A table that replaces the previous one on a terminal.
 
-/// What of a terminal is taken up by a table, and how to put another in its place.
+/// Tracks the area of a terminal that a table occupies, and how to replace it.
 #[derive(Debug, Default)]
-pub struct Redraw {
-    /// The table that is shown, as it was given; empty when there is none.
+pub(super) struct Redraw {
+    /// The table that is shown; empty if there is none.
     table: String,
     /// Rows that it takes.
     rows: usize,
@@ -13,20 +13,20 @@ pub struct Redraw {
 
 impl Redraw {
     /// Whether a table is shown.
-    pub fn is_shown(&self) -> bool {
+    pub(super) fn is_shown(&self) -> bool {
         self.rows > 0
     }
 
-    /// What replaces the table that is shown by another one, in a terminal of `size` columns and rows.
-    pub fn table(&mut self, text: String, size: (usize, usize)) -> String {
+    /// The output that replaces the table by another one, in a terminal of `size` columns and rows.
+    pub(super) fn table(&mut self, text: String, size: (usize, usize)) -> String {
         let mut bytes = self.take_off(size);
         self.table = text;
         self.draw(&mut bytes, size);
         bytes
     }
 
-    /// What puts whole lines above the table that is shown.
-    pub fn above(&mut self, lines: &str, size: (usize, usize)) -> String {
+    /// The output that puts whole lines above the table.
+    pub(super) fn above(&mut self, lines: &str, size: (usize, usize)) -> String {
         let shown = self.is_shown();
         let mut bytes = self.take_off(size);
         bytes.push_str(lines);
@@ -36,9 +36,10 @@ impl Redraw {
         bytes
     }
 
-    /// What takes the table off: up to its first line, then erase all below (ECMA-48 CUU and ED). After the terminal has been
-    /// resized nobody knows where its lines are, as some terminals wrap anew what they show and others cut it; so all is erased.
-    pub fn take_off(&mut self, size: (usize, usize)) -> String {
+    /// The output that erases the table: move to its first line, then erase everything below (ECMA-48 CUU and ED). After a resize the
+    /// positions of its lines are unknown, because some terminals rewrap their contents and others truncate them; so everything is
+    /// erased.
+    pub(super) fn take_off(&mut self, size: (usize, usize)) -> String {
         match std::mem::take(&mut self.rows) {
             0 => String::new(),
             _ if size != self.size => "\x1b[H\x1b[J".into(),
@@ -46,8 +47,8 @@ impl Redraw {
         }
     }
 
-    /// No line is longer than the terminal is wide, and what is drawn leaves its last row free for the cursor: so each line
-    /// takes one row, and all of them can be reached.
+    /// No line is wider than the terminal, and the last row stays free for the cursor. So each line takes one row, and all of them can
+    /// be reached.
     fn draw(&mut self, bytes: &mut String, (columns, rows): (usize, usize)) {
         self.size = (columns, rows);
         for line in self.table.lines().take(rows.saturating_sub(1)) {

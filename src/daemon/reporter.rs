@@ -1,135 +1,93 @@
-//! Asks the shards once an interval and tells what they counted.
+//! Collects the shards' counts once per interval, and reports them.
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::console::Console;
+use super::console::{self, Console};
 use super::syslog;
+use super::urls::Urls;
 use crate::config::{ReportConfig, ReportFormat};
+use crate::escape;
 use crate::limits::COLLECT_EVERY_MAX_MS;
+use crate::media::{SourceState, StreamId};
 use crate::metrics::report::{Report, Scope};
 use crate::metrics::table::{Frame, table};
 use crate::metrics::{
-    ClientSnapshot, Collector, ReportRequest, ShardSnapshot, SourceDrop, SourceGauge, lines, prometheus, status,
+    ClientSnapshot, Collector, ReportRequest, ShardSnapshot, TlsCounts, lines, process, prometheus, status,
 };
-use crate::shard::fanout::Fanout;
 use crate::shard::inbox::{ShardSender, ToShard};
-use crate::source::pipeline::{Publish, Published};
-use crate::source::supervisor::Source;
-use crate::stream::{Description, StreamId};
 use crate::sys;
-use crate::tls::TlsCounts;
 
-/// How long a shard may take to answer before its last counts stand in for it.
+/// How long a shard may take to answer before its last counts are used.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 
-/// The interval of gauges where nothing is printed.
+/// The interval of gauges if nothing is printed.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
-/// What a stream consists of, once that is known.
-pub type Described = Rc<RefCell<Option<Arc<Description>>>>;
+/// The interval of short lines.
+const DIGEST_EVERY: Duration = Duration::from_secs(60);
 
-/// Passes on what a pipeline publishes, and remembers the description, which tells which track's frames are counted as FPS.
-pub struct Tap {
-    way: Way,
-    described: Described,
+/// Minimum interval between two collections for `/metrics`. More frequent requests wait, and share the result.
+const METRICS_EVERY: Duration = Duration::from_millis(50);
+
+/// The same for `/status`, for which the shards list every client.
+const STATUS_EVERY: Duration = Duration::from_millis(400);
+
+/// A page that is made from the shards' answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// `/metrics`.
+    Metrics,
+    /// `/status`.
+    Status,
 }
 
-enum Way {
-    Direct(Fanout),
-    /// To a thread that passes each thing on when it is due.
-    HeldBack(mpsc::Sender<(Instant, Published)>, Duration),
-}
+/// A cached page, and when its collection was started.
+#[derive(Debug, Default)]
+struct Made(Option<(Instant, Bytes)>);
 
-impl Tap {
-    /// In front of a stream's fanout, which is reached after `delay`: none, but in tests of what is measured.
-    pub fn new(mut fanout: Fanout, described: Described, delay: Duration) -> Tap {
-        if delay.is_zero() {
-            return Tap { way: Way::Direct(fanout), described };
-        }
-        let (queue, held) = mpsc::channel::<(Instant, Published)>();
-        std::thread::spawn(move || {
-            for (due, message) in held {
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                fanout.publish(message);
-            }
-        });
-        Tap { way: Way::HeldBack(queue, delay), described }
+impl Made {
+    /// Its text, if it was started after `asked`, so that it includes everything up to then.
+    fn since(&self, asked: Instant) -> Option<Bytes> {
+        self.0.as_ref().filter(|(begun, _)| *begun >= asked).map(|(_, text)| text.clone())
+    }
+
+    /// When it may be made again.
+    fn due(&self, every: Duration) -> Option<Instant> {
+        self.0.as_ref().map(|(begun, _)| *begun + every)
     }
 }
 
-impl Publish for Tap {
-    fn publish(&mut self, message: Published) {
-        if let Published::Described(description) = &message {
-            *self.described.borrow_mut() = Some(Arc::clone(description));
-        }
-        match &mut self.way {
-            Way::Direct(fanout) => fanout.publish(message),
-            // The thread ends with this tap and no sooner.
-            Way::HeldBack(queue, delay) => drop(queue.send((Instant::now() + *delay, message))),
-        }
-    }
-}
-
-/// A stream's source as the reporter looks at it.
-pub struct Watched {
+/// A stream as known to the reporter.
+pub(super) struct Watched {
     /// The stream's number.
     pub id: StreamId,
     /// The stream's name.
     pub name: String,
-    /// The source.
-    pub source: Rc<Source>,
-    /// What it consists of, once that is known.
-    pub described: Described,
+    /// The shard that runs its source.
+    pub home: u16,
+    /// What its source is doing now, once that has been told.
+    pub state: Option<SourceState>,
 }
 
-impl Watched {
-    fn gauge(&self) -> SourceGauge {
-        let stats = self.source.pipeline.borrow().stats();
-        let status = self.source.status.borrow();
-        let described = self.described.borrow();
-        let datagrams = &self.source.datagrams;
-        let mut dropped = [0; SourceDrop::COUNT];
-        for (reason, packets) in [
-            (SourceDrop::Late, stats.late + datagrams.late()),
-            (SourceDrop::Malformed, stats.malformed),
-            (SourceDrop::Empty, stats.empty),
-            (SourceDrop::PayloadType, stats.foreign),
-            (SourceDrop::Oversize, stats.oversize),
-            (SourceDrop::Stranger, datagrams.strangers()),
-        ] {
-            dropped[reason.index()] = packets;
-        }
-        let video = described.as_ref().and_then(|is| is.tracks.iter().position(crate::stream::Track::is_video));
-        SourceGauge {
-            state: status.state,
-            since: status.since,
-            fault: status.fault.clone(),
-            frames: stats.tracks.get(video.unwrap_or(0)).map_or(0, |track| track.frames),
-            bytes: stats.bytes,
-            lost: stats.lost,
-            reconnects: status.reconnects(),
-            failures: status.failures,
-            torn: stats.torn,
-            unreferenced: stats.unreferenced,
-            dropped,
-            unread: self.source.unread_bytes(),
-        }
-    }
-}
+/// All streams, also used by the HTTP server. No borrow is held across an `await`.
+pub(super) type SharedWatched = Rc<RefCell<Vec<Watched>>>;
 
-/// What reports look like here.
+/// The format of reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
     /// A table that is redrawn in place.
     Live,
     /// One table after another.
     Table,
+    /// A short line.
+    Line,
     Logfmt,
     Json,
 }
@@ -139,110 +97,203 @@ impl Look {
         match (format, terminal) {
             (ReportFormat::Auto | ReportFormat::Table, true) => Look::Live,
             (ReportFormat::Table, false) => Look::Table,
-            (ReportFormat::Auto | ReportFormat::Logfmt, _) => Look::Logfmt,
+            (ReportFormat::Auto, false) | (ReportFormat::Line, _) => Look::Line,
+            (ReportFormat::Logfmt, _) => Look::Logfmt,
             (ReportFormat::Json, _) => Look::Json,
         }
     }
 }
 
+/// The intervals of the reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pace {
+    /// The interval of rates and latencies for `/status` and the others.
+    gauges: Duration,
+    /// Whether each interval is reported on standard output.
+    reports: bool,
+    /// The interval of short lines, if there are any.
+    digests: Option<Duration>,
+}
+
+impl Pace {
+    fn of(config: &ReportConfig, look: Look) -> Pace {
+        let none = config.every == Some(Duration::ZERO);
+        let gauges = config.every.filter(|every| !every.is_zero()).unwrap_or(GAUGES_EVERY);
+        let digests = match look {
+            Look::Line => Some(config.every.unwrap_or(DIGEST_EVERY)),
+            // Syslog gets a suitable format, whatever a terminal shows.
+            Look::Live | Look::Table => config.syslog.then_some(DIGEST_EVERY),
+            Look::Logfmt | Look::Json => None,
+        };
+        Pace { gauges, reports: !none && look != Look::Line, digests: digests.filter(|_| !none) }
+    }
+}
+
 /// Collects and tells.
-pub struct Reporter {
-    every: Duration,
+pub(super) struct Reporter {
+    pace: Pace,
     look: Look,
     frame: Frame,
+    urls: Urls,
+    /// Lines on standard output start with the time, except for the journal, which adds its own.
+    with_time: bool,
     shards: Rc<[ShardSender]>,
-    watched: Vec<Watched>,
+    watched: SharedWatched,
     collector: Collector,
     /// The last interval's report.
     last: Option<Report>,
     tls: Option<Arc<TlsCounts>>,
+    metrics_page: Made,
+    status_page: Made,
 }
 
 impl Reporter {
-    /// For those shards; `title` and `play` stand above a table.
-    pub fn new(config: &ReportConfig, shards: Rc<[ShardSender]>, title: String, play: Vec<String>) -> Self {
+    /// For those shards; `title` and `play` are shown above a table.
+    pub(super) fn new(
+        config: &ReportConfig,
+        shards: Rc<[ShardSender]>,
+        title: String,
+        play: Vec<String>,
+        urls: Urls,
+    ) -> Self {
+        let look = Look::of(config.format, std::io::stdout().is_terminal());
         Reporter {
-            every: config.every,
-            look: Look::of(config.format, std::io::stdout().is_terminal()),
+            pace: Pace::of(config, look),
+            look,
+            urls,
+            with_time: !console::is_journal(&std::io::stdout()),
             frame: Frame { title, play, columns: 80, rows: None },
             collector: Collector::new(Instant::now(), shards.len()),
             shards,
-            watched: Vec::new(),
+            watched: SharedWatched::default(),
             last: None,
             tls: None,
+            metrics_page: Made::default(),
+            status_page: Made::default(),
         }
     }
 
-    /// Tells of RTSPS as well from now on.
-    pub fn watch_tls(&mut self, counts: Arc<TlsCounts>) {
+    /// Also reports on TLS from now on.
+    pub(super) fn watch_tls(&mut self, counts: Arc<TlsCounts>) {
         self.tls = Some(counts);
     }
 
     /// Reports on a stream from now on.
-    pub fn add_stream(&mut self, watched: Watched) {
+    pub(super) fn add_stream(&mut self, watched: Watched) {
         self.collector.add_stream(watched.id, &watched.name);
-        self.watched.push(watched);
+        self.watched.borrow_mut().push(watched);
+    }
+
+    /// All streams.
+    pub(super) fn watched(&self) -> SharedWatched {
+        Rc::clone(&self.watched)
     }
 
     /// Forgets a stream.
-    pub fn remove_stream(&mut self, id: StreamId) {
+    pub(super) fn remove_stream(&mut self, id: StreamId) {
         self.collector.remove_stream(id);
-        self.watched.retain(|watched| watched.id != id);
+        self.watched.borrow_mut().retain(|watched| watched.id != id);
+    }
+
+    /// The URLs of a stream.
+    pub(super) fn url(&self, stream: &str) -> Option<String> {
+        self.urls.of(stream).into_iter().next()
     }
 
     /// The last interval's report.
-    pub fn last(&self) -> Option<&Report> {
+    pub(super) fn last(&self) -> Option<&Report> {
         self.last.as_ref()
     }
 
+    /// The answer to a page request that has just arrived. It includes everything up to then; however many requests there are, the
+    /// shards are queried at limited intervals.
+    pub(super) async fn page(reporter: &tokio::sync::Mutex<Reporter>, page: Page) -> Bytes {
+        let asked = Instant::now();
+        loop {
+            let due = {
+                let mut reporter = reporter.lock().await;
+                let (made, every) = match page {
+                    Page::Metrics => (&reporter.metrics_page, METRICS_EVERY),
+                    Page::Status => (&reporter.status_page, STATUS_EVERY),
+                };
+                if let Some(text) = made.since(asked) {
+                    return text;
+                }
+                match made.due(every).filter(|due| *due > Instant::now()) {
+                    Some(due) => due,
+                    None => return reporter.make(page).await,
+                }
+            };
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+
+    async fn make(&mut self, page: Page) -> Bytes {
+        let begun = Instant::now();
+        let text = Bytes::from(match page {
+            Page::Metrics => self.metrics().await,
+            Page::Status => self.status().await,
+        });
+        let made = Made(Some((begun, text.clone())));
+        match page {
+            Page::Metrics => self.metrics_page = made,
+            Page::Status => self.status_page = made,
+        }
+        text
+    }
+
     /// What `/metrics` answers.
-    pub async fn metrics(&mut self) -> String {
+    async fn metrics(&mut self) -> String {
         self.collect().await;
         let scrape = self.collector.scrape(Instant::now(), SystemTime::now());
         prometheus::text(&scrape, self.last.as_ref(), self.tls.as_deref())
     }
 
-    /// What `/status` answers: the last interval's report, and the clients as they are now.
-    pub async fn status(&mut self) -> String {
+    /// The contents of `/status`: the last interval's report, and the current clients.
+    async fn status(&mut self) -> String {
         let clients = self.ask(true).await;
         let report = match &self.last {
             Some(report) => report.clone(),
             None => self.collector.summary(Instant::now(), SystemTime::now()),
         };
         let name = |client: &ClientSnapshot| {
-            let watched = self.watched.iter().find(|watched| watched.id == client.stream);
+            let all = self.watched.borrow();
+            let watched = all.iter().find(|watched| watched.id == client.stream);
             watched.map(|watched| watched.name.clone()).unwrap_or_default()
         };
         let mut object = status::status(&report, &clients, name);
+        let streams = object.get_mut("streams").and_then(serde_json::Value::as_array_mut);
+        for (stream, about) in report.streams.iter().zip(streams.into_iter().flatten()) {
+            about["urls"] = self.urls.of(&stream.name).into();
+        }
         if let Some(tls) = &self.tls {
             object.insert("tls".into(), status::tls(tls));
         }
+        let leaves = process::leaves_until().map(lines::rfc3339);
+        object.insert("leaving".into(), leaves.is_some().into());
+        object.insert("leaves_until".into(), leaves.into());
         object.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         object.insert("title".into(), self.frame.title.as_str().into());
-        format!("{}\n", serde_json::Value::Object(object))
-    }
-
-    /// Whether the commands that play the streams are part of every report.
-    pub fn shows_commands(&self) -> bool {
-        matches!(self.look, Look::Live | Look::Table)
+        escape::json(format!("{}\n", serde_json::Value::Object(object)))
     }
 
     /// Reports every interval, until the task is dropped.
-    pub async fn run(reporter: Rc<tokio::sync::Mutex<Reporter>>) {
-        let every = reporter.lock().await.every;
-        // Gauges of the last interval are wanted even where nothing is printed.
-        let interval = if every.is_zero() { GAUGES_EVERY } else { every };
-        let collect_every = interval.min(Duration::from_millis(COLLECT_EVERY_MAX_MS));
+    pub(super) async fn run(reporter: Rc<tokio::sync::Mutex<Reporter>>) {
+        let Pace { gauges, reports, digests } = reporter.lock().await.pace;
+        let collect_every = gauges.min(Duration::from_millis(COLLECT_EVERY_MAX_MS));
         let mut tick = tokio::time::interval(collect_every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        // The first tick is at once.
+        // The first tick is immediate.
         tick.tick().await;
-        let mut reported = Instant::now();
+        let mut measured = Instant::now();
+        let mut digested = measured;
+        // A tick that is slightly early must not delay what is due by a whole interval.
+        let is_due = |last: Instant, interval: Duration| last.elapsed() + collect_every / 2 >= interval;
         {
-            // A newcomer is not to look at an empty screen for an interval.
+            // The screen should not be empty for the first interval.
             let mut reporter = reporter.lock().await;
-            if reporter.look == Look::Live && !every.is_zero() {
-                let report = reporter.collector.interval(reported, SystemTime::now());
+            if reporter.look == Look::Live && reports {
+                let report = reporter.collector.interval(measured, SystemTime::now());
                 reporter.tell(&report);
             }
         }
@@ -250,30 +301,47 @@ impl Reporter {
             tick.tick().await;
             let mut reporter = reporter.lock().await;
             reporter.collect().await;
-            // A tick that comes a little early must not put the report off by a whole interval.
-            if reported.elapsed() + collect_every / 2 >= interval {
-                reported = Instant::now();
-                let report = reporter.collector.interval(reported, SystemTime::now());
-                if !every.is_zero() {
+            if is_due(measured, gauges) {
+                measured = Instant::now();
+                let report = reporter.collector.interval(measured, SystemTime::now());
+                if reports {
                     reporter.tell(&report);
                 }
                 reporter.last = Some(report);
+            }
+            if digests.is_some_and(|every| is_due(digested, every)) {
+                digested = Instant::now();
+                reporter.tell_digest(Scope::Interval);
             }
         }
     }
 
     /// Prints the summary of the whole run, as far as it has been collected.
-    pub fn tell_summary(&mut self) {
+    pub(super) fn tell_summary(&mut self) {
         let report = self.collector.summary(Instant::now(), SystemTime::now());
         self.tell(&report);
+        if !matches!(self.look, Look::Logfmt | Look::Json) {
+            self.tell_digest(Scope::Summary);
+        }
     }
 
-    /// Asks every shard and source.
-    pub async fn collect(&mut self) {
+    /// A short line: on standard output if that is the format, and to syslog.
+    fn tell_digest(&mut self, scope: Scope) {
+        let at = SystemTime::now();
+        let digest = self.collector.digest(Instant::now(), at, scope);
+        if self.look == Look::Line {
+            let time = if self.with_time { lines::rfc3339(at) + " " } else { String::new() };
+            Console::get().print(format!("{time}{digest}\n"));
+        }
+        syslog::say_with(|| digest.to_string());
+    }
+
+    /// Queries every shard and source.
+    pub(super) async fn collect(&mut self) {
         self.ask(false).await;
     }
 
-    /// Asks every shard and source; gives the clients if they are wanted.
+    /// Queries every shard and source; returns the clients if requested.
     async fn ask(&mut self, clients: bool) -> Vec<ClientSnapshot> {
         let answers: Vec<oneshot::Receiver<ShardSnapshot>> = self
             .shards
@@ -286,23 +354,27 @@ impl Reporter {
             .collect();
         let deadline = tokio::time::Instant::now() + ANSWER_MAX;
         let mut snapshots = Vec::with_capacity(answers.len());
-        let mut found = Vec::new();
+        let (mut found, mut sources) = (Vec::new(), Vec::new());
         for answer in answers {
             let mut snapshot = tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok);
             if let Some(snapshot) = &mut snapshot {
                 found.append(&mut snapshot.clients);
+                sources.append(&mut snapshot.sources);
             }
             snapshots.push(snapshot);
         }
-        let gauges = self.watched.iter().map(|watched| (watched.id, watched.gauge())).collect();
-        self.collector.absorb(snapshots, gauges);
+        self.collector.absorb(snapshots, sources);
         found
     }
 
     fn tell(&mut self, report: &Report) {
         let console = Console::get();
-        syslog::say_with(|| lines::logfmt(report));
+        if matches!(self.look, Look::Logfmt | Look::Json) {
+            syslog::say_with(|| lines::logfmt(report));
+        }
         match self.look {
+            // Syslog gets a digest instead.
+            Look::Line => {}
             Look::Logfmt => console.print(lines::logfmt(report)),
             Look::Json => console.print(lines::json(report)),
             Look::Table => console.print(table(report, &self.frame)),
@@ -325,10 +397,43 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_page_is_for_those_who_asked_before_it_was_begun() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        assert_eq!((Made::default().since(now), Made::default().due(second)), (None, None));
+        let made = Made(Some((now, "text".into())));
+        assert_eq!(made.since(now).unwrap(), "text");
+        assert_eq!(made.since(now + second), None);
+        assert_eq!(made.due(second), Some(now + second));
+    }
+
+    #[test]
     fn auto_is_a_live_table_on_a_terminal_alone() {
         assert_eq!(Look::of(ReportFormat::Auto, true), Look::Live);
-        assert_eq!(Look::of(ReportFormat::Auto, false), Look::Logfmt);
+        assert_eq!(Look::of(ReportFormat::Auto, false), Look::Line);
         assert_eq!(Look::of(ReportFormat::Table, false), Look::Table);
         assert_eq!(Look::of(ReportFormat::Json, true), Look::Json);
+    }
+
+    #[test]
+    fn without_a_terminal_there_is_a_line_a_minute_unless_more_is_asked_for() {
+        let pace = |every: Option<u64>, look| {
+            let every = every.map(Duration::from_secs);
+            Pace::of(&ReportConfig { syslog: false, every, format: ReportFormat::Auto, events: false }, look)
+        };
+        let seconds = Duration::from_secs;
+        let told = |reports, digests: Option<u64>, gauges| Pace {
+            gauges: seconds(gauges),
+            reports,
+            digests: digests.map(seconds),
+        };
+        assert_eq!(pace(None, Look::Line), told(false, Some(60), 1));
+        assert_eq!(pace(Some(5), Look::Line), told(false, Some(5), 5));
+        assert_eq!(pace(Some(0), Look::Line), told(false, None, 1));
+        assert_eq!(pace(None, Look::Logfmt), told(true, None, 1));
+        assert_eq!(pace(Some(0), Look::Json), told(false, None, 1));
+        assert_eq!(pace(None, Look::Live), told(true, None, 1));
+        let syslog = ReportConfig { syslog: true, every: None, format: ReportFormat::Auto, events: false };
+        assert_eq!(Pace::of(&syslog, Look::Live), told(true, Some(60), 1));
     }
 }

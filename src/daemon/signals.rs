@@ -1,4 +1,4 @@
-//! Signals, on a thread of their own so that a second SIGTERM ends even a relay that hangs.
+//! Signals, on their own thread so that a second SIGTERM ends the process even if the relay hangs.
 
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
@@ -7,25 +7,25 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
-/// What a signal asks for.
+/// What a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub(super) enum Asked {
     /// SIGTERM or SIGINT: stop.
     Stop,
-    /// SIGHUP: read the configuration again.
+    /// SIGHUP: reload.
     Reload,
     /// SIGUSR1: print the summary.
     Summary,
 }
 
-/// A second signal sooner than this is the first one's echo: Ctrl-C reaches a whole process group, and a wrapper passes it on.
+/// A second signal sooner than this is a duplicate: Ctrl-C reaches a whole process group, and a wrapper forwards it.
 const ECHO: Duration = Duration::from_millis(100);
 
-/// Starts to listen for signals. The second request to stop ends the process at once, with exit code 0: it was asked to.
+/// Starts listening for signals. The second request to stop ends the process at once, with exit code 0.
 ///
 /// # Errors
-/// If the handlers or the thread cannot be set up.
-pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
+/// The handlers or the thread cannot be set up.
+pub(super) fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
     let (tell, told) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -33,7 +33,7 @@ pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
         let on_terminal = io::stdout().is_terminal();
         for signal in signals.forever() {
             let asked = match (signal, stopping) {
-                // The same signal says that the terminal has been closed; it is one no longer then.
+                // The same signal means that the terminal was closed; standard output is then no terminal any more.
                 (SIGHUP, _) if !on_terminal || io::stdout().is_terminal() => Asked::Reload,
                 (SIGUSR1, _) => Asked::Summary,
                 (_, None) => {
@@ -43,7 +43,7 @@ pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
                 (_, Some(first)) if first.elapsed() < ECHO => continue,
                 _ => std::process::exit(0),
             };
-            // The control thread has ended: so will the process.
+            // The control thread has ended, and the process will too.
             let _ = tell.send(asked);
         }
     })?;

@@ -1,114 +1,156 @@
-//! The streams that run: started, and changed by a reload.
+//! The running streams: started, and changed by a reload.
 
-use std::pin::Pin;
+use std::cell::RefCell;
 use std::rc::Rc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc, watch};
-use tokio::task::{JoinError, JoinHandle, spawn_local};
-use tokio::time::{sleep, timeout};
-use tracing::{error, info};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tracing::field::display;
+use tracing::info;
 
 use super::dispatch::{Outlet, Outlets};
-use super::reporter::{Described, Reporter, Tap, Watched};
+use super::failure::Failure;
+use super::reporter::{Reporter, Watched};
+use super::stream_ids::StreamIds;
 use crate::config::{SourceKind, StreamConfig};
-use crate::metrics::{Panicked, process};
-use crate::shard::core::StreamSetup;
-use crate::shard::fanout::Fanout;
+use crate::media::StreamId;
 use crate::shard::inbox::{ShardSender, ToShard};
+use crate::shard::types::{Hosting, StreamSetup};
 use crate::source::camera::Timeouts;
-use crate::source::on_demand::{Demand, OnDemand};
-use crate::source::pipeline::Pipeline;
-use crate::source::publisher::{self, PublisherSpec};
-use crate::source::supervisor::{self, Source, SourceSpec};
-use crate::stream::StreamId;
+use crate::source::news::{NewsSender, Relaying, SourceNews};
+use crate::source::publisher::PublisherRules;
+use crate::source::spec::{Demand, OnDemand, SourceSpec};
+use crate::testing::Testing;
+use crate::wire::relay_path;
 
-/// A stream with its source's supervisor.
+/// A stream with its source.
 struct Running {
     id: StreamId,
     config: StreamConfig,
-    source: Rc<Source>,
-    described: Described,
+    /// The shard that runs the source.
+    home: u16,
+    rules: watch::Sender<PublisherRules>,
     stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
+    /// Closes when the source has ended.
+    ended: oneshot::Receiver<()>,
+    /// The relays that the request for it has passed through.
+    via: Option<Arc<str>>,
+}
+
+/// How publishers of the stream are treated, if it is published.
+fn rules(config: &StreamConfig) -> PublisherRules {
+    let takeover = matches!(config.source, SourceKind::Publisher { takeover: true });
+    PublisherRules { takeover, quiet: Timeouts::default().quiet, silence: config.source_timeout }
+}
+
+/// Whether both configurations have the same source, so that it keeps running: other differences are passed to the shards, or to a
+/// publisher's rules.
+fn same_source(one: &StreamConfig, other: &StreamConfig) -> bool {
+    // What only the shards have to know of leaves the source alone.
+    let (start, on_demand_start, tile) = (other.start, other.on_demand_start, other.tile.clone());
+    let (made, added) = (other.made, other.added);
+    let mut one = StreamConfig { start, on_demand_start, made, added, tile, ..one.clone() };
+    if let (SourceKind::Publisher { .. }, SourceKind::Publisher { .. }) = (&one.source, &other.source) {
+        one.source.clone_from(&other.source);
+        one.source_timeout = other.source_timeout;
+    }
+    one == *other
 }
 
 /// All streams.
-pub struct Streams {
+pub(super) struct Streams {
     running: Vec<Running>,
-    /// Sources of removed streams that say farewell to their cameras.
-    leaving: Vec<JoinHandle<()>>,
-    /// Numbers are not used again, so that nothing late is taken for another stream's.
-    next: Option<u16>,
+    /// Sources of removed streams that are sending TEARDOWN to their cameras.
+    leaving: Vec<oneshot::Receiver<()>>,
+    ids: Rc<RefCell<StreamIds>>,
     shards: Rc<[ShardSender]>,
     reporter: Rc<Mutex<Reporter>>,
     /// Where the shards' messages to the sources go.
     outlets: Outlets,
-    tests: TestFaults,
+    /// Changes on a reload.
+    reloaded: watch::Sender<u64>,
+    testing: Testing,
+    telling: Telling,
 }
 
-/// What tests do to sources.
-#[derive(Clone, Copy, Debug)]
-pub struct TestFaults {
-    /// Chunks are held back so long on their way to the shards.
-    pub delay: Duration,
-    /// A source's code fails so long after its start.
-    pub panic_after: Option<Duration>,
+/// News from sources, and this relay's identity for other relays.
+#[derive(Clone, Debug)]
+pub(super) struct Telling {
+    /// The relay's own id.
+    pub relay: Arc<str>,
+    /// Where sources' news go.
+    pub news: mpsc::UnboundedSender<(StreamId, SourceNews)>,
 }
 
-/// Time between the first connections to two cameras, so that hundreds of them are not asked in the same instant.
+/// Interval between the first connections to two cameras, so that hundreds of them are not contacted at the same moment.
 const START_SPACING: Duration = Duration::from_millis(10);
 
 /// What a reload did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub(super) struct Changes {
     /// Streams that are new.
     pub added: usize,
-    /// Streams that are no more.
+    /// Removed streams.
     pub removed: usize,
-    /// Streams with another source or start.
+    /// Streams with another source or `start`.
     pub changed: usize,
 }
 
-/// A stream as the shards are told of it.
-pub fn setup(id: StreamId, stream: &StreamConfig) -> StreamSetup {
+/// The home of a stream at startup: the shards take turns.
+pub(super) fn home_at(id: StreamId, shards: usize) -> u16 {
+    (id.index() % shards) as u16
+}
+
+/// The description of a stream for the shards.
+pub(super) fn setup(id: StreamId, home: u16, stream: &StreamConfig) -> StreamSetup {
+    let published = matches!(stream.source, SourceKind::Publisher { .. });
+    // A request for a stream whose publisher is just starting waits for the publisher as it waited for the stream.
+    let waits = !published || stream.made;
     StreamSetup {
         id,
+        home,
         name: stream.name.clone(),
         start: stream.start,
-        published: matches!(stream.source, SourceKind::Publisher { .. }),
-        on_demand: stream.on_demand.map(|on_demand| on_demand.start),
+        published,
+        made: stream.made || stream.added,
+        on_demand: stream.on_demand.map(|_| stream.on_demand_start),
+        first_wait: waits.then_some(stream.on_demand_start),
     }
 }
 
-/// Makes a stream's source, as often as it takes.
-struct Maker {
-    id: StreamId,
-    config: StreamConfig,
-    source: Rc<Source>,
-    described: Described,
-    shards: Rc<[ShardSender]>,
-    outlets: Outlets,
-    tests: TestFaults,
-}
+impl Streams {
+    /// None yet.
+    pub(super) fn new(
+        shards: Rc<[ShardSender]>,
+        reporter: Rc<Mutex<Reporter>>,
+        (outlets, ids): (Outlets, Rc<RefCell<StreamIds>>),
+        testing: Testing,
+        telling: Telling,
+    ) -> Self {
+        let (running, leaving, reloaded) = (Vec::new(), Vec::new(), watch::Sender::new(0));
+        Streams { running, leaving, ids, shards, reporter, outlets, reloaded, testing, telling }
+    }
 
-/// The wait before a source whose code has failed is started again, at first and at most; it doubles each time.
-const RESTART_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// A source that has run so long before its code failed is started again after the first wait.
-const RAN_WELL: Duration = Duration::from_secs(60);
-
-impl Maker {
-    /// One source; the shards' messages go to it from now on.
-    fn make(&self, start_after: Duration, stop: watch::Receiver<bool>) -> Pin<Box<dyn Future<Output = ()>>> {
-        let config = &self.config;
-        let source = Rc::clone(&self.source);
-        let tap = Tap::new(Fanout::new(self.id, &self.shards), Rc::clone(&self.described), self.tests.delay);
+    /// Makes a stream's home run its source, in place of its previous one. Returns what stops it, and what closes when it has ended.
+    fn host(
+        &self,
+        (id, home, setup): (StreamId, u16, Option<StreamSetup>),
+        config: &StreamConfig,
+        (rules, via): (watch::Receiver<PublisherRules>, Option<Arc<str>>),
+        start_after: Duration,
+    ) -> (watch::Sender<bool>, oneshot::Receiver<()>) {
         let mut spec = SourceSpec::new(config.name.clone(), config.source.clone());
-        spec.timeouts.silence = config.source_timeout;
-        spec.transport = config.transport;
-        spec.tls = config.tls.clone();
+        spec.camera = config.camera.clone();
+        spec.camera.timeouts.silence = config.source_timeout;
+        let news = NewsSender::new(id, self.telling.news.clone());
+        let own = Arc::clone(&self.telling.relay);
+        let through = |via: &Arc<str>| -> Arc<str> { relay_path::joined(relay_path::ids(via).chain([&*own])).into() };
+        spec.camera.relaying = Some(Relaying { via: via.as_ref().map(through), own: Arc::clone(&own) });
+        (spec.news, spec.made) = (Some(news), config.made);
+        spec.waits = config.waits;
+        spec.reloaded = Some(self.reloaded.subscribe());
         if let SourceKind::Cameras(_) = config.source {
             spec.start_after = start_after;
         }
@@ -119,128 +161,121 @@ impl Maker {
             spec.start_after = Duration::ZERO;
             spec.on_demand = Some(OnDemand { stop: on_demand.stop, demand });
         }
-        let task: Pin<Box<dyn Future<Output = ()>>> = if let SourceKind::Publisher { takeover } = config.source {
-            let (publishing, messages) = mpsc::unbounded_channel();
-            outlet.publishing = Some(publishing);
-            let Timeouts { quiet, silence, .. } = spec.timeouts;
-            let spec = PublisherSpec { name: spec.name, takeover, quiet, silence };
-            Box::pin(publisher::run(spec, source, tap, messages, self.shards.to_vec(), stop))
-        } else {
-            Box::pin(supervisor::run(spec, source, tap, stop))
+        if !matches!(config.source, SourceKind::Publisher { .. }) {
+            let (asked, seen) = watch::channel(0);
+            outlet.asked = Some(asked);
+            spec.asked = Some(seen);
+        }
+        self.outlets.borrow_mut().entry(id).or_default().replace(outlet);
+        let ((stop, stopped), (ended, has_ended)) = (watch::channel(false), oneshot::channel());
+        let hosting = Hosting { stream: id, setup, spec, rules, stop: stopped, ended, testing: self.testing };
+        self.shards[usize::from(home)].tell(ToShard::Host(Box::new(hosting)));
+        (stop, has_ended)
+    }
+
+    /// The shard with the fewest sources; among equal ones the one with the fewest connections.
+    fn least_loaded(&self) -> u16 {
+        let load = |shard: &u16| {
+            let sources = self.running.iter().filter(|running| running.home == *shard).count();
+            (sources, self.shards[usize::from(*shard)].connections())
         };
-        let mut outlets = self.outlets.borrow_mut();
-        let index = usize::from(self.id.0);
-        if outlets.len() <= index {
-            outlets.resize_with(index + 1, Outlet::default);
-        }
-        outlets[index].replace(outlet);
-        let Some(after) = self.tests.panic_after else { return task };
-        Box::pin(async move {
-            if timeout(after, task).await.is_err() {
-                panic!("a test wants it so");
-            }
-        })
+        (0..self.shards.len() as u16).min_by_key(load).unwrap_or(0)
     }
 
-    /// Keeps the source going until it ends as it should: one whose code fails is started again. The other streams do not notice.
-    async fn keep(self, first: Pin<Box<dyn Future<Output = ()>>>, mut stop: watch::Receiver<bool>) {
-        let mut task = first;
-        let mut wait = RESTART_WAIT.0;
-        loop {
-            let started = Instant::now();
-            let Err(failed) = OnDrop(spawn_local(task)).await else { return };
-            if !failed.is_panic() {
-                return;
+    /// Starts the configured streams. The shards were started with them, at the indices from 0 on.
+    pub(super) async fn start_all(&mut self, streams: &[StreamConfig]) {
+        for stream in streams {
+            let id = self.ids.borrow_mut().take();
+            if let Some(id) = id {
+                let home = home_at(id, self.shards.len());
+                self.start((id, home, None), stream, None);
+                self.watch(id, home, stream).await;
             }
-            process::panicked(Panicked::Source);
-            if started.elapsed() >= RAN_WELL {
-                wait = RESTART_WAIT.0;
-            }
-            let name = &self.config.name;
-            let retry_in_ms = wait.as_millis() as u64;
-            error!(stream = %name, retry_in_ms, "the source's code failed; it is started again, its clients stay");
-            let fault = "a fault of rtsprelay itself; the log says where".to_owned();
-            let mut publisher = Fanout::new(self.id, &self.shards);
-            self.source.failed(fault, &mut publisher);
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                () = sleep(wait) => {}
-            }
-            wait = (wait * 2).min(RESTART_WAIT.1);
-            task = self.make(Duration::ZERO, stop.clone());
         }
     }
-}
 
-/// A task that ends with who waits for it.
-struct OnDrop(JoinHandle<()>);
-
-impl Future for OnDrop {
-    type Output = Result<(), JoinError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx)
-    }
-}
-
-impl Drop for OnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Streams {
-    /// None yet.
-    pub fn new(shards: Rc<[ShardSender]>, reporter: Rc<Mutex<Reporter>>, outlets: Outlets, tests: TestFaults) -> Self {
-        Streams { running: Vec::new(), leaving: Vec::new(), next: Some(0), shards, reporter, outlets, tests }
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.running.len()
     }
 
-    /// What keeps a stream's source going, again after a fault of its own code.
-    fn source(
-        &self,
-        id: StreamId,
+    /// The stream with that name.
+    pub(super) fn find(&self, name: &str) -> Option<(StreamId, &StreamConfig)> {
+        let running = self.running.iter().find(|running| running.config.name == name)?;
+        Some((running.id, &running.config))
+    }
+
+    /// All of them.
+    pub(super) fn configs(&self) -> impl Iterator<Item = &StreamConfig> {
+        self.running.iter().map(|running| &running.config)
+    }
+
+    /// The name of a stream.
+    pub(super) fn name(&self, id: StreamId) -> Option<&str> {
+        self.running.iter().find(|running| running.id == id).map(|running| running.config.name.as_str())
+    }
+
+    /// Adds a stream now, on the shard `home` or the least loaded one; `via` lists the relays that the request has passed through, if
+    /// it is created by name. `None` if there is no id left.
+    pub(super) async fn add(
+        &mut self,
         config: &StreamConfig,
-        source: Rc<Source>,
-        described: Described,
-        start_after: Duration,
-        stop: watch::Receiver<bool>,
-    ) -> impl Future<Output = ()> + use<> {
-        let (shards, outlets, tests) = (Rc::clone(&self.shards), Rc::clone(&self.outlets), self.tests);
-        let maker = Maker { id, config: config.clone(), source, described, shards, outlets, tests };
-        // Where the shards' messages go is set at once.
-        let first = maker.make(start_after, stop.clone());
-        maker.keep(first, stop)
+        via: Option<Arc<str>>,
+        home: Option<u16>,
+    ) -> Option<StreamId> {
+        let id = self.ids.borrow_mut().take()?;
+        let home = home.unwrap_or_else(|| self.least_loaded());
+        let new = setup(id, home, config);
+        // The home is told first: what others ask of it, once they know of the stream, must not come before.
+        self.start((id, home, Some(new.clone())), config, via);
+        for (_, shard) in self.shards.iter().enumerate().filter(|(shard, _)| *shard != usize::from(home)) {
+            shard.tell(ToShard::Stream(new.clone()));
+        }
+        self.watch(id, home, config).await;
+        Some(id)
     }
 
-    /// Starts a stream. The shards have been told of it as the one with the next number.
-    pub async fn start(&mut self, config: &StreamConfig) {
-        let Some(id) = self.next.map(StreamId) else { return };
-        self.next = id.0.checked_add(1);
-        let source = Source::new(Pipeline::new(fastrand::u64(..)));
-        let described = Described::default();
-        let (stop, stopped) = watch::channel(false);
-        let watched =
-            Watched { id, name: config.name.clone(), source: Rc::clone(&source), described: Rc::clone(&described) };
-        self.reporter.lock().await.add_stream(watched);
+    /// Removes a stream now; returns whether it existed.
+    pub(super) async fn remove_now(&mut self, id: StreamId) -> bool {
+        let Some(at) = self.running.iter().position(|running| running.id == id) else { return false };
+        let running = self.running.swap_remove(at);
+        self.leaving.retain_mut(|ended| ended.try_recv() == Err(TryRecvError::Empty));
+        self.remove(running).await;
+        true
+    }
+
+    /// Starts a stream. Its home is told what it is like if it has not been told yet.
+    fn start(
+        &mut self,
+        (id, home, setup): (StreamId, u16, Option<StreamSetup>),
+        config: &StreamConfig,
+        via: Option<Arc<str>>,
+    ) {
         let start_after = START_SPACING * u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-        let task = self.source(id, config, Rc::clone(&source), Rc::clone(&described), start_after, stopped);
-        let task = spawn_local(task);
-        self.running.push(Running { id, config: config.clone(), source, described, stop, task });
+        let (rules, seen) = watch::channel(rules(config));
+        let (stop, ended) = self.host((id, home, setup), config, (seen, via.clone()), start_after);
+        self.running.push(Running { id, config: config.clone(), home, rules, stop, ended, via });
     }
 
-    /// Makes the streams those of the configuration, but for their groups. What is the same in both goes on untouched.
+    /// Has the reports tell of a stream. Last, for it may take a moment: what the shards say of it has found its source meanwhile.
+    async fn watch(&self, id: StreamId, home: u16, config: &StreamConfig) {
+        self.reporter.lock().await.add_stream(Watched { id, name: config.name.clone(), home, state: None });
+    }
+
+    /// Changes the streams to those of the configuration, except for their groups. Unchanged streams are not affected.
     ///
     /// # Errors
-    /// If there are no numbers left for new streams; nothing has been changed then.
-    pub async fn become_those(&mut self, wanted: &[StreamConfig]) -> Result<Changes, String> {
+    /// There are no ids left for new streams; nothing has been changed then.
+    pub(super) async fn become_those(&mut self, wanted: &[StreamConfig]) -> Result<Changes, Failure> {
         let mut changes = Changes::default();
         let is_new = |stream: &&StreamConfig| !self.running.iter().any(|running| running.config.name == stream.name);
         let new: Vec<&StreamConfig> = wanted.iter().filter(is_new).collect();
-        let left = self.next.map_or(0, |next| usize::from(u16::MAX - next));
-        if new.len() > left {
-            return Err("so many streams came and went that their numbers are used up; restart the relay".into());
+        if new.len() > self.ids.borrow().left() {
+            return Err(
+                "too many removed streams still have clients, so new streams cannot get ids; reload again later".into(),
+            );
         }
-        self.leaving.retain(|task| !task.is_finished());
+        self.leaving.retain_mut(|ended| ended.try_recv() == Err(TryRecvError::Empty));
         let mut kept = Vec::new();
         for mut running in std::mem::take(&mut self.running) {
             match wanted.iter().find(|stream| stream.name == running.config.name) {
@@ -259,56 +294,51 @@ impl Streams {
             kept.push(running);
         }
         self.running = kept;
+        self.reloaded.send_modify(|times| *times += 1);
         for stream in new {
             changes.added += 1;
-            let Some(id) = self.next.map(StreamId) else { break };
-            for shard in self.shards.iter() {
-                shard.tell(ToShard::Stream(setup(id, stream)));
+            let url = self.reporter.lock().await.url(&stream.name).map(display);
+            info!(stream = %stream.name, url, "added");
+            if self.add(stream, None, None).await.is_none() {
+                break;
             }
-            info!(stream = %stream.name, "added");
-            self.start(stream).await;
         }
         Ok(changes)
     }
 
-    /// Gives a stream another source, or another start. Its clients stay, as they do when a camera reboots, unless the new
-    /// source's tracks or codecs are others.
+    /// Gives a stream another source or `start`. Its clients stay connected, like when a camera reboots, unless the new source has
+    /// other tracks or codecs.
     fn change(&self, running: &mut Running, to: &StreamConfig) {
         for shard in self.shards.iter() {
-            shard.tell(ToShard::Stream(setup(running.id, to)));
+            shard.tell(ToShard::Stream(setup(running.id, running.home, to)));
         }
-        if running.config != (StreamConfig { start: running.config.start, ..to.clone() }) {
-            info!(stream = %to.name, "has another source");
-            // The receiver is gone only if the source has ended already.
+        running.rules.send_replace(rules(to));
+        if !same_source(&running.config, to) {
+            info!(stream = %to.name, "source changed");
+            // The receiver is gone only if the source has already ended.
             let _ = running.stop.send(true);
-            let (stop, stopped) = watch::channel(false);
-            running.stop = stop;
-            let (source, described) = (Rc::clone(&running.source), Rc::clone(&running.described));
-            let next = self.source(running.id, to, source, described, Duration::ZERO, stopped);
-            let before = std::mem::replace(&mut running.task, spawn_local(async {}));
-            running.task = spawn_local(async move {
-                // One that panicked has told so.
-                let _ = before.await;
-                next.await;
-            });
+            let at = (running.id, running.home, None);
+            let seen = (running.rules.subscribe(), running.via.clone());
+            (running.stop, running.ended) = self.host(at, to, seen, Duration::ZERO);
         }
         running.config = to.clone();
     }
 
     async fn remove(&mut self, running: Running) {
         let _ = running.stop.send(true);
+        self.ids.borrow_mut().removed(running.id);
         for shard in self.shards.iter() {
             shard.tell(ToShard::RemoveStream(running.id));
         }
         self.reporter.lock().await.remove_stream(running.id);
-        self.leaving.push(running.task);
+        self.leaving.push(running.ended);
     }
 
-    /// Asks every source to stop; gives what ends with it.
-    pub fn stop(self) -> Vec<JoinHandle<()>> {
+    /// Tells every source to stop; returns what closes when each has ended.
+    pub(super) fn stop(self) -> Vec<oneshot::Receiver<()>> {
         let stopped = self.running.into_iter().map(|running| {
             let _ = running.stop.send(true);
-            running.task
+            running.ended
         });
         stopped.chain(self.leaving).collect()
     }

@@ -1,4 +1,4 @@
-//! `rtsprelay top`: the live table of a relay that runs, from its `/status`.
+//! `rtsprelay top`: a running relay's live table, from its `/status`.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::failure::Failure;
 use super::redraw::Redraw;
 use crate::config::parse_http;
 use crate::file;
@@ -22,28 +23,26 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How long the relay may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Bytes of a status that are read at most.
+/// Maximum size of a status in bytes.
 const STATUS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Shows the table until it is interrupted; once, where standard output is no terminal.
+/// Shows the table until it is interrupted; once, if standard output is not a terminal.
 ///
 /// # Errors
-/// A sentence with the cure, when no relay answers there.
-pub fn top(target: &Target) -> Result<(), String> {
-    let address = target.address;
+/// A sentence with the fix, if no relay answers there.
+pub fn top(target: &Target) -> Result<(), Failure> {
     let out = io::stdout();
     let live = out.is_terminal();
     let mut shown = Redraw::default();
     loop {
         let (columns, rows) = sys::terminal_size(&out).unwrap_or((80, 24));
         let status = target.ask()?;
-        let text = render(&status, columns, live.then_some(rows))
-            .ok_or_else(|| format!("what answers at {address} is no rtsprelay of this version"))?;
+        let text = render(&status, columns, live.then_some(rows)).ok_or_else(|| target.is_none_of_ours())?;
         let bytes = if live { shown.table(text, (columns, rows)) } else { text };
         let mut lock = out.lock();
         let printed = lock.write_all(bytes.as_bytes()).and_then(|()| lock.flush());
         if printed.is_err() || !live {
-            // A reader that has gone has seen enough.
+            // If nobody reads standard output any more, that is fine.
             return Ok(());
         }
         std::thread::sleep(EVERY);
@@ -51,13 +50,13 @@ pub fn top(target: &Target) -> Result<(), String> {
 }
 
 /// The password in a file.
-fn password_of(path: &Path) -> Result<String, String> {
+fn password_of(path: &Path) -> Result<String, Failure> {
     let shown = path.display();
     let (password, by_all) = file::first_line(path, PASSWORD_BYTES_MAX).map_err(|error| {
-        format!("--password-file: {shown} cannot be read ({error}); name a file with the password on its first line")
+        format!("--password-file: {shown} cannot be read ({error}); give a file with the password on its first line")
     })?;
     if by_all {
-        // Without standard error the table has to do.
+        // Without standard error, the table alone must do.
         let _ = writeln!(io::stderr(), "{}", file::exposed(shown));
     }
     Ok(password)
@@ -73,24 +72,24 @@ fn render(status: &Value, columns: usize, rows: Option<usize>) -> Option<String>
     Some(text)
 }
 
-/// Where to ask, and as whom.
+/// The server's address and the user.
 pub struct Target {
     address: SocketAddr,
     user: Option<(String, String)>,
 }
 
 impl Target {
-    /// Reads `[http://][USER[:PASSWORD]@]IP:PORT[/]`. The password of the user may be on the first line of a file instead.
+    /// Parses `[http://][USER[:PASSWORD]@]IP:PORT[/]`. The password may be on the first line of a file instead.
     ///
     /// # Errors
-    /// A sentence with the cure, and without a password, when the arguments are wrong.
-    pub fn new(text: &str, password_file: Option<&Path>) -> Result<Target, String> {
+    /// A sentence with the fix, without any password, if the arguments are wrong.
+    pub fn new(text: &str, password_file: Option<&Path>) -> Result<Target, Failure> {
         Target::parse(text, password_file.map(password_of).transpose()?)
     }
 
-    /// Reads `[http://][USER[:PASSWORD]@]IP:PORT[/]`, the name and password percent-encoded where they need be. A password from
-    /// elsewhere stands for itself.
-    fn parse(text: &str, password: Option<String>) -> Result<Target, String> {
+    /// Parses `[http://][USER[:PASSWORD]@]IP:PORT[/]`, with percent-encoded name and password. A password from a file is used
+    /// unchanged.
+    fn parse(text: &str, password: Option<String>) -> Result<Target, Failure> {
         let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         let (user, address) = match rest.rsplit_once('@') {
             Some((user, address)) => (Some(user), address),
@@ -102,54 +101,86 @@ impl Target {
             (Some(Ok((name, password))), None) => Some((percent_decoded(name), percent_decoded(password))),
             (Some(Err(name)), Some(password)) => Some((percent_decoded(name), password)),
             (Some(Err(_)), None) => {
-                return Err("--http: a user needs a password; name its file with --password-file, or write USER:PASSWORD@IP:PORT".into());
+                return Err(
+                    "--http: a user needs a password; add --password-file FILE, or write USER:PASSWORD@IP:PORT".into(),
+                );
             }
             (Some(Ok(_)), Some(_)) => {
-                return Err("--http: there are two passwords; beside --password-file write USER@IP:PORT".into());
+                return Err("--http: there are two passwords; with --password-file write USER@IP:PORT".into());
             }
-            (None, Some(_)) => return Err("--http: the password has no user; write USER@IP:PORT".into()),
+            (None, Some(_)) => return Err("--http: --password-file needs a user; write USER@IP:PORT".into()),
         };
         Ok(Target { address, user })
     }
 
-    /// Gets `/status`.
-    fn ask(&self) -> Result<Value, String> {
+    /// The error if the answer is not a relay's.
+    pub(super) fn is_none_of_ours(&self) -> Failure {
+        format!("the server at {} is not an rtsprelay of this version", self.address).into()
+    }
+
+    /// Requests a change, and returns the answer.
+    pub(super) fn change(&self, method: &str, path: &str, body: &str) -> Result<String, Failure> {
+        let answer = self.request(method, path, body)?;
+        let said = String::from_utf8_lossy(&answer.body);
+        let said: String = said.lines().map(|line| status::printable(line) + "\n").collect();
+        match answer.status {
+            200..300 => Ok(said),
+            0 => Err(self.is_none_of_ours()),
+            _ => Err(said.trim_end().into()),
+        }
+    }
+
+    /// Sends a request, with credentials if the relay requires them.
+    fn request(&self, method: &str, path: &str, body: &str) -> Result<Answer, Failure> {
         let address = self.address;
-        let mut answer = self.get("")?;
+        let mut answer = self.send(method, path, body, "")?;
         if let (401, Some((user, password))) = (answer.status, &self.user) {
-            let answered = |challenge: &String| auth::answer(challenge, user, password, "GET", "/status");
+            let answered = |challenge: &String| auth::answer(challenge, user, password, method, path);
             if let Some(value) = answer.challenges.iter().find_map(answered) {
-                answer = self.get(&format!("Authorization: {value}\r\n"))?;
+                answer = self.send(method, path, body, &format!("Authorization: {value}\r\n"))?;
             }
         }
         match (answer.status, &self.user) {
             (401, None) => Err(format!(
-                "the relay at {address} asks who you are; write --http USER@{address} --password-file FILE, or --http USER:PASSWORD@{address}"
-            )),
-            (401, _) => Err(format!("the relay at {address} does not know that name and password")),
-            (403, _) => Err(format!("the relay at {address} shows that to users alone who may read every stream")),
-            _ => serde_json::from_slice(&answer.body).map_err(|_| format!("what answers at {address} is no rtsprelay")),
+                "the relay at {address} requires a user; write --http USER@{address} --password-file FILE, or --http USER:PASSWORD@{address}"
+            ).into()),
+            (401, _) => Err(format!("the relay at {address} rejects that name and password").into()),
+            _ => Ok(answer),
         }
     }
 
-    fn get(&self, header: &str) -> Result<Answer, String> {
+    /// Gets `/status`.
+    pub(super) fn ask(&self) -> Result<Value, Failure> {
+        let address = self.address;
+        let answer = self.request("GET", "/status", "")?;
+        match (answer.status, &self.user) {
+            (403, _) => {
+                Err(format!("the relay at {address} shows that only to users who may read every stream").into())
+            }
+            _ => serde_json::from_slice(&answer.body)
+                .map_err(|_| format!("the server at {address} is not an rtsprelay").into()),
+        }
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str, header: &str) -> Result<Answer, Failure> {
         let address = self.address;
         let fail = |error: io::Error| {
             if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
                 return format!(
-                    "the relay at {address} has not answered for {} s; it hangs or is stopped, or its machine is not to be reached: look at its log",
+                    "the relay at {address} has not answered for {} s; it hangs or is stopped, or its machine cannot be reached: check its log",
                     ANSWER_MAX.as_secs()
                 );
             }
             format!(
-                "no relay answers at {address} ({error}); give a running one `http = \"{address}\"` in its configuration, or name its address with --http"
+                "no relay answers at {address} ({error}); set `http = \"{address}\"` in its configuration, or give its address with --http"
             )
         };
         let mut bytes = Vec::new();
         let got = TcpStream::connect_timeout(&address, ANSWER_MAX).and_then(|mut stream| {
             stream.set_read_timeout(Some(ANSWER_MAX))?;
-            // HTTP 1.0 has no chunks.
-            write!(stream, "GET /status HTTP/1.0\r\nHost: {address}\r\n{header}\r\n")?;
+            // HTTP 1.0 has no chunked encoding.
+            let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+            write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\n{length}{header}\r\n{body}")?;
             stream.take(STATUS_BYTES_MAX).read_to_end(&mut bytes)
         });
         got.map_err(fail)?;
@@ -157,7 +188,7 @@ impl Target {
     }
 }
 
-/// What the relay has answered.
+/// The relay's answer.
 struct Answer {
     status: u16,
     challenges: Vec<String>,
@@ -181,7 +212,7 @@ impl Answer {
 
 /// `%40` and the like as what they stand for.
 fn percent_decoded(text: &str) -> String {
-    String::from_utf8_lossy(&crate::session::percent_decoded(text)).into_owned()
+    String::from_utf8_lossy(&crate::media::name::percent_decoded(text)).into_owned()
 }
 
 #[cfg(test)]
@@ -190,13 +221,13 @@ mod tests {
 
     #[test]
     fn a_relay_that_hangs_is_told_from_one_that_is_not_there() {
-        // It takes the connection, as the kernel does for a process that is stopped, and says nothing.
+        // The kernel accepts connections for a stopped process, which never answers.
         let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let ask = |address: SocketAddr| Target { address, user: None }.ask().unwrap_err();
+        let ask = |address: SocketAddr| Target { address, user: None }.ask().unwrap_err().to_string();
         let address = hangs.local_addr().unwrap();
         let error = ask(address);
         assert!(error.contains("has not answered for 5 s"), "{error}");
-        // Where a connection begins nobody listens, and as long as it is there nobody can begin to.
+        // While a connection exists from this port, no other program can listen on it.
         let taken = std::net::TcpStream::connect(address).unwrap();
         let error = ask(taken.local_addr().unwrap());
         assert!(error.starts_with("no relay answers") && error.contains("Connection refused"), "{error}");
@@ -210,14 +241,14 @@ mod tests {
         assert_eq!(read("http://a:p%40%3aw@[::1]:1/"), Ok(("[::1]:1".into(), user.clone())));
         assert_eq!(read("a:p@:w@[::1]:1"), Ok(("[::1]:1".into(), user)));
         for text in ["secret@127.0.0.1:1", "a:secret@nowhere", "a:secret@127.0.0.1"] {
-            let refused = read(text).unwrap_err();
+            let refused = read(text).unwrap_err().to_string();
             assert!(refused.starts_with("--http: ") && !refused.contains("secret"), "{refused}");
         }
-        // What is from a file stands for itself, and needs a name.
+        // A password from a file is used unchanged, and needs a user name.
         let from_file = |text| Target::parse(text, Some("p%40".into())).map(|target| target.user);
         assert_eq!(from_file("a%40@127.0.0.1:1"), Ok(Some(("a@".into(), "p%40".into()))));
-        for (text, said) in [("a:secret@127.0.0.1:1", "two passwords"), ("127.0.0.1:1", "no user")] {
-            let refused = from_file(text).unwrap_err();
+        for (text, said) in [("a:secret@127.0.0.1:1", "two passwords"), ("127.0.0.1:1", "needs a user")] {
+            let refused = from_file(text).unwrap_err().to_string();
             assert!(refused.contains(said) && !refused.contains("secret"), "{refused}");
         }
     }

@@ -1,4 +1,5 @@
-//! Ingress, and what a socket is set to: connections and datagram sockets that both runtimes read and the egress sends on.
+//! Ingress and socket options: connections and datagram sockets, which are read when epoll reports them readable and on which the
+//! egress sends.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
@@ -11,25 +12,25 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
+use super::ready::Ready;
 use super::runtime::IoKind;
-use super::{Conn, Datagram};
+use super::{Conn, Datagram, Secured};
 use crate::limits::{
     DATAGRAM_OWN_SEND_BUFFER_BYTES, DATAGRAM_RECEIVE_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES, KEEPALIVE_IDLE_S,
     KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES, LISTEN_BACKLOG_MAX, NOTSENT_LOWAT_BYTES, READ_BYTES_MAX,
 };
-use crate::tls::Secured;
 
 impl Conn {
-    /// Takes over a connected stream, in whatever blocking mode it is, for the thread's runtime of that kind.
+    /// Takes over a connected stream, in any blocking mode, for a runtime of that kind.
     ///
     /// # Errors
     /// The error of `fcntl` or of the registration with epoll.
     pub fn from_std(stream: std::net::TcpStream, io: IoKind) -> io::Result<Conn> {
         match io {
             IoKind::Uring => {
-                // io_uring answers EAGAIN instead of waiting on a file that is in non-blocking mode.
+                // io_uring returns EAGAIN instead of waiting on a file in non-blocking mode.
                 stream.set_nonblocking(false)?;
-                Ok(Conn::Uring(Rc::new(tokio_uring::net::TcpStream::from_std(stream)), None))
+                Ok(Conn::Uring(Rc::new(Ready::new(stream)?), None))
             }
             IoKind::Epoll => {
                 stream.set_nonblocking(true)?;
@@ -38,30 +39,33 @@ impl Conn {
         }
     }
 
-    /// The same connection as the local socket that stands for a TLS client's; `None` leaves it as it is.
+    /// The same connection, as the local socket that represents a TLS client's; `None` leaves it unchanged.
     #[must_use]
     pub fn with_tls(mut self, secured: Option<Arc<Secured>>) -> Conn {
-        if let Conn::Uring(_, of) | Conn::Epoll(_, of) = &mut self {
-            *of = secured;
+        match &mut self {
+            Conn::Uring(_, of) | Conn::Epoll(_, of) => *of = secured,
+            #[cfg(feature = "testing")]
+            Conn::Scripted => {}
         }
         self
     }
 
-    /// The TCP connection of a client that speaks TLS; none for one that does not.
+    /// The TCP connection of a TLS client; `None` for others.
     pub fn tls(&self) -> Option<&Arc<Secured>> {
         match self {
             Conn::Uring(_, secured) | Conn::Epoll(_, secured) => secured.as_ref(),
+            #[cfg(feature = "testing")]
             Conn::Scripted => None,
         }
     }
 
-    /// The descriptor of the TCP connection, which is what options and addresses are about; none for a scripted connection.
+    /// The descriptor of the TCP connection, for options and addresses; `None` for a scripted connection.
     pub fn tcp(&self) -> Option<BorrowedFd<'_>> {
         self.tls().map_or_else(|| self.fd(), |secured| Some(secured.as_fd()))
     }
 
-    /// A second handle on the connection, non-blocking, for another shard to take over. Drop this one then; no read of it
-    /// may be under way, or it would take bytes that the other shard waits for.
+    /// A second, non-blocking handle on the connection, for another shard to take over. Drop this one afterwards; no read may be in
+    /// progress, or it would take bytes that the other shard waits for.
     ///
     /// # Errors
     /// The error of `dup`; `Unsupported` for a scripted connection.
@@ -72,17 +76,18 @@ impl Conn {
         Ok(stream)
     }
 
-    /// The descriptor that is read and sent on; none for a scripted connection.
+    /// The descriptor for reading and sending; `None` for a scripted connection.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Conn::Uring(stream, _) => Some(crate::sys::uring_stream_fd(stream)),
+            Conn::Uring(stream, _) => Some(stream.as_fd()),
             Conn::Epoll(stream, _) => Some(stream.as_fd()),
+            #[cfg(feature = "testing")]
             Conn::Scripted => None,
         }
     }
 
-    /// Sets what a media connection needs: `TCP_NODELAY`, `TCP_NOTSENT_LOWAT`
-    /// ([`NOTSENT_LOWAT_BYTES`]; the backlog beyond it stays in the log, where it can be skipped), and keep-alive probes.
+    /// Sets the options for a media connection: `TCP_NODELAY`, `TCP_NOTSENT_LOWAT` ([`NOTSENT_LOWAT_BYTES`]; the backlog beyond it
+    /// stays in the log, where it can be skipped), and keep-alive probes.
     ///
     /// # Errors
     /// The first error of `setsockopt`.
@@ -99,8 +104,8 @@ impl Conn {
         )
     }
 
-    /// Sets what the operator chooses: the mark on outgoing packets (see [`Datagram::set_dscp`]), and for how long sent bytes
-    /// may stay unacknowledged (`TCP_USER_TIMEOUT`, tcp(7)) before the connection counts as dead.
+    /// Sets the configurable options: the DSCP of outgoing packets (see [`Datagram::set_dscp`]), and how long sent bytes may stay
+    /// unacknowledged (`TCP_USER_TIMEOUT`, tcp(7)) before the connection counts as dead.
     ///
     /// # Errors
     /// The error of `setsockopt`.
@@ -110,8 +115,8 @@ impl Conn {
         mark(fd, dscp)
     }
 
-    /// Sets how many bytes wait unsent in the kernel before the socket takes no more (`TCP_NOTSENT_LOWAT`, tcp(7)); of a TLS
-    /// client a quarter of that, for more wait on this side of the encryption.
+    /// Sets how many unsent bytes the kernel accepts for the socket (`TCP_NOTSENT_LOWAT`, tcp(7)). For a TLS client it is a quarter of
+    /// that, because more data waits before the encryption.
     ///
     /// # Errors
     /// The error of `setsockopt`.
@@ -120,7 +125,7 @@ impl Conn {
         self.tcp().map_or(Ok(()), |fd| SockRef::from(&fd).set_tcp_notsent_lowat(bytes))
     }
 
-    /// The address that the client reached.
+    /// The local address that the client connected to.
     ///
     /// # Errors
     /// The error of `getsockname`; `Unsupported` for a scripted connection.
@@ -136,22 +141,20 @@ impl Conn {
         address(self.tcp(), |socket| socket.peer_addr())
     }
 
-    /// Reads what has come, waiting for at least a byte. `buf` is emptied, then filled to its capacity at most (one without
-    /// capacity gets [`READ_BYTES_MAX`]). 0 bytes: the client has closed its side, or [`Conn::shutdown`] was called.
+    /// Reads available bytes, waiting for at least one. `buf` is cleared, then filled up to its capacity (without capacity it gets
+    /// [`READ_BYTES_MAX`]). 0 bytes: the client has closed its side, or [`Conn::shutdown`] was called.
     ///
-    /// Dropping the future does not take back the read with io_uring: what it then reads is lost.
+    /// The future may be dropped without losing anything.
     pub async fn read(&self, mut buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         buf.clear();
         if buf.capacity() == 0 {
             buf.reserve_exact(READ_BYTES_MAX);
         }
         match self {
-            Conn::Uring(stream, _) => loop {
-                match stream.read(buf).await {
-                    (Err(error), back) if error.kind() == io::ErrorKind::Interrupted => buf = back,
-                    done => return done,
-                }
-            },
+            Conn::Uring(stream, _) => {
+                let result = stream.recv(&mut buf).await;
+                (result, buf)
+            }
             Conn::Epoll(stream, _) => loop {
                 if let Err(error) = stream.readable().await {
                     return (Err(error), buf);
@@ -161,15 +164,16 @@ impl Conn {
                     result => return (result, buf),
                 }
             },
+            #[cfg(feature = "testing")]
             Conn::Scripted => (Err(io::ErrorKind::Unsupported.into()), buf),
         }
     }
 
-    /// Ends both directions: a read under way ends with 0 bytes, a send with `EPIPE`, the client sees the end once it has
+    /// Shuts down both directions: a read in progress ends with 0 bytes, a send with `EPIPE`, and the client sees the end after it has
     /// read everything that was sent. The descriptor closes with the last clone.
     pub fn shutdown(&self) {
         if let Some(fd) = self.fd() {
-            // It fails only if the connection is gone already.
+            // It fails only if the connection is already gone.
             let _ = SockRef::from(&fd).shutdown(Shutdown::Both);
         }
         if let Some(secured) = self.tls() {
@@ -177,7 +181,14 @@ impl Conn {
         }
     }
 
-    /// Makes the close of the descriptor discard what has not been sent and reset the connection (`SO_LINGER` 0).
+    /// Shuts down sending: the client sees the end after it has read everything that was sent, and may keep sending. Returns whether
+    /// that was possible: not for a TLS client, or one that is gone.
+    pub fn shutdown_send(&self) -> bool {
+        let fd = self.fd().filter(|_| self.tls().is_none());
+        fd.is_some_and(|fd| SockRef::from(&fd).shutdown(Shutdown::Write).is_ok())
+    }
+
+    /// Makes closing the descriptor discard unsent data and reset the connection (`SO_LINGER` 0).
     ///
     /// # Errors
     /// The error of `setsockopt`.
@@ -187,8 +198,7 @@ impl Conn {
 }
 
 impl Datagram {
-    /// Takes over a bound socket for the thread's runtime of that kind, and gives it the large send buffer
-    /// (see [`Datagram::bind_pair`]).
+    /// Takes over a bound socket for a runtime of that kind, and sets the large send buffer (see [`Datagram::bind_pair`]).
     ///
     /// # Errors
     /// The error of `fcntl` or of the registration with epoll.
@@ -196,9 +206,9 @@ impl Datagram {
         grow_send_buffer(&socket);
         match io {
             IoKind::Uring => {
-                // As in `Conn::from_std`; sends never wait, because they say MSG_DONTWAIT.
+                // As in `Conn::from_std`; sends never wait, because they use MSG_DONTWAIT.
                 socket.set_nonblocking(false)?;
-                Ok(Datagram::Uring(Rc::new(tokio_uring::net::UdpSocket::from_std(socket))))
+                Ok(Datagram::Uring(Rc::new(Ready::new(socket)?)))
             }
             IoKind::Epoll => {
                 socket.set_nonblocking(true)?;
@@ -207,55 +217,60 @@ impl Datagram {
         }
     }
 
-    /// Binds sockets for RTP and RTCP at `address`: an even port and the odd one after it (RFC 3550 section 11), from
-    /// `ports` (first and last that may be used) or any that are free. An IPv6 socket takes IPv6 only, but that of the wildcard
-    /// IPv4 as well.
+    /// Binds sockets for RTP and RTCP at `address`: an even port and the next odd one (RFC 3550 section 11), from `ports` (first and
+    /// last) or any free ones. An IPv6 socket is IPv6-only, except that the wildcard also accepts IPv4.
     ///
-    /// They get [`DATAGRAM_SEND_BUFFER_BYTES`] of send buffer by `SO_SNDBUFFORCE`, or without CAP_NET_ADMIN as much of it
-    /// as `net.core.wmem_max` allows: clients share a socket, and one that is slow must not fill it for the others.
+    /// They get a send buffer of [`DATAGRAM_SEND_BUFFER_BYTES`] by `SO_SNDBUFFORCE`, or without CAP_NET_ADMIN as much as
+    /// `net.core.wmem_max` allows: clients share a socket, and a slow client must not fill it.
     ///
     /// # Errors
-    /// The error of the last try (`AddrInUse` when no pair is free).
+    /// The error of the last attempt (`AddrInUse` if no pair is free).
     pub fn bind_pair(address: IpAddr, ports: Option<(u16, u16)>, io: IoKind) -> io::Result<(Datagram, Datagram)> {
         let (rtp, rtcp) = bind_std_pair(address, ports)?;
         Ok((Datagram::from_std(rtp, io)?, Datagram::from_std(rtcp, io)?))
     }
 
-    /// The descriptor; none for a scripted socket.
+    /// The descriptor; `None` for a scripted socket.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Datagram::Uring(socket) => Some(crate::sys::uring_datagram_fd(socket)),
+            Datagram::Uring(socket) => Some(socket.as_fd()),
             Datagram::Epoll(socket) => Some(socket.as_fd()),
+            #[cfg(feature = "testing")]
             Datagram::Scripted => None,
         }
     }
 
-    /// A socket for one client alone, connected to `to`, that sends from the same address and port as this one: what the
-    /// client's path holds back fills nobody else's buffer. It has [`DATAGRAM_OWN_SEND_BUFFER_BYTES`] of its own and is to be
-    /// sent on only; datagrams that come from `to` stay in it unread.
+    /// A socket for a single client, connected to `to`, that sends from the same address and port as this one, so that this client's
+    /// backlog does not fill the shared buffer. It has its own send buffer of [`DATAGRAM_OWN_SEND_BUFFER_BYTES`] and is only for
+    /// sending; datagrams that arrive from `to` stay in it unread.
     ///
     /// # Errors
     /// The error of `socket`, `bind`, `connect` or `setsockopt`.
     pub fn beside(&self, to: SocketAddr) -> io::Result<Datagram> {
-        let Some(fd) = self.fd() else { return Ok(Datagram::Scripted) };
+        let Some(fd) = self.fd() else { return Ok(self.clone()) };
         let shared = SockRef::from(&fd);
         let local = shared.local_addr()?;
         let socket = Socket::new(Domain::from(i32::from(local.family())), Type::DGRAM, Some(Protocol::UDP))?;
-        // Only now, when the port is taken: a free port is not to be one that others share.
-        shared.set_reuse_address(true)?;
-        socket.set_reuse_address(true)?;
+        // Not SO_REUSEADDR, which would allow any local user to bind to the same port and receive datagrams: with SO_REUSEPORT the
+        // kernel requires all sockets on the port to belong to the same user (socket(7)).
+        socket.set_reuse_port(true)?;
         if local.is_ipv6() {
             socket.set_only_v6(shared.only_v6()?)?;
             socket.set_tclass_v6(shared.tclass_v6()?)?;
         }
         socket.set_tos_v4(shared.tos_v4()?)?;
         socket.set_send_buffer_size(DATAGRAM_OWN_SEND_BUFFER_BYTES)?;
-        // What comes is never read: as little as possible is to be kept of it.
+        // Received datagrams are never read, so the buffer should be as small as possible.
         socket.set_recv_buffer_size(0)?;
-        socket.bind(&local)?;
+        // The shared socket sets it only at this moment. Otherwise the kernel would distribute received datagrams among them, and
+        // another socket of this user could bind by mistake.
+        shared.set_reuse_port(true)?;
+        let bound = socket.bind(&local);
+        shared.set_reuse_port(false)?;
+        bound?;
         socket.connect(&to.into())?;
         match self {
-            Datagram::Uring(_) => Ok(Datagram::Uring(Rc::new(tokio_uring::net::UdpSocket::from_std(socket.into())))),
+            Datagram::Uring(_) => Ok(Datagram::Uring(Rc::new(Ready::new(socket)?))),
             _ => {
                 socket.set_nonblocking(true)?;
                 Ok(Datagram::Epoll(Rc::new(tokio::net::UdpSocket::from_std(socket.into())?)))
@@ -263,11 +278,11 @@ impl Datagram {
         }
     }
 
-    /// A socket that sends to a multicast group of that family, and no further than `ttl` routers, by way of the named
-    /// interface or the one that the routes say. Receivers on this machine get it too.
+    /// A socket that sends to a multicast group of that family, across at most `ttl` routers, through the named interface or the one
+    /// that routing chooses. Receivers on this machine get it too.
     ///
     /// # Errors
-    /// The error of `socket` or `setsockopt` (`ENODEV` for an interface that is not there).
+    /// The error of `socket` or `setsockopt` (`ENODEV` for an unknown interface).
     pub fn multicast(group: IpAddr, ttl: u8, interface: Option<&str>, io: IoKind) -> io::Result<Datagram> {
         let domain = if group.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
@@ -280,7 +295,7 @@ impl Datagram {
         Datagram::from_std(socket.into(), io)
     }
 
-    /// Bytes sent that no device has taken yet, with the kernel's overhead (`SIOCOUTQ`, udp(7)).
+    /// Bytes sent that no device has taken yet, including the kernel's overhead (`SIOCOUTQ`, udp(7)).
     ///
     /// # Errors
     /// The error of `ioctl`.
@@ -288,7 +303,16 @@ impl Datagram {
         self.fd().map_or(Ok(0), |fd| crate::sys::unsent_bytes(&fd))
     }
 
-    /// Marks outgoing packets with a differentiated services code point (RFC 2474); 0 leaves them as they are.
+    /// Capacity of its send buffer, as the kernel counts (`SO_SNDBUF`, socket(7)).
+    ///
+    /// # Errors
+    /// The error of `getsockopt`; `Unsupported` for a scripted socket.
+    pub fn send_buffer(&self) -> io::Result<usize> {
+        let fd = self.fd().ok_or(io::ErrorKind::Unsupported)?;
+        SockRef::from(&fd).send_buffer_size()
+    }
+
+    /// Sets the differentiated services code point of outgoing packets (RFC 2474); 0 leaves it unchanged.
     ///
     /// # Errors
     /// The error of `setsockopt`.
@@ -304,21 +328,19 @@ impl Datagram {
         address(self.fd(), |socket| socket.local_addr())
     }
 
-    /// Waits for a datagram. `buf` is emptied, then filled to its capacity at most; what is longer is cut.
+    /// Waits for a datagram. `buf` is cleared, then filled up to its capacity; longer datagrams are truncated.
     ///
-    /// Dropping the future does not take back the read with io_uring: the next datagram is lost then.
+    /// The future may be dropped without losing one.
     pub async fn recv_from(&self, mut buf: Vec<u8>) -> (io::Result<(usize, SocketAddr)>, Vec<u8>) {
         buf.clear();
         if buf.capacity() == 0 {
             buf.reserve_exact(READ_BYTES_MAX);
         }
         match self {
-            Datagram::Uring(socket) => loop {
-                match socket.recv_from(buf).await {
-                    (Err(error), back) if error.kind() == io::ErrorKind::Interrupted => buf = back,
-                    done => return done,
-                }
-            },
+            Datagram::Uring(socket) => {
+                let result = socket.recv_from(&mut buf).await;
+                (result, buf)
+            }
             Datagram::Epoll(socket) => loop {
                 if let Err(error) = socket.readable().await {
                     return (Err(error), buf);
@@ -328,6 +350,7 @@ impl Datagram {
                     result => return (result, buf),
                 }
             },
+            #[cfg(feature = "testing")]
             Datagram::Scripted => (Err(io::ErrorKind::Unsupported.into()), buf),
         }
     }
@@ -337,8 +360,8 @@ impl Datagram {
 pub struct Listener(TcpListener);
 
 impl Listener {
-    /// Listens at `address`; an IPv6 wildcard takes IPv4 as well (as `::ffff:a.b.c.d`). `SO_REUSEADDR` is set, so that a
-    /// restart need not wait for old connections.
+    /// Listens on `address`; an IPv6 wildcard also accepts IPv4 (as `::ffff:a.b.c.d`). `SO_REUSEADDR` is set, so that a restart need
+    /// not wait for old connections.
     ///
     /// # Errors
     /// The error of `socket`, `bind` or `listen`, or of the registration with epoll.
@@ -353,7 +376,7 @@ impl Listener {
         Listener::from_std(socket.into())
     }
 
-    /// Takes over a socket that listens already (socket activation).
+    /// Takes over a listening socket (socket activation).
     ///
     /// # Errors
     /// The error of `fcntl` or of the registration with epoll.
@@ -365,14 +388,14 @@ impl Listener {
     /// Waits for the next connection; its stream is non-blocking. May be dropped and called again without losing one.
     ///
     /// # Errors
-    /// The error of `accept`. Those of one connection (`ECONNABORTED`) and of a lack of descriptors or memory (`EMFILE`,
-    /// `ENFILE`, `ENOBUFS`, `ENOMEM`) leave the listener in order; wait a little before going on after the latter.
+    /// The error of `accept`. Errors of one connection (`ECONNABORTED`) and of a lack of descriptors or memory (`EMFILE`, `ENFILE`,
+    /// `ENOBUFS`, `ENOMEM`) leave the listener usable; after the latter, wait a little.
     pub async fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
         let (stream, peer) = self.0.accept().await?;
         Ok((stream.into_std()?, peer))
     }
 
-    /// The address that it listens at.
+    /// The address that it listens on.
     ///
     /// # Errors
     /// The error of `getsockname`.
@@ -389,7 +412,7 @@ fn address(
     ask(&SockRef::from(&fd))?.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
-/// Sets the upper six bits of `IP_TOS` and, of an IPv6 socket, of `IPV6_TCLASS` too: it may carry both.
+/// Sets the upper six bits of `IP_TOS` and, for an IPv6 socket, also of `IPV6_TCLASS`, because it may carry both.
 fn mark(fd: BorrowedFd<'_>, dscp: u8) -> io::Result<()> {
     if dscp == 0 {
         return Ok(());
@@ -404,18 +427,18 @@ fn mark(fd: BorrowedFd<'_>, dscp: u8) -> io::Result<()> {
 
 fn grow_send_buffer(socket: &std::net::UdpSocket) {
     if setsockopt(socket, sockopt::SndBufForce, &DATAGRAM_SEND_BUFFER_BYTES).is_err() {
-        // The kernel takes the part of it that it allows; there is no error to tell.
+        // The kernel caps the value silently.
         let _ = SockRef::from(socket).set_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES);
     }
 }
 
-/// Tries to find a free pair before giving up, when any port will do.
+/// Attempts to find a free pair before giving up, if any port will do.
 const PAIR_TRIES_MAX: usize = 64;
 
-/// Binds a pair of UDP sockets as [`Datagram::bind_pair`] does, nonblocking, for readers that are not of the egress.
+/// Binds a pair of non-blocking UDP sockets like [`Datagram::bind_pair`], for readers outside the egress.
 ///
 /// # Errors
-/// The error of the last try.
+/// The error of the last attempt.
 pub fn datagram_pair(address: IpAddr) -> io::Result<(std::net::UdpSocket, std::net::UdpSocket)> {
     let (rtp, rtcp) = bind_std_pair(address, None)?;
     rtp.set_nonblocking(true)?;
@@ -446,10 +469,10 @@ fn bind_std_pair(address: IpAddr, ports: Option<(u16, u16)>) -> io::Result<(std:
     Err(last)
 }
 
-/// Publishers' keyframes come in bursts.
+/// Publishers' keyframes arrive in bursts.
 fn grow_receive_buffer(socket: &Socket) {
     if setsockopt(socket, sockopt::RcvBufForce, &DATAGRAM_RECEIVE_BUFFER_BYTES).is_err() {
-        // The kernel takes the part of it that it allows; there is no error to tell.
+        // The kernel caps the value silently.
         let _ = socket.set_recv_buffer_size(DATAGRAM_RECEIVE_BUFFER_BYTES);
     }
 }
@@ -458,7 +481,7 @@ fn bind_udp(address: IpAddr, port: u16) -> io::Result<std::net::UdpSocket> {
     let address = SocketAddr::new(address, port);
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
-        // The wildcard serves IPv4 as well, as it does for RTSP.
+        // The wildcard also accepts IPv4, as for RTSP.
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.bind(&address.into())?;

@@ -1,29 +1,27 @@
-//! Egress through plain `sendmsg`, for machines where io_uring is blocked.
+//! Egress with plain `sendmsg`, for machines where io_uring is not available.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use smallvec::SmallVec;
-use socket2::SockRef;
+use socket2::{MsgHdr, SockAddr, SockRef};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::control::{Control, Route};
 use super::{
     Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, datagram_errno, is_shortage, rest_of,
 };
 
-/// Sends at once; what a socket does not take waits for its writability, which tokio watches.
+/// Sends at once; if a socket accepts no more, tokio watches for its writability.
 pub struct EpollEgress {
     slots: Vec<Slot>,
     woken: Arc<Woken>,
-    /// The slots taken from `woken`, kept for its memory.
+    /// The slots taken from `woken`, kept for its capacity.
     retry: Vec<u32>,
     done: VecDeque<Completion>,
     blocked: usize,
@@ -35,22 +33,22 @@ struct Slot {
     blocked: Option<Blocked>,
     /// See [`Egress::take_unsent`].
     unsent: Vec<Piece>,
-    /// Puts the slot on the list of [`Woken`]; made when the slot blocks for the first time.
+    /// Puts the slot on the list of [`Woken`]; created when the slot blocks for the first time.
     waker: Option<Waker>,
 }
 
-/// An operation that its socket did not take at once.
+/// An operation that its socket did not accept completely.
 struct Blocked {
     token: Token,
     stream: Rc<TcpStream>,
-    /// What is left; the first piece from `offset` on.
+    /// The remaining pieces, the first from `offset` on.
     pieces: VecDeque<Piece>,
     offset: usize,
     sent: usize,
     apart: bool,
 }
 
-/// Slots whose sockets have become writable. A waker each and a list spare every wake-up the walk over all blocked clients.
+/// Slots whose sockets have become writable. With a waker per slot and this list, a wake-up need not check all blocked clients.
 #[derive(Default)]
 struct Woken(Mutex<WokenList>);
 
@@ -62,7 +60,7 @@ struct WokenList {
 
 impl Woken {
     fn lock(&self) -> MutexGuard<'_, WokenList> {
-        // The list is in order even if a holder panicked.
+        // The list is consistent even if a holder panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -90,7 +88,7 @@ impl Wake for SlotWaker {
 }
 
 impl EpollEgress {
-    /// An egress for the calling thread; its connections are of the [`IoKind::Epoll`](super::IoKind::Epoll) kind.
+    /// An egress for the calling thread; its connections are of the kind [`IoKind::Epoll`](super::IoKind::Epoll).
     #[allow(clippy::new_without_default, reason = "all implementations are made by name")]
     pub fn new() -> EpollEgress {
         EpollEgress {
@@ -108,7 +106,7 @@ impl EpollEgress {
         self.done.push_back(Completion { token, bytes, error, at: Some(Instant::now()), unsegmented: false });
     }
 
-    /// Sends what the woken slots' sockets take.
+    /// Sends what the sockets of the woken slots accept.
     fn drive(&mut self) {
         std::mem::swap(&mut self.woken.lock().slots, &mut self.retry);
         let mut retry = std::mem::take(&mut self.retry);
@@ -118,7 +116,7 @@ impl EpollEgress {
         self.retry = retry;
     }
 
-    /// Sends what the slot's socket takes, and has the slot woken when it takes more.
+    /// Sends what the slot's socket accepts, and arranges for a wake-up when it accepts more.
     fn advance(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         let Some(op) = &mut slot.blocked else { return };
@@ -134,7 +132,7 @@ impl EpollEgress {
             }
             self.stats.submits += 1;
             let (stream, pieces, offset, apart) = (&op.stream, &op.pieces, op.offset, op.apart);
-            // A refusal through `try_io` clears tokio's readiness, so that the next poll waits for the kernel's word.
+            // A refusal through `try_io` clears tokio's readiness, so that the next poll waits for the kernel.
             match stream.try_io(Interest::WRITABLE, || send_pieces(stream, pieces.iter(), offset, apart)) {
                 Ok(bytes) => {
                     op.consume(bytes);
@@ -219,9 +217,11 @@ impl Egress for EpollEgress {
         self.advance(token.slot);
     }
 
-    fn send_datagrams(&mut self, token: Token, socket: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool) {
+    fn send_datagrams(&mut self, token: Token, socket: &Datagram, route: Route, chunk: &Rc<Datagrams>, plain: bool) {
         let Datagram::Epoll(socket) = socket else { panic!("an epoll egress sends on sockets of IoKind::Epoll") };
-        let to = SockaddrStorage::from(to);
+        let to = SockAddr::from(route.to);
+        let mut control = Control::new();
+        control.set_route(&route);
         let (mut plain, mut unsegmented) = (plain, false);
         let (mut sent, mut index) = (0, 0);
         let mut error = None;
@@ -229,12 +229,12 @@ impl Egress for EpollEgress {
             let (packets, segment) = chunk.message(index, plain);
             let slices: SmallVec<[IoSlice<'_>; 64]> =
                 chunk.packets[packets.clone()].iter().map(|span| IoSlice::new(chunk.packet(span))).collect();
-            let control = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            control.set_segment(segment);
+            let message = MsgHdr::new().with_addr(&to).with_buffers(&slices).with_control(control.as_bytes());
             let result = loop {
                 self.stats.submits += 1;
-                match sendmsg(socket.as_raw_fd(), &slices, control.as_slice(), flags, Some(&to)) {
-                    Err(nix::errno::Errno::EINTR) => {}
+                match SockRef::from(&**socket).sendmsg(&message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     result => break result,
                 }
             };
@@ -243,7 +243,7 @@ impl Egress for EpollEgress {
                     sent += bytes;
                     index += 1;
                 }
-                Err(errno) => match datagram_errno(errno as i32, segment) {
+                Err(refused) => match datagram_errno(refused.raw_os_error().unwrap_or(libc::EIO), segment) {
                     libc::EMSGSIZE if segment.is_some() => (plain, index, unsegmented) = (true, packets.start, true),
                     errno => {
                         error = Some(io::Error::from_raw_os_error(errno));
@@ -278,7 +278,7 @@ impl Egress for EpollEgress {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut list = self.woken.lock();
-        // A task out of budget is told that no socket is writable: it has to yield before it tries again.
+        // A task that has used up tokio's budget is told that no socket is writable: it must yield before it tries again.
         if !self.done.is_empty() || (!list.slots.is_empty() && tokio::task::coop::has_budget_remaining()) {
             return Poll::Ready(());
         }

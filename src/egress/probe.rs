@@ -1,30 +1,30 @@
-//! Whether io_uring can be used here, and if not, why and what to do about it.
+//! Checks whether io_uring can be used here; if not, says why and what to do about it.
 
 use std::{fs, io};
 
 use io_uring::{IoUring, Probe, opcode};
 
-/// Why io_uring cannot be used, in words for the log.
+/// Why io_uring cannot be used, as text for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("io_uring {cause}; {cure}")]
 pub struct IoUringUnavailable {
-    /// What is in the way.
+    /// The obstacle.
     pub cause: String,
-    /// What to do about it.
+    /// How to fix it.
     pub cure: String,
 }
 
 const OR_EPOLL: &str = "or set io = \"epoll\"";
 
-/// Makes a small ring as the relay would, and asks it for the operations the relay uses.
+/// Creates a small ring with the relay's flags, and checks that it supports the operations that the relay uses.
 ///
 /// # Errors
-/// [`IoUringUnavailable`] with the cause and its cure.
+/// [`IoUringUnavailable`] with the cause and the fix.
 pub fn probe() -> Result<(), IoUringUnavailable> {
     let ring = IoUring::new(8).map_err(|error| explain(&error, switched_off()))?;
     let mut operations = Probe::new();
     ring.submitter().register_probe(&mut operations).map_err(|error| IoUringUnavailable {
-        cause: format!("cannot tell its operations ({error})"),
+        cause: format!("cannot list its operations ({error})"),
         cure: format!("use Linux 5.19 or later, {OR_EPOLL}"),
     })?;
     let needed = [
@@ -42,7 +42,7 @@ pub fn probe() -> Result<(), IoUringUnavailable> {
             });
         }
     }
-    // Without these a completion could be lost (NODROP) and a blocked send would occupy a kernel thread (FAST_POLL).
+    // Without these, a completion could be lost (NODROP) and a blocked send would occupy a kernel thread (FAST_POLL).
     if !ring.params().is_feature_nodrop() || !ring.params().is_feature_fast_poll() {
         return Err(IoUringUnavailable {
             cause: "is too old here (no IORING_FEAT_NODROP or no IORING_FEAT_FAST_POLL)".into(),
@@ -52,13 +52,13 @@ pub fn probe() -> Result<(), IoUringUnavailable> {
     Ok(())
 }
 
-/// The value of `kernel.io_uring_disabled` (Linux 6.6): 0 on, 1 for processes with CAP_SYS_ADMIN or in
-/// `kernel.io_uring_group` only, 2 off.
+/// The value of `kernel.io_uring_disabled` (Linux 6.6): 0 enabled, 1 only for processes with CAP_SYS_ADMIN or in
+/// `kernel.io_uring_group`, 2 disabled.
 fn switched_off() -> Option<u8> {
     fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
 }
 
-/// The error that a ring could not be made with, in words, of the same kind.
+/// Describes the error with which a ring could not be created, as an error of the same kind.
 pub(super) fn explained(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), explain(&error, switched_off()))
 }
@@ -66,11 +66,12 @@ pub(super) fn explained(error: io::Error) -> io::Error {
 fn explain(error: &io::Error, disabled: Option<u8>) -> IoUringUnavailable {
     let (cause, cure) = match (error.raw_os_error(), disabled) {
         (Some(libc::EPERM | libc::EACCES), Some(value @ 1..)) => (
-            format!("is switched off (kernel.io_uring_disabled={value})"),
+            format!("is disabled (kernel.io_uring_disabled={value})"),
             format!("run `sysctl kernel.io_uring_disabled=0` {OR_EPOLL}"),
         ),
         (Some(libc::EPERM | libc::EACCES), _) => (
-            "is forbidden to this process, as a container's or service manager's seccomp filter does it (EPERM)".into(),
+            "is forbidden to this process, probably by a container's or service manager's seccomp filter (EPERM)"
+                .into(),
             format!("allow the system calls io_uring_setup, io_uring_enter and io_uring_register, {OR_EPOLL}"),
         ),
         (Some(libc::ENOSYS), _) => (
@@ -78,11 +79,11 @@ fn explain(error: &io::Error, disabled: Option<u8>) -> IoUringUnavailable {
             format!("use Linux 5.19 or later and allow the system call io_uring_setup, {OR_EPOLL}"),
         ),
         (Some(libc::ENOMEM), _) => (
-            "gets no memory to lock (RLIMIT_MEMLOCK, ENOMEM)".into(),
+            "cannot lock memory (RLIMIT_MEMLOCK, ENOMEM)".into(),
             format!("raise `ulimit -l` (LimitMEMLOCK= in a unit) to 64 MiB {OR_EPOLL}"),
         ),
         (Some(libc::EMFILE | libc::ENFILE), _) => {
-            (format!("gets no descriptor ({error})"), "raise `ulimit -n` (LimitNOFILE= in a unit)".into())
+            (format!("cannot get a file descriptor ({error})"), "raise `ulimit -n` (LimitNOFILE= in a unit)".into())
         }
         _ => (format!("cannot be set up ({error})"), format!("see io_uring_setup(2) {OR_EPOLL}")),
     };
@@ -101,7 +102,7 @@ mod tests {
     fn every_refusal_names_cause_and_cure() {
         assert_eq!(
             told(libc::EPERM, Some(2)),
-            "io_uring is switched off (kernel.io_uring_disabled=2); run `sysctl kernel.io_uring_disabled=0` or set io = \"epoll\""
+            "io_uring is disabled (kernel.io_uring_disabled=2); run `sysctl kernel.io_uring_disabled=0` or set io = \"epoll\""
         );
         assert!(told(libc::EPERM, Some(0)).contains("seccomp"));
         assert!(told(libc::EPERM, None).contains("seccomp"));

@@ -1,20 +1,20 @@
-//! The scripted egress of the tests: sockets that take bytes at a rate that the test sets, on a clock that the test turns.
+//! The scripted egress for tests: sockets that accept bytes at a rate set by the test, on a clock controlled by the test.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, is_shortage, rest_of};
+use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Route, Token, is_shortage, rest_of};
 
 /// How a scripted client reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reading {
     /// Everything, at once.
     AtOnce,
-    /// So many bytes a second.
+    /// This many bytes per second.
     Rate(u64),
     /// Nothing.
     Stalled,
@@ -26,15 +26,15 @@ pub enum Reading {
 #[derive(Debug)]
 struct Socket {
     reading: Reading,
-    /// Bytes it takes before an operation blocks.
+    /// Bytes that it accepts before an operation blocks.
     capacity: usize,
     buffered: usize,
-    /// Fractions of a byte that the rate has left over.
+    /// Fractions of a byte left over from the rate.
     carry: f64,
-    /// What the client has been sent, in order, until the test takes it.
+    /// What was sent to the client, in order, until the test takes it.
     received: Vec<u8>,
     operation: Option<Operation>,
-    /// The error that the operation under way, or the next, ends with, after so many more bytes at most.
+    /// The error with which the current or next operation ends, after at most this many more bytes.
     refusal: Option<(usize, i32)>,
     unsent: Vec<Piece>,
 }
@@ -48,13 +48,14 @@ struct Operation {
     done: usize,
 }
 
-/// The scripted egress. TCP sockets appear with their first send, reading at once.
+/// The scripted egress. TCP sockets are created by their first send, reading at once.
 #[derive(Debug, Default)]
 pub struct SimEgress {
-    sockets: HashMap<u32, Socket>,
+    /// By slot, in an order that is the same in every run.
+    sockets: BTreeMap<u32, Socket>,
     queued: Vec<u32>,
     completions: VecDeque<Completion>,
-    /// What was sent as datagrams, until the test takes it.
+    /// The datagrams sent, until the test takes them.
     pub datagrams: Vec<(Token, SocketAddr, Vec<u8>)>,
     /// See [`Egress::is_refused`].
     pub refused: bool,
@@ -63,7 +64,7 @@ pub struct SimEgress {
     stats: EgressStats,
 }
 
-/// Bytes that a scripted socket takes before an operation blocks, as with `TCP_NOTSENT_LOWAT` in place.
+/// Bytes that a scripted socket accepts before an operation blocks, as with `TCP_NOTSENT_LOWAT`.
 const CAPACITY_BYTES: usize = 160 * 1024;
 
 impl Socket {
@@ -80,7 +81,7 @@ impl Socket {
         }
     }
 
-    /// Moves bytes of the operation into the socket; its completion when it is through.
+    /// Moves bytes of the operation into the socket; returns its completion when it is done.
     fn push(&mut self) -> Option<Completion> {
         let operation = self.operation.as_mut()?;
         if self.reading == Reading::Broken {
@@ -143,13 +144,19 @@ impl SimEgress {
         }
     }
 
-    /// Has the operation of the client in that slot that is under way, or its next, end with the error after so many more bytes;
-    /// if it has no more than that, the one after it.
+    /// Fills the socket in that slot, so that it accepts nothing until its client has read.
+    pub fn fill(&mut self, slot: u32) {
+        let socket = self.sockets.entry(slot).or_insert_with(Socket::new);
+        socket.buffered = socket.capacity;
+    }
+
+    /// Makes the current or next operation of the client in that slot end with the error after this many more bytes; if it is shorter,
+    /// the one after it.
     pub fn refuse(&mut self, slot: u32, bytes: usize, errno: i32) {
         self.sockets.entry(slot).or_insert_with(Socket::new).refusal = Some((bytes, errno));
     }
 
-    /// Lets `elapsed` go by: clients read, and operations that were blocked go on.
+    /// Advances time by `elapsed`: clients read, and blocked operations continue.
     pub fn advance(&mut self, elapsed: Duration) {
         for socket in self.sockets.values_mut() {
             if let Reading::Rate(rate) = socket.reading {
@@ -161,18 +168,18 @@ impl SimEgress {
         }
     }
 
-    /// What the client in that slot has been sent since the last call.
+    /// What was sent to the client in that slot since the last call.
     pub fn take_received(&mut self, slot: u32) -> Vec<u8> {
         self.sockets.get_mut(&slot).map(|socket| std::mem::take(&mut socket.received)).unwrap_or_default()
     }
 
-    /// Bytes of the operations that are blocked.
+    /// Bytes of blocked operations.
     pub fn blocked_bytes(&self) -> usize {
         let blocked = self.sockets.values().filter_map(|socket| socket.operation.as_ref());
         blocked.map(|op| op.pieces.iter().map(Piece::len).sum::<usize>()).sum()
     }
 
-    /// Forgets the socket in that slot, for the next client that gets it.
+    /// Removes the socket in that slot, for the next client that gets it.
     pub fn renew(&mut self, slot: u32) {
         self.sockets.remove(&slot);
     }
@@ -188,14 +195,7 @@ impl Egress for SimEgress {
         self.queued.push(token.slot);
     }
 
-    fn send_datagrams(
-        &mut self,
-        token: Token,
-        _socket: &Datagram,
-        to: SocketAddr,
-        chunk: &Rc<Datagrams>,
-        _plain: bool,
-    ) {
+    fn send_datagrams(&mut self, token: Token, _socket: &Datagram, route: Route, chunk: &Rc<Datagrams>, _plain: bool) {
         if let Some(errno) = self.datagram_errors.pop_front() {
             let error = Some(io::Error::from_raw_os_error(errno));
             self.completions.push_back(Completion { token, bytes: 0, error, at: None, unsegmented: false });
@@ -203,9 +203,9 @@ impl Egress for SimEgress {
         }
         let mut bytes = 0;
         for span in &chunk.packets {
-            let packet = &chunk.bytes[span.offset as usize..span.offset as usize + usize::from(span.len)];
+            let packet = &chunk.bytes()[span.offset as usize..span.offset as usize + usize::from(span.len)];
             bytes += packet.len();
-            self.datagrams.push((token, to, packet.to_vec()));
+            self.datagrams.push((token, route.to, packet.to_vec()));
         }
         self.completions.push_back(Completion { token, bytes, error: None, at: None, unsegmented: false });
     }

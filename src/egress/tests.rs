@@ -15,7 +15,7 @@ use super::probe::probe;
 use super::runtime::Runtime;
 use super::*;
 use crate::limits::OP_IOVECS_MAX;
-use crate::stream::chunk::{Run, cut_runs};
+use crate::media::chunk::{Run, Span, cut_runs};
 
 /// The kinds that work on this machine.
 pub(super) fn kinds() -> Vec<IoKind> {
@@ -37,7 +37,7 @@ pub(super) struct Rig {
 
 pub(super) const ENTRIES: u32 = 256;
 
-fn on_both(test: impl AsyncFn(&mut Rig)) {
+pub(super) fn on_both(test: impl AsyncFn(&mut Rig)) {
     for kind in kinds() {
         let modes = if kind == IoKind::Uring { &[ZeroCopy::Off, ZeroCopy::On][..] } else { &[ZeroCopy::Off] };
         for mode in modes {
@@ -522,7 +522,7 @@ fn refusals_of_the_segmentation_are_told_apart() {
 }
 
 /// Packets of these sizes, each of one byte value, as a chunk has them.
-fn datagrams(sizes: &[u16]) -> Rc<Datagrams> {
+pub(super) fn datagrams(sizes: &[u16]) -> Rc<Datagrams> {
     let mut bytes = Vec::new();
     let mut packets = Vec::new();
     for (index, &len) in sizes.iter().enumerate() {
@@ -572,7 +572,7 @@ fn runs_arrive_as_datagrams_of_their_packets() {
                 let chunk = datagrams(sizes);
                 let total = sizes.iter().map(|&len| usize::from(len)).sum();
                 for plain in [false, true] {
-                    rig.egress.send_datagrams(token(0), &rtp, to, &chunk, plain);
+                    rig.egress.send_datagrams(token(0), &rtp, to.into(), &chunk, plain);
                     rig.wait_ok(0, total).await;
                     assert_eq!(receive(&far, sizes.len()), expected(sizes), "{address} {sizes:?} plain {plain}");
                 }
@@ -591,7 +591,7 @@ fn the_clients_of_a_chunk_share_its_datagrams() {
         let chunks: Vec<Rc<Datagrams>> = (0..12).map(|_| datagrams(&sizes)).collect();
         for chunk in &chunks {
             for (slot, far) in clients.iter().enumerate() {
-                rig.egress.send_datagrams(token(slot as u32), &rtp, far.local_addr().unwrap(), chunk, false);
+                rig.egress.send_datagrams(token(slot as u32), &rtp, far.local_addr().unwrap().into(), chunk, false);
             }
             rig.egress.flush();
             while rig.done.len() < clients.len() {
@@ -613,19 +613,19 @@ fn no_run_is_sent_after_one_that_failed() {
         // The third run is one packet of more than a datagram can be.
         let chunk = datagrams(&[10, 20, 65_530, 65_533, 5]);
         for plain in [false, true] {
-            rig.egress.send_datagrams(token(0), &rtp, to, &chunk, plain);
+            rig.egress.send_datagrams(token(0), &rtp, to.into(), &chunk, plain);
             let completion = rig.wait(0).await;
             assert_eq!(completion.error.unwrap().raw_os_error(), Some(libc::EMSGSIZE));
             assert_eq!(completion.bytes, 30);
             assert_eq!(receive(&far, 2), [(10, 0), (20, 1)]);
         }
         // A later operation is not concerned.
-        rig.egress.send_datagrams(token(0), &rtp, to, &datagrams(&[10]), false);
+        rig.egress.send_datagrams(token(0), &rtp, to.into(), &datagrams(&[10]), false);
         rig.wait_ok(0, 10).await;
         // A failure in the first group of runs keeps the second from being sent.
         let mut sizes = vec![65_533];
         sizes.extend((0..40).map(|index| 100 + index));
-        rig.egress.send_datagrams(token(0), &rtp, to, &datagrams(&sizes), false);
+        rig.egress.send_datagrams(token(0), &rtp, to.into(), &datagrams(&sizes), false);
         let completion = rig.wait(0).await;
         assert_eq!((completion.error.unwrap().raw_os_error(), completion.bytes), (Some(libc::EMSGSIZE), 0));
         assert_eq!(receive(&far, 1), [(10, 0)]);
@@ -644,13 +644,13 @@ fn the_packets_of_a_run_that_is_refused_go_one_by_one() {
         // The run in the middle is larger than a datagram may be, which is what the kernel says of a path's MTU as well.
         let run = |first, count, segment| Run { first, count, segment };
         let runs = Box::new([run(0, 1, 10), run(1, 3, 30_000), run(4, 1, 700)]);
-        let chunk = Rc::new(Datagrams::new(whole.bytes.clone(), whole.packets.clone(), runs));
-        rig.egress.send_datagrams(token(0), &rtp, to, &chunk, false);
+        let chunk = Rc::new(Datagrams::new(whole.bytes().clone(), whole.packets.clone(), runs));
+        rig.egress.send_datagrams(token(0), &rtp, to.into(), &chunk, false);
         let completion = rig.wait(0).await;
         assert!(completion.error.is_none() && completion.unsegmented, "{completion:?}");
         assert_eq!(completion.bytes, 90_710);
         assert_eq!(receive(&far, sizes.len()), expected(&sizes));
-        rig.egress.send_datagrams(token(0), &rtp, to, &datagrams(&[10, 10]), false);
+        rig.egress.send_datagrams(token(0), &rtp, to.into(), &datagrams(&[10, 10]), false);
         let completion = rig.wait(0).await;
         assert!(completion.error.is_none() && !completion.unsegmented, "a later operation is not concerned");
     });
@@ -660,7 +660,8 @@ fn the_packets_of_a_run_that_is_refused_go_one_by_one() {
 fn datagrams_to_the_other_family_fail() {
     on_both(async |rig| {
         let (rtp, _rtcp) = Datagram::bind_pair(LOOPBACKS[1], None, rig.kind).unwrap();
-        rig.egress.send_datagrams(token(0), &rtp, "127.0.0.1:9".parse().unwrap(), &datagrams(&[10, 20, 20]), false);
+        let to: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        rig.egress.send_datagrams(token(0), &rtp, to.into(), &datagrams(&[10, 20, 20]), false);
         let completion = rig.wait(0).await;
         assert_eq!(completion.bytes, 0);
         assert!(completion.error.is_some_and(|error| error.raw_os_error() != Some(libc::ECANCELED)));

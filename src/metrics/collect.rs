@@ -1,18 +1,19 @@
-//! Merges what the shards and sources counted into reports.
+//! Merges the counts of shards and sources into reports.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
 
-use super::latency::{relay_histogram, stream_histogram};
+use super::digest::Digest;
+use super::latency::{count, relay_histogram, stream_histogram};
 use super::report::{Flow, Percentiles, Report, Scope, SourceGauge, StreamReport, Totals, octaves};
-use super::scrape::{Scrape, StreamScrape};
+use super::scrape::{Scrape, SourceSums, StreamScrape};
 use super::shard::{ShardSnapshot, StreamCounts};
 use super::{Counter, DropReason, Limited, Transport, process};
 use crate::egress::EgressStats;
-use crate::stream::StreamId;
+use crate::media::StreamId;
 
-/// Latencies of a span, and of everything before it.
+/// Latencies of the current span, and of everything before it.
 #[derive(Debug)]
 struct Latencies {
     span: Histogram<u64>,
@@ -25,10 +26,7 @@ impl Latencies {
     }
 
     fn add(&mut self, interval: &Histogram<u32>) {
-        // Of different counter widths, so bucket by bucket.
-        for bucket in interval.iter_recorded() {
-            self.span.saturating_record_n(bucket.value_iterated_to(), bucket.count_since_last_iteration());
-        }
+        add_all(&mut self.span, interval);
     }
 
     fn end_span(&mut self) {
@@ -43,12 +41,39 @@ impl Latencies {
     }
 }
 
-/// What was known of a shard when it last answered.
+/// Adds histograms of different counter widths, bucket by bucket.
+fn add_all(into: &mut Histogram<u64>, from: &Histogram<u32>) {
+    for bucket in from.iter_recorded() {
+        count(into, bucket.value_iterated_to(), bucket.count_since_last_iteration());
+    }
+}
+
+/// Counts of all streams at the last digest, from which the next one is computed.
+#[derive(Clone, Debug)]
+struct Mark {
+    at: Instant,
+    in_bytes: u64,
+    out_bytes: u64,
+    skips: u64,
+    dropped: u64,
+    lost: u64,
+}
+
+impl Mark {
+    fn new(at: Instant) -> Mark {
+        Mark { at, in_bytes: 0, out_bytes: 0, skips: 0, dropped: 0, lost: 0 }
+    }
+}
+
+/// A shard's last answer.
 #[derive(Debug, Default)]
 struct Known {
     streams: Vec<Seen>,
     counters: [u64; Counter::COUNT],
     limited: [u64; Limited::COUNT],
+    /// Its counts for removed streams, including streams that were removed since its answer.
+    gone: StreamCounts,
+    leaving: StreamCounts,
     egress: EgressStats,
     connections: u64,
     sessions: u64,
@@ -75,6 +100,7 @@ struct Summed {
 
 #[derive(Debug)]
 struct Stream {
+    id: StreamId,
     name: String,
     /// Made on first use.
     latency: Option<Latencies>,
@@ -90,13 +116,17 @@ pub struct Collector {
     span_start: Instant,
     shards: Vec<Known>,
     silent: usize,
-    /// By number; `None` for one that was removed.
+    /// By index; `None` where one was removed.
     streams: Vec<Option<Stream>>,
+    /// Sums over the sources of removed streams.
+    gone: SourceSums,
     latency: Latencies,
+    /// When the last digest was made, and the latencies since then.
+    digested: (Mark, Histogram<u64>),
 }
 
 impl Collector {
-    /// For so many shards; streams are added.
+    /// For this many shards; streams are added later.
     pub fn new(now: Instant, shards: usize) -> Self {
         Collector {
             started: now,
@@ -104,17 +134,20 @@ impl Collector {
             shards: (0..shards).map(|_| Known::default()).collect(),
             silent: 0,
             streams: Vec::new(),
+            gone: SourceSums::default(),
             latency: Latencies::new(relay_histogram),
+            digested: (Mark::new(now), relay_histogram()),
         }
     }
 
-    /// Begins to count for the stream of that number.
+    /// Starts counting for a stream.
     pub fn add_stream(&mut self, id: StreamId, name: &str) {
-        let index = usize::from(id.0);
+        let index = id.index();
         if self.streams.len() <= index {
             self.streams.resize_with(index + 1, || None);
         }
         self.streams[index] = Some(Stream {
+            id,
             name: name.to_owned(),
             latency: None,
             source: SourceGauge::default(),
@@ -123,35 +156,44 @@ impl Collector {
         });
     }
 
-    /// Forgets a stream and its counts.
+    /// Removes a stream. The relay's totals keep its last known counts.
     pub fn remove_stream(&mut self, id: StreamId) {
-        let index = usize::from(id.0);
-        if let Some(stream) = self.streams.get_mut(index) {
-            *stream = None;
-        }
-        for seen in self.shards.iter_mut().filter_map(|shard| shard.streams.get_mut(index)) {
-            *seen = Seen::default();
+        let index = id.index();
+        let Some(stream) = self.streams.get_mut(index).and_then(|place| place.take_if(|stream| stream.id == id)) else {
+            return;
+        };
+        self.gone.add(&stream.source);
+        for shard in &mut self.shards {
+            let Some(seen) = shard.streams.get_mut(index) else { continue };
+            // Until the shard's answer includes it among the removed ones.
+            let Seen { mut counts, .. } = std::mem::take(seen);
+            counts.clients = [0; Transport::COUNT];
+            shard.leaving.add(&counts);
         }
     }
 
-    /// Takes in one round of answers: a snapshot per shard (`None`: it did not answer in time), a gauge per stream.
+    /// Processes one round of answers: a snapshot per shard (`None`: it did not answer in time), a gauge per stream.
     pub fn absorb(&mut self, snapshots: Vec<Option<ShardSnapshot>>, sources: Vec<(StreamId, SourceGauge)>) {
         debug_assert_eq!(snapshots.len(), self.shards.len());
         self.silent = snapshots.iter().filter(|snapshot| snapshot.is_none()).count();
         for (known, snapshot) in self.shards.iter_mut().zip(snapshots) {
             let Some(snapshot) = snapshot else { continue };
             self.latency.add(&snapshot.latency);
+            add_all(&mut self.digested.1, &snapshot.latency);
             known.egress = snapshot.egress;
             known.counters = snapshot.counters;
             known.limited = snapshot.limited;
             known.connections = snapshot.connections;
             known.sessions = snapshot.sessions;
             known.in_flight = snapshot.in_flight;
+            known.gone = snapshot.gone;
+            known.leaving = StreamCounts::default();
             known.streams.clear();
             known.streams.resize_with(self.streams.len(), Default::default);
             for part in snapshot.streams {
-                let index = usize::from(part.stream.0);
-                let Some(Some(stream)) = self.streams.get_mut(index) else { continue };
+                let index = part.stream.index();
+                let place = self.streams.get_mut(index).and_then(Option::as_mut);
+                let Some(stream) = place.filter(|stream| stream.id == part.stream) else { continue };
                 if let Some(latency) = &part.latency {
                     stream.latency.get_or_insert_with(|| Latencies::new(stream_histogram)).add(latency);
                 }
@@ -160,13 +202,14 @@ impl Collector {
             }
         }
         for (id, source) in sources {
-            if let Some(Some(stream)) = self.streams.get_mut(usize::from(id.0)) {
+            let place = self.streams.get_mut(id.index()).and_then(Option::as_mut);
+            if let Some(stream) = place.filter(|stream| stream.id == id) {
                 stream.source = source;
             }
         }
     }
 
-    /// The report on the time since the last one.
+    /// The report for the time since the last one.
     pub fn interval(&mut self, now: Instant, at: SystemTime) -> Report {
         let report = self.report(now, at, Scope::Interval);
         for index in 0..self.streams.len() {
@@ -183,9 +226,47 @@ impl Collector {
         report
     }
 
-    /// The report on the whole run so far.
+    /// The report for the whole run so far.
     pub fn summary(&self, now: Instant, at: SystemTime) -> Report {
         self.report(now, at, Scope::Summary)
+    }
+
+    /// The digest for the time since the last one, or for the whole run.
+    pub fn digest(&mut self, now: Instant, at: SystemTime, scope: Scope) -> Digest {
+        let summary = self.summary(now, at);
+        let flow = &summary.total.flow;
+        let mark = Mark {
+            at: now,
+            in_bytes: self.source_sums().bytes,
+            out_bytes: flow.bytes_total,
+            skips: flow.skips_total,
+            dropped: flow.dropped_total,
+            lost: flow.lost_total,
+        };
+        let (before, latency) = match scope {
+            Scope::Summary => (Mark::new(self.started), flow.latency),
+            Scope::Interval => {
+                let before = std::mem::replace(&mut self.digested.0, mark.clone());
+                let latency = Percentiles::of(&self.digested.1);
+                self.digested.1.reset();
+                (before, latency)
+            }
+        };
+        let span = now.saturating_duration_since(before.at);
+        let bps = |now: u64, then: u64| 8.0 * now.saturating_sub(then) as f64 / span.as_secs_f64().max(1e-3);
+        Digest {
+            scope,
+            span,
+            clients: flow.clients(),
+            in_bps: bps(mark.in_bytes, before.in_bytes),
+            out_bps: bps(mark.out_bytes, before.out_bytes),
+            latency,
+            skips: mark.skips.saturating_sub(before.skips),
+            dropped: mark.dropped.saturating_sub(before.dropped),
+            lost: mark.lost.saturating_sub(before.lost),
+            silent_shards: summary.total.silent_shards,
+            streams: summary.streams.into_iter().map(|stream| (stream.name, stream.state)).collect(),
+        }
     }
 
     fn report(&self, now: Instant, at: SystemTime, scope: Scope) -> Report {
@@ -209,6 +290,7 @@ impl Collector {
             sum.clients_tcp += flow.clients_tcp;
             sum.clients_udp += flow.clients_udp;
             sum.clients_multicast += flow.clients_multicast;
+            sum.clients_websocket += flow.clients_websocket;
             sum.joined += flow.joined;
             sum.lag = sum.lag.max(flow.lag);
             sum.skips += flow.skips;
@@ -218,6 +300,14 @@ impl Collector {
             sum.dropped_total += flow.dropped_total;
             sum.bytes_total += flow.bytes_total;
         }
+        // Totals never shrink, even if streams are removed.
+        let (gone, sum) = (self.gone_counts(), &mut total.flow);
+        sum.joined += gone.joined.iter().sum::<u64>();
+        sum.skips_total += gone.skips;
+        sum.lost_total += self.gone.lost;
+        sum.reconnects_total += self.gone.reconnects;
+        sum.dropped_total += gone.drops.iter().sum::<u64>() + self.gone.dropped;
+        sum.bytes_total += gone.bytes;
         total.flow.latency = Percentiles::of(&latency);
         Report { scope, at, uptime, span, streams, total, histogram: octaves(&latency) }
     }
@@ -245,15 +335,18 @@ impl Collector {
             state: stream.source.state,
             since: stream.source.since,
             fault: stream.source.fault.clone(),
+            next_try_in: stream.source.next_try_in,
             failures: stream.source.failures,
             fps: rate(stream.source.frames, source_before.frames),
             unread: stream.source.unread.or(summed.unread),
+            encodings: stream.source.encodings.clone(),
             flow: Flow {
                 in_bps: 8.0 * rate(stream.source.bytes, source_before.bytes),
                 out_bps: 8.0 * rate(counts.bytes, before.counts.bytes),
                 clients_tcp: counts.clients[Transport::Tcp.index()],
                 clients_udp: counts.clients[Transport::Udp.index()],
                 clients_multicast: counts.clients[Transport::Multicast.index()],
+                clients_websocket: counts.clients[Transport::WebSocket.index()],
                 joined: counts.joined.iter().sum(),
                 latency: latency.unwrap_or_default(),
                 lag: summed.lag,
@@ -269,13 +362,30 @@ impl Collector {
         })
     }
 
-    /// Everything since the start, for a scraper.
+    /// The shards' counts for removed streams.
+    fn gone_counts(&self) -> StreamCounts {
+        let mut gone = StreamCounts::default();
+        for shard in &self.shards {
+            gone.add(&shard.gone);
+            gone.add(&shard.leaving);
+        }
+        gone
+    }
+
+    /// Sums over all current and former sources.
+    fn source_sums(&self) -> SourceSums {
+        let mut sums = self.gone;
+        self.streams.iter().flatten().for_each(|stream| sums.add(&stream.source));
+        sums
+    }
+
+    /// Everything since startup, for a scraper.
     pub fn scrape(&self, now: Instant, at: SystemTime) -> Scrape {
         let streams = (0..self.streams.len()).filter_map(|index| {
             let stream = self.streams[index].as_ref()?;
             let Summed { counts, log_bytes, .. } = self.summed(index);
             let latency = stream.latency.as_ref().map(Latencies::whole);
-            Some(StreamScrape::new(latency.as_ref(), counts, stream.source.frames, stream.source.bytes, log_bytes))
+            Some(StreamScrape::new(latency.as_ref(), counts, &stream.source, log_bytes))
         });
         let (mut counters, mut limited) = (process::counted_total(), process::limited_total());
         for shard in &self.shards {
@@ -283,7 +393,12 @@ impl Collector {
             add(&mut limited, &shard.limited);
         }
         let shards = self.shards.len();
-        Scrape { summary: self.summary(now, at), streams: streams.collect(), counters, limited, shards }
+        let mut all = self.gone_counts();
+        for index in 0..self.streams.len() {
+            all.add(&self.summed(index).counts);
+        }
+        let sources = self.source_sums();
+        Scrape { summary: self.summary(now, at), streams: streams.collect(), counters, limited, shards, all, sources }
     }
 
     /// A stream's counts over all shards.
@@ -295,14 +410,7 @@ impl Collector {
             sum.log_bytes = sum.log_bytes.max(*log_bytes);
             // One shard has the publisher's connection, if there is one.
             sum.unread = sum.unread.or(*unread);
-            let into = &mut sum.counts;
-            into.sends += counts.sends;
-            into.bytes += counts.bytes;
-            into.skips += counts.skips;
-            add(&mut into.drops, &counts.drops);
-            add(&mut into.joined, &counts.joined);
-            add(&mut into.left, &counts.left);
-            add(&mut into.clients, &counts.clients);
+            sum.counts.add(counts);
         }
         sum
     }
@@ -325,7 +433,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let mut collector = Collector::new(start, 2);
         let (mut one, mut two) = (ShardMetrics::new(), ShardMetrics::new());
-        let (a, b) = (StreamId(0), StreamId(1));
+        let (a, b) = (StreamId::first(0), StreamId::first(1));
         collector.add_stream(a, "a");
         collector.add_stream(b, "b");
 
@@ -352,7 +460,7 @@ mod tests {
         assert_eq!(report.histogram[6], 99, "64 to 128 µs");
         assert_eq!(report.streams[1].flow, Flow::default());
 
-        // The second shard is silent: its counts stand, its latencies are not counted twice.
+        // The second shard does not answer: its old counts are used, and its latencies are not counted twice.
         one.client_left(a, Transport::Tcp, LeaveReason::Disconnected);
         one.skipped(a);
         one.sent(b, Duration::from_micros(10), 500);
@@ -369,10 +477,29 @@ mod tests {
         assert_eq!((summary.streams[0].fps, summary.span), (15.0, 4 * second));
         assert_eq!((summary.total.flow.skips, summary.total.flow.bytes_total), (1, 100_500));
 
-        // A stream that takes a removed one's number begins at nothing.
+        // A stream that reuses a removed one's index starts from zero, and the totals keep the removed one's counts.
+        let before = collector.summary(start + 4 * second, SystemTime::UNIX_EPOCH).total.flow;
+        let gone = SourceGauge { lost: 2, torn: 1, bytes: 300_000, ..SourceGauge::default() };
+        collector.absorb(vec![None, None], vec![(a, gone)]);
         collector.remove_stream(a);
+        let totals =
+            |flow: &Flow| (flow.bytes_total, flow.skips_total, flow.lost_total, flow.dropped_total, flow.joined);
+        let now = |collector: &Collector| collector.summary(start + 4 * second, SystemTime::UNIX_EPOCH).total.flow;
+        assert_eq!(totals(&now(&collector)), totals(&before));
+        one.remove_stream(a);
+        collector.absorb(vec![Some(one.snapshot()), None], vec![]);
+        assert_eq!(totals(&now(&collector)), totals(&before), "one of two shards has told so");
+        two.remove_stream(a);
+        collector.absorb(vec![Some(one.snapshot()), Some(two.snapshot())], vec![]);
+        assert_eq!(totals(&now(&collector)), totals(&before));
+        let scrape = collector.scrape(start + 4 * second, SystemTime::UNIX_EPOCH);
+        assert_eq!((scrape.all.bytes, scrape.sources.bytes), (before.bytes_total, 300_000));
         assert_eq!(collector.summary(start + 4 * second, SystemTime::UNIX_EPOCH).streams.len(), 1);
-        collector.add_stream(a, "c");
+        let c = a.next_generation();
+        collector.add_stream(c, "c");
+        collector.remove_stream(a);
+        one.skipped(a);
+        collector.absorb(vec![Some(one.snapshot()), None], vec![]);
         let summary = collector.summary(start + 4 * second, SystemTime::UNIX_EPOCH);
         assert_eq!((summary.streams[0].name.as_str(), summary.streams[0].flow.bytes_total), ("c", 0));
     }

@@ -1,13 +1,13 @@
-//! Latency, counted: the histograms of a shard and of a stream, and the small one that every client has.
+//! Latency histograms: of a shard, of a stream, and a small one for every client.
 
 use std::time::Duration;
 
 use hdrhistogram::{Counter, Histogram};
 
-/// Microseconds that a histogram counts at least; anything shorter counts as this.
+/// Smallest value of a histogram in microseconds; shorter latencies count as this.
 const LATENCY_MIN_US: u64 = 1;
 
-/// Microseconds that a histogram counts at most (60 s); anything longer counts as this.
+/// Largest value of a histogram in microseconds (60 s); longer latencies count as this.
 const LATENCY_MAX_US: u64 = 60_000_000;
 
 /// A histogram of the whole relay's latency: microseconds to 3 digits.
@@ -15,26 +15,32 @@ pub(crate) fn relay_histogram<C: Counter>() -> Histogram<C> {
     Histogram::new_with_bounds(LATENCY_MIN_US, LATENCY_MAX_US, 3).expect("constant bounds are valid")
 }
 
-/// A histogram of one stream's latency: microseconds to 2 digits.
+/// A histogram of one stream's latency: microseconds to 2 digits. It grows with what it counts, as there may be a thousand of them and hardly
+/// one sees more than some milliseconds.
 pub(crate) fn stream_histogram<C: Counter>() -> Histogram<C> {
-    Histogram::new_with_bounds(LATENCY_MIN_US, LATENCY_MAX_US, 2).expect("constant bounds are valid")
+    Histogram::new(2).expect("a constant number of digits is valid")
 }
 
-/// A latency in whole microseconds, within the histograms' bounds.
+/// Counts a latency of [`micros`] in any histogram so many times.
+pub(crate) fn count<C: Counter>(histogram: &mut Histogram<C>, us: u64, times: C) {
+    histogram.record_n(us.min(LATENCY_MAX_US), times).expect("a histogram has room up to the bound, or grows")
+}
+
+/// A latency in whole microseconds, within the histograms' range.
 pub(crate) fn micros(latency: Duration) -> u64 {
     (latency.as_secs().saturating_mul(1_000_000) + u64::from(latency.subsec_micros()))
         .clamp(LATENCY_MIN_US, LATENCY_MAX_US)
 }
 
-/// Buckets an octave is cut into, as a power of two.
+/// Buckets per octave, as a power of two.
 const SUB_BITS: u32 = 3;
 const SUBS: usize = 1 << SUB_BITS;
 /// Octaves up to 2^26 µs (67 s), the first [`SUB_BITS`] of which share the linear start.
 const BUCKETS: usize = (26 - SUB_BITS as usize + 1) * SUBS;
 
-/// One client's latency: 192 buckets on a log scale, each at most 12.5 % wide.
+/// One client's latency: 192 buckets on a logarithmic scale, each at most 12.5 % wide.
 ///
-/// When a bucket is full all are halved, so the newer half of a long run weighs more than the older one.
+/// When a bucket is full, all are halved, so newer values weigh more in a long run.
 #[derive(Clone)]
 pub struct ClientLatency {
     counts: [u16; BUCKETS],
@@ -66,7 +72,7 @@ impl ClientLatency {
         }
     }
 
-    /// The latency that 99 of 100 sends did not pass (the upper edge of its bucket), or `None` before the first send.
+    /// The latency that 99 of 100 sends did not exceed (the upper edge of its bucket), or `None` before the first send.
     pub fn p99(&self) -> Option<Duration> {
         let total: u64 = self.counts.iter().map(|&count| u64::from(count)).sum();
         let rank = (total * 99).div_ceil(100);
@@ -81,7 +87,7 @@ impl ClientLatency {
     }
 }
 
-/// The bucket that a latency of `us` microseconds (below 2^26) falls into.
+/// The bucket for a latency of `us` microseconds (below 2^26).
 fn bucket_of(us: u32) -> usize {
     let octave = 31 - us.max(1).leading_zeros();
     if octave < SUB_BITS {

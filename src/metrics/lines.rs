@@ -1,7 +1,7 @@
-//! Reports as lines for machines: logfmt and JSON, with the same names.
+//! Reports as lines for programs: logfmt and JSON, with the same names.
 //!
-//! Names end in their unit (`_us`, `_ms`, `_bps`, `_s`) or in `_total` for counts since the start, and never change their
-//! meaning. Rates and latencies are about `span_s` seconds: the time since the last report, or the whole run in a summary.
+//! Names end in their unit (`_us`, `_ms`, `_bps`, `_s`), or in `_total` for counts since startup, and never change their meaning. Rates
+//! and latencies cover `span_s` seconds: the time since the last report, or the whole run in a summary.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -10,12 +10,13 @@ use serde_json::{Map, Value};
 
 use super::report::{Flow, Percentiles, Report, Scope, StreamReport};
 use super::{DropReason, SourceDrop};
+use crate::escape::{self, is_word};
 
 /// A time in RFC 3339, UTC, with milliseconds.
 pub fn rfc3339(at: SystemTime) -> String {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days to a date of the Gregorian calendar, in eras of 400 years that begin on 1 March.
+    // Days to a Gregorian date, in eras of 400 years that start on 1 March.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -33,8 +34,7 @@ pub fn rfc3339(at: SystemTime) -> String {
     )
 }
 
-/// `name=value` lines: one a stream, then one for all of them. Values with spaces are quoted. Reasons that nothing was dropped
-/// for are left out.
+/// `name=value` lines: one per stream, then one for all. Values with spaces are quoted. Drop reasons with a count of zero are omitted.
 pub fn logfmt(report: &Report) -> String {
     let mut out = String::new();
     for fields in lines(report) {
@@ -47,10 +47,12 @@ pub fn logfmt(report: &Report) -> String {
             if (name.contains("dropped_") && name != "dropped_total" && text == "0") || value.is_null() {
                 continue;
             }
-            let plain = !text.is_empty()
-                && !text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '='));
             // Writing to a string cannot fail.
-            let _ = if plain { write!(out, "{space}{name}={text}") } else { write!(out, "{space}{name}={text:?}") };
+            let _ = if is_word(&text) {
+                write!(out, "{space}{name}={text}")
+            } else {
+                write!(out, "{space}{name}={text:?}")
+            };
         }
         out.push('\n');
     }
@@ -59,7 +61,7 @@ pub fn logfmt(report: &Report) -> String {
 
 /// One JSON object on one line: the fields of the logfmt lines under `streams` and `total`.
 pub fn json(report: &Report) -> String {
-    format!("{}\n", Value::Object(object(report)))
+    escape::json(format!("{}\n", Value::Object(object(report))))
 }
 
 /// The object of [`json`].
@@ -141,6 +143,9 @@ fn stream_fields(fields: &mut Fields, stream: &StreamReport) {
     if let Some(fault) = &stream.fault {
         put(fields, "fault", fault.as_str());
     }
+    if let Some(next) = stream.next_try_in {
+        put(fields, "next_try_in_s", next.as_millis().div_ceil(1_000) as u64);
+    }
 }
 
 fn flow(fields: &mut Fields, flow: &Flow) {
@@ -150,6 +155,7 @@ fn flow(fields: &mut Fields, flow: &Flow) {
     put(fields, "clients_tcp", flow.clients_tcp);
     put(fields, "clients_udp", flow.clients_udp);
     put(fields, "clients_multicast", flow.clients_multicast);
+    put(fields, "clients_websocket", flow.clients_websocket);
     put(fields, "joined_total", flow.joined);
     let Percentiles { count, p50, p90, p99, p999, max } = flow.latency;
     put(fields, "sends", count);
@@ -201,7 +207,7 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("ts=2023-11-14T22:13:20.000Z report=interval uptime_s=83.5 span_s=1"), "{text}");
         for field in [
-            " stream=front state=live since=2023-11-14T22:12:00.000Z fps=30.0 unread_bytes=1460 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2 clients_multicast=0",
+            " stream=front state=live since=2023-11-14T22:12:00.000Z fps=30.0 unread_bytes=1460 in_bps=4012000 out_bps=48000000 clients=12 clients_tcp=10 clients_udp=2 clients_multicast=0 clients_websocket=0",
             " sends=360 p50_us=130 p90_us=400 p99_us=950 p999_us=2400 max_us=31000 lag_ms=45 skips=1 skips_total=3",
             " dropped_total=30",
             " dropped_lagging_total=30",
@@ -213,6 +219,19 @@ mod tests {
         assert!(lines[1].contains("fault=\"connection refused by 192.0.2.10:554\""), "{text}");
         assert!(!lines[1].contains("p50_us"), "nothing was sent: {text}");
         assert!(lines[2].contains("streams=2") && lines[2].contains("connections=14"), "{text}");
+    }
+
+    #[test]
+    fn what_a_camera_wrote_is_escaped_in_both_formats() {
+        let mut report = report();
+        report.streams[1].fault = Some("404 \u{202e}front\u{2028}stream=x\n".into());
+        for text in [logfmt(&report), json(&report)] {
+            assert!(!text.trim_end().replace('\n', "").contains(escape::is_harmful), "{text}");
+            assert!(text.contains("202e") && text.contains("2028"), "{text}");
+        }
+        assert_eq!(logfmt(&report).lines().count(), 3);
+        let value: Value = serde_json::from_str(&json(&report)).unwrap();
+        assert_eq!(value["streams"][1]["fault"].as_str(), report.streams[1].fault.as_deref());
     }
 
     #[test]

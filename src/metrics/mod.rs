@@ -1,10 +1,10 @@
-//! What the relay counts, and how it tells.
+//! Counting, and the output of the counts.
 //!
-//! A shard counts with a [`ShardMetrics`] of its own: no atomics, no locks. Once an interval the reporter asks each shard for
-//! a [`ShardSnapshot`] through its inbox; a [`Collector`] merges them into a [`report::Report`], which [`table`] and [`lines`]
-//! render.
+//! Each shard counts with its own [`ShardMetrics`]: no atomics, no locks. Once per interval the reporter requests a [`ShardSnapshot`]
+//! from each shard through its inbox. A [`Collector`] merges them into a [`report::Report`], which [`table`] and [`lines`] format.
 
 mod collect;
+pub mod digest;
 mod latency;
 pub mod lines;
 mod names;
@@ -17,6 +17,7 @@ pub mod status;
 pub mod table;
 #[cfg(test)]
 mod testing;
+mod tls;
 
 pub use collect::Collector;
 pub use latency::ClientLatency;
@@ -24,3 +25,4 @@ pub use names::{Counter, DropReason, LeaveReason, Limited, Panicked, SourceDrop,
 pub use report::SourceGauge;
 pub use scrape::{Scrape, StreamScrape};
 pub use shard::{ClientSnapshot, Reception, ReportRequest, ShardMetrics, ShardSnapshot, StreamCounts, StreamSnapshot};
+pub use tls::{TlsCounts, TlsOutcome};

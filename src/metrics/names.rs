@@ -1,6 +1,6 @@
-//! The things that are counted, each with the stable name that logs, reports and scrapers know it by.
+//! Everything that is counted, each with the stable name used in logs, reports and metrics.
 
-/// Defines an enum whose members are counted in an array, with a stable name for each.
+/// Defines an enum whose variants index an array of counts, each with a stable name.
 macro_rules! counted {
     ($(#[$meta:meta])* $name:ident { $($(#[$member_meta:meta])* $member:ident = $text:literal,)+ }) => {
         $(#[$meta])*
@@ -10,7 +10,7 @@ macro_rules! counted {
         }
 
         impl $name {
-            /// Every member, in the order of their numbers.
+            /// All variants, in the order of their numbers.
             pub const ALL: &'static [$name] = &[$($name::$member,)+];
 
             /// How many there are.
@@ -23,7 +23,7 @@ macro_rules! counted {
                 }
             }
 
-            /// The place in an array of [`Self::COUNT`] counts.
+            /// The index in an array of [`Self::COUNT`] counts.
             pub const fn index(self) -> usize {
                 self as usize
             }
@@ -38,147 +38,165 @@ macro_rules! counted {
 }
 
 counted! {
-    /// How a client gets its media.
+    /// How a client receives media.
     Transport {
         /// Interleaved in its RTSP connection (RFC 2326 section 10.12).
         Tcp = "tcp",
         /// As UDP datagrams.
         Udp = "udp",
-        /// From a multicast group; what is sent to it is counted for nobody.
+        /// From a multicast group; the data sent to it is not counted for clients.
         Multicast = "multicast",
+        /// As MP4 in WebSocket messages (RFC 6455), to a browser.
+        WebSocket = "websocket",
     }
 }
 
 counted! {
-    /// Why a frame did not reach a client, or not even the log.
+    /// Why a frame did not reach a client, or did not even enter the log.
     DropReason {
-        /// The client's lag passed `queue.age`; the frames up to the keyframe that it was moved on to.
+        /// The client's lag exceeded `queue.age`; the frames up to the keyframe that it skipped to.
         Lagging = "lagging",
-        /// They came before the first keyframe of a source that is back.
+        /// They arrived before the first keyframe of a source that returned.
         WaitingKeyframe = "waiting_keyframe",
         /// The shard's inbox was full.
         InboxFull = "inbox_full",
-        /// The stream's log passed `queue.log_bytes`.
+        /// The stream's log exceeded `queue.log_bytes`.
         LogBytes = "log_bytes",
-        /// The socket did not take a datagram.
+        /// The socket did not accept a datagram.
         UdpSend = "udp_send",
-        /// A datagram was larger than the path takes (`EMSGSIZE`).
+        /// A datagram was too large for the path (`EMSGSIZE`).
         UdpMessageSize = "udp_message_size",
-        /// The source broke off or lost packets in the middle of the frame.
+        /// The source stopped or lost packets within the frame.
         SourceTorn = "source_torn",
     }
 }
 
 counted! {
-    /// Why a packet of a source is not in the stream.
+    /// Why a packet from a source is not in the stream.
     SourceDrop {
-        /// It came twice, or too late to be put in its place.
+        /// A duplicate, or too late to be reordered.
         Late = "late",
-        /// It was no RTP, or of a track that there is not.
+        /// Not RTP, or of an unknown track.
         Malformed = "malformed",
         /// It had no payload.
         Empty = "empty",
-        /// Its payload type was not its track's.
+        /// Its payload type is not the track's.
         PayloadType = "payload_type",
-        /// It was too large for a datagram, and could not be cut.
+        /// Too large for a datagram, and could not be split.
         Oversize = "oversize",
-        /// A datagram that came to a camera's ports and was not the camera's, or nobody's packet.
+        /// A datagram to the ports for a camera from another sender.
         Stranger = "stranger",
+        /// On an interleaved channel that was not set up.
+        Unassigned = "unassigned_channel",
+        /// Invalid RTCP.
+        Rtcp = "rtcp_malformed",
+        /// Cut short by another frame.
+        Torn = "torn",
+        /// Not a packet: bytes between two frames that belong to nothing, counted once for each run of them.
+        Rubbish = "rubbish",
     }
 }
 
 counted! {
-    /// Why a client is no longer there.
+    /// Why a client left.
     LeaveReason {
         /// It said TEARDOWN.
         Teardown = "teardown",
-        /// It closed the connection, or the connection broke.
+        /// It closed the connection, or the connection failed.
         Disconnected = "disconnected",
-        /// Nothing was heard from it for `limits.session_timeout`.
+        /// No sign of life for `limits.session_timeout`.
         SessionTimeout = "session_timeout",
-        /// One operation did not complete within `queue.stall_timeout`.
+        /// An operation did not complete within `queue.stall_timeout`.
         Stalled = "stalled",
         /// The source's tracks or codecs changed.
         SourceChanged = "source_changed",
-        /// The stream was taken out of the configuration.
+        /// The stream was removed.
         StreamRemoved = "stream_removed",
-        /// Its user may not have the stream any more, by a configuration that was read again.
+        /// A reload took away its user's right to the stream.
         Unauthorized = "unauthorized",
-        /// It sent what is not RTSP, or too much of it.
+        /// A user with the right to administer disconnected it.
+        Ended = "ended",
+        /// It sent something that is not RTSP, or too much of it.
         Protocol = "protocol",
-        /// A send to it failed, and not because its connection broke.
+        /// A send failed for a reason other than a closed connection.
         SendFailed = "send_failed",
-        /// The relay's own code failed at it.
+        /// A bug in the relay.
         Panicked = "panicked",
-        /// The same ports were set up anew.
+        /// The same ports were set up again.
         Replaced = "replaced",
+        /// Disconnected before a stop (`drain`).
+        Drained = "drained",
         /// The relay stops.
         Stopping = "stopping",
     }
 }
 
 counted! {
-    /// What somebody passed a limit with, or sent that nobody asked for.
+    /// What exceeded a limit, or was not asked for.
     Limited {
-        /// A connection when `limits.clients` were connected already: closed.
+        /// A connection beyond `limits.clients`: closed.
         Connections = "connections",
-        /// A connection when its address had `limits.clients_per_address` already: closed.
+        /// A connection beyond `limits.clients_per_address`: closed.
         ConnectionsPerAddress = "connections_per_address",
-        /// A connection without a session, closed to make room for another one.
+        /// A balancer's connection without a valid PROXY protocol header: closed.
+        ProxyHeader = "proxy_header",
+        /// A connection without a session, evicted for another one.
         WithoutSession = "without_session",
-        /// A connection without a whole request, or with the same part of one, for `limits.handshake_timeout`: closed.
+        /// A connection without a complete request for `limits.handshake_timeout`: closed.
         Handshake = "handshake_timeout",
         /// A connection without a session and silent for `limits.session_timeout`: closed.
         Idle = "idle",
-        /// A session when there were `limits.clients`: 453.
+        /// A session beyond `limits.clients`: 453.
         Sessions = "sessions",
-        /// A session when its address had `limits.clients_per_address`: 453.
+        /// A session beyond `limits.clients_per_address`: 453.
         SessionsPerAddress = "sessions_per_address",
-        /// A session when its connection had enough: 453.
+        /// Too many sessions on one connection: 453.
         SessionsPerConnection = "sessions_per_connection",
-        /// A request with a header block or a body that is too large: 413, closed.
+        /// A request whose header block or body is too large: 413, closed.
         RequestSize = "request_size",
-        /// A connection that was answered later for once, because of its many requests.
+        /// A connection that was answered later because of its request rate.
         RequestDelayed = "request_delayed",
-        /// A connection with too many requests waiting: closed.
+        /// A connection with too many waiting requests: closed.
         RequestRate = "request_rate",
-        /// A connection that asked on without reading the answers: closed.
+        /// A connection that kept sending requests without reading the answers: closed.
         AnswersUnread = "answers_unread",
-        /// A connection that went from shard to shard: closed.
+        /// A connection that was moved between shards too often: closed.
         Moves = "moves",
-        /// A SETUP with ports that nothing is sent to: 461.
+        /// A SETUP with ports that the relay does not send to: 461.
         UdpPorts = "udp_ports",
-        /// A request for a stream or a track that there is not: 404.
+        /// A request for an unknown stream or track: 404.
         UnknownStream = "unknown_stream",
-        /// An interleaved frame on a channel that is no track's RTCP: dropped.
+        /// An interleaved frame on a channel that is not RTCP of a track: dropped.
         FrameUnasked = "frame_unasked",
-        /// An RTCP datagram from an address that has no session: dropped.
+        /// An RTCP datagram from an address without a session: dropped.
         RtcpUnasked = "rtcp_unasked",
-        /// An RTCP packet that is too long or cannot be read: dropped.
+        /// An RTCP packet that is too long or malformed: dropped.
         RtcpMalformed = "rtcp_malformed",
-        /// A publisher's packet when too many of its packets waited: dropped.
+        /// A publisher's packet when too many of its packets were waiting: dropped.
         PublisherQueue = "publisher_queue",
+        /// A packet of a publisher's track of unknown encoding, such as one without `a=rtpmap`: dropped.
+        TrackUnreadable = "track_unreadable",
     }
 }
 
 counted! {
     /// Whose code has panicked.
     Panicked {
-        /// A client's: it was closed.
+        /// A client's; it was closed.
         Client = "client",
-        /// A source's: it was started again.
+        /// A source's; it was restarted.
         Source = "source",
     }
 }
 
 counted! {
-    /// Counts of a whole shard that belong to no stream.
+    /// Counts of a whole shard, independent of streams.
     Counter {
-        /// Connections that the shard was handed.
+        /// Connections handed to the shard.
         Connections = "connections",
-        /// SETUPs answered 453: for one more session there was no room.
+        /// SETUPs answered 453 because a limit on sessions was reached.
         ClientsRefused = "clients_refused",
-        /// Connections closed because no full request came within `limits.handshake_timeout`.
+        /// Connections closed because no complete request arrived within `limits.handshake_timeout`.
         HandshakeTimeouts = "handshake_timeouts",
         /// RTSP requests answered.
         Requests = "requests",
@@ -186,15 +204,23 @@ counted! {
         RequestsFailed = "requests_failed",
         /// RTSP requests with wrong credentials.
         AuthFailed = "auth_failed",
-        /// RTSP requests refused unseen because their address had failed too often.
+        /// RTSP requests refused without checking the credentials, because of earlier failures.
         AuthRefused = "auth_refused",
+        /// RTSP requests refused by `auth_url`.
+        AuthUrlRefused = "auth_url_refused",
+        /// RTSP requests refused because `auth_url` did not answer in time.
+        AuthUrlUnanswered = "auth_url_unanswered",
         /// Bytes that were not RTSP.
         Malformed = "malformed",
-        /// RTCP receiver reports taken in.
+        /// RTCP receiver reports received.
         ReceiverReports = "receiver_reports",
         /// Connections handed to the shard that owns their session.
         Moved = "moved",
-        /// Sends on connections that the system had no memory for, tried again later.
+        /// Streams created by name, or added.
+        StreamsMade = "streams_made",
+        /// Of these, streams that were removed.
+        StreamsGone = "streams_gone",
+        /// TCP sends that ended early for lack of memory and are retried.
         SendsPutOff = "sends_put_off",
     }
 }

@@ -1,27 +1,41 @@
-//! What is counted for the whole process rather than for a shard: rare things, by whatever thread they happen on.
+//! Counts for the whole process: rare events on any thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use super::{Counter, Limited, Panicked};
 
 static LIMITED: [AtomicU64; Limited::COUNT] = [const { AtomicU64::new(0) }; Limited::COUNT];
 static COUNTED: [AtomicU64; Counter::COUNT] = [const { AtomicU64::new(0) }; Counter::COUNT];
 static PANICKED: [AtomicU64; Panicked::COUNT] = [const { AtomicU64::new(0) }; Panicked::COUNT];
+static LEAVES_UNTIL_MS: AtomicU64 = AtomicU64::new(0);
 static LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Somebody passed a limit before any shard knew of him.
+/// A limit was exceeded before any shard was involved.
 pub fn limited(limited: Limited) {
     LIMITED[limited.index()].fetch_add(1, Ordering::Relaxed);
 }
 
-/// Something happened on no shard that is counted together with the shards' own.
+/// Something happened outside of the shards that is counted together with theirs.
 pub fn count(counter: Counter) {
     COUNTED[counter.index()].fetch_add(1, Ordering::Relaxed);
 }
 
-/// Code has panicked, and only that which it worked for was ended.
+/// Code panicked, and only what it was working for was ended.
 pub fn panicked(what: Panicked) {
     PANICKED[what.index()].fetch_add(1, Ordering::Relaxed);
+}
+
+/// The relay is leaving, and will exit by then.
+pub fn leave(until: SystemTime) {
+    let ms = until.duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64);
+    LEAVES_UNTIL_MS.store(ms.max(1), Ordering::Relaxed);
+}
+
+/// When it will exit, if it is leaving.
+pub fn leaves_until() -> Option<SystemTime> {
+    let ms = LEAVES_UNTIL_MS.load(Ordering::Relaxed);
+    (ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
 }
 
 /// Lines of the log and of reports could not be written.
@@ -29,12 +43,12 @@ pub fn lines_dropped(lines: u64) {
     LINES_DROPPED.fetch_add(lines, Ordering::Relaxed);
 }
 
-/// What [`limited`] counted, by [`Limited`].
+/// The counts of [`limited`], by [`Limited`].
 pub(super) fn limited_total() -> [u64; Limited::COUNT] {
     std::array::from_fn(|index| LIMITED[index].load(Ordering::Relaxed))
 }
 
-/// What [`count`] counted, by [`Counter`].
+/// The counts of [`count`], by [`Counter`].
 pub(super) fn counted_total() -> [u64; Counter::COUNT] {
     std::array::from_fn(|index| COUNTED[index].load(Ordering::Relaxed))
 }

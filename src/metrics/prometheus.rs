@@ -1,22 +1,24 @@
-//! The counts in the text format of Prometheus (exposition format 0.0.4). `docs/METRICS.md` has the names, which are stable.
+//! The metrics in the text format of Prometheus (exposition format 0.0.4). `docs/METRICS.md` lists the names, which are stable.
 
 use std::fmt::{Display, Write as _};
 use std::time::SystemTime;
 
 use super::report::{Report, StreamReport};
 use super::scrape::{BUCKETS, Scrape, StreamScrape, bucket_end_us};
-use super::{Counter, DropReason, LeaveReason, Limited, Panicked, SourceDrop, Transport, process};
-use crate::shard::inbox::SourceState;
-use crate::tls::{Outcome, TlsCounts};
+use super::{
+    Counter, DropReason, LeaveReason, Limited, Panicked, SourceDrop, TlsCounts, TlsOutcome, Transport, process,
+};
+use crate::media::SourceState;
 
 /// The media type of [`text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The exposition: everything since the start, and gauges of the last interval.
+/// The exposition: everything since startup, and gauges of the last interval.
 pub fn text(scrape: &Scrape, last: Option<&Report>, secured: Option<&TlsCounts>) -> String {
     let mut out = Text::default();
     let streams: Vec<(&StreamReport, &StreamScrape)> = scrape.summary.streams.iter().zip(&scrape.streams).collect();
     relay(&mut out, scrape);
+    all(&mut out, scrape);
     if let Some(counts) = secured {
         tls(&mut out, counts);
     }
@@ -28,48 +30,54 @@ pub fn text(scrape: &Scrape, last: Option<&Report>, secured: Option<&TlsCounts>)
 
 fn relay(out: &mut Text, scrape: &Scrape) {
     let total = &scrape.summary.total;
-    out.family("build_info", "gauge", "The version that runs; always 1.");
+    out.family("build_info", "gauge", "The running version; always 1.");
     out.value("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-    out.single("uptime_seconds", "gauge", "Time since the start.", scrape.summary.uptime.as_secs_f64());
+    out.single("uptime_seconds", "gauge", "Time since startup.", scrape.summary.uptime.as_secs_f64());
+    let leaving = u8::from(process::leaves_until().is_some());
+    out.single("leaving", "gauge", "1 while the relay is leaving (drain).", leaving);
     out.single("shards", "gauge", "Threads that serve clients.", scrape.shards);
-    out.single("silent_shards", "gauge", "Shards that did not answer in time just now.", total.silent_shards);
-    out.single("connections", "gauge", "RTSP connections open, playing or not.", total.connections);
+    out.single("silent_shards", "gauge", "Shards that did not answer in time.", total.silent_shards);
+    out.single("connections", "gauge", "Open RTSP connections, playing or not.", total.connections);
     out.single("sessions", "gauge", "RTSP sessions, playing or not.", total.sessions);
-    out.single("sends_in_flight", "gauge", "Send operations queued or under way.", total.in_flight);
+    out.single("sends_in_flight", "gauge", "Send operations that are queued or in progress.", total.in_flight);
     out.single("send_operations_total", "counter", "Send operations.", total.egress.operations);
-    out.single("submits_total", "counter", "System calls that handed send operations over.", total.egress.submits);
+    out.single("submits_total", "counter", "System calls that submitted send operations.", total.egress.submits);
     out.single(
         "submits_refused_total",
         "counter",
-        "Such system calls that the kernel refused for want of memory, tried again.",
+        "Such system calls that the kernel refused for lack of memory; they are retried.",
         total.egress.submits_refused,
     );
     out.single(
         "zero_copy_sends_total",
         "counter",
-        "Zero-copy sends that the kernel did without a copy.",
+        "Zero-copy sends that the kernel did without copying.",
         total.egress.zero_copy,
     );
     out.single(
         "zero_copy_copied_total",
         "counter",
-        "Zero-copy sends that the kernel copied after all.",
+        "Zero-copy sends that the kernel copied anyway.",
         total.egress.zero_copy_copied,
     );
     out.single(
         "zero_copy_refused_total",
         "counter",
-        "Zero-copy sends refused and sent again plainly.",
+        "Zero-copy sends that were refused and repeated as normal sends.",
         total.egress.zero_copy_refused,
     );
     for &counter in Counter::ALL {
         out.single(&format!("{}_total", counter.name()), "counter", help(counter), scrape.counters[counter.index()]);
     }
-    out.family("limited_total", "counter", "What passed a limit or was not asked for, by reason.");
+    out.family(
+        "limited_total",
+        "counter",
+        "Requests, connections and packets that exceeded a limit or were not asked for, by reason.",
+    );
     for &limited in Limited::ALL {
         out.value("limited_total", &[("reason", limited.name())], scrape.limited[limited.index()]);
     }
-    out.family("panics_total", "counter", "Faults of the relay's own code, by what was ended for it.");
+    out.family("panics_total", "counter", "Bugs in the relay's own code, by what they ended.");
     for &panicked in Panicked::ALL {
         out.value("panics_total", &[("where", panicked.name())], process::panicked_total(panicked));
     }
@@ -77,67 +85,81 @@ fn relay(out: &mut Text, scrape: &Scrape) {
     out.single("lines_dropped_total", "counter", "Lines of log and reports that could not be written.", dropped);
 }
 
+/// Counts over all streams, which keep counting when streams are removed.
+fn all(out: &mut Text, scrape: &Scrape) {
+    let Scrape { all, sources, .. } = scrape;
+    out.single("streams", "gauge", "Current number of streams.", scrape.streams.len());
+    for (name, help, value) in [
+        ("all_source_bytes_total", "Bytes of RTP received for all streams, including removed ones.", sources.bytes),
+        ("all_source_packets_lost_total", "RTP packets lost, for all sources.", sources.lost),
+        (
+            "all_source_failures_total",
+            "Sessions with sources, or attempts to start one, that failed.",
+            sources.failures,
+        ),
+        ("all_sent_bytes_total", "Bytes of media sent to clients, for all streams.", all.bytes),
+        ("all_skips_total", "Times that a lagging client skipped to a keyframe, for all streams.", all.skips),
+        ("all_clients_joined_total", "Clients that started to play, for all streams.", all.joined.iter().sum()),
+    ] {
+        out.single(name, "counter", help, value);
+    }
+}
+
 fn tls(out: &mut Text, counts: &TlsCounts) {
-    out.single("tls_half_open", "gauge", "TLS handshakes that are not done.", counts.half_open());
-    out.single("tls_connections", "gauge", "Connections that speak TLS.", counts.carried());
-    out.family("tls_handshakes_total", "counter", "Connections to TLS listeners, by how they went on.");
-    for outcome in Outcome::ALL {
+    out.single("tls_half_open", "gauge", "TLS handshakes in progress.", counts.half_open());
+    out.single("tls_connections", "gauge", "TLS connections after the handshake.", counts.carried());
+    out.family("tls_handshakes_total", "counter", "Connections to TLS listeners, by outcome.");
+    for outcome in TlsOutcome::ALL {
         out.value("tls_handshakes_total", &[("outcome", outcome.name())], counts.total(outcome));
     }
 }
 
 fn help(counter: Counter) -> &'static str {
     match counter {
-        Counter::Connections => "Connections that shards were handed.",
-        Counter::ClientsRefused => "SETUPs answered 453, for want of room for one more session.",
-        Counter::HandshakeTimeouts => "Connections closed because no full request came in time.",
+        Counter::Connections => "Connections handed to shards.",
+        Counter::ClientsRefused => "SETUPs answered 453 because a limit on sessions was reached.",
+        Counter::HandshakeTimeouts => "Connections closed because no complete request arrived in time.",
         Counter::Requests => "RTSP requests read.",
         Counter::RequestsFailed => "RTSP requests answered with an error status.",
         Counter::AuthFailed => "RTSP requests with wrong credentials.",
-        Counter::AuthRefused => "RTSP requests refused unseen because their address had failed too often.",
-        Counter::Malformed => "Connections closed because they sent what is not RTSP.",
-        Counter::ReceiverReports => "RTCP receiver reports taken in.",
+        Counter::AuthRefused => "RTSP requests refused without checking the credentials, because of earlier failures.",
+        Counter::AuthUrlRefused => "RTSP requests refused by auth_url.",
+        Counter::AuthUrlUnanswered => "RTSP requests refused because auth_url did not answer in time.",
+        Counter::Malformed => "Connections closed because they sent something that is not RTSP.",
+        Counter::ReceiverReports => "RTCP receiver reports received.",
         Counter::Moved => "Connections handed to the shard that owns their session.",
-        Counter::SendsPutOff => "Sends over TCP that the system had no memory for, tried again later.",
+        Counter::StreamsMade => "Streams created by name, or added.",
+        Counter::StreamsGone => "Streams that were created by name, or added, and removed again.",
+        Counter::SendsPutOff => "TCP sends that ended early for lack of memory and are retried.",
     }
 }
 
 fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Option<&Report>) {
-    out.family("source_up", "gauge", "1 while packets come from the source.");
-    for (stream, _) in streams {
-        out.value("source_up", &[("stream", &stream.name)], u8::from(stream.state == SourceState::Live));
-    }
-    out.family("source_state", "gauge", "1 for the state that the source is in.");
-    for (stream, _) in streams {
-        for &state in SourceState::ALL {
-            let labels = [("stream", stream.name.as_str()), ("state", state.name())];
-            out.value("source_state", &labels, u8::from(stream.state == state));
+    source_state(out, streams);
+    let mut counter = |name: &'static str, help: &'static str, of: fn(&StreamReport, &StreamScrape) -> u64| {
+        out.family(name, "counter", help);
+        for (stream, more) in streams {
+            out.value(name, &[("stream", &stream.name)], of(stream, more));
         }
-    }
-    out.family("source_state_since_seconds", "gauge", "When the source came into its state, as Unix time.");
-    for (stream, _) in streams {
-        let since = stream.since.and_then(|since| since.duration_since(SystemTime::UNIX_EPOCH).ok());
-        if let Some(since) = since {
-            let seconds = format!("{}.{:03}", since.as_secs(), since.subsec_millis());
-            out.value("source_state_since_seconds", &[("stream", &stream.name)], seconds);
-        }
-    }
-    out.family("source_frames_total", "counter", "Frames of the video track received.");
-    for (stream, more) in streams {
-        out.value("source_frames_total", &[("stream", &stream.name)], more.frames);
-    }
-    out.family("source_bytes_total", "counter", "Bytes of RTP received from the source.");
-    for (stream, more) in streams {
-        out.value("source_bytes_total", &[("stream", &stream.name)], more.source_bytes);
-    }
-    out.family("source_packets_lost_total", "counter", "RTP packets of the source that never came.");
-    for (stream, _) in streams {
-        out.value("source_packets_lost_total", &[("stream", &stream.name)], stream.flow.lost_total);
-    }
+    };
+    counter("source_frames_total", "Frames received on the video track.", |_, more| more.frames);
+    counter("source_bytes_total", "Bytes of RTP received from the source.", |_, more| more.source_bytes);
+    let help = "RTP packets of the source that never arrived.";
+    counter("source_packets_lost_total", help, |stream, _| stream.flow.lost_total);
+    let help = "Steps of the camera's clock by more than 100 ms; sender reports to players do not show them.";
+    counter("source_clock_steps_total", help, |_, more| more.clock_steps);
+    let help = "Reads of the camera's connection or sockets that returned data.";
+    counter("source_reads_total", help, |_, more| more.source_reads);
+    let help = "Bytes of media copied from the receive buffer to chunks.";
+    counter("source_copied_bytes_total", help, |_, more| more.source_copied);
+    let help = "Sessions with the source after the first one.";
+    counter("source_reconnects_total", help, |stream, _| stream.flow.reconnects_total);
+    let help = "Sessions with the source, or attempts to start one, that failed.";
+    counter("source_failures_total", help, |stream, _| stream.failures);
     out.family(
         "source_packets_dropped_total",
         "counter",
-        "Packets of the source that are not in the stream, by reason.",
+        "Packets of the source that arrived but are not in the stream, by reason.",
     );
     for (stream, _) in streams {
         for &reason in SourceDrop::ALL {
@@ -145,15 +167,7 @@ fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Opti
             out.value("source_packets_dropped_total", &labels, stream.source_drops[reason.index()]);
         }
     }
-    out.family("source_reconnects_total", "counter", "Sessions with the source after the first.");
-    for (stream, _) in streams {
-        out.value("source_reconnects_total", &[("stream", &stream.name)], stream.flow.reconnects_total);
-    }
-    out.family("source_failures_total", "counter", "Sessions with the source that failed, and tries at one.");
-    for (stream, _) in streams {
-        out.value("source_failures_total", &[("stream", &stream.name)], stream.failures);
-    }
-    out.family("source_unread_bytes", "gauge", "Bytes that the source has sent and that were not read yet.");
+    out.family("source_unread_bytes", "gauge", "Bytes that the source has sent and the relay has not read yet.");
     for (stream, _) in streams {
         if let Some(bytes) = stream.unread {
             out.value("source_unread_bytes", &[("stream", &stream.name)], bytes);
@@ -163,54 +177,76 @@ fn source(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Opti
     for (stream, more) in streams {
         out.value("log_bytes", &[("stream", &stream.name)], more.log_bytes);
     }
-    out.family("source_fps", "gauge", "Frames a second of the video track, over the last report interval.");
+    out.family("source_fps", "gauge", "Frames per second of the video track over the last report interval.");
     for stream in last.iter().flat_map(|report| &report.streams) {
         out.value("source_fps", &[("stream", &stream.name)], stream.fps);
     }
 }
 
+fn source_state(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)]) {
+    out.family("source_up", "gauge", "1 while packets arrive from the source.");
+    for (stream, _) in streams {
+        out.value("source_up", &[("stream", &stream.name)], u8::from(stream.state == SourceState::Live));
+    }
+    out.family("source_state", "gauge", "1 for the source's current state.");
+    for (stream, _) in streams {
+        for &state in SourceState::ALL {
+            let labels = [("stream", stream.name.as_str()), ("state", state.name())];
+            out.value("source_state", &labels, u8::from(stream.state == state));
+        }
+    }
+    out.family("source_state_since_seconds", "gauge", "When the source entered its state, as Unix time.");
+    for (stream, _) in streams {
+        let since = stream.since.and_then(|since| since.duration_since(SystemTime::UNIX_EPOCH).ok());
+        if let Some(since) = since {
+            let seconds = format!("{}.{:03}", since.as_secs(), since.subsec_millis());
+            out.value("source_state_since_seconds", &[("stream", &stream.name)], seconds);
+        }
+    }
+}
+
 fn clients(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)]) {
-    out.family("clients", "gauge", "Clients that play now.");
+    out.family("clients", "gauge", "Clients that are playing.");
     for (stream, more) in streams {
         for &transport in Transport::ALL {
             let labels = [("stream", stream.name.as_str()), ("transport", transport.name())];
             out.value("clients", &labels, more.counts.clients[transport.index()]);
         }
     }
-    out.family("clients_joined_total", "counter", "Clients that began to play.");
+    out.family("clients_joined_total", "counter", "Clients that started to play.");
     for (stream, more) in streams {
         for &transport in Transport::ALL {
             let labels = [("stream", stream.name.as_str()), ("transport", transport.name())];
             out.value("clients_joined_total", &labels, more.counts.joined[transport.index()]);
         }
     }
-    out.family("clients_left_total", "counter", "Clients that play no more, by reason.");
+    out.family("clients_left_total", "counter", "Clients that stopped playing, by reason.");
     for (stream, more) in streams {
         for &reason in LeaveReason::ALL {
             let labels = [("stream", stream.name.as_str()), ("reason", reason.name())];
             out.value("clients_left_total", &labels, more.counts.left[reason.index()]);
         }
     }
-    out.family("sent_chunks_total", "counter", "Chunks that clients got whole.");
+    out.family("sent_chunks_total", "counter", "Chunks sent to clients completely.");
     for (stream, more) in streams {
         out.value("sent_chunks_total", &[("stream", &stream.name)], more.counts.sends);
     }
-    out.family("sent_bytes_total", "counter", "Bytes of media that clients got.");
+    out.family("sent_bytes_total", "counter", "Bytes of media sent to clients.");
     for (stream, more) in streams {
         out.value("sent_bytes_total", &[("stream", &stream.name)], more.counts.bytes);
     }
-    out.family("skips_total", "counter", "Times that a lagging client was moved on to a keyframe.");
+    out.family("skips_total", "counter", "Times that a lagging client skipped to a keyframe.");
     for (stream, more) in streams {
         out.value("skips_total", &[("stream", &stream.name)], more.counts.skips);
     }
-    out.family("frames_dropped_total", "counter", "Frames that a client missed, once for every client, by reason.");
+    out.family("frames_dropped_total", "counter", "Frames that clients missed, counted once per client, by reason.");
     for (stream, _) in streams {
         for &reason in DropReason::ALL {
             let labels = [("stream", stream.name.as_str()), ("reason", reason.name())];
             out.value("frames_dropped_total", &labels, stream.drops[reason.index()]);
         }
     }
-    out.family("worst_lag_seconds", "gauge", "Lag of the worst client now.");
+    out.family("worst_lag_seconds", "gauge", "Current lag of the slowest client.");
     for (stream, _) in streams {
         out.value("worst_lag_seconds", &[("stream", &stream.name)], stream.flow.lag.as_secs_f64());
     }
@@ -218,7 +254,7 @@ fn clients(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)]) {
 
 fn latency(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Option<&Report>) {
     const NAME: &str = "relay_latency_seconds";
-    let what = "From the reading of a chunk's last packet to its last byte in a client's socket.";
+    let what = "From reading a chunk's last packet to its last byte in a client's socket.";
     out.family(NAME, "histogram", what);
     for (stream, more) in streams {
         let mut below = 0;
@@ -243,7 +279,7 @@ fn latency(out: &mut Text, streams: &[(&StreamReport, &StreamScrape)], last: Opt
     }
 }
 
-/// Writes the format. Names go in without their prefix.
+/// Writes the format. Names are given without their prefix.
 #[derive(Default)]
 struct Text(String);
 
@@ -257,7 +293,7 @@ impl Text {
         let _ = write!(self.0, "rtsprelay_{name}");
         for (index, (label, text)) in labels.iter().enumerate() {
             let before = if index == 0 { '{' } else { ',' };
-            // Values are stream names, reasons and numbers: nothing in them needs to be escaped.
+            // Values are stream names, reasons and numbers, which need no escaping.
             let _ = write!(self.0, "{before}{label}=\"{text}\"");
         }
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
@@ -274,17 +310,17 @@ mod tests {
     use std::time::{Duration, Instant, SystemTime};
 
     use super::*;
+    use crate::media::StreamId;
     use crate::metrics::{Collector, ShardMetrics};
-    use crate::stream::StreamId;
 
     fn exposition() -> String {
         let now = Instant::now();
         let mut collector = Collector::new(now, 1);
-        collector.add_stream(StreamId(0), "front");
+        collector.add_stream(StreamId::first(0), "front");
         let mut metrics = ShardMetrics::new();
-        metrics.client_joined(StreamId(0), Transport::Tcp);
-        metrics.sent(StreamId(0), Duration::from_millis(20), 1_000);
-        metrics.dropped(StreamId(0), DropReason::Lagging, 3);
+        metrics.client_joined(StreamId::first(0), Transport::Tcp);
+        metrics.sent(StreamId::first(0), Duration::from_millis(20), 1_000);
+        metrics.dropped(StreamId::first(0), DropReason::Lagging, 3);
         collector.absorb(vec![Some(metrics.snapshot())], Vec::new());
         let report = collector.interval(now + Duration::from_secs(1), SystemTime::UNIX_EPOCH);
         text(
@@ -326,7 +362,7 @@ mod tests {
             .chain(Transport::ALL.iter().map(|is| is.name()))
             .chain(Panicked::ALL.iter().map(|is| is.name()))
             .chain(SourceState::ALL.iter().map(|is| is.name()))
-            .chain(Outcome::ALL.iter().map(|is| is.name()));
+            .chain(TlsOutcome::ALL.iter().map(|is| is.name()));
         for label in labels {
             assert!(documented.contains(&format!("`{label}`")), "{label} is not in docs/METRICS.md");
         }

@@ -1,4 +1,4 @@
-//! What a report says: plain numbers, merged from all shards and sources.
+//! The contents of a report: plain numbers, merged from all shards and sources.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,35 +6,45 @@ use hdrhistogram::{Counter, Histogram};
 
 use super::{DropReason, SourceDrop};
 use crate::egress::EgressStats;
-use crate::shard::inbox::SourceState;
+use crate::media::SourceState;
 
-/// A source's counts and state, as the control thread knows them. Counts are since the start.
+/// A source's counts since startup and its state, from its home shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceGauge {
     /// How it is doing.
     pub state: SourceState,
-    /// Since when; `None` before the source has begun.
+    /// Since when; `None` before the source has started.
     pub since: Option<SystemTime>,
     /// Why it is not live, without secrets.
     pub fault: Option<String>,
-    /// Frames ended: of the first video track, or of the first track when none is video.
+    /// Time until the next attempt, during a delay.
+    pub next_try_in: Option<Duration>,
+    /// Frames ended: of the first video track, or of the first track if none is video.
     pub frames: u64,
     /// Bytes of RTP.
     pub bytes: u64,
     /// Packets that never came.
     pub lost: u64,
-    /// Sessions after the first that brought packets.
+    /// Sessions after the first that received packets.
     pub reconnects: u64,
-    /// Sessions that failed, and tries at one.
+    /// Sessions, or attempts to start one, that failed.
     pub failures: u64,
-    /// Frames discarded because the source broke off in the middle of them.
+    /// Frames discarded because the source stopped within them.
     pub torn: u64,
-    /// Frames kept back after a break because what they refer to is gone.
+    /// Frames withheld after an interruption because what they refer to is gone.
     pub unreferenced: u64,
+    /// Steps of its clock by more than 100 ms; relayed reports do not show them.
+    pub clock_steps: u64,
     /// Packets that are not in the stream, by [`SourceDrop`].
     pub dropped: [u64; SourceDrop::COUNT],
-    /// Bytes that came and were not read yet; `None` where that is not known, as of datagrams.
+    /// Reads of its connection or sockets that returned data.
+    pub reads: u64,
+    /// Bytes of media copied between the receive buffer and the chunk.
+    pub copied: u64,
+    /// Bytes received and not read yet; `None` if unknown, as for datagrams.
     pub unread: Option<u64>,
+    /// The encodings of its first video and of its first audio track.
+    pub encodings: [Option<String>; 2],
 }
 
 impl Default for SourceGauge {
@@ -43,6 +53,7 @@ impl Default for SourceGauge {
             state: SourceState::Connecting,
             since: None,
             fault: None,
+            next_try_in: None,
             frames: 0,
             bytes: 0,
             lost: 0,
@@ -50,8 +61,12 @@ impl Default for SourceGauge {
             failures: 0,
             torn: 0,
             unreferenced: 0,
+            clock_steps: 0,
+            reads: 0,
+            copied: 0,
             dropped: [0; SourceDrop::COUNT],
             unread: None,
+            encodings: [None, None],
         }
     }
 }
@@ -61,7 +76,7 @@ impl Default for SourceGauge {
 pub struct Percentiles {
     /// Sends that were counted.
     pub count: u64,
-    /// Half of the sends took no longer.
+    /// Median.
     pub p50: Option<Duration>,
     /// 90 of 100.
     pub p90: Option<Duration>,
@@ -77,7 +92,7 @@ impl Percentiles {
     /// Of a histogram of microseconds.
     pub(super) fn of<C: Counter>(histogram: &Histogram<C>) -> Percentiles {
         let at = |quantile| {
-            // A bucket's upper edge may lie above the largest value in it.
+            // A bucket's upper edge may be above the largest value in it.
             let us = histogram.value_at_quantile(quantile).min(histogram.max());
             (!histogram.is_empty()).then(|| Duration::from_micros(us))
         };
@@ -98,7 +113,7 @@ pub(super) fn octaves<C: Counter>(histogram: &Histogram<C>) -> [u64; HISTOGRAM_O
     counts
 }
 
-/// What a report is about.
+/// What a report covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The time since the last report.
@@ -107,18 +122,18 @@ pub enum Scope {
     Summary,
 }
 
-/// Everything that a report says.
+/// The contents of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// What rates and latencies are about.
+    /// What rates and latencies cover.
     pub scope: Scope,
     /// When it was made.
     pub at: SystemTime,
-    /// Time since the start.
+    /// Time since startup.
     pub uptime: Duration,
-    /// Time that rates and latencies are about.
+    /// The time that rates and latencies cover.
     pub span: Duration,
-    /// The streams, in the order of the configuration; those that a reload has added come last.
+    /// The streams, in the order of the configuration; those added by a reload come last.
     pub streams: Vec<StreamReport>,
     /// All of them together.
     pub total: Totals,
@@ -131,67 +146,73 @@ pub struct Report {
 pub struct StreamReport {
     /// Its name.
     pub name: String,
-    /// How its source is doing.
+    /// State of its source.
     pub state: SourceState,
-    /// Since when; `None` if that is not known.
+    /// Since when; `None` if unknown.
     pub since: Option<SystemTime>,
     /// Why the source is not live.
     pub fault: Option<String>,
-    /// Sessions with the source that failed since the start, and tries at one.
+    /// Time until the next attempt, during a delay.
+    pub next_try_in: Option<Duration>,
+    /// Sessions with the source, or attempts to start one, that failed since startup.
     pub failures: u64,
-    /// Frames a second, as received.
+    /// Frames per second, as received.
     pub fps: f64,
-    /// Bytes that the source has sent and nobody has read yet; `None` where that is not known.
+    /// Bytes that the source has sent and the relay has not read yet; `None` if unknown.
     pub unread: Option<u64>,
-    /// What the numbers that all streams together have as well.
+    /// The numbers that also exist for all streams together.
     pub flow: Flow,
     /// Frames dropped since the start, by [`DropReason`].
     pub drops: [u64; DropReason::COUNT],
     /// Packets of the source that are not in the stream, since the start, by [`SourceDrop`].
     pub source_drops: [u64; SourceDrop::COUNT],
+    /// The encodings of its first video and of its first audio track.
+    pub encodings: [Option<String>; 2],
 }
 
 /// All streams together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
-    /// The numbers that single streams have as well.
+    /// The numbers that also exist for single streams.
     pub flow: Flow,
-    /// Connections open, playing or not.
+    /// Open connections, playing or not.
     pub connections: u64,
     /// RTSP sessions, playing or not.
     pub sessions: u64,
-    /// Send operations queued or under way.
+    /// Send operations that are queued or in flight.
     pub in_flight: u64,
-    /// What the shards' egresses have done since the start.
+    /// Counts of the shards' egresses since startup.
     pub egress: EgressStats,
-    /// Shards that did not answer in time; their last known counts stand in for them.
+    /// Shards that did not answer in time; their last known counts are used.
     pub silent_shards: usize,
 }
 
-/// The numbers that a stream and all of them together have in common.
+/// The numbers that exist both for a stream and for all together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flow {
-    /// Bits a second from the source.
+    /// Bits per second from the source.
     pub in_bps: f64,
-    /// Bits a second of media to all clients.
+    /// Bits per second of media to all clients.
     pub out_bps: f64,
-    /// Clients that play over TCP now.
+    /// Clients that are playing over TCP.
     pub clients_tcp: u64,
-    /// Clients that play over UDP now.
+    /// Clients that are playing over UDP.
     pub clients_udp: u64,
-    /// Clients now that receive a multicast group.
+    /// Clients that receive a multicast group.
     pub clients_multicast: u64,
-    /// Clients that ever began to play.
+    /// Browsers.
+    pub clients_websocket: u64,
+    /// Clients that started to play since startup.
     pub joined: u64,
     /// The relay latency.
     pub latency: Percentiles,
-    /// Lag of the worst client now.
+    /// Current lag of the slowest client.
     pub lag: Duration,
     /// Skips to a keyframe in the span of the report.
     pub skips: u64,
     /// Skips since the start.
     pub skips_total: u64,
-    /// Packets lost at the source, since the start.
+    /// Packets from the source that were lost since startup.
     pub lost_total: u64,
     /// Reconnects of the source, since the start.
     pub reconnects_total: u64,
@@ -204,6 +225,6 @@ pub struct Flow {
 impl Flow {
     /// Clients that play now.
     pub fn clients(&self) -> u64 {
-        self.clients_tcp + self.clients_udp + self.clients_multicast
+        self.clients_tcp + self.clients_udp + self.clients_multicast + self.clients_websocket
     }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use tokio::sync::oneshot;
 
-use super::latency::{micros, relay_histogram, stream_histogram};
-use super::{Counter, DropReason, LeaveReason, Limited, Transport};
+use super::latency::{count, micros, relay_histogram, stream_histogram};
+use super::{Counter, DropReason, LeaveReason, Limited, SourceGauge, Transport};
 use crate::egress::EgressStats;
-use crate::stream::{StreamId, TrackId};
+use crate::media::{StreamId, TrackId};
+use crate::testing::Testing;
 
-/// The reporter's question to a shard.
+/// The reporter's request to a shard.
 #[derive(Debug)]
 pub struct ReportRequest {
     /// Where the answer goes.
@@ -20,44 +21,60 @@ pub struct ReportRequest {
     pub clients: bool,
 }
 
-/// What a shard counts of one stream, since the start.
+/// A shard's counts for one stream, since startup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamCounts {
-    /// Chunks that clients got whole.
+    /// Chunks sent to clients completely.
     pub sends: u64,
-    /// Bytes of media that clients got.
+    /// Bytes of media sent to clients.
     pub bytes: u64,
-    /// Times that a lagging client was moved on to a keyframe.
+    /// Times that a lagging client skipped to a keyframe.
     pub skips: u64,
     /// Frames dropped, by [`DropReason`]; a frame counts once for every client that missed it.
     pub drops: [u64; DropReason::COUNT],
-    /// Clients that began to play, by [`Transport`].
+    /// Clients that started to play, by [`Transport`].
     pub joined: [u64; Transport::COUNT],
     /// Clients that left, by [`LeaveReason`].
     pub left: [u64; LeaveReason::COUNT],
-    /// Clients that play now, by [`Transport`].
+    /// Clients that are playing, by [`Transport`].
     pub clients: [u64; Transport::COUNT],
+}
+
+impl StreamCounts {
+    /// Adds the counts of another stream or shard.
+    pub fn add(&mut self, other: &StreamCounts) {
+        let sum = |into: &mut [u64], from: &[u64]| into.iter_mut().zip(from).for_each(|(into, from)| *into += from);
+        self.sends += other.sends;
+        self.bytes += other.bytes;
+        self.skips += other.skips;
+        sum(&mut self.drops, &other.drops);
+        sum(&mut self.joined, &other.joined);
+        sum(&mut self.left, &other.left);
+        sum(&mut self.clients, &other.clients);
+    }
 }
 
 /// The counts of one shard. Lives on the shard's thread.
 #[derive(Debug)]
 pub struct ShardMetrics {
     relay: Histogram<u32>,
-    streams: Vec<Place>,
+    streams: Vec<(StreamId, Place)>,
     counters: [u64; Counter::COUNT],
     limited: [u64; Limited::COUNT],
-    /// For tests of what counting costs: nothing is counted of what clients are sent.
-    unmeasured: bool,
+    /// The counts for removed streams.
+    gone: StreamCounts,
+    /// For tests of the cost of counting: nothing about sends is counted.
+    testing: Testing,
 }
 
-/// What is known of a stream.
+/// What is kept for a stream.
 #[derive(Debug, Default)]
 enum Place {
     /// Nothing was counted yet.
     #[default]
     Empty,
     Counted(Box<StreamMetrics>),
-    /// It is no more. What still ends of its sends is counted for the relay alone.
+    /// It was removed. Its remaining sends are counted only for the relay.
     Removed,
 }
 
@@ -67,27 +84,31 @@ struct StreamMetrics {
     latency: Histogram<u32>,
 }
 
-/// What a shard answers to a [`ReportRequest`].
+/// A shard's answer to a [`ReportRequest`].
 #[derive(Clone, Debug)]
 pub struct ShardSnapshot {
-    /// Latency of the interval that ends with this snapshot, in microseconds.
+    /// Latency in the interval that ends with this snapshot, in microseconds.
     pub latency: Histogram<u32>,
-    /// The streams that were ever used, in the order of their ids.
+    /// All streams that were ever used, in the order of their ids.
     pub streams: Vec<StreamSnapshot>,
-    /// Counts since the start, by [`Counter`].
+    /// Counts since startup, by [`Counter`].
     pub counters: [u64; Counter::COUNT],
-    /// What passed a limit since the start, by [`Limited`].
+    /// What exceeded limits since startup, by [`Limited`].
     pub limited: [u64; Limited::COUNT],
-    /// What the shard's egress has done since the start. Filled in by the shard.
+    /// The counts for removed streams.
+    pub gone: StreamCounts,
+    /// Counts of the shard's egress since startup. Filled in by the shard.
     pub egress: EgressStats,
-    /// Connections open, playing or not. Filled in by the shard.
+    /// Open connections, playing or not. Filled in by the shard.
     pub connections: u64,
     /// RTSP sessions, playing or not. Filled in by the shard.
     pub sessions: u64,
-    /// Send operations queued or under way. Filled in by the shard.
+    /// Send operations that are queued or in flight. Filled in by the shard.
     pub in_flight: u64,
-    /// The clients, when they were asked for. Filled in by the shard.
+    /// The clients, if requested. Filled in by the shard.
     pub clients: Vec<ClientSnapshot>,
+    /// The sources that run on the shard. Filled in by its thread.
+    pub sources: Vec<(StreamId, SourceGauge)>,
 }
 
 /// A stream in a [`ShardSnapshot`].
@@ -97,13 +118,13 @@ pub struct StreamSnapshot {
     pub stream: StreamId,
     /// Counts since the start.
     pub counts: StreamCounts,
-    /// Latency of the interval, in microseconds; `None` when nothing was sent in it.
+    /// Latency in the interval, in microseconds; `None` if nothing was sent.
     pub latency: Option<Histogram<u32>>,
-    /// Lag of the worst client now. Filled in by the shard.
+    /// Current lag of the slowest client. Filled in by the shard.
     pub worst_lag: Duration,
-    /// Bytes in the stream's log now. Filled in by the shard.
+    /// Current bytes in the stream's log. Filled in by the shard.
     pub log_bytes: u64,
-    /// Bytes that the stream's publisher has sent and nobody has read yet, if its connection is the shard's. Filled in by the
+    /// Bytes that the stream's publisher has sent and the relay has not read yet, if its connection is on this shard. Filled in by the
     /// shard.
     pub unread: Option<u64>,
 }
@@ -113,42 +134,42 @@ pub struct StreamSnapshot {
 pub struct ClientSnapshot {
     /// Its address.
     pub peer: SocketAddr,
-    /// Its session, as its player knows it.
+    /// Its session id, as the player knows it.
     pub session: String,
-    /// The player's name for itself.
+    /// The player's `User-Agent`.
     pub user_agent: Option<String>,
-    /// Time since it began to play.
+    /// Time since it started to play.
     pub playing: Duration,
     /// What it plays.
     pub stream: StreamId,
     /// How it gets it.
     pub transport: Transport,
-    /// Whether it comes by TLS.
+    /// Whether it uses TLS.
     pub tls: bool,
-    /// Bytes of media that it got.
+    /// Bytes of media sent to it.
     pub bytes: u64,
     /// Its lag now.
     pub lag: Duration,
-    /// Times that it was moved on to a keyframe.
+    /// Times that it skipped to a keyframe.
     pub skips: u64,
     /// Its own p99 of the relay latency.
     pub p99: Option<Duration>,
     /// Smoothed round-trip time, from `TCP_INFO`.
     pub rtt: Option<Duration>,
-    /// Segments sent again, from `TCP_INFO`.
+    /// Retransmitted segments, from `TCP_INFO`.
     pub retransmits: Option<u64>,
-    /// What its last receiver report says.
+    /// Its last receiver report.
     pub reception: Option<Reception>,
 }
 
-/// What a client says of its reception (RFC 3550 section 6.4.1), of its first track that it reports on.
+/// A client's reception (RFC 3550 section 6.4.1), for the first track that it reports on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reception {
     /// The track.
     pub track: TrackId,
-    /// Part of the packets lost since the report before, from 0 to 1.
+    /// Fraction of packets lost since the previous report, from 0 to 1.
     pub fraction_lost: f32,
-    /// Packets lost since it began; fewer than none if some came twice.
+    /// Packets lost since it started; negative if there were more duplicates.
     pub lost: i32,
     /// Interarrival jitter.
     pub jitter: Duration,
@@ -168,31 +189,32 @@ impl ShardMetrics {
             streams: Vec::new(),
             counters: [0; Counter::COUNT],
             limited: [0; Limited::COUNT],
-            unmeasured: false,
+            gone: StreamCounts::default(),
+            testing: Testing::default(),
         }
     }
 
-    /// Counts no sends any more, for tests of what counting costs.
-    pub fn stop_measuring(&mut self) {
-        self.unmeasured = true;
+    /// Tests can disable counting, to measure its cost.
+    pub fn set_testing(&mut self, testing: Testing) {
+        self.testing = testing;
     }
 
     /// Whether sends are counted.
     pub fn is_measuring(&self) -> bool {
-        !self.unmeasured
+        !self.testing.is_unmeasured()
     }
 
     /// A chunk of `bytes` is in a client's socket, `latency` after its last packet was read from the source.
     pub fn sent(&mut self, stream: StreamId, latency: Duration, bytes: u64) {
         let us = micros(latency);
-        self.relay.saturating_record(us);
+        count(&mut self.relay, us, 1);
         let Some(stream) = self.stream(stream) else { return };
-        stream.latency.saturating_record(us);
+        count(&mut stream.latency, us, 1);
         stream.counts.sends += 1;
         stream.counts.bytes += bytes;
     }
 
-    /// A lagging client was moved on to a keyframe.
+    /// A lagging client skipped to a keyframe.
     pub fn skipped(&mut self, stream: StreamId) {
         if let Some(stream) = self.stream(stream) {
             stream.counts.skips += 1;
@@ -206,7 +228,7 @@ impl ShardMetrics {
         }
     }
 
-    /// A client begins to play.
+    /// A client starts to play.
     pub fn client_joined(&mut self, stream: StreamId, transport: Transport) {
         if let Some(StreamMetrics { counts, .. }) = self.stream(stream) {
             counts.joined[transport.index()] += 1;
@@ -214,7 +236,7 @@ impl ShardMetrics {
         }
     }
 
-    /// A client that had joined plays no more.
+    /// A client stopped playing.
     pub fn client_left(&mut self, stream: StreamId, transport: Transport, reason: LeaveReason) {
         let Some(StreamMetrics { counts, .. }) = self.stream(stream) else { return };
         counts.left[reason.index()] += 1;
@@ -223,12 +245,12 @@ impl ShardMetrics {
         *clients = clients.saturating_sub(1);
     }
 
-    /// Adds to a counter of the shard.
+    /// Increments a counter of the shard.
     pub fn count(&mut self, counter: Counter, n: u64) {
         self.counters[counter.index()] += n;
     }
 
-    /// Sets a counter that is kept elsewhere to its total since the start.
+    /// Sets a counter that is kept elsewhere to its total since startup.
     pub fn set(&mut self, counter: Counter, total: u64) {
         self.counters[counter.index()] = total;
     }
@@ -238,19 +260,25 @@ impl ShardMetrics {
         self.limited[limited.index()] += 1;
     }
 
-    /// Forgets a stream that is no more, for good: its number is not used again.
+    /// Removes a stream for good. Its counts stay in the relay's totals.
     pub fn remove_stream(&mut self, id: StreamId) {
-        *self.place(id) = Place::Removed;
+        let Some(place) = self.place(id) else { return };
+        if let Place::Counted(stream) = std::mem::replace(place, Place::Removed) {
+            // Clients that are still playing are ended with it.
+            self.gone.add(&StreamCounts { clients: [0; Transport::COUNT], ..stream.counts });
+        }
     }
 
-    /// The counts since the start and the latencies since the last snapshot; the shard fills in its gauges.
+    /// The counts since startup and the latencies since the last snapshot; the shard fills in its gauges.
     pub fn snapshot(&mut self) -> ShardSnapshot {
-        let streams = self.streams.iter_mut().enumerate().filter_map(|(id, stream)| {
+        let streams = self.streams.iter_mut().filter_map(|(id, stream)| {
             let Place::Counted(stream) = stream else { return None };
-            let latency =
-                (!stream.latency.is_empty()).then(|| std::mem::replace(&mut stream.latency, stream_histogram()));
+            let latency = (!stream.latency.is_empty()).then(|| {
+                let next = Histogram::new_from(&stream.latency);
+                std::mem::replace(&mut stream.latency, next)
+            });
             Some(StreamSnapshot {
-                stream: StreamId(id as u16),
+                stream: *id,
                 counts: stream.counts.clone(),
                 latency,
                 worst_lag: Duration::ZERO,
@@ -263,25 +291,32 @@ impl ShardMetrics {
             latency: std::mem::replace(&mut self.relay, relay_histogram()),
             counters: self.counters,
             limited: self.limited,
+            gone: self.gone.clone(),
             egress: EgressStats::default(),
             connections: 0,
             sessions: 0,
             in_flight: 0,
             clients: Vec::new(),
+            sources: Vec::new(),
         }
     }
 
-    fn place(&mut self, id: StreamId) -> &mut Place {
-        let index = usize::from(id.0);
-        if index >= self.streams.len() {
-            self.streams.resize_with(index + 1, Place::default);
+    /// The stream's index; `None` if another stream uses it now.
+    fn place(&mut self, id: StreamId) -> Option<&mut Place> {
+        let index = id.index();
+        for place in self.streams.len()..=index {
+            self.streams.push((StreamId::first(place as u16), Place::Empty));
         }
-        &mut self.streams[index]
+        let (of, place) = &mut self.streams[index];
+        if *of < id {
+            (*of, *place) = (id, Place::Empty);
+        }
+        (*of == id).then_some(place)
     }
 
-    /// Where to count for a stream; nowhere if it is no more.
+    /// The counts for a stream; `None` if it was removed.
     fn stream(&mut self, id: StreamId) -> Option<&mut StreamMetrics> {
-        let place = self.place(id);
+        let place = self.place(id)?;
         if let Place::Empty = place {
             *place = Place::Counted(Box::new(StreamMetrics {
                 counts: StreamCounts::default(),
@@ -296,7 +331,7 @@ impl ShardMetrics {
 }
 
 impl ShardSnapshot {
-    /// The stream's part, made when the shard has counted nothing of it yet.
+    /// The stream's counts, created if the shard has none yet.
     pub fn stream_mut(&mut self, id: StreamId) -> &mut StreamSnapshot {
         let index = match self.streams.binary_search_by_key(&id, |stream| stream.stream) {
             Ok(index) => index,
@@ -324,18 +359,18 @@ mod tests {
     #[test]
     fn a_snapshot_has_the_interval_s_latency_and_the_whole_run_s_counts() {
         let mut metrics = ShardMetrics::new();
-        metrics.client_joined(StreamId(2), Transport::Udp);
-        metrics.sent(StreamId(2), Duration::from_micros(1_500), 100);
-        metrics.sent(StreamId(2), Duration::ZERO, 50);
+        metrics.client_joined(StreamId::first(2), Transport::Udp);
+        metrics.sent(StreamId::first(2), Duration::from_micros(1_500), 100);
+        metrics.sent(StreamId::first(2), Duration::ZERO, 50);
         let first = metrics.snapshot();
         assert_eq!(first.latency.len(), 2);
         assert_eq!(first.streams.len(), 1);
         assert_eq!(first.streams[0].latency.as_ref().map(|l| l.len()), Some(2));
 
-        metrics.sent(StreamId(2), Duration::from_secs(3600), 1);
-        metrics.dropped(StreamId(2), DropReason::Lagging, 30);
-        metrics.skipped(StreamId(2));
-        metrics.client_left(StreamId(2), Transport::Udp, LeaveReason::Teardown);
+        metrics.sent(StreamId::first(2), Duration::from_secs(3600), 1);
+        metrics.dropped(StreamId::first(2), DropReason::Lagging, 30);
+        metrics.skipped(StreamId::first(2));
+        metrics.client_left(StreamId::first(2), Transport::Udp, LeaveReason::Teardown);
         let second = metrics.snapshot();
         assert_eq!(second.latency.len(), 1, "the first interval is not in the second");
         let counts = &second.streams[0].counts;
@@ -348,26 +383,35 @@ mod tests {
     #[test]
     fn a_removed_stream_does_not_come_back() {
         let mut metrics = ShardMetrics::new();
-        metrics.client_joined(StreamId(1), Transport::Tcp);
-        metrics.client_left(StreamId(1), Transport::Tcp, LeaveReason::StreamRemoved);
-        metrics.remove_stream(StreamId(1));
-        // Its last operations are reaped after that.
-        metrics.sent(StreamId(1), Duration::from_micros(50), 100);
-        metrics.dropped(StreamId(1), DropReason::UdpSend, 1);
-        metrics.skipped(StreamId(1));
+        metrics.client_joined(StreamId::first(1), Transport::Tcp);
+        metrics.client_left(StreamId::first(1), Transport::Tcp, LeaveReason::StreamRemoved);
+        metrics.remove_stream(StreamId::first(1));
+        // Its last operations are reaped afterwards.
+        metrics.sent(StreamId::first(1), Duration::from_micros(50), 100);
+        metrics.dropped(StreamId::first(1), DropReason::UdpSend, 1);
+        metrics.skipped(StreamId::first(1));
         let snapshot = metrics.snapshot();
         assert!(snapshot.streams.is_empty(), "{snapshot:?}");
         assert_eq!(snapshot.latency.len(), 1, "the relay has sent it");
+        // It must not be mistaken for the next stream with this index either.
+        let next = StreamId::first(1).next_generation();
+        metrics.skipped(next);
+        metrics.skipped(StreamId::first(1));
+        let snapshot = metrics.snapshot();
+        assert_eq!(
+            (snapshot.streams.len(), snapshot.streams[0].stream, snapshot.streams[0].counts.skips),
+            (1, next, 1)
+        );
     }
 
     #[test]
     fn a_stream_without_sends_has_no_histogram_in_the_snapshot() {
         let mut metrics = ShardMetrics::new();
-        metrics.skipped(StreamId(0));
+        metrics.skipped(StreamId::first(0));
         let mut snapshot = metrics.snapshot();
         assert!(snapshot.streams[0].latency.is_none());
-        snapshot.stream_mut(StreamId(3)).worst_lag = Duration::from_millis(5);
-        snapshot.stream_mut(StreamId(1)).log_bytes = 7;
-        assert_eq!(snapshot.streams.iter().map(|s| s.stream.0).collect::<Vec<_>>(), [0, 1, 3]);
+        snapshot.stream_mut(StreamId::first(3)).worst_lag = Duration::from_millis(5);
+        snapshot.stream_mut(StreamId::first(1)).log_bytes = 7;
+        assert_eq!(snapshot.streams.iter().map(|s| s.stream.index()).collect::<Vec<_>>(), [0, 1, 3]);
     }
 }

@@ -1,4 +1,4 @@
-//! Reports as `/status` serves them, and read back from there by `rtsprelay top`.
+//! Reports as served by `/status`, and parsed by `rtsprelay top`.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,12 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::lines;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
-use super::{ClientSnapshot, DropReason, SourceDrop};
+use super::{ClientSnapshot, DropReason, SourceDrop, TlsCounts, TlsOutcome};
 use crate::egress::EgressStats;
-use crate::shard::inbox::SourceState;
-use crate::tls::{Outcome, TlsCounts};
+use crate::media::SourceState;
 
-/// The report's JSON with its histogram, and the clients. `name` gives a stream's name.
+/// The report's JSON with its histogram and the clients. `name` returns a stream's name.
 pub fn status(
     report: &Report,
     clients: &[ClientSnapshot],
@@ -46,9 +45,9 @@ pub fn status(
     object
 }
 
-/// How RTSPS goes: connections now, and since the start by their [`Outcome`].
+/// The state of TLS: current connections, and counts since startup by [`TlsOutcome`].
 pub fn tls(counts: &TlsCounts) -> Value {
-    let outcomes = Outcome::ALL.iter().map(|&outcome| (outcome.name().to_owned(), json!(counts.total(outcome))));
+    let outcomes = TlsOutcome::ALL.iter().map(|&outcome| (outcome.name().to_owned(), json!(counts.total(outcome))));
     json!({
         "half_open": counts.half_open(),
         "connections": counts.carried(),
@@ -56,7 +55,7 @@ pub fn tls(counts: &TlsCounts) -> Value {
     })
 }
 
-/// The report in what [`status`] made; nothing when it is not that.
+/// Parses the output of [`status`]; `None` if it is something else.
 pub fn report(status: &Value) -> Option<Report> {
     let seconds = |name: &str| Duration::try_from_secs_f64(status.get(name)?.as_f64()?).ok();
     let streams = status.get("streams")?.as_array()?.iter().map(stream).collect::<Option<Vec<_>>>()?;
@@ -106,11 +105,12 @@ fn stream(value: &Value) -> Option<StreamReport> {
         source_drops[reason.index()] = count.and_then(Value::as_u64).unwrap_or(0);
     }
     Some(StreamReport {
-        // Whatever answers there must not write to the terminal as it likes.
+        // A server that answers must not be able to write arbitrary data to the terminal.
         name: name.chars().filter(char::is_ascii_graphic).collect(),
         state,
-        // What shows a report that was read back shows the state alone.
+        // For a report that was parsed, only the state is shown.
         since: None,
+        next_try_in: None,
         fault: value.get("fault").and_then(Value::as_str).map(printable),
         failures: value.get("failures_total").and_then(Value::as_u64).unwrap_or(0),
         fps: value.get("fps")?.as_f64()?,
@@ -118,10 +118,11 @@ fn stream(value: &Value) -> Option<StreamReport> {
         flow: flow(value)?,
         drops,
         source_drops,
+        encodings: [None, None],
     })
 }
 
-/// Text from elsewhere as a terminal may be given it: one column a character, and nothing that it obeys.
+/// Text from elsewhere in a form that is safe for a terminal: one column per character, and no control characters.
 pub fn printable(text: &str) -> String {
     text.chars().map(|char| if char == ' ' || char.is_ascii_graphic() { char } else { '?' }).collect()
 }
@@ -135,6 +136,7 @@ fn flow(value: &Value) -> Option<Flow> {
         clients_tcp: count("clients_tcp")?,
         clients_udp: count("clients_udp")?,
         clients_multicast: count("clients_multicast")?,
+        clients_websocket: count("clients_websocket").unwrap_or(0),
         joined: count("joined_total")?,
         latency: Percentiles {
             count: count("sends")?,
@@ -157,9 +159,9 @@ fn flow(value: &Value) -> Option<Flow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::media::{StreamId, TrackId};
     use crate::metrics::testing;
     use crate::metrics::{Reception, Transport};
-    use crate::stream::{StreamId, TrackId};
 
     #[test]
     fn what_is_served_is_read_back() {
@@ -168,7 +170,7 @@ mod tests {
             session: "00000000000000ff".into(),
             user_agent: Some("ffplay".into()),
             playing: Duration::from_secs(90),
-            stream: StreamId(0),
+            stream: StreamId::first(0),
             transport: Transport::Tcp,
             tls: false,
             bytes: 12,

@@ -8,23 +8,30 @@ use serde_json::Value;
 use super::DropReason;
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport};
 use super::status::printable;
-use crate::shard::inbox::SourceState;
+use crate::media::SourceState;
 
-/// What stands above the table, and the room there is for it all.
+/// What is printed above the table, and the available size.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
-    /// The first line, after the name and the time up.
+    /// The first line, after the name and the uptime.
     pub title: String,
     /// Commands that play a stream.
     pub play: Vec<String>,
-    /// Columns of the terminal; 80 where that is not known.
+    /// Columns of the terminal; 80 if unknown.
     pub columns: usize,
-    /// Rows of the terminal, or `None` for as many as it takes.
+    /// Rows of the terminal, or `None` for unlimited.
     pub rows: Option<usize>,
 }
 
-/// Columns for everything right of the stream's name.
+/// Columns for everything to the right of the stream's name.
 const FIXED: usize = 67;
+
+/// What the columns mean.
+const LEGEND: &str = "FPS: frames received; IN, OUT: media received, sent; P50 to MAX: latency of the relay; \
+                      LAG: of the slowest client; SKIPS: slow clients moved on to a keyframe";
+
+/// The same for the clients' columns.
+const LEGEND_OF_CLIENTS: &str = "P99: latency of the relay; RTT: round-trip time; RETR: TCP segments sent again";
 
 /// The report as a table of at most [`Frame::columns`] columns and [`Frame::rows`] rows.
 pub fn table(report: &Report, frame: &Frame) -> String {
@@ -35,7 +42,8 @@ pub fn table(report: &Report, frame: &Frame) -> String {
     let mut lines =
         vec![format!("rtsprelay {}  up {}  {}", env!("CARGO_PKG_VERSION"), clock(report.uptime), frame.title)];
     if report.scope == Scope::Summary {
-        lines[0] = format!("rtsprelay {} ran for {}: the whole of it", env!("CARGO_PKG_VERSION"), clock(report.uptime));
+        lines[0] =
+            format!("rtsprelay {} ran for {}; totals since the start", env!("CARGO_PKG_VERSION"), clock(report.uptime));
     } else if !frame.play.is_empty() {
         lines.extend(frame.play.iter().enumerate().map(|(index, command)| {
             let head = if index == 0 { "play it:" } else { "     or:" };
@@ -47,8 +55,9 @@ pub fn table(report: &Report, frame: &Frame) -> String {
         "{:<name_width$} {:<4} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5}",
         "STREAM", "IS", "FPS", "IN", "CLNTS", "OUT", "P50", "P99", "P99.9", "MAX", "LAG", "SKIPS"
     ));
+    lines.push(format!("{:<name_width$} {:<4} {:>5} {:>5} {:>5} {:>5}", "", "", "1/s", "bit/s", "", "bit/s"));
     let tail = tail(report, columns);
-    // A stream takes a row, and more if something went wrong with it.
+    // A stream takes one row, and more if it has a problem.
     let room = frame.rows.map_or(usize::MAX, |rows| rows.saturating_sub(lines.len() + tail.len() + 1));
     let mut streams: Vec<Vec<String>> = report.streams.iter().map(|stream| rows(stream, name_width, columns)).collect();
     if streams.iter().map(Vec::len).sum::<usize>() > room {
@@ -61,7 +70,11 @@ pub fn table(report: &Report, frame: &Frame) -> String {
         lines.push(format!("… and {hidden} more; a taller terminal shows them"));
     }
     lines.extend(tail);
-    // A terminal that has no room for the head and the tail shows what it can of them.
+    let legend = wrapped(LEGEND, columns, ["", ""]);
+    if report.scope == Scope::Interval && frame.rows.is_none_or(|rows| lines.len() + legend.len() < rows) {
+        lines.extend(legend);
+    }
+    // A terminal too small for head and tail shows what fits.
     lines.truncate(frame.rows.map_or(usize::MAX, |rows| rows.saturating_sub(1).max(1)));
     let mut out = String::new();
     for line in lines {
@@ -72,7 +85,7 @@ pub fn table(report: &Report, frame: &Frame) -> String {
     out
 }
 
-/// The clients of a status in at most `rows` rows, those that lag most first; nothing when there are none.
+/// The clients of a status in at most `rows` rows, the most lagging first; empty if there are none.
 pub fn clients(clients: &[Value], columns: usize, rows: usize) -> String {
     let number = |client: &Value, name: &str| client.get(name).and_then(Value::as_u64);
     let text =
@@ -108,7 +121,9 @@ pub fn clients(clients: &[Value], columns: usize, rows: usize) -> String {
         ));
     }
     if shown < clients.len() {
-        lines.push(format!("… and {} more, that lag less", clients.len() - shown));
+        lines.push(format!("… and {} more with less lag", clients.len() - shown));
+    } else if lines.len() < rows {
+        lines.push(LEGEND_OF_CLIENTS.into());
     }
     let mut out = String::new();
     for line in lines {
@@ -151,28 +166,32 @@ fn rows(stream: &StreamReport, name_width: usize, columns: usize) -> Vec<String>
         trouble.push(format!("frames dropped: {}", dropped.join(", ")));
     }
     if !trouble.is_empty() {
-        rows.extend(wrapped(&trouble.join("; "), columns));
+        rows.extend(wrapped(&trouble.join("; "), columns, ["  └", "   "]));
     }
     rows
 }
 
-/// A remark below a stream's row, in as many rows as it takes: what helps stands at its end.
-fn wrapped(text: &str, columns: usize) -> Vec<String> {
-    let mut rows = vec!["  └".to_owned()];
+/// A remark below a stream's row, in as many rows as needed, because the fix is at its end. `heads` start the first row and the
+/// following ones.
+fn wrapped(text: &str, columns: usize, heads: [&str; 2]) -> Vec<String> {
+    let mut rows = vec![heads[0].to_owned()];
+    let head = heads[0].chars().count();
     for word in text.split(' ') {
         let last = rows.last().map_or(0, |row| row.chars().count());
-        if last > 3 && last + 1 + word.len() > columns {
-            rows.push("   ".into());
+        if last > head && last + 1 + word.len() > columns {
+            rows.push(heads[1].into());
         }
         if let Some(row) = rows.last_mut() {
-            row.push(' ');
+            if !row.is_empty() {
+                row.push(' ');
+            }
             row.push_str(word);
         }
     }
     rows
 }
 
-/// The columns that a stream and all of them together share.
+/// The columns that exist both for a stream and for all together.
 fn numbers(flow: &Flow) -> String {
     let Percentiles { p50, p99, p999, max, .. } = flow.latency;
     format!(
@@ -189,7 +208,7 @@ fn numbers(flow: &Flow) -> String {
     )
 }
 
-/// What stands below the streams.
+/// What is printed below the streams.
 fn tail(report: &Report, columns: usize) -> Vec<String> {
     let flow = &report.total.flow;
     let mut lines = vec![String::new()];
@@ -223,13 +242,14 @@ fn clients_by_transport(flow: &Flow) -> String {
     let noun = if flow.clients() == 1 { "client" } else { "clients" };
     let multicast =
         if flow.clients_multicast > 0 { format!(", {} multicast", flow.clients_multicast) } else { String::new() };
+    let web = if flow.clients_websocket > 0 { format!(", {} web", flow.clients_websocket) } else { String::new() };
     let (all, tcp, udp) = (flow.clients(), flow.clients_tcp, flow.clients_udp);
-    format!("{all} {noun} ({tcp} TCP, {udp} UDP{multicast}), {} ever", flow.joined)
+    format!("{all} {noun} ({tcp} TCP, {udp} UDP{multicast}{web}), {} ever", flow.joined)
 }
 
-/// The sends of the span by their latency, an octave a bar.
+/// The sends of the span by their latency, one bar per octave.
 fn histogram(report: &Report, columns: usize) -> Vec<String> {
-    /// Columns of the words and numbers, at most 5 each, before and behind the bars.
+    /// Columns for the labels and numbers before and after the bars, at most 5 characters each.
     const BESIDE_BARS: usize = "latency  16.8s ▕▏ 33.6s  (99.9k sends, log scale)".len() - 2 * ('▕'.len_utf8() - 1);
     const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let counts = &report.histogram;
@@ -242,7 +262,7 @@ fn histogram(report: &Report, columns: usize) -> Vec<String> {
     let bar_width = if (last - first + 1) * 2 + BESIDE_BARS <= columns { 2 } else { 1 };
     let bars: String = (first..=last)
         .flat_map(|octave| {
-            // By the logarithm: a bar that is not empty is seen, however long the run.
+            // On a logarithmic scale: a bar that is not empty is visible, however long the run.
             let height = match counts[octave] {
                 0 => 0,
                 count => 1 + ((count as f64).ln_1p() / (most as f64).ln_1p() * 7.0).round() as usize,
@@ -259,7 +279,7 @@ fn histogram(report: &Report, columns: usize) -> Vec<String> {
     )]
 }
 
-fn clock(duration: Duration) -> String {
+pub(super) fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds / 86_400 {
         0 => format!("{:02}:{:02}:{:02}", seconds / 3_600, seconds / 60 % 60, seconds % 60),
@@ -272,7 +292,7 @@ fn fps(value: f64) -> String {
 }
 
 /// A number in at most 5 characters, with k, M, G, T for thousands.
-fn si(value: f64) -> String {
+pub(super) fn si(value: f64) -> String {
     let mut value = value;
     for unit in ["", "k", "M", "G", "T"] {
         if value < 999.5 {
@@ -289,7 +309,7 @@ fn si(value: f64) -> String {
 }
 
 /// A duration in at most 5 characters.
-fn span(duration: Option<Duration>) -> String {
+pub(super) fn span(duration: Option<Duration>) -> String {
     let Some(duration) = duration else { return "-".into() };
     let us = duration.as_micros() as f64;
     match us {
@@ -338,14 +358,16 @@ mod tests {
         let rows: Vec<_> = text.lines().collect();
         assert!(rows[0].contains("up 00:01:23") && rows[0].contains("io_uring"));
         assert_eq!(rows[1], "play it: ffplay -rtsp_transport tcp rtsp://127.0.0.1:8554/front");
-        let front: Vec<_> = rows[4].split_whitespace().collect();
+        let front: Vec<_> = rows[5].split_whitespace().collect();
         assert_eq!(
             front,
             ["front", "live", "30.0", "4.01M", "12", "48.0M", "130µs", "950µs", "2.4ms", "31ms", "45ms", "1"]
         );
-        // Columns line up with their heads.
+        // Columns are aligned with their headings.
         let end = |row: &str, word: &str| row.find(word).map(|at| row[..at].chars().count() + word.chars().count());
-        assert_eq!(end(rows[3], "P99.9"), end(rows[4], "2.4ms"));
+        assert_eq!(end(rows[3], "P99.9"), end(rows[5], "2.4ms"));
+        assert_eq!(end(rows[3], "IN"), end(rows[4], "bit/s"));
+        assert!(text.contains("LAG: of the slowest client"), "{text}");
         assert!(text.contains("frames dropped: lagging 30"), "{text}");
         assert!(text.contains("connection refused"), "{text}");
         assert!(text.contains('█'), "{text}");
@@ -358,7 +380,7 @@ mod tests {
         report.histogram = [1; HISTOGRAM_OCTAVES];
         for first in 0..10 {
             let text = table(&report, &frame(80, None));
-            let line = text.lines().last().unwrap_or_default();
+            let line = text.lines().find(|line| line.contains("log scale")).unwrap_or_default();
             assert!(line.ends_with("log scale)"), "{line}");
             report.histogram[first] = 0;
         }

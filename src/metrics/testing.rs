@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::report::{Flow, HISTOGRAM_OCTAVES, Percentiles, Report, Scope, StreamReport, Totals};
 use super::{DropReason, SourceDrop};
 use crate::egress::EgressStats;
-use crate::shard::inbox::SourceState;
+use crate::media::SourceState;
 
 /// Two streams: one that plays, one that is down.
 pub(super) fn report() -> Report {
@@ -18,6 +18,7 @@ pub(super) fn report() -> Report {
         clients_tcp: 10,
         clients_udp: 2,
         clients_multicast: 0,
+        clients_websocket: 0,
         joined: 17,
         latency,
         lag: Duration::from_millis(45),
@@ -45,24 +46,28 @@ pub(super) fn report() -> Report {
                 state: SourceState::Live,
                 since: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_699_999_920)),
                 fault: None,
+                next_try_in: None,
                 failures: 2,
                 fps: 30.0,
                 unread: Some(1_460),
                 flow: flow.clone(),
                 drops,
                 source_drops,
+                encodings: [None, None],
             },
             StreamReport {
                 name: "yard".into(),
                 state: SourceState::Down,
                 since: None,
                 fault: Some("connection refused by 192.0.2.10:554".into()),
+                next_try_in: Some(Duration::from_millis(2_900)),
                 failures: 31,
                 fps: 0.0,
                 unread: None,
                 flow: Flow::default(),
                 drops: [0; DropReason::COUNT],
                 source_drops: [0; SourceDrop::COUNT],
+                encodings: [None, None],
             },
         ],
         total: Totals {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ConnId, EndReason, Event, FirstPacket, Server, ServerConfig, SessionIds, SessionKey, SessionLimit};
-use crate::stream::{Description, StreamId, Track, TrackId};
+use crate::media::{Description, StreamId, Track, TrackId};
 use crate::wire::interleaved;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,10 +43,11 @@ fn server(start: Instant, clients_max: usize) -> Server {
         udp_ports: Some((7000, 7001)),
         own_ports: None,
         ids: SessionIds::Seeded(1),
+        loads: None,
     });
-    server.set_stream(StreamId(0), "a");
-    server.set_stream(StreamId(1), "b");
-    server.set_description(StreamId(0), Some(description("H264", start)));
+    server.set_stream(StreamId::first(0), "a");
+    server.set_stream(StreamId::first(1), "b");
+    server.set_description(StreamId::first(0), Some(description("H264", start)));
     server
 }
 
@@ -190,7 +191,8 @@ impl Driver {
             }
             10 if op > 200 => {
                 let encoding = if arg.is_multiple_of(2) { "H264" } else { "H265" };
-                self.server.set_description(StreamId(u16::from(arg / 2 % 2)), Some(description(encoding, self.now)));
+                self.server
+                    .set_description(StreamId::first(u16::from(arg / 2 % 2)), Some(description(encoding, self.now)));
             }
             _ => {
                 // Numbers are used again, now and then while the shard has not said that the old connection is gone.
@@ -225,7 +227,11 @@ impl Driver {
                     assert!(self.known.remove(&session).is_some(), "an end of what was not known");
                     assert!(self.gone.insert(session));
                 }
-                Event::Demand { .. } | Event::Record { .. } | Event::Published { .. } => {}
+                Event::Asked { .. }
+                | Event::Wanted(_)
+                | Event::Demand { .. }
+                | Event::Record { .. }
+                | Event::Published { .. } => {}
                 Event::ReceiverReport { session, .. } => assert!(!self.gone.contains(&session)),
                 Event::Move { conn, .. } | Event::Close { conn, .. } => {
                     assert!(self.conns.remove(&conn.0).is_some(), "a connection closed twice");
@@ -253,6 +259,8 @@ fn kind(event: &Event) -> &'static str {
         Event::Play { resumed: true, .. } => "resume",
         Event::Pause { .. } => "pause",
         Event::End { .. } => "end",
+        Event::Asked { .. } => "asked",
+        Event::Wanted(_) => "wanted",
         Event::Demand { .. } => "demand",
         Event::Record { .. } => "record",
         Event::Published { .. } => "published",

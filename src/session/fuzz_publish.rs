@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use super::fuzz::{Asked, answered};
 use super::{ConnId, EndReason, Event, Server, ServerConfig, SessionIds, SessionKey, SessionLimit};
 use crate::limits::TRACKS_MAX;
-use crate::stream::StreamId;
+use crate::media::StreamId;
 use crate::wire::interleaved;
 
-const PUBLISHED: StreamId = StreamId(1);
+const PUBLISHED: StreamId = StreamId::first(1);
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Lines that descriptions are made of.
@@ -157,7 +157,7 @@ impl Driver<'_> {
                 self.request(conn, &format!("{method} rtsp://h/b"), &header, &[]);
             }
             9 | 10 => {
-                // What the control thread says of a RECORD, or of one who sends.
+                // What the source says of a RECORD, or of one who sends.
                 let of = self.publishers.keys().nth(usize::from(arg >> 4)).copied();
                 if let Some(key) = of.or_else(|| self.publishers.keys().next().copied()) {
                     match arg & 7 {
@@ -185,7 +185,10 @@ impl Driver<'_> {
             13 => {
                 let packet = self.bytes(usize::from(arg & 15));
                 let from = SocketAddr::new(address(conn).ip(), 5_000 + u16::from(arg >> 3));
-                self.server.rtcp(self.now, from, &packet);
+                match op >> 7 {
+                    0 => self.server.rtcp(self.now, from, &packet),
+                    _ => self.server.rtp(self.now, from, &packet),
+                }
             }
             14 => {
                 self.now += Duration::from_secs(u64::from(arg) / 4);
@@ -212,6 +215,10 @@ impl Driver<'_> {
                     let publisher = self.publishers.get(&session).expect("a publisher's media");
                     assert!(publisher.sends && stream == PUBLISHED && usize::from(track.0) < publisher.tracks);
                 }
+                Event::Pause { session } => {
+                    let publisher = self.publishers.get_mut(&session).expect("one that sends pauses");
+                    assert!(std::mem::take(&mut publisher.sends));
+                }
                 Event::End { session, .. } => {
                     self.publishers.remove(&session);
                     assert!(self.gone.insert(session), "a session ends once");
@@ -219,7 +226,7 @@ impl Driver<'_> {
                 Event::Move { conn, .. } | Event::Close { conn, .. } => {
                     assert!(self.conns.remove(&conn.0).is_some(), "a connection closed twice");
                 }
-                Event::Demand { .. } => {}
+                Event::Asked { .. } | Event::Wanted(_) | Event::Demand { .. } => {}
                 other => panic!("{other:?} of a stream that nobody can play"),
             }
         }
@@ -237,8 +244,9 @@ pub fn publishers(start: Instant, data: &[u8]) {
         udp_ports: Some((7000, 7001)),
         own_ports: None,
         ids: SessionIds::Seeded(1),
+        loads: None,
     });
-    server.set_stream(StreamId(0), "a");
+    server.set_stream(StreamId::first(0), "a");
     server.set_stream(PUBLISHED, "b");
     server.set_published(PUBLISHED, true);
     let (conns, publishers, gone) = Default::default();

@@ -1,4 +1,4 @@
-//! How much one connection may ask.
+//! Limits the rate of requests on a connection.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use crate::limits::{FLOOD_REMEMBERED_S, FLOODERS_MAX, FRAMES_PER_REQUEST, REQUESTS_AT_ONCE_MAX, REQUESTS_PER_S_MAX};
 
-/// What a request takes of the allowance, as the time in which as much comes back.
+/// The cost of a request, as the time in which the allowance recovers it.
 const REQUEST: Duration = Duration::from_nanos(1_000_000_000 / REQUESTS_PER_S_MAX as u64);
 
-/// What an interleaved frame takes.
+/// The cost of an interleaved frame.
 const FRAME: Duration = Duration::from_nanos(1_000_000_000 / (REQUESTS_PER_S_MAX * FRAMES_PER_REQUEST) as u64);
 
 /// The whole allowance.
 const WHOLE: Duration = Duration::from_nanos(REQUEST.as_nanos() as u64 * REQUESTS_AT_ONCE_MAX as u64);
 
-/// A connection's allowance: [`REQUESTS_AT_ONCE_MAX`] requests, of which [`REQUESTS_PER_S_MAX`] come back every second.
+/// A connection's allowance: a burst of [`REQUESTS_AT_ONCE_MAX`] requests, which refills by [`REQUESTS_PER_S_MAX`] per second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
-    /// When nothing is missing of the allowance.
+    /// When the allowance will be full again.
     whole_at: Instant,
 }
 
@@ -28,36 +28,38 @@ impl Rate {
         Rate { whole_at: now }
     }
 
-    /// Nothing at once: for a connection from where a flood has come.
+    /// Without a burst: for a connection from an address that has sent a flood.
     pub(super) fn spent(now: Instant) -> Rate {
         Rate { whole_at: now + WHOLE }
     }
 
-    /// Until when the next request has to wait; `None` if it need not.
+    /// Until when the next request must wait; `None` if it need not.
     pub(super) fn wait(&self, now: Instant) -> Option<Instant> {
         let missing = self.whole_at.saturating_duration_since(now);
         (missing + REQUEST > WHOLE).then(|| now + (missing + REQUEST - WHOLE))
     }
 
-    /// A request is looked at.
+    /// Counts a request.
     pub(super) fn spend(&mut self, now: Instant) {
         self.whole_at = self.whole_at.max(now) + REQUEST;
     }
 
-    /// An interleaved frame is looked at.
+    /// Counts an interleaved frame.
     pub(super) fn spend_frame(&mut self, now: Instant) {
         self.whole_at = self.whole_at.max(now) + FRAME;
     }
 }
 
-/// Where floods came from: who is closed for asking too much comes back at once, and would have a new allowance each time.
+/// Remembers where floods came from: a client that was closed for sending too many requests reconnects at once, and would have a new
+/// allowance each time.
 #[derive(Debug, Default)]
 pub(super) struct Flooders {
     until: HashMap<IpAddr, Instant>,
 }
 
 impl Flooders {
-    /// A connection from there was closed for asking too much. Of more places than [`FLOODERS_MAX`] the newest are not remembered.
+    /// A connection from there was closed for sending too many requests. At most [`FLOODERS_MAX`] addresses are remembered; newer ones
+    /// are ignored.
     pub(super) fn add(&mut self, now: Instant, origin: IpAddr) {
         if self.until.len() >= FLOODERS_MAX {
             self.until.retain(|_, until| *until > now);
@@ -67,7 +69,7 @@ impl Flooders {
         }
     }
 
-    /// Whether a flood has come from there lately.
+    /// Whether a flood has come from there recently.
     pub(super) fn has(&self, now: Instant, origin: IpAddr) -> bool {
         self.until.get(&origin).is_some_and(|until| *until > now)
     }

@@ -1,10 +1,11 @@
-//! What a request's URL names.
+//! Parses a request's URL.
 
 use std::net::SocketAddr;
 
+use crate::media::name::{of_path, percent_decoded};
 use crate::wire::sdp::TRACK_PREFIX;
 
-/// A request's URL, taken apart.
+/// A parsed request URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resource {
     /// `*`: the server itself.
@@ -15,16 +16,16 @@ pub(super) enum Resource {
         name: Vec<u8>,
         /// The track's number.
         track: Option<usize>,
-        /// The stream's URL with a trailing slash, for `Content-Base`. Without query and credentials.
+        /// The stream's URL with a trailing slash, for `Content-Base`, without query and credentials.
         base: String,
     },
-    /// A URL of another scheme.
+    /// A URL with another scheme.
     Foreign,
 }
 
-/// Takes a URL apart. One without a host is completed by `local`, one without a scheme by whether the connection is `secure`.
+/// Parses a URL. A missing host is replaced by `local`, a missing scheme by that of the connection (`secure`).
 ///
-/// Players put the track behind the URL they know: behind `Content-Base`, but some behind a query string of their own.
+/// Players append the track to the URL that they know: to `Content-Base`, but some after a query string of their own.
 pub(super) fn parse(url: &str, local: SocketAddr, secure: bool) -> Resource {
     if url == "*" {
         return Resource::Server;
@@ -32,22 +33,22 @@ pub(super) fn parse(url: &str, local: SocketAddr, secure: bool) -> Resource {
     let mut is_rtsps = secure;
     let (authority, rest) = match url.split_once("://") {
         Some((scheme, rest)) if is_rtsp(scheme) => {
-            // Behind a proxy that does the TLS the client knows better than the connection.
+            // Behind a TLS proxy the client knows the scheme better than the connection.
             is_rtsps = scheme.eq_ignore_ascii_case("rtsps");
             rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()))
         }
-        // A query may hold a whole URL; only what stands before it is a scheme.
+        // A query may contain a whole URL; only what precedes it is a scheme.
         Some((scheme, _)) if !scheme.contains(['/', '?']) => return Resource::Foreign,
         _ => ("", url),
     };
-    // Credentials are for the server alone.
+    // Credentials are only for the server.
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let rest = rest.split('#').next().unwrap_or_default();
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-    let mut track = query.trim_end_matches('/').rsplit_once('/').and_then(|(_, last)| track_number(last));
+    let mut track = query.trim_end_matches('/').rsplit_once('/').and_then(|(_, last)| track_number(last.as_bytes()));
     if track.is_none() {
-        track = segments.last().and_then(|last| track_number(last));
+        track = segments.last().and_then(|last| track_number(&percent_decoded(last)));
         if track.is_some() {
             segments.pop();
         }
@@ -56,37 +57,26 @@ pub(super) fn parse(url: &str, local: SocketAddr, secure: bool) -> Resource {
     let host = if authority.is_empty() { local.to_string() } else { authority.to_owned() };
     let slash = if joined.is_empty() { "" } else { "/" };
     let scheme = if is_rtsps { "rtsps" } else { "rtsp" };
-    Resource::Stream { name: percent_decoded(&joined), track, base: format!("{scheme}://{host}/{joined}{slash}") }
+    Resource::Stream { name: of_path(&joined), track, base: format!("{scheme}://{host}/{joined}{slash}") }
 }
 
 fn is_rtsp(scheme: &str) -> bool {
     ["rtsp", "rtspu", "rtsps"].iter().any(|known| known.eq_ignore_ascii_case(scheme))
 }
 
-fn track_number(segment: &str) -> Option<usize> {
+fn track_number(segment: &[u8]) -> Option<usize> {
+    let segment = std::str::from_utf8(segment).ok()?;
     let (prefix, number) = segment.split_at_checked(TRACK_PREFIX.len())?;
     let digits = (1..=3).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
     (prefix.eq_ignore_ascii_case(TRACK_PREFIX) && digits).then(|| number.parse().ok()).flatten()
 }
 
-pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        let hex = (byte == b'%').then(|| tail.get(..2)).flatten().and_then(|hex| {
-            let hex = std::str::from_utf8(hex).ok().filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
-            u8::from_str_radix(hex, 16).ok()
-        });
-        match hex {
-            Some(decoded) => {
-                out.push(decoded);
-                rest = &tail[2..];
-            }
-            None => out.push(byte),
-        }
-    }
-    out
+/// A URL in a form that can be sent back.
+pub(super) fn without_credentials(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
 }
 
 #[cfg(test)]
@@ -114,6 +104,10 @@ mod tests {
             ("rtsp://h/front//trackID=0?x", "front", Some(0), "rtsp://h/front/"),
             ("rtsp://h/front?a=b/trackID=2", "front", Some(2), "rtsp://h/front/"),
             ("rtsp://h/front?a=b/trackID=2/", "front", Some(2), "rtsp://h/front/"),
+            ("rtsp://h/live/cam1/trackID=1", "live/cam1", Some(1), "rtsp://h/live/cam1/"),
+            ("rtsp://h/live%2Fcam1/trackID%3D1", "live/cam1", Some(1), "rtsp://h/live%2Fcam1/"),
+            ("rtsp://h/live%2F%2Fcam1%2F", "live/cam1", None, "rtsp://h/live%2F%2Fcam1%2F/"),
+            ("rtsp://h/a%2541", "a%41", None, "rtsp://h/a%2541/"),
             ("rtsp://h/yard/front%20door", "yard/front door", None, "rtsp://h/yard/front%20door/"),
             ("rtsp://h/100%", "100%", None, "rtsp://h/100%/"),
             ("rtsp://h/a%+1", "a%+1", None, "rtsp://h/a%+1/"),

@@ -1,43 +1,48 @@
-//! Connections without a session: whoever connects may make them, so there are only so many; and what room there is for
-//! sessions.
+//! Limits on connections without a session, which anyone can open, and on sessions.
 
 use super::server::Server;
 use super::types::{CloseReason, ConnId};
-use crate::crowd::origin;
-use crate::limits::{SESSIONS_PER_CONNECTION_MAX, strangers_beside};
+use crate::limits::{STRANGERS_BYTES_MAX, strangers_beside};
 use crate::metrics::Limited;
 use crate::wire::rtsp::Status;
 
 impl Server {
-    /// Notes whether a connection has a session.
-    pub(super) fn judge_stranger(&mut self, conn: ConnId) {
-        let Some(connection) = self.conns.get_mut(&conn) else { return };
-        match (connection.sessions.is_empty(), connection.stranger) {
-            (true, None) => {
-                connection.stranger = Some(self.strangers.add(conn, origin(connection.peer.ip())));
-            }
-            (false, Some(place)) => {
-                connection.stranger = None;
-                self.strangers.remove(place);
-            }
-            _ => {}
+    /// Whether the client is unauthenticated: it has no session, and has shown no user's password.
+    pub fn is_stranger(&self, conn: ConnId) -> bool {
+        self.connections.get(conn).is_some_and(|connection| connection.is_strange())
+    }
+
+    /// Sets the size of unread answers of a connection.
+    pub fn set_unread(&mut self, conn: ConnId, bytes: usize) {
+        if self.connections.set_unread(conn, bytes) {
+            self.judge_holding(conn);
         }
     }
 
-    /// Closes connections without a session until there are no more of them than this shard's share.
+    /// Records what the shard holds for an unauthenticated client, and closes those that hold most until they are within the limit.
+    pub(super) fn judge_holding(&mut self, conn: ConnId) {
+        if !self.connections.judge_holding(conn) {
+            return;
+        }
+        let max = STRANGERS_BYTES_MAX / usize::from(self.config.shards);
+        while let Some(most) = self.connections.holds_most(max) {
+            self.close(most, CloseReason::Crowded);
+        }
+    }
+
+    /// Closes connections without a session until they are within this shard's share.
     pub(super) fn make_room(&mut self) {
         let limit = &self.config.limit;
         let max = strangers_beside(limit.max(), limit.open(), usize::from(self.config.shards));
-        while self.strangers.len() > max {
-            let Some((_, conn)) = self.strangers.first_to_go() else { return };
-            self.close(*conn, CloseReason::Crowded);
+        while let Some(conn) = self.connections.next_to_go(max) {
+            self.close(conn, CloseReason::Crowded);
         }
     }
 
-    /// Whether one more session may begin on this connection, of a publisher or of a player.
+    /// Whether one more session may start on this connection, for a publisher or a player.
     pub(super) fn room_for_session(&mut self, conn: ConnId, publishes: bool) -> Result<(), Status> {
-        let Some(connection) = self.conns.get(&conn) else { return Err(Status::NOT_FOUND) };
-        let reached = if connection.sessions.len() >= SESSIONS_PER_CONNECTION_MAX {
+        let Some(connection) = self.connections.get(conn) else { return Err(Status::NOT_FOUND) };
+        let reached = if connection.is_full() {
             Some(Limited::SessionsPerConnection)
         } else {
             self.config.limit.reached(connection.peer.ip(), publishes)
@@ -46,11 +51,11 @@ impl Server {
         let client = connection.peer;
         self.count(limited);
         let cure = match limited {
-            Limited::Sessions => "limits.clients is reached; raise it for more to play",
+            Limited::Sessions => "limits.clients is reached; raise it to allow more",
             Limited::SessionsPerAddress => {
-                "its address has limits.clients_per_address; raise that where players share an address"
+                "limits.clients_per_address is reached for this address; raise it if players share an address"
             }
-            _ => "its connection has as many sessions as one may have; let it open another",
+            _ => "the connection has the maximum number of sessions; use another connection",
         };
         tracing::warn!(%client, "a session is refused (453): {cure}");
         Err(Status::NOT_ENOUGH_BANDWIDTH)

@@ -1,4 +1,4 @@
-//! What goes into a server and comes out of it.
+//! The inputs and outputs of a server.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -6,20 +6,17 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::ports::OwnPorts;
 use crate::crowd::origin;
 use crate::limits::{PUBLISHERS_BEYOND_PER_ADDRESS, publishers_beyond};
+use crate::media::{SourceTrack, StreamId, TrackId};
 use crate::metrics::Limited;
-use crate::source::pipeline::SourceTrack;
-use crate::stream::{StreamId, TrackId};
 use crate::wire::rtcp::ReportBlock;
 use crate::wire::rtsp::Fault;
 
-/// How many sessions there may be, counted over all shards. Touched when a session begins or ends, never by media.
+/// The limit on sessions, over all shards. Updated when a session starts or ends, never by media.
 #[derive(Debug)]
 pub struct SessionLimit {
     max: AtomicUsize,
@@ -40,8 +37,7 @@ impl SessionLimit {
         })
     }
 
-    /// Sets how many there may be from now on, and how many of one address (`None`: as many as there may be); those there are
-    /// stay.
+    /// Sets the maximum from now on, in total and per address (`None`: no limit); existing sessions stay.
     pub fn set_max(&self, max: usize, per_address_max: Option<usize>) {
         self.max.store(max, Ordering::Relaxed);
         self.per_address_max.store(per_address_max.unwrap_or(usize::MAX), Ordering::Relaxed);
@@ -57,8 +53,8 @@ impl SessionLimit {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// What keeps one more of this address from beginning now; a publisher has places of its own beyond the limits. Two shards that
-    /// ask at the same moment may both be told that nothing does for the last place: the bounds are one session a shard soft.
+    /// What prevents one more session for this address from starting; publishers have places beyond the limits. If two shards ask at
+    /// the same moment, both may get the last place, so the limit can be exceeded by one session per shard.
     pub(super) fn reached(&self, ip: IpAddr, publishes: bool) -> Option<Limited> {
         let max = self.max();
         let beyond = if publishes { (publishers_beyond(max), PUBLISHERS_BEYOND_PER_ADDRESS) } else { (0, 0) };
@@ -86,46 +82,35 @@ impl SessionLimit {
     }
 
     fn by_origin(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // Every change of it is whole.
+        // Every change of it is complete.
         self.by_origin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a server is started with.
-#[derive(Clone, Debug)]
-pub struct ServerConfig {
-    /// Number of this shard, below `shards`.
-    pub shard: u16,
-    /// Shards there are, at least 1. A session belongs to the shard that its id leaves as a remainder.
-    pub shards: u16,
-    /// Silence after which a session ends (only one over UDP, or one that is not playing).
-    pub session_timeout: Duration,
-    /// Time in which a connection must send its first whole request.
-    pub handshake_timeout: Duration,
-    /// The sessions that all shards may have together; beyond them SETUP is answered 453.
-    pub limit: Arc<SessionLimit>,
-    /// The shard's UDP ports for RTP and RTCP. `None`: UDP is answered 461.
-    pub udp_ports: Option<(u16, u16)>,
-    /// What all shards know of UDP ports; with `None` it knows its own alone.
-    pub own_ports: Option<Arc<OwnPorts>>,
-    /// What the session ids are drawn from.
-    pub ids: SessionIds,
-}
-
-/// What session ids are drawn from.
+/// The source of session ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionIds {
-    /// The system's random numbers: nobody can guess one.
+    /// The system's random numbers, which cannot be guessed.
     Random,
-    /// A seed, so that a test can be run again. Whoever knows an id can tell the others.
+    /// A seed, so that a test is repeatable. Anyone who knows an id can compute the others.
     Seeded(u64),
 }
 
-/// A connection, numbered by the shard. A number may be used again once its connection is gone.
+impl SessionIds {
+    /// Randomness that need not be secret.
+    pub(super) fn lots(self) -> fastrand::Rng {
+        match self {
+            SessionIds::Random => fastrand::Rng::new(),
+            SessionIds::Seeded(seed) => fastrand::Rng::with_seed(seed),
+        }
+    }
+}
+
+/// A connection, numbered by the shard. A number may be reused once its connection is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u32);
 
-/// A session; the very number that the client knows it by, in 16 hexadecimal digits.
+/// A session; the number that the client knows as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey(pub u64);
 
@@ -135,26 +120,26 @@ impl fmt::Display for SessionKey {
     }
 }
 
-/// How a track gets to its client.
+/// Transport of a track to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Interleaved in the control connection (RFC 2326 section 10.12).
+    /// Interleaved in the RTSP connection (RFC 2326 section 10.12).
     Interleaved {
         /// Channel of the RTP packets.
         rtp_channel: u8,
         /// Channel of the RTCP packets.
         rtcp_channel: u8,
     },
-    /// As datagrams, to the address of the control connection.
+    /// As datagrams, to the address of the RTSP connection.
     Udp {
         /// Where RTP goes.
         rtp: SocketAddr,
-        /// Where RTCP goes, and comes from.
+        /// Where RTCP goes to, and comes from.
         rtcp: SocketAddr,
     },
-    /// As datagrams to a group that all multicast sessions of the stream share.
+    /// As datagrams to a group shared by all multicast sessions of the stream.
     Multicast {
-        /// The group with the track's port; RTCP goes to the next one.
+        /// The group with the track's port; RTCP uses the next one.
         rtp: SocketAddr,
     },
 }
@@ -168,7 +153,7 @@ pub struct PlayTrack {
     pub delivery: Delivery,
 }
 
-/// The first packet that a client will get of a track, for `RTP-Info`.
+/// The first packet that a client will receive of a track, for `RTP-Info`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstPacket {
     /// Which track.
@@ -184,32 +169,36 @@ pub struct FirstPacket {
 pub enum EndReason {
     /// The client said TEARDOWN.
     Teardown,
-    /// Nothing was heard of the client for the session timeout.
+    /// No sign of life from the client for the session timeout.
     Timeout,
-    /// The connection that carried it was closed by the client, or broke.
+    /// The client closed the connection that carried it, or it failed.
     Disconnected,
-    /// The server closed the connection that carried it; the [`CloseReason`] tells why.
+    /// The server closed the connection that carried it; the [`CloseReason`] says why.
     Closed,
-    /// The same address and ports were set up anew, as a player does that starts again after a crash.
+    /// The same address and ports were set up again, as a player does that restarts after a crash.
     Replaced,
-    /// An operation was not complete within the stall timeout.
+    /// An operation did not complete within the stall timeout.
     Stalled,
-    /// A send to it failed, and not because its connection broke.
+    /// A send failed for a reason other than a closed connection.
     SendFailed,
     /// The source's tracks or codecs changed.
     SourceChanged,
-    /// The stream is no more: it was taken out of the configuration.
+    /// The stream was removed.
     StreamRemoved,
-    /// Its user may not have it any more, by a configuration that was read again.
+    /// A reload took away its user's right to the stream.
     Unauthorized,
     /// Another publisher took the stream over.
     TakenOver,
     /// A publisher sent nothing for the source timeout.
     Silent,
-    /// The relay's own code failed at it.
+    /// A bug in the relay.
     Panicked,
-    /// The stream that a publisher sends is received no more: it has another source or other settings now, or the relay stops.
+    /// The stream that a publisher sends is no longer received: it has another source or other settings now, or the relay stops.
     Reconfigured,
+    /// The relay is leaving, and disconnects its clients one after the other.
+    Leaving,
+    /// A user with the right to administer ended it.
+    Asked,
     /// The relay stops.
     Stopping,
 }
@@ -217,20 +206,22 @@ pub enum EndReason {
 impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            EndReason::Teardown => "the client said TEARDOWN",
-            EndReason::Timeout => "nothing was heard of the client for the session timeout",
+            EndReason::Teardown => "the client sent TEARDOWN",
+            EndReason::Timeout => "no sign of life from the client for the session timeout",
             EndReason::Disconnected => "the client closed its connection",
-            EndReason::Closed => "its connection had to be closed",
-            EndReason::Replaced => "the client set up the same ports anew",
+            EndReason::Closed => "the relay had to close its connection",
+            EndReason::Replaced => "the client set up the same ports again",
             EndReason::Stalled => "the client read too slowly for the stall timeout",
             EndReason::SendFailed => "a send to the client failed",
             EndReason::SourceChanged => "the source's tracks or codecs changed",
             EndReason::StreamRemoved => "the stream was removed",
-            EndReason::Unauthorized => "its user may not have it any more",
+            EndReason::Unauthorized => "its user lost the right to the stream",
             EndReason::TakenOver => "another publisher took the stream over",
             EndReason::Silent => "the publisher sent nothing for the source timeout",
-            EndReason::Panicked => "a fault of the relay's own; the log says where",
+            EndReason::Panicked => "a bug in the relay; the log has the location",
             EndReason::Reconfigured => "the stream's source was changed or stopped",
+            EndReason::Leaving => "the relay is leaving",
+            EndReason::Asked => "an administrator ended it",
             EndReason::Stopping => "the relay stops",
         })
     }
@@ -241,15 +232,15 @@ impl fmt::Display for EndReason {
 pub enum CloseReason {
     /// What it sends is not RTSP (TLS, HTTP, something binary).
     NotRtsp(Fault),
-    /// A request that cannot be understood, so that the next one cannot be found.
+    /// A malformed request, after which the next one cannot be found.
     Malformed(Fault),
     /// A request over its limits.
     TooLarge(Fault),
-    /// More requests than may wait for their turn.
+    /// More requests than may wait.
     Flood,
-    /// It had no session, and others want to connect.
+    /// It had evicted for a new connection because it had no session.
     Crowded,
-    /// No whole request within the handshake timeout.
+    /// No complete request within the handshake timeout.
     Handshake,
     /// It has no session and was silent for the session timeout.
     Idle,
@@ -261,32 +252,44 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CloseReason::NotRtsp(fault) | CloseReason::Malformed(fault) | CloseReason::TooLarge(fault) => fault.fmt(f),
-            CloseReason::Flood => f.write_str("too many requests wait for their turn"),
-            CloseReason::Crowded => f.write_str("no session, and others want to connect"),
-            CloseReason::Handshake => f.write_str("no whole request within the handshake timeout"),
+            CloseReason::Flood => f.write_str("too many requests are waiting"),
+            CloseReason::Crowded => f.write_str("evicted for a new connection because it had no session"),
+            CloseReason::Handshake => f.write_str("no complete request within the handshake timeout"),
             CloseReason::Idle => f.write_str("no session and no request for the session timeout"),
             CloseReason::SessionEnded(reason) => reason.fmt(f),
         }
     }
 }
 
-/// What the shard has to do, in this order.
+/// A request for a name under a pattern that no stream has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameWanted {
+    /// The name.
+    pub name: Arc<str>,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Whether to publish it.
+    pub publish: bool,
+    /// The relays that the request has passed through.
+    pub via: Arc<str>,
+}
+
+/// What the shard must do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Send these bytes before anything else that this connection is sent from now on.
+    /// Send these bytes before anything else on this connection.
     Answer {
         /// To whom.
         conn: ConnId,
         /// One whole RTSP response.
         bytes: Bytes,
     },
-    /// The client wants media. The shard calls [`Server::start`](super::Server::start) or
-    /// [`Server::refuse`](super::Server::refuse), at once: until then no further request of this connection is looked
-    /// at. Media follows the answer that comes of it.
+    /// The client wants media. The shard calls [`Server::start`](super::Server::start) or [`Server::refuse`](super::Server::refuse) at
+    /// once; until then no further request of this connection is processed. Media follows the answer.
     Play {
         /// The session.
         session: SessionKey,
-        /// The connection that asked; the one that carries the media of interleaved tracks.
+        /// The connection with the request, which also carries the media of interleaved tracks.
         conn: ConnId,
         /// What is played.
         stream: StreamId,
@@ -295,8 +298,8 @@ pub enum Event {
         /// Whether it has played before (PLAY after PAUSE).
         resumed: bool,
     },
-    /// A publisher wants to send. [`Server::recording`](super::Server::recording) or
-    /// [`Server::refuse`](super::Server::refuse) answers it; until then no further request of its connection is looked at.
+    /// A publisher wants to send. [`Server::recording`](super::Server::recording) or [`Server::refuse`](super::Server::refuse) answers
+    /// it; until then no further request of its connection is processed.
     Record {
         /// The session.
         session: SessionKey,
@@ -315,7 +318,7 @@ pub enum Event {
         session: SessionKey,
         /// What is published.
         stream: StreamId,
-        /// The track's place among those of the [`Event::Record`].
+        /// The track's index among those of the [`Event::Record`].
         track: TrackId,
         /// Whether it is RTCP.
         rtcp: bool,
@@ -327,7 +330,7 @@ pub enum Event {
         /// The session.
         session: SessionKey,
     },
-    /// The session is gone. Comes once for every session that an [`Event::Play`] or [`Event::Record`] came for, unless
+    /// The session has ended. Sent once for every session that had an [`Event::Play`] or [`Event::Record`], unless
     /// [`Server::end_session`](super::Server::end_session) ended it.
     End {
         /// The session.
@@ -335,15 +338,23 @@ pub enum Event {
         /// Why.
         reason: EndReason,
     },
-    /// The first client wants an on-demand stream (a session of it, or a request that waits for it), or the last one
-    /// does no more.
+    /// The first client wants an on-demand stream (with a session, or a request that waits for it), or the last one no longer does.
     Demand {
         /// The stream.
         stream: StreamId,
         /// Whether it is wanted.
         wanted: bool,
     },
-    /// A client's report on a track that it receives.
+    /// A request waits for a name under a pattern. [`Server::set_stream`](super::Server::set_stream) with
+    /// [`Server::answer_named`](super::Server::answer_named) answers it, or [`Server::refuse_named`](super::Server::refuse_named), or
+    /// it times out.
+    Wanted(NameWanted),
+    /// A stream whose source is down is requested. Sent at most once per [`ASKED_EVERY_S`](crate::limits::ASKED_EVERY_S).
+    Asked {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// A client's report about a track that it receives.
     ReceiverReport {
         /// The session.
         session: SessionKey,
@@ -352,17 +363,17 @@ pub enum Event {
         /// What it says.
         report: ReportBlock,
     },
-    /// The connection asked for another shard's session: hand it over, after what was answered has been sent. The
-    /// server has forgotten it.
+    /// The connection requested another shard's session: hand it over after the pending answers have been sent. The server has already
+    /// removed it.
     Move {
         /// Which connection.
         conn: ConnId,
         /// To which shard.
         shard: u16,
-        /// Everything that was read and not answered, from the first byte of that request.
+        /// Everything that was read and not answered, from the first byte of that request on.
         unread: Bytes,
     },
-    /// Close the connection after what was answered has been sent. The server has forgotten it.
+    /// Close the connection after the pending answers have been sent. The server has already removed it.
     Close {
         /// Which connection.
         conn: ConnId,
@@ -372,7 +383,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The connection that it is about, if it names one.
+    /// The connection that it concerns, if any.
     pub fn conn(&self) -> Option<ConnId> {
         match self {
             Event::Answer { conn, .. }
@@ -385,7 +396,7 @@ impl Event {
     }
 }
 
-/// What has been counted since the start.
+/// Counts since startup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Whole requests read.
@@ -400,20 +411,20 @@ pub struct Counters {
     pub closed: BTreeMap<CloseReason, u64>,
     /// Requests with wrong credentials.
     pub auth_failed: u64,
-    /// Requests refused unseen because their address had failed too often.
+    /// Requests refused without checking the credentials, because of earlier failures.
     pub auth_refused: u64,
     /// Connections handed to other shards.
     pub moved: u64,
-    /// What passed a limit or was not asked for, by [`Limited`]; connections closed for it are counted by their reason alone.
+    /// What exceeded a limit or was not asked for, by [`Limited`]; connections closed for it are counted only by their reason.
     pub limited: [u64; Limited::COUNT],
 }
 
-/// A session as the status page shows it.
+/// A session for the status page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionInfo {
     /// The client's address.
     pub peer: SocketAddr,
-    /// The connection that it was last heard on, while open.
+    /// The connection on which it was last used, while that is open.
     pub conn: Option<ConnId>,
     /// What it plays.
     pub stream: StreamId,
@@ -421,6 +432,6 @@ pub struct SessionInfo {
     pub tracks: Vec<PlayTrack>,
     /// Whether it is playing now.
     pub playing: bool,
-    /// The player's name for itself, at most 128 characters.
+    /// The player's `User-Agent`, truncated to [`USER_AGENT_CHARS_MAX`](crate::limits::USER_AGENT_CHARS_MAX) characters.
     pub user_agent: Option<String>,
 }

@@ -1,66 +1,119 @@
-//! From a stream's pipeline to the inboxes of all shards.
+//! Sends chunks to the inboxes of other shards.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::inbox::{ShardSender, ToShard};
-use crate::source::pipeline::{Publish, Published};
-use crate::stream::chunk::{Chunk, ChunkKind};
-use crate::stream::{StreamId, TrackId};
+use crate::media::chunk::{Chunk, ChunkKind};
+use crate::media::{StreamId, TrackId};
 
-/// Passes what one stream's pipeline makes to every shard.
-#[derive(Debug)]
+/// Sends chunks, and counts those refused by a full inbox.
+#[derive(Debug, Default)]
 pub struct Fanout {
-    stream: StreamId,
-    shards: Vec<Outlet>,
+    /// By stream and shard, until the shard has been told.
+    refused: HashMap<(StreamId, u16), Refused>,
 }
 
-#[derive(Debug)]
-struct Outlet {
-    sender: ShardSender,
-    /// Frames refused by the overfull inbox and not told yet.
-    refused: u64,
-    /// The frame of the last chunk refused: a frame counts once, however many parts of it are refused.
-    last_refused: Option<(TrackId, u64)>,
+#[derive(Debug, Default)]
+struct Refused {
+    frames: u64,
+    /// The frame of the last refused chunk: a frame counts once, however many of its chunks are refused.
+    last: Option<(TrackId, u64)>,
 }
 
 impl Fanout {
-    /// To those shards.
-    pub fn new(stream: StreamId, shards: &[ShardSender]) -> Self {
-        let outlet = |sender: &ShardSender| Outlet { sender: sender.clone(), refused: 0, last_refused: None };
-        Fanout { stream, shards: shards.iter().map(outlet).collect() }
-    }
-}
-
-impl Outlet {
-    fn chunk(&mut self, stream: StreamId, chunk: &Arc<Chunk>) {
-        match self.sender.chunk(stream, Arc::clone(chunk)) {
+    /// Sends the next chunk to the shard.
+    pub fn chunk(&mut self, shard: u16, sender: &ShardSender, stream: StreamId, epoch: u32, chunk: Arc<Chunk>) {
+        match sender.chunk(stream, epoch, chunk) {
             Ok(()) => {
-                if self.refused > 0 {
-                    self.sender.tell(ToShard::Refused(stream, std::mem::take(&mut self.refused)));
+                if !self.refused.is_empty()
+                    && let Some(refused) = self.refused.remove(&(stream, shard))
+                {
+                    sender.tell(ToShard::Refused(stream, refused.frames));
                 }
             }
-            Err(_) => {
-                // The gap in the numbers makes the shard's log begin anew, so no client goes on with a frame that lacks a part.
+            Err(chunk) => {
+                // The gap in the numbers makes the shard's log restart, so no client continues with a frame that lacks a part.
+                let refused = self.refused.entry((stream, shard)).or_default();
                 let frame = Some((chunk.track, chunk.frame));
-                if chunk.kind == ChunkKind::Media && self.last_refused != frame {
-                    self.last_refused = frame;
-                    self.refused += 1;
+                if chunk.kind == ChunkKind::Media && refused.last != frame {
+                    refused.last = frame;
+                    refused.frames += 1;
                 }
             }
         }
     }
+
+    /// A stream was removed.
+    pub fn remove(&mut self, stream: StreamId) {
+        self.refused.retain(|(of, _), _| *of != stream);
+    }
 }
 
-impl Publish for Fanout {
-    fn publish(&mut self, message: Published) {
-        for shard in &mut self.shards {
-            match &message {
-                Published::Chunk(chunk) => shard.chunk(self.stream, chunk),
-                Published::Described(description) => {
-                    shard.sender.tell(ToShard::Described(self.stream, Arc::clone(description)));
-                }
-                Published::State(state) => shard.sender.tell(ToShard::Source(self.stream, *state)),
-            }
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::limits::INBOX_CHUNKS_OF_STREAM_MAX;
+    use crate::media::chunk::{Run, Span};
+    use crate::session::Loads;
+    use crate::shard::inbox::{self, ShardReceiver};
+
+    const STREAM: StreamId = StreamId::first(3);
+
+    /// A part of a frame.
+    fn chunk(number: u64, frame: u64) -> Arc<Chunk> {
+        Arc::new(Chunk {
+            number,
+            track: TrackId(0),
+            kind: ChunkKind::Media,
+            frame,
+            frame_start: true,
+            frame_end: true,
+            keyframe: false,
+            arrival: Instant::now(),
+            first_seq: number as u16,
+            rtp_time: 0,
+            bytes: bytes::Bytes::from_static(b"$\0\0\x0c\x80\x60\0\0\0\0\0\0\0\0\0\0"),
+            packets: Box::new([Span { offset: 4, len: 12 }]),
+            runs: Box::new([Run { first: 0, count: 1, segment: 12 }]),
+        })
+    }
+
+    async fn next(inbox: &mut ShardReceiver) -> Option<ToShard> {
+        poll_fn(|cx| match inbox.poll_recv(cx) {
+            Poll::Pending => Poll::Ready(None),
+            ready => ready,
+        })
+        .await
+    }
+
+    #[test]
+    fn a_frame_that_an_overfull_inbox_refuses_is_told_of_once_there_is_room() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let (sender, mut inbox) = inbox::channel(1, Loads::new(2));
+        let mut fanout = Fanout::default();
+        let max = INBOX_CHUNKS_OF_STREAM_MAX as u64;
+        for number in 0..max {
+            fanout.chunk(1, &sender, STREAM, 1, chunk(number, number));
         }
+        // Three parts of one frame, and one of the next.
+        for (number, frame) in [(max, max), (max + 1, max), (max + 2, max), (max + 3, max + 1)] {
+            fanout.chunk(1, &sender, STREAM, 1, chunk(number, frame));
+        }
+        // All of them in one turn.
+        runtime.block_on(tokio::task::unconstrained(async {
+            assert!(matches!(next(&mut inbox).await, Some(ToShard::Chunk(STREAM, 1, first)) if first.number == 0));
+            fanout.chunk(1, &sender, STREAM, 1, chunk(max + 4, max + 2));
+            let mut told = None;
+            while let Some(message) = next(&mut inbox).await {
+                told = Some(message);
+            }
+            assert!(matches!(told, Some(ToShard::Refused(STREAM, 2))));
+        }));
+        assert!(fanout.refused.is_empty());
     }
 }

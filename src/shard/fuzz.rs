@@ -12,16 +12,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::core::{Core, CoreConfig, ShardLimits, Start, StreamSetup, UdpSockets};
-use super::inbox::SourceState;
-use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Token, is_shortage};
+use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Route, Token, is_shortage};
 use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX, REQUEST_BODY_BYTES_MAX};
+use crate::media::chunk::{Chunk, ChunkKind, Span, cut_runs};
+use crate::media::{Description, SourceState, StreamId, Track, TrackId};
 use crate::metrics::ReportRequest;
 use crate::session::{ServerConfig, SessionIds, SessionLimit};
-use crate::stream::chunk::{Chunk, ChunkKind, Span, cut_runs};
-use crate::stream::{Description, StreamId, Track, TrackId};
 use crate::wire::{interleaved, rtcp, rtp};
 
-const STREAM: StreamId = StreamId(0);
+const STREAM: StreamId = StreamId::first(0);
 const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Frame, packet, packets of the frame, keyframe: what each packet says of itself.
 const LABEL_BYTES: usize = 4 + 3;
@@ -141,8 +140,8 @@ impl Egress for Hostile {
         assert!(bytes <= OP_BYTES_MAX + REQUEST_BODY_BYTES_MAX, "an operation of {bytes} bytes");
     }
 
-    fn send_datagrams(&mut self, token: Token, _: &Datagram, to: SocketAddr, chunk: &Rc<Datagrams>, plain: bool) {
-        self.begin(token, What::Datagrams { to, chunk: chunk.clone(), plain });
+    fn send_datagrams(&mut self, token: Token, _: &Datagram, route: Route, chunk: &Rc<Datagrams>, plain: bool) {
+        self.begin(token, What::Datagrams { to: route.to, chunk: chunk.clone(), plain });
     }
 
     fn flush(&mut self) {}
@@ -548,13 +547,11 @@ pub fn completions(start: Instant, data: &[u8]) {
         age: Duration::from_secs(1),
         log_bytes: 1024 * 1024,
         stall_timeout: Duration::from_secs(10),
-        streams: vec![StreamSetup {
-            id: STREAM,
-            name: "a".to_owned(),
-            start: if data.first().is_some_and(|first| first & 1 == 1) { Start::Live } else { Start::Cached },
-            published: false,
-            on_demand: None,
-        }],
+        streams: vec![StreamSetup::plain(
+            STREAM,
+            "a",
+            if data.first().is_some_and(|first| first & 1 == 1) { Start::Live } else { Start::Cached },
+        )],
         server: ServerConfig {
             shard: 0,
             shards: 2,
@@ -564,6 +561,7 @@ pub fn completions(start: Instant, data: &[u8]) {
             udp_ports: Some((7000, 7001)),
             own_ports: None,
             ids: SessionIds::Seeded(1),
+            loads: None,
         },
     };
     let udp = UdpSockets { rtp: Datagram::Scripted, rtcp: Datagram::Scripted };

@@ -1,6 +1,6 @@
-//! What the control thread tells a shard, and the queue it goes through.
+//! Messages from the control thread and other shards to a shard, and their queue.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -9,51 +9,23 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::core::{ShardLimits, StreamSetup};
+use super::snapshot::Snapshot;
+use super::types::{Hosting, ShardLimits, Still, StreamSetup, WebClient};
 use crate::access::Access;
-use crate::limits::{INBOX_MESSAGES_MAX, PUBLISHED_BYTES_MAX};
-use crate::metrics::ReportRequest;
-use crate::session::{EndReason, SessionKey};
-use crate::source::pipeline::SourceTrack;
-use crate::stream::chunk::Chunk;
-use crate::stream::{Description, StreamId, TrackId};
-use crate::tls::Secured;
-
-/// How a source is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceState {
-    /// On its way to a camera that has not failed since it last played, or to one tried for the first time.
-    Connecting,
-    /// Packets come.
-    Live,
-    /// The connection stands, but packets have ceased to come.
-    Silent,
-    /// No media since a session failed, however often the camera has been tried again since.
-    Down,
-    /// An on-demand source that nobody asks for.
-    Idle,
-}
-
-impl SourceState {
-    /// Every state.
-    pub const ALL: &'static [SourceState] =
-        &[SourceState::Connecting, SourceState::Live, SourceState::Silent, SourceState::Down, SourceState::Idle];
-
-    /// What it is called in reports; stable.
-    pub const fn name(self) -> &'static str {
-        match self {
-            SourceState::Connecting => "connecting",
-            SourceState::Live => "live",
-            SourceState::Silent => "silent",
-            SourceState::Down => "down",
-            SourceState::Idle => "idle",
-        }
-    }
-}
+use crate::access::outside::Outside;
+use crate::egress::Secured;
+use crate::limits::{INBOX_CHUNKS_OF_STREAM_MAX, INBOX_MESSAGES_MAX, STREAMS_MAX};
+use crate::media::chunk::Chunk;
+use crate::media::name::NameRules;
+use crate::media::rendering::fmp4::Clock;
+use crate::media::{Description, SourceState, StreamId};
+use crate::metrics::{LeaveReason, ReportRequest, Transport};
+use crate::session::{Loads, NameWanted, NotMade, SessionKey};
+use crate::source::publishing::{PublisherVerdict, Publishing};
 
 /// A message to a shard.
 pub enum ToShard {
-    /// A connection that the acceptor took, or that another shard handed over together with the bytes it had read.
+    /// A connection from the acceptor, or one that another shard has handed over with the bytes it had read.
     Connection {
         /// The socket.
         stream: TcpStream,
@@ -61,111 +33,125 @@ pub enum ToShard {
         peer: SocketAddr,
         /// Bytes already read from it.
         unread: Bytes,
-        /// The TCP connection, if the socket is the local one that stands for a client that speaks TLS.
+        /// The TCP connection, if the socket is the local one that represents a TLS client.
         secured: Option<Arc<Secured>>,
-        /// Shards that it has been handed to after its first.
+        /// How often it has been moved to another shard.
         moves: u8,
     },
-    /// The next chunk of a stream. Numbers follow one another, but for chunks that an overfull inbox refused.
-    Chunk(StreamId, Arc<Chunk>),
-    /// So many frames of the stream were refused by the overfull inbox before its next chunk.
+    /// A connection of a browser that the HTTP server has answered with 101 (RFC 6455 section 4.2.2).
+    Web {
+        /// The socket.
+        stream: TcpStream,
+        /// The client's address.
+        peer: SocketAddr,
+        /// Bytes already read from it after its request.
+        unread: Bytes,
+        /// The TCP connection, if the socket is the local one that represents a TLS client.
+        secured: Option<Arc<Secured>>,
+        /// What it wants.
+        client: WebClient,
+    },
+    /// A request for a stream's newest keyframe as a separate file. Answered with `None` if there is none.
+    Still {
+        /// The stream.
+        stream: StreamId,
+        /// The relay's clock.
+        clock: Clock,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Option<Still>>,
+    },
+    /// The next chunk of a stream, for the subscription with that epoch. Numbers are consecutive, except for chunks that a full inbox
+    /// refused.
+    Chunk(StreamId, u32, Arc<Chunk>),
+    /// A shard wants the chunks of a stream whose home is here.
+    Subscribe {
+        /// The stream.
+        stream: StreamId,
+        /// The shard.
+        shard: u16,
+        /// The epoch of this subscription.
+        epoch: u32,
+    },
+    /// It no longer wants them.
+    Unsubscribe {
+        /// The stream.
+        stream: StreamId,
+        /// The shard.
+        shard: u16,
+        /// The subscription.
+        epoch: u32,
+    },
+    /// The start of a subscription; each further chunk follows.
+    Snapshot {
+        /// The stream.
+        stream: StreamId,
+        /// The subscription.
+        epoch: u32,
+        /// Where the stream stands.
+        snapshot: Box<Snapshot>,
+    },
+    /// This many frames of the stream were refused by the full inbox before its next chunk.
     Refused(StreamId, u64),
     /// The stream's description, before its first chunk and after every change.
     ///
-    /// If the old one cannot be continued ([`Description::continues_as`]) the stream's clients are ended with an RTCP BYE.
+    /// If the old one cannot be continued ([`Description::continues_as`]), the stream's clients are ended with an RTCP BYE.
     Described(StreamId, Arc<Description>),
-    /// The source changed its state.
+    /// The source's state has changed.
     Source(StreamId, SourceState),
-    /// A stream is new (with the next number), or begins otherwise from now on. Nothing else is said of a new one before.
+    /// A stream is new, with the next index or a released one, or has other settings from now on. No message about a new stream
+    /// precedes it.
     Stream(StreamSetup),
-    /// A stream is no more. Whatever is still said of it is passed over; its number is not used again.
+    /// A stream was removed. Later messages about it are ignored, and [`ToControl::Released`] answers it.
     RemoveStream(StreamId),
-    /// Other limits hold from now on.
+    /// The rules for names that no stream has.
+    Names(Arc<NameRules>),
+    /// There is no stream of this name, for all requests that wait for it, or with an origin for those from there.
+    NotMade {
+        /// The name.
+        name: Arc<str>,
+        /// The [`origin`](crate::crowd::origin).
+        from: Option<IpAddr>,
+        /// What they are answered.
+        why: NotMade,
+    },
+    /// A stream does not come up: the requests that wait for it are refused.
+    NotUp(StreamId, NotMade),
+    /// The relays that a stream has passed through on its way to this one.
+    Path(StreamId, Arc<str>),
+    /// An administrator ends this session. Answered with whether it existed.
+    EndClient(SessionKey, oneshot::Sender<bool>),
+    /// Applies other limits from now on.
     Limits(ShardLimits),
-    /// Who may do what from now on; `None` where no users are configured.
+    /// Sets users and rights from now on; `None` if no users are configured.
     Access(Option<Arc<Access>>),
-    /// What the control thread says to a publisher of the shard.
-    Publisher(SessionKey, Verdict),
-    /// The reporter wants the shard's counts.
+    /// Sets the external authentication server; `None` for none.
+    Outside(Option<Arc<Outside>>),
+    /// Keep a stream's source going, of a new one ([`ToShard::Stream`]) too.
+    Host(Box<Hosting>),
+    /// An action of a publisher of a stream whose home is here.
+    Publishing {
+        /// The stream.
+        stream: StreamId,
+        /// The shard that the publisher is connected to.
+        shard: u16,
+        /// The publisher's session.
+        session: SessionKey,
+        /// What it does.
+        what: Publishing,
+    },
+    /// A source's message to a publisher of the shard.
+    Publisher(SessionKey, PublisherVerdict),
+    /// The reporter requests the shard's counts.
     Report(ReportRequest),
-    /// Answer, to show that the shard still turns.
+    /// Answer, to show that the shard responds.
     Ping(oneshot::Sender<()>),
+    /// Disconnect a few clients, so that the last one is disconnected at that time. Sent repeatedly.
+    SendAway(Instant),
     /// Finish the frames in flight, close the clients, end the thread.
     Stop,
 }
 
-/// What becomes of a publisher.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may send.
-    Go,
-    /// It may not, by this status.
-    Refuse(u16),
-    /// It is ended.
-    End(EndReason),
-}
-
-/// What a publisher does.
-#[derive(Debug)]
-pub enum Publishing {
-    /// It wants to send these tracks. A [`Verdict`] answers it.
-    Record {
-        /// Where it is.
-        peer: SocketAddr,
-        /// What it is going to send.
-        tracks: Vec<SourceTrack>,
-    },
-    /// It has sent a packet.
-    Packet {
-        /// Of this track.
-        track: TrackId,
-        /// Whether it is RTCP.
-        rtcp: bool,
-        /// When it was read.
-        received: Instant,
-        /// The packet.
-        packet: Bytes,
-        /// Its part of what the publisher may have on the way.
-        held: Held,
-    },
-    /// It is gone.
-    Ended(EndReason),
-}
-
-/// What is on the way from a publisher to the control thread, so that no more than [`PUBLISHED_BYTES_MAX`] ever is.
-#[derive(Clone, Debug, Default)]
-pub struct Backlog(Arc<AtomicUsize>);
-
-/// A packet's part of a [`Backlog`], until it is dropped.
-#[derive(Debug)]
-pub struct Held {
-    backlog: Backlog,
-    bytes: usize,
-}
-
-/// Bytes that a packet on the way takes beside its own.
-const PACKET_OVERHEAD_BYTES: usize = 160;
-
-impl Backlog {
-    /// The part of one more packet; `None` if there is no room for it.
-    pub fn hold(&self, packet: &Bytes) -> Option<Held> {
-        let bytes = packet.len() + PACKET_OVERHEAD_BYTES;
-        // One shard alone adds to it.
-        if self.0.load(Ordering::Relaxed) + bytes > PUBLISHED_BYTES_MAX {
-            return None;
-        }
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-        Some(Held { backlog: self.clone(), bytes })
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.backlog.0.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// What a shard tells the control thread.
+/// A message from a shard to the control thread.
 #[derive(Debug)]
 pub enum ToControl {
     /// One of the shard's connections is gone.
@@ -180,15 +166,33 @@ pub enum ToControl {
         /// Whether it is wanted.
         wanted: bool,
     },
-    /// A publisher does something.
-    Publishing {
+    /// A request waits for a name under a pattern. [`ToShard::Stream`] with that name or [`ToShard::NotMade`] answers it.
+    Wanted(NameWanted),
+    /// A pulled stream whose source is down was requested. Sent at most once per [`ASKED_EVERY_S`](crate::limits::ASKED_EVERY_S).
+    Asked {
         /// The stream.
         stream: StreamId,
-        /// The publisher's session.
-        session: SessionKey,
-        /// What it does.
-        what: Publishing,
     },
+    /// A client started or stopped playing.
+    Client(ClientNews),
+    /// Nothing in the shard refers to a removed stream any more.
+    Released {
+        /// The stream.
+        stream: StreamId,
+    },
+}
+
+/// News about a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientNews {
+    /// The stream's name.
+    pub stream: String,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Its session.
+    pub session: SessionKey,
+    /// Its transport, or why it stopped.
+    pub what: Result<Transport, LeaveReason>,
 }
 
 /// A shard's end of the queue to the control thread.
@@ -199,24 +203,27 @@ pub struct ControlSender {
 }
 
 impl ControlSender {
-    /// For the shard of that number; what it says arrives with the number.
+    /// For the shard with that number, which is attached to its messages.
     pub fn new(shard: u16, queue: mpsc::UnboundedSender<(u16, ToControl)>) -> Self {
         ControlSender { shard, queue }
     }
 
-    /// Tells the control thread something that must not be lost.
+    /// Sends the control thread a message that must not be lost.
     pub fn tell(&self, message: ToControl) {
-        // It ends after the shards, but for a failure.
+        // It ends after the shards, unless it failed.
         let _ = self.queue.send((self.shard, message));
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     /// Messages on their way.
     waiting: AtomicUsize,
-    /// Connections that the shard has, or will have when it has read its inbox.
-    connections: AtomicUsize,
+    /// The number of chunks of each stream, by index modulo the size of the table.
+    chunks: Box<[AtomicUsize]>,
+    /// The number of the shard among the connections of all.
+    shard: u16,
+    loads: Loads,
 }
 
 /// The control thread's end of a shard's inbox.
@@ -233,74 +240,68 @@ pub struct ShardReceiver {
     shared: Arc<Shared>,
 }
 
-/// A shard's inbox.
-pub fn channel() -> (ShardSender, ShardReceiver) {
+/// The inbox of the shard with that number; its connections are counted in `loads`.
+pub fn channel(shard: u16, loads: Loads) -> (ShardSender, ShardReceiver) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared::default());
+    let chunks = (0..STREAMS_MAX).map(|_| AtomicUsize::new(0)).collect();
+    let shared = Arc::new(Shared { waiting: AtomicUsize::new(0), chunks, shard, loads });
     (ShardSender { queue: sender, shared: Arc::clone(&shared) }, ShardReceiver { queue: receiver, shared })
 }
 
+impl Shared {
+    fn chunks_of(&self, stream: StreamId) -> &AtomicUsize {
+        &self.chunks[stream.index() % STREAMS_MAX]
+    }
+}
+
 impl ShardSender {
-    /// Tells the shard something that must not be lost. A shard that has ended is told nothing.
+    /// Sends the shard a message that must not be lost. Does nothing if the shard has ended.
     pub fn tell(&self, message: ToShard) {
-        if let ToShard::Connection { .. } = message {
-            self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        if let ToShard::Connection { .. } | ToShard::Web { .. } = message {
+            self.shared.loads.come(self.shared.shard);
         }
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        // A shard ends only at a stop, when nobody waits for what it would have done.
+        // A shard ends only during a stop, when nobody waits for the effect.
         let _ = self.queue.send(message);
     }
 
-    /// Passes a chunk on, unless [`INBOX_MESSAGES_MAX`] messages wait already.
+    /// Sends a chunk, unless [`INBOX_MESSAGES_MAX`] messages are waiting, or [`INBOX_CHUNKS_OF_STREAM_MAX`] of its stream.
     ///
     /// # Errors
-    /// The chunk again, if the inbox is full.
-    pub fn chunk(&self, stream: StreamId, chunk: Arc<Chunk>) -> Result<(), Arc<Chunk>> {
-        if self.shared.waiting.load(Ordering::Relaxed) >= INBOX_MESSAGES_MAX {
+    /// The chunk, if the inbox is full.
+    pub fn chunk(&self, stream: StreamId, epoch: u32, chunk: Arc<Chunk>) -> Result<(), Arc<Chunk>> {
+        let of_stream = self.shared.chunks_of(stream);
+        if self.shared.waiting.load(Ordering::Relaxed) >= INBOX_MESSAGES_MAX
+            || of_stream.load(Ordering::Relaxed) >= INBOX_CHUNKS_OF_STREAM_MAX
+        {
             return Err(chunk);
         }
-        self.tell(ToShard::Chunk(stream, chunk));
+        of_stream.fetch_add(1, Ordering::Relaxed);
+        self.tell(ToShard::Chunk(stream, epoch, chunk));
         Ok(())
     }
 
-    /// Connections that the shard has; the acceptor gives the next one to the shard with the fewest.
+    /// The shard's number of connections; the acceptor gives the next one to the shard with the fewest.
     pub fn connections(&self) -> usize {
-        self.shared.connections.load(Ordering::Relaxed)
+        self.shared.loads.connections(self.shared.shard)
     }
 }
 
 impl ShardReceiver {
-    /// The next message; `None` when every sender is gone.
+    /// The next message; `None` if every sender is gone.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<ToShard>> {
         let polled = self.queue.poll_recv(cx);
-        if let Poll::Ready(Some(_)) = polled {
+        if let Poll::Ready(Some(message)) = &polled {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            if let ToShard::Chunk(stream, ..) = message {
+                self.shared.chunks_of(*stream).fetch_sub(1, Ordering::Relaxed);
+            }
         }
         polled
     }
 
     /// One of the shard's connections is gone.
     pub fn connection_gone(&self) {
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_publisher_has_only_so_much_on_the_way() {
-        let (backlog, packet) = (Backlog::default(), Bytes::from(vec![0; 1_400]));
-        let mut held = Vec::new();
-        while let Some(one) = backlog.hold(&packet) {
-            held.push(one);
-        }
-        assert!((PUBLISHED_BYTES_MAX / 1_700..=PUBLISHED_BYTES_MAX / 1_400).contains(&held.len()), "{}", held.len());
-        held.pop();
-        held.push(backlog.hold(&packet).expect("there is room again"));
-        assert!(backlog.hold(&packet).is_none());
-        held.clear();
-        assert_eq!(backlog.0.load(Ordering::Relaxed), 0);
+        self.shared.loads.gone(self.shared.shard);
     }
 }

@@ -1,9 +1,13 @@
-//! The shard: a thread that owns a share of the clients and puts every chunk into their sockets.
+//! The shard: a thread that owns a share of the clients and sends every chunk to their sockets.
 
 pub mod core;
 pub mod fanout;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub mod fuzz;
+pub mod home;
 pub mod inbox;
+pub mod local;
 pub mod player;
+mod snapshot;
 pub mod thread;
+pub mod types;

@@ -1,8 +1,10 @@
-//! A client's place in the log: one cursor, and what it may be sent next.
+//! A client's position in the log: one cursor, and the decision what to send next. [`Player::catch_up`] makes a slow client skip.
 //!
-//! Nothing is queued per client. What a client lacks is what lies between its cursor and the head of the log, so the depth of
-//! its queue is its lag, and skipping is moving the cursor.
+//! Nothing is queued per client. What a client lacks is what lies between its cursor and the head of the log, so the depth of its queue
+//! is its lag, and skipping means moving the cursor.
 
+#[path = "player_frames.rs"]
+mod frames;
 #[cfg(test)]
 #[path = "player_tests.rs"]
 mod tests;
@@ -18,10 +20,10 @@ use crate::egress::{Datagrams, Piece};
 use crate::limits::{
     OP_BYTES_MAX, OP_IOVECS_MAX, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_DATA_BYTES_MAX, SKIP_KEPT_S, TRACKS_MAX,
 };
+use crate::media::chunk::{Chunk, ChunkKind};
+use crate::media::log::Log;
+use crate::media::{Description, TrackId};
 use crate::metrics::DropReason;
-use crate::stream::chunk::{Chunk, ChunkKind};
-use crate::stream::log::Log;
-use crate::stream::{Description, TrackId};
 
 /// A track as a client receives it.
 #[derive(Clone, Debug)]
@@ -29,64 +31,66 @@ struct Wanted {
     /// The interleaved channels of its RTP and RTCP; over UDP the track's own.
     channels: (u8, u8),
     video: bool,
-    /// Video: its chunks are passed over until a keyframe starts.
+    /// Video: its chunks are omitted until a keyframe starts.
     waiting: bool,
-    /// Frames that start before this chunk are passed over: a skip leaves them out.
+    /// Frames that start before this chunk are omitted because of a skip.
     from: u64,
-    /// Bytes of its frames that a skip of video keeps at most.
+    /// Maximum bytes of its frames that a skip of video keeps.
     kept_max: usize,
-    /// The frame that it has been sent a part of, but not the end.
+    /// The frame of which it has been sent a part, but not the end.
     open: Option<u64>,
-    /// The frame that follows the last one begun.
+    /// The frame that follows the last one started.
     next_frame: Option<u64>,
+    /// Its client does not want it at present.
+    muted: bool,
 }
 
 impl Wanted {
-    /// Whether it gets the frame that starts with the chunk; no if none does.
+    /// Whether it gets the frame that starts with the chunk; false if none does.
     fn begins(&self, chunk: &Chunk) -> bool {
-        chunk.frame_start && chunk.number >= self.from && (!self.waiting || chunk.keyframe)
+        chunk.frame_start && chunk.number >= self.from && (!self.waiting || chunk.keyframe) && !self.muted
     }
 
-    /// Whether the chunk goes on with a frame that it has got the beginning of.
+    /// Whether the chunk continues a frame whose start it has received.
     fn goes_on(&self, chunk: &Chunk) -> bool {
         chunk.kind == ChunkKind::Media && self.open == Some(chunk.frame) && !chunk.frame_start
     }
 }
 
-/// A chunk that is to be sent now, as the player wants it.
+/// A chunk to send now, in the form for the player.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// The track.
     pub track: TrackId,
-    /// The interleaved channel it goes out under.
+    /// The interleaved channel to use.
     pub channel: u8,
     /// Media or report.
     pub kind: ChunkKind,
-    /// Since when the client has been able to get it, unless it is newer.
+    /// Since when the client could have received it, unless it is newer.
     pub since: Instant,
 }
 
-/// What is sent before anything else: a part of a frame begun that the log has let go of or that the client skips past.
+/// What is sent before anything else: a part of a started frame that the log has dropped or that the client skips past.
 #[derive(Debug)]
 struct Rest {
     chunk: Arc<Chunk>,
-    /// The chunk's bytes as a TCP client gets them.
+    /// The chunk's bytes for a TCP client.
     piece: Piece,
 }
 
-/// What a player has noted since it was last asked.
+/// Counts since they were last taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     /// Skips.
     pub skips: u32,
-    /// Frames passed over because of its lag.
+    /// Frames omitted because of its lag.
     pub lagging_frames: u64,
-    /// Frames passed over because the log did not hold them any more.
+    /// Frames omitted because the log had already dropped them.
     pub log_bytes_frames: u64,
 }
 
 impl Notes {
-    /// The chunk's frame is begun: counts those of its track that were passed over since the last one.
+    /// The chunk's frame is started: counts those of its track that were omitted since the last one.
     fn begin(&mut self, wanted: &mut Wanted, chunk: &Chunk, cause: DropReason) {
         let passed = wanted.next_frame.map_or(0, |next| chunk.frame.saturating_sub(next));
         match cause {
@@ -97,31 +101,37 @@ impl Notes {
     }
 }
 
-/// One playing client's cursor and flags.
+/// The cursor of a player that gets nothing more: past every head. There is no separate flag, because each turn reads the cursor
+/// anyway.
+const FINISHED: u64 = u64::MAX;
+
+/// The cursor and flags of one playing client.
 ///
-/// What every turn needs lies together and comes first, its tracks among it: see the shard's links.
+/// The data that every turn needs, including its tracks, comes first: see the shard's links.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Player {
     cursor: u64,
-    /// Bytes that one operation carries at most.
+    /// Maximum bytes of one operation.
     op_bytes_max: usize,
     rest: VecDeque<Rest>,
-    /// When it last started on a keyframe, skipped, or began to play.
+    /// When it last started on a keyframe, skipped, or started to play.
     started: Instant,
     tracks: SmallVec<[Option<Wanted>; 2]>,
-    /// When it began to play, or went on after a pause.
+    /// When it started to play, or resumed after a pause.
     begun: Instant,
     cause: DropReason,
     notes: Notes,
+    /// For a client that gets whole frames as fragments: what it has been sent of each track before the first one.
+    fragments: Option<Box<frames::Heads>>,
 }
 
 impl Player {
-    /// A player of the tracks that `channels` tells interleaved channels (RTP, RTCP) for, at the head of the log and waiting for
-    /// a keyframe.
+    /// A player for the tracks that have interleaved channels (RTP, RTCP) in `channels`, at the head of the log and waiting for a
+    /// keyframe.
     ///
     /// # Panics
-    /// If `channels` names a track that the description lacks.
+    /// If `channels` contains a track that the description lacks.
     pub fn new(description: &Description, channels: &[(TrackId, (u8, u8))], log: &Log, now: Instant) -> Self {
         let mut tracks: SmallVec<[Option<Wanted>; 2]> = smallvec![None; description.tracks.len()];
         for (track, channels) in channels {
@@ -129,7 +139,16 @@ impl Player {
             let video = described.is_video();
             let kept_max = if described.is_audio() { SKIP_KEPT_BYTES_MAX } else { SKIP_KEPT_DATA_BYTES_MAX };
             let channels = *channels;
-            let wanted = Wanted { channels, video, waiting: video, from: 0, kept_max, open: None, next_frame: None };
+            let wanted = Wanted {
+                channels,
+                video,
+                waiting: video,
+                from: 0,
+                kept_max,
+                open: None,
+                next_frame: None,
+                muted: false,
+            };
             tracks[usize::from(track.0)] = Some(wanted);
         }
         Player {
@@ -141,10 +160,11 @@ impl Player {
             op_bytes_max: OP_BYTES_MAX,
             cause: DropReason::Lagging,
             notes: Notes::default(),
+            fragments: None,
         }
     }
 
-    /// Moves it to the newest keyframe that the log holds, if it does; for a client that begins or resumes.
+    /// Moves it to the newest keyframe in the log, if there is one; for a client that starts or resumes.
     pub fn start_cached(&mut self, log: &Log, now: Instant) {
         if let Some(keyframe) = self.newest_keyframe(log).filter(|_| log.cached_start()) {
             self.cursor = keyframe;
@@ -152,8 +172,7 @@ impl Player {
         }
     }
 
-    /// Forgets what it was in the middle of and begins with the oldest chunk there is, waiting for a keyframe; for a client
-    /// whose stream has been cut off.
+    /// Drops its current frames and starts with the oldest chunk, waiting for a keyframe; for a client whose stream was interrupted.
     pub fn restart(&mut self, log: &Log, now: Instant) {
         self.cursor = log.first();
         (self.begun, self.started) = (now, now);
@@ -162,13 +181,13 @@ impl Player {
             wanted.waiting = wanted.video;
             wanted.from = 0;
             wanted.open = None;
-            // What is missing has been counted before it came to the log.
+            // Frames that are missing in the log were counted before it.
             wanted.next_frame = None;
         }
     }
 
-    /// Goes on after a pause: at the newest keyframe, or where it stopped if it has been sent that keyframe already. No frame is
-    /// ever sent twice.
+    /// Resumes after a pause: at the newest keyframe, or where it stopped if it was already sent that keyframe. No frame is ever sent
+    /// twice.
     pub fn resume(&mut self, log: &mut Log, now: Instant) {
         let newer = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor);
         let decoding = self.tracks.iter().flatten().any(|wanted| wanted.video && !wanted.waiting);
@@ -181,7 +200,7 @@ impl Player {
         self.cursor = target;
         for wanted in self.tracks.iter_mut().flatten() {
             wanted.waiting = wanted.video;
-            // What it missed while it did not play was not dropped.
+            // What it missed while it was paused was not dropped.
             wanted.next_frame = None;
         }
     }
@@ -196,7 +215,7 @@ impl Player {
         (0u8..).zip(&self.tracks).filter(|(_, wanted)| wanted.is_some()).map(|(track, _)| TrackId(track))
     }
 
-    /// How old what it gets next is: now − the later of the arrival of the chunk at the cursor and its last start on a keyframe.
+    /// The age of what it gets next: now minus the later of the arrival of the chunk at the cursor and its last start on a keyframe.
     /// Zero at the head.
     pub fn lag(&self, log: &Log, now: Instant) -> Duration {
         let arrival = match (self.rest.front(), log.next(self.cursor)) {
@@ -207,33 +226,33 @@ impl Player {
         now.saturating_duration_since(arrival.max(self.started))
     }
 
-    /// Sets how many bytes one operation carries at most; a chunk that is larger still goes, alone.
+    /// Sets the maximum bytes of one operation; a larger chunk is still sent, alone.
     pub fn set_op_bytes_max(&mut self, bytes: usize) {
         self.op_bytes_max = bytes;
     }
 
-    /// Whether there is anything in the log beyond its cursor.
+    /// Whether there is anything in the log from its cursor on.
     pub fn is_behind(&self, log: &Log) -> bool {
         !self.rest.is_empty() || self.cursor < log.head()
     }
 
-    /// Keeps nothing but the rest of the frames begun, as far as it has arrived; for a client that is about to be closed.
+    /// Keeps only the rest of the started frames, as far as it has arrived; for a client that is about to be closed.
     pub fn finish(&mut self, log: &mut Log) {
         self.keep(log, log.head());
-        self.cursor = u64::MAX;
+        self.cursor = FINISHED;
     }
 
-    /// Whether a part of a frame begun is still to be sent before anything else.
+    /// Whether a part of a started frame must be sent before anything else.
     pub fn is_rest_left(&self) -> bool {
         !self.rest.is_empty()
     }
 
-    /// What it has noted since the last call.
+    /// Its counts since the last call.
     pub fn take_notes(&mut self) -> Notes {
         std::mem::take(&mut self.notes)
     }
 
-    /// The first media chunk of `track` that it will be sent if nothing makes it skip, when the log holds that already.
+    /// The first media chunk of `track` that it will be sent if it does not skip, if the log has it already.
     pub fn first_chunk<'l>(&self, log: &'l Log, track: TrackId) -> Option<&'l Chunk> {
         let wanted = self.tracks.get(usize::from(track.0))?.as_ref()?;
         (self.cursor.max(log.first())..log.head())
@@ -243,8 +262,8 @@ impl Player {
             .find(|chunk| wanted.begins(chunk))
     }
 
-    /// Fills `pieces` with what a TCP client lacks, as far as one operation goes, and `arrivals` with each media chunk's
-    /// arrival. `bytes` are in the operation already. Returns the bytes added.
+    /// Fills `pieces` with what a TCP client lacks, as far as one operation allows, and `arrivals` with each media chunk's arrival.
+    /// `bytes` are in the operation already. Returns the bytes added.
     pub fn fill(
         &mut self,
         log: &mut Log,
@@ -266,11 +285,11 @@ impl Player {
             pieces.push(rest.piece);
         }
         self.catch_up(log, age, now);
-        // What catch_up kept of a frame begun goes before what the log has.
+        // The rest of a started frame that catch_up kept precedes the contents of the log.
         if !self.rest.is_empty() {
             return bytes - before + self.fill(log, age, now, bytes, pieces, arrivals);
         }
-        while let Some(entry) = log.next_mut(self.cursor) {
+        while let Some(mut entry) = log.next_mut(self.cursor) {
             let chunk = entry.chunk();
             let full = pieces.len() >= OP_IOVECS_MAX || (bytes > 0 && bytes + chunk.bytes.len() > self.op_bytes_max);
             if full && !self.passes_over(chunk) {
@@ -289,7 +308,7 @@ impl Player {
         bytes - before
     }
 
-    /// The next chunk for a UDP client, which gets them one by one: its datagrams, how it wants them, and its arrival.
+    /// The next chunk for a UDP client, which gets them one by one: its datagrams, their form, and its arrival.
     pub fn next_chunk(
         &mut self,
         log: &mut Log,
@@ -305,7 +324,7 @@ impl Player {
             let taken = Taken { track: chunk.track, channel: chunk.channel(), kind: chunk.kind, since: self.begun };
             return Some((Rc::new(Datagrams::of(chunk)), taken, chunk.arrival));
         }
-        while let Some(entry) = log.next_mut(self.cursor) {
+        while let Some(mut entry) = log.next_mut(self.cursor) {
             let chunk = entry.chunk();
             let arrival = chunk.arrival;
             self.cursor = chunk.number + 1;
@@ -316,7 +335,7 @@ impl Player {
         None
     }
 
-    /// Drops the rest of the frame that `track` is in the middle of: a UDP client whose socket refused a part of it.
+    /// Drops the rest of `track`'s current frame: for a UDP client whose socket refused a part of it.
     pub fn abandon_frame(&mut self, track: TrackId) {
         self.rest.retain(|rest| rest.chunk.track != track);
         if let Some(wanted) = &mut self.tracks[usize::from(track.0)] {
@@ -324,10 +343,11 @@ impl Player {
         }
     }
 
-    /// Takes hold of a chunk that the log lets go of, if it continues a frame that this client has begun: a frame begun is
-    /// finished, however long the operation under way takes.
+    /// Keeps a chunk that the log drops, if it continues a frame that this client has started: a started frame is finished, however
+    /// long the operation in flight takes.
     pub fn pin(&mut self, chunk: &Arc<Chunk>, piece: impl FnOnce(u8) -> Piece) {
-        if chunk.number < self.cursor {
+        // A fragment is sent completely or not at all.
+        if chunk.number < self.cursor || self.fragments.is_some() {
             return;
         }
         let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { return };
@@ -337,7 +357,7 @@ impl Player {
         }
     }
 
-    /// The frame that the chunk belongs to is through if the chunk ends it.
+    /// If the chunk ends its frame, the frame is finished.
     fn end_frame(&mut self, chunk: &Chunk) {
         if let Some(wanted) = self.tracks[usize::from(chunk.track.0)].as_mut().filter(|_| chunk.frame_end) {
             wanted.open = None;
@@ -353,23 +373,24 @@ impl Player {
 
     /// Whether [`Player::finish`] was called.
     fn is_finished(&self) -> bool {
-        self.cursor == u64::MAX
+        self.cursor == FINISHED
     }
 
-    /// The slow-client rule: past `age`, or when the log has moved on, finish the frame begun and go to the newest keyframe.
+    /// The rule for slow clients: when the lag exceeds `age`, or the log has dropped what is next, finish the started frame and go to
+    /// the newest keyframe.
     ///
-    /// The cursor goes there at once only if there is no sound on the way: it passes over the video that is skipped while the sound
-    /// flows.
+    /// The cursor goes there at once only if there is no audio in between: otherwise it passes over the skipped video while the audio
+    /// is sent.
     fn catch_up(&mut self, log: &mut Log, age: Duration, now: Instant) {
         if self.is_finished() {
             return;
         }
-        // Who waits for a keyframe misses none of the video that the log has let go of.
+        // A client that waits for a keyframe misses none of the video that the log has dropped.
         let cut_off = self.cursor < log.first() && !self.waits();
         if !cut_off && self.lag(log, now) <= age {
             return;
         }
-        // A keyframe at the cursor itself is one that it has not been sent.
+        // A keyframe at the cursor itself has not been sent yet.
         let target = self.newest_keyframe(log).filter(|keyframe| *keyframe >= self.cursor).unwrap_or(log.head());
         self.cause = if log.forced_out(self.cursor) { DropReason::LogBytes } else { DropReason::Lagging };
         let leaves_out = self.leave_out(log, target, now) || cut_off;
@@ -387,9 +408,9 @@ impl Player {
         videos.peek().is_some() && videos.all(|wanted| wanted.waiting)
     }
 
-    /// Has video passed over until `target`, and of what other tracks have before that all but the newest, as far as it is little;
-    /// if there is no video, it is those tracks themselves that it lags with, and all of it goes. Returns whether there is
-    /// anything among that which it would have got.
+    /// Omits video up to `target`, and of the other tracks' data before that all except the newest, within limits. If there is no
+    /// video, those tracks themselves lag, and all of it is omitted. Returns whether that includes anything that the client would have
+    /// received.
     fn leave_out(&mut self, log: &Log, target: u64, now: Instant) -> bool {
         let mut leaves_out = false;
         let mut room = [0; TRACKS_MAX];
@@ -416,7 +437,7 @@ impl Player {
         }
         for (wanted, kept_from) in self.tracks.iter_mut().zip(kept_from) {
             let Some(wanted) = wanted else { continue };
-            // A skip is counted also if the video goes on with the very next frame, a keyframe.
+            // A skip is also counted if video continues with the very next frame, a keyframe.
             leaves_out |= wanted.video && !wanted.waiting;
             wanted.waiting = wanted.video;
             wanted.from = kept_from;
@@ -424,10 +445,14 @@ impl Player {
         leaves_out
     }
 
-    /// Takes hold of what the log has below `end` of the frames begun.
+    /// Keeps what the log has of the started frames below `end`.
     fn keep(&mut self, log: &mut Log, end: u64) {
+        if self.fragments.is_some() {
+            self.tracks.iter_mut().flatten().for_each(|wanted| wanted.open = None);
+            return;
+        }
         for number in self.cursor.max(log.first())..end {
-            let Some(entry) = log.get_mut(number) else { continue };
+            let Some(mut entry) = log.get_mut(number) else { continue };
             let chunk = Arc::clone(entry.chunk());
             let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { continue };
             if wanted.goes_on(&chunk) {
@@ -437,13 +462,13 @@ impl Player {
         }
     }
 
-    /// Whether the chunk at the cursor is nothing that it gets.
+    /// Whether the chunk at the cursor is not for this client.
     fn passes_over(&self, chunk: &Chunk) -> bool {
         let Some(Some(wanted)) = self.tracks.get(usize::from(chunk.track.0)) else { return true };
         chunk.kind == ChunkKind::Media && !wanted.goes_on(chunk) && !wanted.begins(chunk)
     }
 
-    /// Decides about the chunk at the cursor: how it goes out, or that it is passed over.
+    /// Decides about the chunk at the cursor: in which form it is sent, or that it is omitted.
     fn take(&mut self, chunk: &Chunk, now: Instant) -> Option<Taken> {
         let wanted = self.tracks.get_mut(usize::from(chunk.track.0))?.as_mut()?;
         let channel = match chunk.kind {
@@ -462,7 +487,7 @@ impl Player {
             }
             wanted.open = (!chunk.frame_end).then_some(chunk.frame);
         }
-        // What the log had before this client began, or went on with a keyframe, was not kept waiting for it.
+        // What was in the log before this client started, or continued at a keyframe, did not wait because of the client.
         let since = if wanted.video { self.started } else { self.begun };
         Some(Taken { track: chunk.track, channel, kind: chunk.kind, since })
     }

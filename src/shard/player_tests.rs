@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::stream::Track;
-use crate::stream::chunk::{Span, cut_runs};
+use crate::media::Track;
+use crate::media::chunk::{Span, cut_runs};
 
 const AGE: Duration = Duration::from_secs(1);
 const VIDEO: TrackId = TrackId(0);
@@ -37,7 +37,7 @@ impl Bed {
             clock: (epoch, 0),
         };
         let description = Description { tracks: vec![track("video"), track("audio"), track("application")] };
-        let mut log = Log::new(AGE, 1 << 20);
+        let mut log = Log::new(AGE, 1 << 20, 1);
         log.describe(&description);
         Bed { epoch, log, number: 0, description }
     }
@@ -323,7 +323,12 @@ fn without_a_newer_keyframe_the_client_waits_at_the_head_and_audio_flows() {
 #[test]
 fn a_frame_whose_start_the_log_has_lost_is_never_begun() {
     let mut bed = Bed::new();
-    bed.log = Log::new(AGE, 250);
+    // What two of them cost.
+    let cost = bed.log.cost();
+    bed.chunk(0, VIDEO, 0, "ks", 100);
+    let room = (bed.log.cost() - cost) * 5 / 2;
+    bed.number = 0;
+    bed.log = Log::new(AGE, room, 1);
     let mut player = bed.player(0);
     bed.chunk(0, VIDEO, 0, "ks", 100);
     bed.chunk(1, VIDEO, 0, "", 100);
@@ -339,7 +344,7 @@ fn a_frame_whose_start_the_log_has_lost_is_never_begun() {
 #[test]
 fn a_video_track_that_has_stopped_does_not_have_the_other_kept_for_ever() {
     let mut bed = Bed::new();
-    bed.log = Log::new(AGE, 32 << 20);
+    bed.log = Log::new(AGE, 32 << 20, 1);
     let stopped = TrackId(2);
     bed.chunk(0, stopped, 0, "kse", 100);
     bed.chunk(0, VIDEO, 0, "kse", 100);
@@ -357,7 +362,7 @@ fn a_video_track_that_has_stopped_does_not_have_the_other_kept_for_ever() {
 #[test]
 fn an_operation_is_bounded_in_bytes_and_cut_at_chunks() {
     let mut bed = Bed::new();
-    bed.log = Log::new(AGE, 32 << 20);
+    bed.log = Log::new(AGE, 32 << 20, 1);
     let mut player = bed.player(0);
     for frame in 0..10 {
         bed.chunk(frame, VIDEO, frame, if frame == 0 { "kse" } else { "se" }, 60_000);

@@ -1,10 +1,12 @@
-//! The shard's thread: waits for whatever comes first, takes it in, and drives the core.
+//! The shard's thread: waits for events, absorbs them, and drives the core.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
@@ -14,14 +16,25 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
-use super::core::{Core, CoreConfig, Group, Handover, UdpSockets};
+use super::core::{Core, Mail};
+use super::fanout::Fanout;
+use super::home::Homes;
 use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToControl, ToShard};
+use super::local::Local;
+use super::types::{CoreConfig, Group, Handover, Hosting, Lingering, UdpSockets, WebClient};
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, ZeroCopy};
-use crate::limits::{PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, USER_TIMEOUT_AFTER_STALL_S};
-use crate::stream::StreamId;
+use crate::limits::{
+    LINGER_MS, LINGER_READ_BYTES_MAX, PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, STOP_MAX_MS,
+    USER_TIMEOUT_AFTER_STALL_S,
+};
+use crate::media::StreamId;
+use crate::metrics::ReportRequest;
+use crate::source::camera::pauses;
+use crate::source::turns;
+use crate::testing::Testing;
 
-/// What a shard's thread is started with.
+/// The parameters of a shard's thread.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
     /// The shard itself; its `server.udp_ports` are filled in here.
@@ -30,36 +43,38 @@ pub struct ShardConfig {
     pub io: IoKind,
     /// Submission entries of its ring.
     pub ring_entries: u32,
-    /// The address that its UDP sockets are bound to; `None` for a relay without UDP.
+    /// The address for its UDP sockets; `None` for a relay without UDP.
     pub udp: Option<IpAddr>,
-    /// The differentiated services code point (RFC 2474) of all that it sends.
+    /// The differentiated services code point (RFC 2474) of everything it sends.
     pub dscp: u8,
+    /// The range of ports for its two UDP sockets, inclusive; `None` for any.
+    pub udp_ports: Option<(u16, u16)>,
     /// Which of its sends lend their pages to the kernel.
     pub zero_copy: ZeroCopy,
     /// The streams' multicast groups.
     pub multicast: Vec<MulticastSetup>,
-    /// For tests of what it costs: sends are not counted.
-    pub unmeasured: bool,
-    /// The processor that the thread is pinned to.
+    /// The CPU that the thread is pinned to.
     pub cpu: Option<usize>,
-    /// Clients may ask for a fault of the shard's own code, for tests.
-    pub test_panics: bool,
+    /// Maximum number of UDP clients' own sockets.
+    pub own_sockets: usize,
+    /// What tests ask for.
+    pub testing: Testing,
 }
 
-/// A stream's multicast group, as a shard is told of it.
+/// A stream's multicast group, for a shard.
 #[derive(Clone, Debug)]
 pub struct MulticastSetup {
     /// The stream.
     pub stream: StreamId,
     /// The group, with the port of the first track's RTP.
     pub address: SocketAddr,
-    /// Routers that a packet may pass.
+    /// The number of routers that a packet may pass.
     pub ttl: u8,
-    /// The interface that it is sent by; `None` for what the routes say.
+    /// The network interface to send on; `None` for what routing chooses.
     pub interface: Option<String>,
     /// The shard that sends.
     pub sender: u16,
-    /// Sessions of all shards that receive it.
+    /// Receivers, over all shards.
     pub receivers: Arc<AtomicUsize>,
 }
 
@@ -88,37 +103,59 @@ pub struct ShardHandle {
     pub thread: JoinHandle<()>,
 }
 
-/// Messages that one pass takes in at most, of each kind. The runtime lets a task take 128 things in a turn: an inbox that is
-/// full must leave some of them to the reads and to the egress.
+/// Maximum number of messages of each kind per pass. The runtime lets a task handle 128 items per turn, and a full inbox must leave
+/// some of them for the reads and the egress.
 const ABSORB_MAX: usize = 40;
 
-/// Datagrams read and not taken in yet at most.
+/// Maximum number of datagrams that were read and not absorbed.
 const DATAGRAMS_WAITING_MAX: usize = 256;
 
-/// Errors in a row after which the next datagram is waited for more patiently.
+/// Number of successive errors after which the next read is delayed.
 const DATAGRAM_ERRORS_MAX: u32 = 64;
 
-/// The wait after each error from then on.
+/// The delay after each further error.
 const DATAGRAM_ERRORS_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long a pass takes in what connections have sent.
+/// How long a pass processes what connections have sent.
 const READS_PASS_MAX: Duration = Duration::from_micros(READS_PASS_MAX_US);
 
-/// Bytes of the largest datagram that is taken in.
+/// How long sources may take during a stop for TEARDOWN, so that the thread ends before it is abandoned.
+const SOURCES_STOP_MAX: Duration = Duration::from_millis(STOP_MAX_MS - 400);
+
+/// Interval of checks of publishers' backlogs that are too large to read on.
+const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Maximum size of a received datagram.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
 
-/// What was read from a connection; nothing more is read from it until this has been taken in.
+/// Bytes that were read from a connection; nothing more is read from it until they have been absorbed.
 struct Read {
     token: Token,
     conn: Conn,
     result: io::Result<usize>,
     buffer: Vec<u8>,
+    /// Bytes read and discarded since the connection is being closed.
+    dropped: usize,
+}
+
+/// A datagram, with the socket that it arrived on and its sender.
+struct Received {
+    by: Port,
+    from: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+/// One of the shard's two UDP ports.
+#[derive(Clone, Copy)]
+enum Port {
+    Rtp,
+    Rtcp,
 }
 
 /// Starts a shard's thread and waits until it is ready to serve.
 ///
 /// # Errors
-/// If the ring, the runtime, the sockets or the thread cannot be made.
+/// The ring, the runtime, the sockets or the thread cannot be created.
 pub fn spawn(
     config: ShardConfig,
     sender: ShardSender,
@@ -130,7 +167,7 @@ pub fn spawn(
     let name = format!("shard-{}", config.core.server.shard);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         if let Err(error) = serve(config, inbox, shards, control, &ready) {
-            // If nobody waits any more, the thread was ready once and the error is logged already.
+            // If nobody waits any more, the thread was ready once and the error has been logged.
             let _ = ready.send(Err(error));
         }
     })?;
@@ -157,7 +194,8 @@ fn serve(
     runtime.block_on(async move {
         let udp = match config.udp {
             Some(address) => {
-                let (rtp, rtcp) = Datagram::bind_pair(address, None, config.io)?;
+                let (rtp, rtcp) = Datagram::bind_pair(address, config.udp_ports, config.io)
+                    .map_err(|error| without_ports(error, config.udp_ports))?;
                 rtp.set_dscp(config.dscp)?;
                 rtcp.set_dscp(config.dscp)?;
                 let ports = (rtp.local_addr()?.port(), rtcp.local_addr()?.port());
@@ -167,6 +205,7 @@ fn serve(
             None => None,
         };
         let groups = open_groups(&config)?;
+        pauses::prepare();
         match config.io {
             IoKind::Uring => {
                 let mut egress = UringEgress::new(config.ring_entries)?;
@@ -175,18 +214,35 @@ fn serve(
                         "zero_copy = \"on\", but this kernel has no zero-copy sends (Linux 6.1); sending with a copy"
                     );
                 }
-                Thread::new(&config, egress, udp, groups, inbox, shards, control).run(ready).await;
+                run(Thread::new(&config, egress, udp, groups, inbox, shards, control), ready.clone()).await;
             }
             IoKind::Epoll => {
                 let egress = EpollEgress::new();
-                Thread::new(&config, egress, udp, groups, inbox, shards, control).run(ready).await;
+                run(Thread::new(&config, egress, udp, groups, inbox, shards, control), ready.clone()).await;
             }
         }
         Ok(())
     })
 }
 
+/// Runs the shard as a task beside its sources: then waking it needs no system call, and it runs in the same pass.
+async fn run<E: Egress + 'static>(thread: Thread<E>, ready: std::sync::mpsc::Sender<io::Result<()>>) {
+    if let Err(failed) = tokio::task::spawn_local(thread.run(ready)).await
+        && let Ok(panic) = failed.try_into_panic()
+    {
+        resume_unwind(panic);
+    }
+}
+
+/// An error of binding the UDP ports, with the range if there is one.
+fn without_ports(error: io::Error, ports: Option<(u16, u16)>) -> io::Error {
+    let Some((first, last)) = ports else { return error };
+    let cure = "free some, or widen udp_ports";
+    io::Error::new(error.kind(), format!("no two consecutive UDP ports are free in {first}-{last} ({error}); {cure}"))
+}
+
 struct Thread<E: Egress> {
+    shard: u16,
     core: Core<E>,
     io: IoKind,
     dscp: u8,
@@ -194,10 +250,20 @@ struct Thread<E: Egress> {
     inbox: ShardReceiver,
     shards: Vec<ShardSender>,
     control: ControlSender,
+    /// The sources that run here, and their output.
+    homes: Homes,
+    local: Rc<Local>,
+    fanout: Fanout,
+    /// When it was told to stop.
+    stopping: Option<Instant>,
     reads: mpsc::UnboundedReceiver<Read>,
-    /// Bounded: what comes faster than it is taken in waits, and is lost, in the sockets' own buffers.
-    datagrams: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+    /// Bounded: what arrives faster than it is processed waits, and is lost, in the sockets' own buffers.
+    datagrams: mpsc::Receiver<Received>,
     read: mpsc::UnboundedSender<Read>,
+    /// Publishers' connections that are not read until their sources have processed more.
+    backlogged: Vec<(Token, Conn, Vec<u8>)>,
+    /// Connections that are closed on this side, and until when they are read, in that order.
+    lingering: VecDeque<(Instant, Lingering)>,
     timer: Pin<Box<Sleep>>,
     timer_at: Instant,
 }
@@ -215,23 +281,22 @@ impl<E: Egress> Thread<E> {
         let (read, reads) = mpsc::unbounded_channel();
         let (arrived, datagrams) = mpsc::channel(DATAGRAMS_WAITING_MAX);
         if let Some(udp) = &udp {
-            // Publishers send here, and players open their paths with datagrams to the RTP port as well.
-            for socket in [&udp.rtcp, &udp.rtp] {
-                tokio::task::spawn_local(read_datagrams(socket.clone(), arrived.clone()));
+            // Publishers send here, and players also open their paths with datagrams to the RTP port.
+            for (socket, port) in [(&udp.rtcp, Port::Rtcp), (&udp.rtp, Port::Rtp)] {
+                tokio::task::spawn_local(read_datagrams(socket.clone(), port, arrived.clone()));
             }
         }
+        let local = Rc::new(Local::default());
+        let homes = Homes::new(shards.clone(), Rc::clone(&local));
         let now = Instant::now();
         let mut core = Core::new(now, config.core.clone(), egress, udp);
-        if config.unmeasured {
-            core.stop_measuring();
-        }
+        core.set_own_sockets_max(config.own_sockets);
         for (stream, group) in groups {
             core.set_group(stream, group);
         }
-        if config.test_panics {
-            core.set_test_panics();
-        }
+        core.set_testing(config.testing);
         Thread {
+            shard: config.core.server.shard,
             core,
             io: config.io,
             dscp: config.dscp,
@@ -239,34 +304,46 @@ impl<E: Egress> Thread<E> {
             inbox,
             shards,
             control,
+            homes,
+            local,
+            fanout: Fanout::default(),
+            stopping: None,
             reads,
             datagrams,
             read,
+            backlogged: Vec::new(),
+            lingering: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             timer_at: now,
         }
     }
 
-    async fn run(mut self, ready: &std::sync::mpsc::Sender<io::Result<()>>) {
+    async fn run(mut self, ready: std::sync::mpsc::Sender<io::Result<()>>) {
         // The spawner waits for this; if it has given up, the inbox closes and ends the loop.
         let _ = ready.send(Ok(()));
         let mut more = false;
-        while !self.core.is_stopped() {
+        while !(self.core.is_stopped() && self.lingering.is_empty() && self.have_sources_ended()) {
             if more {
-                // Lets the reads and the runtime itself have their turn between two passes.
+                // Lets the reads and the runtime itself run between two passes.
                 tokio::task::yield_now().await;
             }
             more = poll_fn(|cx| self.absorb_guarded(cx, more)).await;
+            // Before its own clients are served, which takes a while if there are many.
+            self.deliver();
             more |= self.guarded(|thread| {
                 let now = Instant::now();
                 thread.core.reap(now);
-                let more = thread.core.drive(now);
-                // Most sends complete while they are submitted.
-                thread.core.reap(Instant::now()) | more
+                thread.core.drive(now);
+                // Most sends complete during the submission.
+                thread.core.reap(Instant::now());
+                thread.core.has_more()
             });
             for peer in self.core.take_gone() {
                 self.gone(peer);
             }
+            let until = Instant::now() + Duration::from_millis(LINGER_MS);
+            self.lingering.extend(self.core.take_lingering().into_iter().map(|lingering| (until, lingering)));
+            self.deliver();
             self.hand_over();
             for message in self.core.take_outbox() {
                 self.control.tell(message);
@@ -274,8 +351,32 @@ impl<E: Egress> Thread<E> {
         }
     }
 
-    /// Does a part of a pass. A fault in the code that works for one client ends that client, and the pass goes on with its next
-    /// part (true); of any other the thread ends, for nobody knows what it has left half done.
+    /// Whether all sources have finished with their cameras, or have used up their time.
+    fn have_sources_ended(&self) -> bool {
+        let late = self.stopping.is_some_and(|since| since.elapsed() >= SOURCES_STOP_MAX);
+        late || self.homes.have_ended()
+    }
+
+    /// Passes on the core's messages to other shards, and to the sources here.
+    fn deliver(&mut self) {
+        for Mail { to, what } in self.core.take_mail() {
+            match what {
+                ToShard::Publishing { stream, shard, session, what } if to == self.shard => {
+                    self.homes.publishing(stream, (shard, session, what));
+                }
+                what => {
+                    let Some(sender) = self.shards.get(usize::from(to)) else { continue };
+                    match what {
+                        ToShard::Chunk(stream, epoch, chunk) => self.fanout.chunk(to, sender, stream, epoch, chunk),
+                        what => sender.tell(what),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs a part of a pass. A panic in code that works for one client ends that client, and the pass continues with its next part
+    /// (true). After any other panic the thread ends, because its state may be inconsistent.
     fn guarded(&mut self, work: impl FnOnce(&mut Self) -> bool) -> bool {
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(more) => more,
@@ -288,7 +389,7 @@ impl<E: Egress> Thread<E> {
         }
     }
 
-    /// [`Thread::absorb`], guarded; whether the pass was cut off.
+    /// [`Thread::absorb`], guarded; returns whether it panicked.
     fn absorb_guarded(&mut self, cx: &mut Context<'_>, more: bool) -> Poll<bool> {
         let mut polled = Poll::Pending;
         let cut_off = self.guarded(|thread| {
@@ -304,10 +405,17 @@ impl<E: Egress> Thread<E> {
         self.control.tell(ToControl::Gone { peer });
     }
 
-    /// Takes in what is there; pending if that is nothing.
+    /// Absorbs what is available; pending if there is nothing.
     fn absorb(&mut self, cx: &mut Context<'_>, more: bool) -> Poll<()> {
         let mut any = more;
         let now = Instant::now();
+        self.local.register(cx);
+        turns::begin(cx);
+        while let Some((stream, event)) = self.local.pop() {
+            self.core.hosted(now, stream, event);
+            any = true;
+        }
+        self.read_backlogged();
         for _ in 0..ABSORB_MAX {
             match self.inbox.poll_recv(cx) {
                 Poll::Ready(Some(message)) => self.message(now, message),
@@ -320,18 +428,29 @@ impl<E: Egress> Thread<E> {
             let Poll::Ready(Some(read)) = self.reads.poll_recv(cx) else { break };
             self.taken_in(now, read);
             any = true;
-            // However many ask at once, the media goes on.
+            // However many requests arrive at once, media continues.
             if now.elapsed() > READS_PASS_MAX {
                 break;
             }
         }
         for _ in 0..ABSORB_MAX / 4 {
-            let Poll::Ready(Some((from, bytes))) = self.datagrams.poll_recv(cx) else { break };
-            self.core.rtcp(now, from, &bytes);
+            let Poll::Ready(Some(Received { by, from, bytes })) = self.datagrams.poll_recv(cx) else { break };
+            match by {
+                Port::Rtp => self.core.rtp(now, from, &bytes),
+                Port::Rtcp => self.core.rtcp(now, from, &bytes),
+            }
             any = true;
         }
         any |= self.core.egress_mut().poll_ready(cx).is_ready();
-        let due = self.core.next_timeout(now);
+        while self.lingering.front().is_some_and(|(until, _)| *until <= now) {
+            self.lingered(0);
+            any = true;
+        }
+        let linger = self.lingering.front().map(|(until, _)| *until);
+        // A source usually produces output when it processes something, which wakes the shard; but not always, and not if its home is
+        // another shard.
+        let backlog = (!self.backlogged.is_empty()).then(|| now + BACKLOG_LOOK_EVERY);
+        let due = linger.into_iter().chain(backlog).chain([self.core.next_timeout(now)]).min().unwrap_or(now);
         if due <= now {
             self.core.timeout(now);
             any = true;
@@ -348,29 +467,76 @@ impl<E: Egress> Thread<E> {
 
     fn message(&mut self, now: Instant, message: ToShard) {
         match message {
-            ToShard::Chunk(stream, chunk) => self.core.chunk(now, stream, chunk),
+            ToShard::Chunk(stream, epoch, chunk) => self.core.chunk_came(now, stream, epoch, chunk),
+            ToShard::Subscribe { stream, shard, epoch } => self.core.subscribed(stream, shard, epoch),
+            ToShard::Unsubscribe { stream, shard, epoch } => self.core.unsubscribed(stream, shard, epoch),
+            ToShard::Snapshot { stream, epoch, snapshot } => {
+                self.core.snapshot_came(now, stream, epoch, *snapshot);
+            }
             ToShard::Refused(stream, frames) => self.core.chunk_refused(stream, frames),
             ToShard::Described(stream, description) => self.core.described(now, stream, description),
             ToShard::Source(stream, state) => self.core.source(now, stream, state),
             ToShard::Publisher(session, verdict) => self.core.publisher(now, session, verdict),
             ToShard::Stream(setup) => self.core.set_stream(now, &setup),
-            ToShard::RemoveStream(stream) => self.core.remove_stream(now, stream),
+            ToShard::RemoveStream(stream) => {
+                self.homes.remove(stream);
+                self.fanout.remove(stream);
+                self.core.remove_stream(now, stream);
+            }
+            ToShard::Host(hosting) => self.host(now, *hosting),
+            ToShard::Publishing { stream, shard, session, what } => {
+                self.homes.publishing(stream, (shard, session, what));
+            }
+            ToShard::Names(names) => self.core.set_names(names),
+            ToShard::NotMade { name, from, why } => self.core.not_made(now, &name, from, &why),
+            ToShard::NotUp(stream, why) => self.core.not_up(now, stream, &why),
+            // The requester may have given up.
+            ToShard::EndClient(session, reply) => drop(reply.send(self.core.end_by_key(now, session))),
+            ToShard::Path(stream, path) => self.core.set_path(stream, path),
             ToShard::Limits(limits) => {
                 self.user_timeout = limits.stall_timeout + Duration::from_secs(USER_TIMEOUT_AFTER_STALL_S);
                 self.core.set_limits(limits);
             }
+            ToShard::Outside(outside) => self.core.set_outside(outside),
             ToShard::Access(access) => self.core.set_access(now, access),
-            ToShard::Report(request) => self.core.report(now, request),
-            // Whoever asked may have given up.
+            ToShard::Report(ReportRequest { reply, clients }) => {
+                let mut snapshot = self.core.snapshot(now, clients);
+                snapshot.sources = self.homes.gauges();
+                // If the reporter is gone meanwhile, no answer is needed.
+                let _ = reply.send(snapshot);
+            }
+            // The requester may have given up.
             ToShard::Ping(reply) => drop(reply.send(())),
-            ToShard::Stop => self.core.stop(now),
-            ToShard::Connection { stream, peer, unread, secured, moves } => {
+            // The requester may have given up.
+            ToShard::Still { stream, clock, reply } => drop(reply.send(self.core.still(now, stream, clock))),
+            ToShard::Web { stream, peer, unread, secured, client } => {
                 let conn = Conn::from_std(stream, self.io).map(|conn| conn.with_tls(secured));
-                if let Err(error) = conn.and_then(|conn| self.connection(now, conn, peer, &unread, moves)) {
-                    tracing::warn!(client = %peer, %error, "the connection could not be taken over: closed");
+                if let Err(error) = conn.and_then(|conn| self.web(now, conn, peer, &unread, client)) {
+                    tracing::warn!(client = %peer, %error, "cannot set up the browser's connection: closed");
                     self.gone(peer);
                 }
             }
+            ToShard::SendAway(until) => self.core.send_away(now, until),
+            ToShard::Stop => {
+                self.stopping = Some(now);
+                self.core.stop(now);
+            }
+            ToShard::Connection { stream, peer, unread, secured, moves } => {
+                let conn = Conn::from_std(stream, self.io).map(|conn| conn.with_tls(secured));
+                if let Err(error) = conn.and_then(|conn| self.connection(now, conn, peer, &unread, moves)) {
+                    tracing::warn!(client = %peer, %error, "cannot set up the connection: closed");
+                    self.gone(peer);
+                }
+            }
+        }
+    }
+
+    /// Keeps a stream's source going; of a new stream, before anybody hears of that.
+    fn host(&mut self, now: Instant, mut hosting: Hosting) {
+        let setup = hosting.setup.take();
+        self.homes.host(hosting);
+        if let Some(setup) = setup {
+            self.core.set_stream(now, &setup);
         }
     }
 
@@ -378,15 +544,34 @@ impl<E: Egress> Thread<E> {
         let local = conn.local_addr()?;
         conn.set_options()?;
         conn.set_path(self.dscp, self.user_timeout)?;
-        match self.core.moved_in(now, conn.clone(), (peer, local), unread, moves) {
-            Some(token) => self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX)),
+        match self.core.accept(now, conn.clone(), (peer, local), unread, moves) {
+            Some(token) if self.core.is_there(token) => {
+                self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX), 0);
+            }
+            // It has already been handed over, with what arrived.
+            Some(_) => {}
+            None => self.gone(peer),
+        }
+        Ok(())
+    }
+
+    fn web(&mut self, now: Instant, conn: Conn, peer: SocketAddr, unread: &[u8], client: WebClient) -> io::Result<()> {
+        let local = conn.local_addr()?;
+        conn.set_options()?;
+        conn.set_path(self.dscp, self.user_timeout)?;
+        match self.core.web_connected(now, conn.clone(), (peer, local), unread, client) {
+            Some(token) => self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX), 0),
             None => self.gone(peer),
         }
         Ok(())
     }
 
     fn taken_in(&mut self, now: Instant, read: Read) {
-        let Read { token, conn, result, mut buffer } = read;
+        let Read { token, conn, result, mut buffer, mut dropped } = read;
+        let ended = match &result {
+            Ok(count) => *count == 0,
+            Err(error) => error.kind() != io::ErrorKind::Interrupted,
+        };
         match result {
             Ok(0) => self.core.disconnected(now, token),
             Ok(count) => self.core.input(now, token, &buffer[..count]),
@@ -398,18 +583,52 @@ impl<E: Egress> Thread<E> {
             if buffer.capacity() < PUBLISHER_READ_BYTES_MAX && self.core.publishes(token) {
                 buffer.reserve_exact(PUBLISHER_READ_BYTES_MAX);
             }
-            self.read_on(token, conn, buffer);
+            if self.core.is_backlogged(token) {
+                return self.backlogged.push((token, conn, buffer));
+            }
+            return self.read_on(token, conn, buffer, 0);
+        }
+        let lingers = self.lingering.iter().position(|(_, lingering)| lingering.token == token);
+        if !self.core.is_there(token) && lingers.is_none() {
+            return;
+        }
+        // It is being closed. What it still sends is read anyway, within limits: see `Lingering`.
+        dropped += buffer.len();
+        if !ended && dropped <= LINGER_READ_BYTES_MAX {
+            buffer.clear();
+            self.read_on(token, conn, buffer, dropped);
+        } else if let Some(index) = lingers {
+            self.lingered(index);
         }
     }
 
-    /// Reads once more from a connection. There is never more than one read under way, and none while its bytes are being
-    /// looked at, so that the connection can be handed over whole.
-    fn read_on(&self, token: Token, conn: Conn, buffer: Vec<u8>) {
+    /// Reads publishers again whose backlog has shrunk.
+    fn read_backlogged(&mut self) {
+        for (token, conn, buffer) in std::mem::take(&mut self.backlogged) {
+            if self.core.is_backlogged(token) {
+                self.backlogged.push((token, conn, buffer));
+            } else {
+                self.read_on(token, conn, buffer, 0);
+            }
+        }
+    }
+
+    /// A connection has lingered long enough.
+    fn lingered(&mut self, index: usize) {
+        if let Some((_, Lingering { conn, peer, .. })) = self.lingering.remove(index) {
+            conn.shutdown();
+            self.gone(peer);
+        }
+    }
+
+    /// Starts the next read of a connection. There is never more than one read in progress, and none while its bytes are being
+    /// processed, so that the connection can be handed over completely.
+    fn read_on(&self, token: Token, conn: Conn, buffer: Vec<u8>, dropped: usize) {
         let read = self.read.clone();
         tokio::task::spawn_local(async move {
             let (result, buffer) = conn.read(buffer).await;
-            // The shard has ended: nobody is left to read for.
-            let _ = read.send(Read { token, conn, result, buffer });
+            // The shard has ended: there is nobody to read for.
+            let _ = read.send(Read { token, conn, result, buffer, dropped });
         });
     }
 
@@ -428,14 +647,14 @@ impl<E: Egress> Thread<E> {
                 }
                 Err(error) => {
                     self.gone(peer);
-                    tracing::warn!(client = %peer, %error, "the connection could not be handed over: closed");
+                    tracing::warn!(client = %peer, %error, "cannot move the connection to another shard: closed");
                 }
             }
         }
     }
 }
 
-async fn read_datagrams(socket: Datagram, read: mpsc::Sender<(SocketAddr, Vec<u8>)>) {
+async fn read_datagrams(socket: Datagram, by: Port, read: mpsc::Sender<Received>) {
     let mut buffer = Vec::with_capacity(DATAGRAM_BYTES_MAX);
     let mut errors = 0;
     loop {
@@ -445,17 +664,17 @@ async fn read_datagrams(socket: Datagram, read: mpsc::Sender<(SocketAddr, Vec<u8
             Ok((count, from)) => {
                 errors = 0;
                 let bytes = buffer[..count].to_vec();
-                if read.send((from, bytes)).await.is_err() {
+                if read.send(Received { by, from, bytes }).await.is_err() {
                     return;
                 }
             }
-            // ICMP answers to our own datagrams arrive as errors of the next read; they concern no read.
+            // ICMP answers to our own datagrams arrive as errors of the next read, which they do not concern.
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => return,
             Err(_) if errors < DATAGRAM_ERRORS_MAX => {
                 errors += 1;
                 tokio::task::yield_now().await;
             }
-            // The system is short of memory, or whatever else does not pass by itself at once.
+            // The system is short of memory, or has another problem that does not pass at once.
             Err(_) => tokio::time::sleep(DATAGRAM_ERRORS_PAUSE).await,
         }
         buffer.clear();

@@ -1,4 +1,4 @@
-//! The picture of the test source: a clip of H.264 cut into frames, and the one that is built in.
+//! The picture of the test source: an H.264 clip split into frames, and the built-in clip.
 
 use base64::Engine as _;
 
@@ -10,13 +10,13 @@ static PATTERN: &[u8] = include_bytes!("../../assets/pattern.h264");
 pub struct ClipFrame<'a> {
     /// Its NAL units without start codes, never empty.
     pub nals: Vec<&'a [u8]>,
-    /// Index in [`ClipFrame::nals`] of the first slice; what the others depend on goes before it.
+    /// Index in [`ClipFrame::nals`] of the first slice; what the slices depend on precedes it.
     pub first_slice: usize,
     /// Whether it is an IDR picture.
     pub keyframe: bool,
 }
 
-/// Frames of H.264 that can be sent round and round.
+/// Frames of H.264 that can be repeated in a loop.
 #[derive(Clone, Debug)]
 pub struct Clip<'a> {
     /// The frames in decoding order; the first is a keyframe.
@@ -26,18 +26,17 @@ pub struct Clip<'a> {
 }
 
 impl Clip<'static> {
-    /// The built-in clip: 640x360, [`Clip::RATE`] frames a second, a keyframe every second.
+    /// The built-in clip: 640x360, [`Clip::RATE`] frames per second, a keyframe every second.
     pub fn built_in() -> Clip<'static> {
         Clip::parse(PATTERN).expect("the built-in clip is sound: a test parses it")
     }
 }
 
 impl<'a> Clip<'a> {
-    /// Frames a second of the built-in clip.
+    /// Frame rate of the built-in clip.
     pub const RATE: u32 = 30;
 
-    /// Cuts a stream in Annex B format (H.264 annex B) into frames. None if it does not start with a keyframe and its
-    /// parameter sets.
+    /// Splits an Annex B stream (H.264 annex B) into frames. `None` if it does not start with a keyframe and its parameter sets.
     pub fn parse(annex_b: &'a [u8]) -> Option<Clip<'a>> {
         let mut frames: Vec<ClipFrame<'a>> = Vec::new();
         let (mut sps, mut pps) = (None, None);
@@ -45,7 +44,7 @@ impl<'a> Clip<'a> {
         for nal in nals(annex_b) {
             match nal[0] & 0x1f {
                 1 | 5 => {
-                    // first_mb_in_slice is the first field, and 0 is coded as a single 1 bit.
+                    // first_mb_in_slice is the first field; 0 is coded as a single 1 bit.
                     let begins = nal.get(1).is_some_and(|byte| byte & 0x80 != 0);
                     if begins || !before.is_empty() {
                         let first_slice = before.len();
@@ -84,7 +83,7 @@ impl<'a> Clip<'a> {
     }
 }
 
-/// The NAL units between start codes, without trailing zeros; empty ones are left out.
+/// The NAL units between start codes, without trailing zeros; empty ones are omitted.
 fn nals(annex_b: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = start_code(annex_b).map(|at| &annex_b[at + 3..]);
     std::iter::from_fn(move || {
@@ -122,7 +121,7 @@ mod tests {
             assert_eq!(types, if keyframe { vec![7, 8, 5] } else { vec![1] }, "frame {index}");
             assert_eq!(frame.first_slice, types.len() - 1);
         }
-        // One set of parameters throughout, so that the SDP is true of every keyframe.
+        // The same parameter sets throughout, so that the SDP applies to every keyframe.
         for frame in clip.frames.iter().filter(|frame| frame.keyframe) {
             assert_eq!((frame.nals[0], frame.nals[1]), (clip.sps, clip.pps));
         }
@@ -139,7 +138,7 @@ mod tests {
             again.extend_from_slice(nal);
         }
         let mut at = 0;
-        // Start codes of three and four bytes are one and the same.
+        // Start codes of three and four bytes are equivalent.
         for byte in &again {
             while PATTERN[at] != *byte {
                 assert_eq!(PATTERN[at], 0, "at {at}");

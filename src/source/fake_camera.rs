@@ -28,11 +28,16 @@ pub(super) enum Play {
     ChangeSsrcAfter(u32),
     /// Numbers its packets from the start again after so many a track.
     RenumberAfter(u32),
-    /// Sends what is no RTP packet after so many that are.
+    /// Sends something that is not an RTP packet after this many packets.
     GarbleAfter(u32),
-    /// Begins an answer to nothing after so many packets a track, and never comes to its end.
+    /// Starts an unsolicited response after this many packets per track, and never completes it.
     RambleAfter(u32),
+    /// Sends one packet of [`DRIBBLED_BYTES`] in this many pieces, with pauses between them, and then continues.
+    Dribble(u32),
 }
+
+/// Size of the packet that is sent in pieces.
+pub(super) const DRIBBLED_BYTES: usize = 60_000;
 
 /// What the camera is like.
 #[derive(Clone, Debug)]
@@ -40,7 +45,7 @@ pub(super) struct Script {
     pub(super) credentials: Option<(&'static str, &'static str)>,
     /// What each session does; the last is repeated.
     pub(super) plays: Vec<Play>,
-    /// What the description begins with.
+    /// The start of the description.
     pub(super) head: &'static str,
     /// The sections of the description; `trackID=N` is their control.
     pub(super) medias: Vec<&'static str>,
@@ -58,7 +63,7 @@ pub(super) struct Script {
     pub(super) mute: Option<&'static str>,
     /// A method that is answered 400.
     pub(super) refuses: Option<&'static str>,
-    /// A method whose answer never comes to its end.
+    /// A method whose response is never completed.
     pub(super) rambles: Option<&'static str>,
     /// What follows the session's number.
     pub(super) lifetime: &'static str,
@@ -157,9 +162,20 @@ struct Request {
     transport: String,
 }
 
+/// Takes an interleaved packet away.
+fn read_report(reader: &mut impl BufRead) -> std::io::Result<()> {
+    let mut head = [0; 4];
+    reader.read_exact(&mut head)?;
+    reader.read_exact(&mut vec![0; usize::from(u16::from_be_bytes([head[2], head[3]]))])
+}
+
 fn read_request(reader: &mut impl BufRead) -> std::io::Result<Request> {
     let mut lines = Vec::new();
     loop {
+        // Reports of what was received are passed over.
+        while lines.is_empty() && reader.fill_buf()?.first() == Some(&b'$') {
+            read_report(reader)?;
+        }
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -230,44 +246,20 @@ fn serve(
         let session = &format!("Session: 1234{}\r\n", script.lifetime);
         match request.method.as_str() {
             "DESCRIBE" => {
-                let mut sdp = script.head.to_owned();
-                for (index, media) in script.medias.iter().enumerate() {
-                    sdp += &format!("{media}a=control:trackID={index}\r\n");
-                }
                 let headers = format!("Content-Type: application/sdp\r\nContent-Base: {}/\r\n", request.url);
-                writer.write_all(reply("200 OK", &headers, &sdp).as_bytes())?;
+                writer.write_all(reply("200 OK", &headers, &sdp(script)).as_bytes())?;
             }
             "SETUP" => {
                 let track: usize = request.url.rsplit('=').next().and_then(|it| it.parse().ok()).unwrap_or(0);
                 if script.hang_up_on == Some(track) {
                     return Ok(());
                 }
-                let mut status = script.setups.get(track).copied().unwrap_or(200);
-                let (channel, next) = (track * 2, track * 2 + 1);
-                let ssrc = script.announced_ssrc.map(|ssrc| format!(";ssrc={ssrc}")).unwrap_or_default();
-                let mut transport = format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}{ssrc}\r\n");
-                if script.udp_only {
-                    let port = request.transport.split("client_port=").nth(1).and_then(|it| it.split('-').next());
-                    match port.and_then(|port| port.parse().ok()) {
-                        Some(port) => {
-                            let server = socket.local_addr()?.port();
-                            transport = format!(
-                                "Transport: RTP/AVP;unicast;client_port={port}-{};server_port={server}-{}\r\n",
-                                port + 1,
-                                server + 1
-                            );
-                            ports.push((track, port));
-                        }
-                        None => status = 461,
-                    }
-                }
+                let (status, transport) = transport(script, &request, track, &socket, &mut ports)?;
                 let headers = if status == 200 { format!("{session}{transport}") } else { String::new() };
                 writer.write_all(reply(&format!("{status} Whatever"), &headers, "").as_bytes())?;
             }
             "PLAY" => {
-                let infos: Vec<_> =
-                    (0..script.medias.len()).map(|track| format!("url={}trackID={track}", request.url)).collect();
-                let headers = format!("{session}RTP-Info: {}\r\n", infos.join(","));
+                let headers = format!("{session}RTP-Info: {}\r\n", rtp_info(script, &request.url));
                 writer.write_all(reply("200 OK", &headers, "").as_bytes())?;
                 let play = script.plays[(*sessions).min(script.plays.len() - 1)];
                 *sessions += 1;
@@ -281,7 +273,73 @@ fn serve(
     }
 }
 
-/// Sends media until the client says something, which is then answered (true), or until the script says close (false).
+/// The description of what it sends.
+fn sdp(script: &Script) -> String {
+    let medias = script.medias.iter().enumerate();
+    medias.fold(script.head.to_owned(), |sdp, (index, media)| format!("{sdp}{media}a=control:trackID={index}\r\n"))
+}
+
+fn rtp_info(script: &Script, url: &str) -> String {
+    let tracks = (0..script.medias.len()).map(|track| format!("url={url}trackID={track}"));
+    tracks.collect::<Vec<_>>().join(",")
+}
+
+/// The status of the answer to a SETUP, and its transport.
+fn transport(
+    script: &Script,
+    request: &Request,
+    track: usize,
+    socket: &UdpSocket,
+    ports: &mut Vec<(usize, u16)>,
+) -> std::io::Result<(u16, String)> {
+    let status = script.setups.get(track).copied().unwrap_or(200);
+    if !script.udp_only {
+        let (channel, next) = (track * 2, track * 2 + 1);
+        let ssrc = script.announced_ssrc.map(|ssrc| format!(";ssrc={ssrc}")).unwrap_or_default();
+        return Ok((status, format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}{ssrc}\r\n")));
+    }
+    let port = request.transport.split("client_port=").nth(1).and_then(|it| it.split('-').next());
+    let Some(port) = port.and_then(|port| port.parse::<u16>().ok()) else { return Ok((461, String::new())) };
+    ports.push((track, port));
+    let (server, next) = (socket.local_addr()?.port(), port + 1);
+    let transport =
+        format!("Transport: RTP/AVP;unicast;client_port={port}-{next};server_port={server}-{}\r\n", server + 1);
+    Ok((status, transport))
+}
+
+/// Sends a packet of an interleaved track in so many pieces.
+fn dribble(writer: &mut TcpStream, packetizer: &mut Packetizer, count: u32, pieces: usize) -> std::io::Result<()> {
+    let mut body = vec![1; DRIBBLED_BYTES - 12];
+    body[..3].copy_from_slice(&[0x65, 0x88, 1]);
+    let packet = packetizer.packet(&body, count * 3000, true).to_vec();
+    let mut framed = vec![b'$', 0];
+    framed.extend((packet.len() as u16).to_be_bytes());
+    framed.extend(packet);
+    for piece in framed.chunks(framed.len().div_ceil(pieces)) {
+        writer.write_all(piece)?;
+        // The link that the pieces come by: each takes its time.
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
+}
+
+/// Answers a request that arrives while media are sent; returns whether it was TEARDOWN.
+fn answer_while_playing(
+    script: &Script,
+    writer: &mut TcpStream,
+    reader: &mut BufReader<Patient<'_>>,
+    log: &Mutex<Vec<String>>,
+) -> std::io::Result<bool> {
+    let request = read_request(reader)?;
+    log.lock().expect("not poisoned").push(format!("{} {}", request.method, path(&request.url)));
+    let refused = script.refuses == Some(request.method.as_str());
+    let status = if refused { "400 Bad Request" } else { "200 OK" };
+    let answer = format!("RTSP/1.0 {status}\r\nCSeq: {}\r\nSession: 1234\r\n\r\n", request.cseq);
+    writer.write_all(answer.as_bytes())?;
+    Ok(request.method == "TEARDOWN" && !refused)
+}
+
+/// Sends media until the client sends something, which is then answered (true), or until the script says close (false).
 fn play_tracks(
     play: Play,
     script: &Script,
@@ -304,12 +362,13 @@ fn play_tracks(
                 packetizers = numbered(0x100, 700);
             }
             Play::RenumberAfter(packets) if count == packets => packetizers = numbered(0, 7),
-            // The pause is what the client is to see; it is told apart from the packets' pace by its length alone.
+            // The client must see the pause, which it can distinguish from the packets' pace only by its length.
             Play::PauseAfter(packets) if count == packets => std::thread::sleep(Duration::from_secs(1)),
             Play::RambleAfter(packets) if count == packets => {
                 writer.write_all(b"RTSP/1.0 200 OK\r\n")?;
                 ramble(writer)?;
             }
+            Play::Dribble(pieces) if count == 3 => dribble(writer, &mut packetizers[0], count, pieces as usize)?,
             Play::GarbleAfter(packets) if count == packets => writer.write_all(b"$\x00\x00\x04junk")?,
             _ => {}
         }
@@ -338,17 +397,9 @@ fn play_tracks(
         let mut byte = [0];
         match reader.get_ref().stream.peek(&mut byte) {
             Ok(0) => return Ok(false),
-            Ok(_) => {
-                let request = read_request(reader)?;
-                log.lock().expect("not poisoned").push(format!("{} {}", request.method, path(&request.url)));
-                let refused = script.refuses == Some(request.method.as_str());
-                let status = if refused { "400 Bad Request" } else { "200 OK" };
-                let answer = format!("RTSP/1.0 {status}\r\nCSeq: {}\r\nSession: 1234\r\n\r\n", request.cseq);
-                writer.write_all(answer.as_bytes())?;
-                if request.method == "TEARDOWN" && !refused {
-                    return Ok(true);
-                }
-            }
+            Ok(_) if byte == [b'$'] => read_report(reader)?,
+            Ok(_) if answer_while_playing(script, writer, reader, log)? => return Ok(true),
+            Ok(_) => {}
             Err(error) if is_timeout(&error) && !stop.load(Ordering::Relaxed) => {}
             Err(error) => return Err(error),
         }

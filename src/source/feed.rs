@@ -1,46 +1,43 @@
-//! A source's end of its pipeline, with what the supervisor has to tell beside the packets.
+//! Connects a source to its pipeline, and adds what the supervisor reports besides packets.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use retina::client::SessionGroup;
 use tracing::{debug, info, warn};
 
-use super::camera::Report;
-use super::fault::Fault;
-use super::pipeline::{Publish, Published, SourceTrack};
-use super::supervisor::{DroppedDatagrams, Source};
-use crate::limits::TEARDOWNS_OWED_MAX;
-use crate::shard::inbox::SourceState;
-use crate::stream::TrackId;
+use super::camera::fault::Fault;
+use super::camera::pace::Drained;
+use super::news::{NewsSender, SourceNews};
+use super::shared::Source;
+use super::timeline::SenderReport;
+use crate::media::{SourceState, SourceTrack, StreamEvent, StreamSink, TrackId};
+use crate::metrics::SourceDrop;
 use crate::sys::Connection;
 
-/// The least time between two lines of the log that say that the source is silent.
+/// Minimum time between two log lines that say that the source is silent.
 const TELL_SILENT_EVERY: Duration = Duration::from_secs(60);
 
-/// A source's end of its pipeline: adds what the supervisor has to tell.
+/// Connects a source to its pipeline, and adds what the supervisor reports.
 pub(super) struct Feed<'a, P> {
     pub(super) name: &'a str,
     source: &'a Source,
     publisher: P,
-    /// When the present session's first packet came.
+    /// When the current session's first packet arrived.
     live: Option<Instant>,
-    /// Whether the log is to say when the first packet comes.
+    /// Whether to log the arrival of the first packet.
     pub(super) tell_live: bool,
-    /// The source has been told of as silent, and nothing has come since.
+    /// The source was reported as silent, and nothing has arrived since.
     silent: bool,
-    /// When the log said so last.
+    /// When this was last logged.
     told_silent: Option<Instant>,
-    /// Tracks, by their place in the description, whose SETUP ended a session although another track's had not, since the
-    /// last session that went live. Twice is enough to do without a track.
-    pub(super) suspects: Vec<usize>,
-    /// Whether the last session that played had a picture.
+    /// Whether the last session that played had video.
     pub(super) had_video: bool,
-    /// Tracks whose leaving out has been told.
+    /// Tracks whose omission was logged.
     left_out: Vec<(String, String)>,
+    /// Where news for the control thread goes.
+    news: Option<NewsSender>,
 }
 
-impl<'a, P: Publish> Feed<'a, P> {
+impl<'a, P: StreamSink> Feed<'a, P> {
     pub(super) fn new(name: &'a str, source: &'a Source, publisher: P) -> Self {
         Feed {
             name,
@@ -50,64 +47,83 @@ impl<'a, P: Publish> Feed<'a, P> {
             tell_live: true,
             silent: false,
             told_silent: None,
-            suspects: Vec::new(),
             had_video: false,
             left_out: Vec::new(),
+            news: None,
         }
     }
 
-    /// Tells everybody of a new state.
+    /// News for the control thread goes there.
+    pub(super) fn with_news(mut self, news: Option<NewsSender>) -> Self {
+        self.news = news;
+        self
+    }
+
+    /// Tells the control thread.
+    pub(super) fn tell_news(&self, news: SourceNews) {
+        if let Some(queue) = &self.news {
+            queue.tell(news);
+        }
+    }
+
+    /// The source that it belongs to.
+    pub(super) fn source(&self) -> &'a Source {
+        self.source
+    }
+
+    /// Publishes a new state.
     pub(super) fn state(&mut self, state: SourceState) {
         let mut status = self.source.status.borrow_mut();
         if status.state != state || status.since.is_none() {
             status.state = state;
             status.since = Some(SystemTime::now());
+            status.next_try = status.next_try.filter(|_| state == SourceState::Down);
             drop(status);
-            self.publisher.publish(Published::State(state));
+            self.publisher.accept(StreamEvent::State(state));
+            self.tell_news(SourceNews::State(state));
         }
     }
 
-    /// A try to connect begins. After one that failed the source stays down until packets come: the state tells since when.
+    /// An attempt to connect starts. After a failed one the source stays down until packets arrive, so that the state says since when.
     pub(super) fn connecting(&mut self) {
+        self.source.status.borrow_mut().next_try = None;
         if !self.has_failed() {
             self.state(SourceState::Connecting);
         }
     }
 
-    /// Whether nothing has come since the last try failed.
+    /// Whether nothing has arrived since the last attempt failed.
     fn has_failed(&self) -> bool {
         let status = self.source.status.borrow();
         status.state == SourceState::Down && status.since.is_some()
     }
 
-    /// The connections by which the session's media come, as far as they are known.
+    /// The connections on which the session's media arrive, as far as known.
     pub(super) fn comes_by(&self, connections: Vec<Connection>) {
         self.source.connections.replace(connections);
     }
 
-    /// Where datagrams that are not passed on are counted.
-    pub(super) fn dropped_datagrams(&self) -> Arc<DroppedDatagrams> {
-        self.source.datagrams.clone()
+    /// When the next attempt will be.
+    pub(super) fn waits(&self, next_try: SystemTime) {
+        self.source.status.borrow_mut().next_try = Some(next_try);
     }
 
-    /// Whether the session of this group, which begins, may say TEARDOWN at its end: not if too many before it still try to.
-    pub(super) fn may_owe(&self, group: &Arc<SessionGroup>) -> bool {
-        let mut owed = self.source.owed.borrow_mut();
-        // What still tries to holds its group.
-        owed.retain(|group| group.strong_count() > 0);
-        let may = owed.len() < TEARDOWNS_OWED_MAX;
-        owed.push(Arc::downgrade(group));
-        may
+    /// Counts a packet that does not reach the pipeline.
+    pub(super) fn dropped(&self, why: SourceDrop, count: u64) {
+        self.source.dropped.borrow_mut()[why.index()] += count;
     }
 
-    /// The source plays these tracks.
-    pub(super) fn connected(&mut self, tracks: Vec<SourceTrack>) {
+    /// The source plays these tracks. Returns for each the stream's track that its packets belong to ([`Pipeline::connected`]).
+    ///
+    /// [`Pipeline::connected`]: super::pipeline::Pipeline::connected
+    pub(super) fn connected(&mut self, tracks: Vec<SourceTrack>) -> Vec<TrackId> {
         for (index, track) in tracks.iter().enumerate() {
             debug!(stream = %self.name, track = index, media = track.media, encoding = track.encoding, "track");
         }
         self.had_video = tracks.iter().any(|track| track.media == "video");
-        self.source.pipeline.borrow_mut().connected(Instant::now(), tracks, &mut self.publisher);
+        let places = self.source.pipeline.borrow_mut().connected(Instant::now(), tracks, &mut self.publisher);
         self.tell_notices();
+        places
     }
 
     /// An RTP packet.
@@ -122,9 +138,9 @@ impl<'a, P: Publish> Feed<'a, P> {
         self.tell_notices();
     }
 
-    /// A sender report that was read just now.
-    pub(super) fn sender_report(&mut self, track: TrackId, received: Instant, report: Report) {
-        let Report { ntp, rtp_time } = report;
+    /// A sender report that was just read.
+    pub(super) fn sender_report(&mut self, track: TrackId, received: Instant, report: SenderReport) {
+        let SenderReport { ntp, rtp_time } = report;
         let wall = SystemTime::now();
         self.source.pipeline.borrow_mut().sender_report(track, received, wall, ntp, rtp_time, &mut self.publisher);
         self.tell_notices();
@@ -133,6 +149,18 @@ impl<'a, P: Publish> Feed<'a, P> {
     /// Nothing more to read.
     pub(super) fn drained(&mut self, now: Instant) {
         self.source.pipeline.borrow_mut().drained(now, &mut self.publisher);
+    }
+
+    /// What the packets so far show of frames.
+    pub(super) fn seen(&self) -> Drained {
+        let pipeline = self.source.pipeline.borrow();
+        Drained { in_frame: pipeline.is_in_frame(), pictures: pipeline.pictures() }
+    }
+
+    /// The camera was read; this many bytes were copied because the rest of their packet had not arrived.
+    pub(super) fn was_read(&self, copied: u64) {
+        self.source.reads.set(self.source.reads.get() + 1);
+        self.source.copied.set(self.source.copied.get() + copied);
     }
 
     /// When [`Feed::tick`] is due.
@@ -146,7 +174,7 @@ impl<'a, P: Publish> Feed<'a, P> {
         self.tell_notices();
     }
 
-    /// The source is connected, but nothing has come for `quiet`.
+    /// The source is connected, but nothing has arrived for `quiet`.
     pub(super) fn silent(&mut self, now: Instant, quiet: Duration) {
         self.silent = true;
         if !self.has_failed() {
@@ -154,16 +182,16 @@ impl<'a, P: Publish> Feed<'a, P> {
         }
         if self.told_silent.is_none_or(|told| now.saturating_duration_since(told) >= TELL_SILENT_EVERY) {
             self.told_silent = Some(now);
-            info!(stream = %self.name, "silent: no media for {} s, though the connection stands", quiet.as_secs_f32());
+            info!(stream = %self.name, "silent: no media for {} s, although the connection is open", quiet.as_secs_f32());
         }
     }
 
-    /// Whether nothing has come since [`Feed::silent`].
+    /// Whether nothing has arrived since [`Feed::silent`].
     pub(super) fn is_silent(&self) -> bool {
         self.silent
     }
 
-    /// The source is gone. When the session's first packet had come, if one had.
+    /// The source is gone. Returns when the session's first packet arrived, if any did.
     pub(super) fn disconnected(&mut self) -> Option<Instant> {
         self.silent = false;
         self.comes_by(Vec::new());
@@ -171,35 +199,47 @@ impl<'a, P: Publish> Feed<'a, P> {
         self.live.take()
     }
 
-    /// A track of the camera is not set up; told once.
+    /// A track of the camera is not used; logged once.
     pub(super) fn track_left_out(&mut self, track: &str, reason: &str) {
         let told = (track.to_owned(), reason.to_owned());
         if !self.left_out.contains(&told) {
-            warn!(stream = %self.name, track, "track left out: {reason}");
-            // A camera that names its tracks anew each time must not make this grow.
+            warn!(stream = %self.name, track, "track omitted: {reason}");
+            // Limits memory for a camera that names its tracks differently each time.
             self.left_out.truncate(31);
             self.left_out.insert(0, told);
         }
     }
 
-    /// The session failed.
-    pub(super) fn failed(&mut self, fault: &Fault) {
+    /// Sets what the source waits for, in place of the last fault.
+    pub(super) fn waits_for(&self, what: &str) {
+        self.source.status.borrow_mut().fault = Some(what.to_owned());
+    }
+
+    /// It no longer waits for that.
+    pub(super) fn has_waited_for(&self, what: &str) {
+        let mut status = self.source.status.borrow_mut();
+        status.fault = status.fault.take().filter(|fault| fault != what);
+    }
+
+    /// The session failed; `next_try` is when the next one starts, if the relay starts it.
+    pub(super) fn failed(&mut self, fault: &Fault, next_try: Option<SystemTime>) {
         let mut status = self.source.status.borrow_mut();
         status.failures += 1;
         status.fault = Some(fault.to_string());
+        status.next_try = next_try;
         drop(status);
         self.state(SourceState::Down);
     }
 
     fn went_live(&mut self, now: Instant) {
         self.live = Some(now);
-        self.suspects.clear();
         let mut status = self.source.status.borrow_mut();
         status.sessions += 1;
         let (sessions, failures) = (status.sessions, status.failures);
         let down = (status.state == SourceState::Down).then_some(status.since).flatten();
         let down_s = down.and_then(|since| since.elapsed().ok()).map(|down| down.as_secs());
         status.fault = None;
+        status.next_try = None;
         drop(status);
         if std::mem::take(&mut self.tell_live) {
             info!(stream = %self.name, sessions, failures, down_s, "live");

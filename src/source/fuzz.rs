@@ -1,19 +1,20 @@
 //! The bodies of the fuzz targets of the pipeline, the reordering and cameras' answers, and the checker that the pipeline's tests
 //! share. Panics are findings.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::loopback::{Bridge, Ends, Way};
-use super::mend;
-use super::pipeline::{Pipeline, Publish, Published, SourceTrack};
+pub use super::camera::fuzz as answers;
+use super::pipeline::Pipeline;
 use super::reorder::{Reorder, WAIT_MAX};
-use crate::limits::{CAMERA_ANSWER_BYTES_MAX, CHUNK_BYTES_MAX, REORDER_PACKETS_MAX, RTP_PACKET_BYTES_MAX};
-use crate::stream::chunk::{Chunk, ChunkKind, cut_runs};
-use crate::stream::{Description, TrackId};
+use super::stats::{Notice, SourceStats};
+use crate::limits::{CHUNK_BYTES_MAX, REORDER_PACKETS_MAX, RTP_PACKET_BYTES_MAX};
+use crate::media::chunk::{Chunk, ChunkKind, cut_runs};
+use crate::media::log::Log;
+use crate::media::{Description, SourceTrack, StreamEvent, StreamSink, TrackId};
 use crate::wire::rtcp;
 use crate::wire::rtp::Header;
 
@@ -39,10 +40,10 @@ pub struct Checker {
     newest: Vec<Option<Newest>>,
 }
 
-impl Publish for Checker {
-    fn publish(&mut self, msg: Published) {
+impl StreamSink for Checker {
+    fn accept(&mut self, msg: StreamEvent) {
         match msg {
-            Published::Described(new) => {
+            StreamEvent::Described(new) => {
                 if self.description.as_ref().is_none_or(|old| !old.continues_as(&new)) {
                     // Sequence numbers of new tracks begin anew; frame numbers do not.
                     for (newest, _) in self.newest.iter_mut().zip(&new.tracks) {
@@ -60,12 +61,12 @@ impl Publish for Checker {
                 self.descriptions += 1;
                 self.description = Some(new);
             }
-            Published::Chunk(chunk) => {
+            StreamEvent::Chunk(chunk) => {
                 assert_eq!(chunk.number, self.chunks.len() as u64, "numbers are dense");
                 self.check(&chunk);
                 self.chunks.push(chunk);
             }
-            Published::State(state) => panic!("a pipeline publishes no {state:?}"),
+            StreamEvent::State(state) => panic!("a pipeline publishes no {state:?}"),
         }
     }
 }
@@ -174,14 +175,73 @@ pub fn track(media: &str, encoding: &str, fmtp: Option<&str>) -> SourceTrack {
 
 /// Runs a pipeline through what `data` says: every kind of call, in any order, with any packets.
 pub fn pipeline(data: &[u8]) {
-    const ENCODINGS: [&str; 8] = ["H264", "H265", "AV1", "VP8", "VP9", "JPEG", "H264", "H265"];
+    drive(data, Instant::now(), &mut |_, _| {});
+}
+
+/// The same, twice: a pipeline that is saved and restored now and then makes what the other makes, and a log keeps the same.
+pub fn saved(data: &[u8]) {
+    let begin = Instant::now();
+    let every = data.first().map_or(1, |first| u32::from(first % 5) + 1);
+    let mut turn = 0u32;
+    let one = drive(data, begin, &mut |_, _| {});
+    let other = drive(data, begin, &mut |pipeline, now| {
+        turn += 1;
+        if turn.is_multiple_of(every) {
+            *pipeline = Pipeline::restore(now, written_and_read(&pipeline.save(now)));
+        }
+    });
+    let plain = |run: &Run| run.out.chunks.iter().map(|chunk| chunk.save(begin)).collect::<Vec<_>>();
+    assert!(plain(&one) == plain(&other), "other chunks");
+    assert!(one.out.chunks.iter().zip(&other.out.chunks).all(|(one, other)| one.runs == other.runs));
+    assert_eq!((one.out.descriptions, &one.out.description), (other.out.descriptions, &other.out.description));
+    assert_eq!((one.stats, one.notices, one.due), (other.stats, other.notices, other.due));
+    let (age, bytes_max) = (Duration::from_millis(50), 100_000);
+    let [mut log, mut again] = [Log::new(age, bytes_max, 1), Log::new(age, bytes_max, 1)];
+    for (turn, chunk) in (0u32..).zip(one.out.chunks) {
+        let now = chunk.arrival;
+        if turn.is_multiple_of(7) {
+            one.out.description.iter().for_each(|is| {
+                log.describe(is);
+                again.describe(is);
+            });
+        }
+        for log in [&mut log, &mut again] {
+            log.append(Arc::clone(&chunk));
+            log.trim(now, drop);
+        }
+        if turn.is_multiple_of(every) {
+            let state = written_and_read(&again.save(now));
+            again.restore(now, state);
+        }
+        assert!(log.save(now) == again.save(now), "another log");
+        assert_eq!((log.bytes(), log.head(), log.cached_start()), (again.bytes(), again.head(), again.cached_start()));
+    }
+}
+
+/// State as another process reads it.
+fn written_and_read<T: Serialize + DeserializeOwned>(state: &T) -> T {
+    let written = serde_json::to_string(state).expect("plain data");
+    serde_json::from_str(&written).expect("what was written")
+}
+
+/// What came of a run.
+struct Run {
+    out: Checker,
+    stats: SourceStats,
+    notices: Vec<Notice>,
+    due: Vec<Option<Instant>>,
+}
+
+fn drive(data: &[u8], begin: Instant, between: &mut dyn FnMut(&mut Pipeline, Instant)) -> Run {
+    const ENCODINGS: [&str; 12] =
+        ["H264", "H265", "AV1", "VP8", "VP9", "JPEG", "H264", "H265", "MP4V-ES", "MPV", "H263", "H263-1998"];
     let mut data = data.iter().copied();
     let mut next = || data.next();
-    let mut now = Instant::now();
+    let mut now = begin;
     let mut wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    let Some(seed) = next() else { return };
-    let mut pipeline = Pipeline::new(u64::from(seed));
+    let mut pipeline = Pipeline::new(u64::from(next().unwrap_or_default()));
     let mut out = Checker::default();
+    let (mut notices, mut due) = (Vec::new(), Vec::new());
     let mut clocks = [(0u16, 0u32); 3];
     while let Some(op) = next() {
         let [a, b, c] = [next(), next(), next()].map(Option::unwrap_or_default);
@@ -194,9 +254,9 @@ pub fn pipeline(data: &[u8]) {
                 let fmtp =
                     if c & 1 == 0 { None } else { Some("sprop-max-don-diff=1;sprop-parameter-sets=Z2QADQ==,aO4=") };
                 let tracks = vec![
-                    track("video", ENCODINGS[usize::from(a & 7)], fmtp),
+                    track("video", ENCODINGS[usize::from(a) % ENCODINGS.len()], fmtp),
                     track("audio", "PCMU", None),
-                    track("video", ENCODINGS[usize::from(c >> 1 & 7)], None),
+                    track("video", ENCODINGS[usize::from(c >> 1) % ENCODINGS.len()], None),
                 ];
                 pipeline.connected(now, tracks, &mut out);
             }
@@ -235,19 +295,22 @@ pub fn pipeline(data: &[u8]) {
         }
         while let Some(notice) = pipeline.poll_notice() {
             assert!(!notice.to_string().is_empty());
+            notices.push(notice);
         }
-        pipeline.deadline();
+        due.push(pipeline.deadline());
+        between(&mut pipeline, now);
     }
     pipeline.disconnected(&mut out);
+    Run { out, stats: pipeline.stats(), notices, due }
 }
 
 /// Packets in any order through the reordering: each comes out once, soon, and those near each other in their order.
 pub fn reorder(data: &[u8]) {
     let mut now = Instant::now();
-    let mut reorder = Reorder::default();
+    let mut reorder = Reorder::<Instant>::default();
     let mut sequence = 0u16;
     let (mut pushed, mut out) = (0u32, Vec::new());
-    let number = |packet: &Bytes| u32::from_be_bytes(packet[packet.len() - 4..].try_into().expect("4 bytes"));
+    let number = |packet: &[u8]| u32::from_be_bytes(packet[packet.len() - 4..].try_into().expect("4 bytes"));
     for step in data.chunks_exact(3) {
         let [op, a, b] = [step[0], step[1], step[2]];
         match op % 16 {
@@ -257,7 +320,7 @@ pub fn reorder(data: &[u8]) {
             3 => {
                 // No RTP at all.
                 let came = now;
-                reorder.push(now, Bytes::from(vec![0x80; usize::from(a % 3)]), &mut |at, _| assert_eq!(at, came));
+                reorder.push(now, &vec![0x80; usize::from(a % 3)], &mut |at, _| assert_eq!(at, came));
                 continue;
             }
             _ => {}
@@ -268,47 +331,18 @@ pub fn reorder(data: &[u8]) {
         packet.extend(at.to_be_bytes());
         packet.extend(u32::to_be_bytes(pushed));
         pushed += 1;
-        reorder.push(now, Bytes::from(packet), &mut |at, packet| out.push((at, number(&packet))));
-        reorder.tick(now, &mut |at, packet| out.push((at, number(&packet))));
+        if op & 0x10 != 0 {
+            reorder = Reorder::restore(now, &written_and_read(&reorder.save(now)));
+        }
+        reorder.push(now, &packet, &mut |at, packet| out.push((at, number(packet))));
+        reorder.tick(now, &mut |at, packet| out.push((at, number(packet))));
         assert!(pushed as usize - out.len() <= REORDER_PACKETS_MAX, "more is kept than may be");
         assert!(reorder.deadline().is_none_or(|due| due > now && due <= now + WAIT_MAX));
         assert_eq!(reorder.deadline().is_none(), out.len() == pushed as usize);
     }
-    reorder.tick(now + WAIT_MAX, &mut |at, packet| out.push((at, number(&packet))));
+    reorder.tick(now + WAIT_MAX, &mut |at, packet| out.push((at, number(packet))));
     let mut numbers: Vec<u32> = out.iter().map(|(_, number)| *number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..pushed).collect::<Vec<_>>(), "each comes out once");
     assert!(out.iter().all(|(at, _)| *at <= now));
-}
-
-/// What the RTSP library asks a camera before its media.
-const ASKED: &[u8] = b"OPTIONS rtsp://c/ RTSP/1.0\r\nCSeq: 1\r\n\r\nDESCRIBE rtsp://c/ RTSP/1.0\r\nCSeq: 2\r\n\r\n\
-    SETUP rtsp://c/0 RTSP/1.0\r\nCSeq: 3\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n\r\n\
-    SETUP rtsp://c/1 RTSP/1.0\r\nCSeq: 4\r\nTransport: RTP/AVP/TCP;unicast;interleaved=2-3\r\n\r\n\
-    PLAY rtsp://c/ RTSP/1.0\r\nCSeq: 5\r\n\r\n";
-
-/// Whatever a camera says, in pieces: the first byte has their length, and what the camera needs done to its answers. One that
-/// needs nothing is heard as it is, and one that is put in order has a head of one form.
-pub fn answers(data: &[u8]) {
-    let Some((&first, said)) = data.split_first() else { return };
-    let way = Way { udp: false, without_ssrc: first & 1 != 0, mended: first & 2 != 0 };
-    let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let mut bridge = Bridge::new(Ends { local: here, camera: here }, way, Arc::default());
-    bridge.asked(&mut ASKED.into(), &mut Vec::new()).expect("no sockets are made");
-    let (mut answered, mut out) = (BytesMut::new(), Vec::new());
-    for piece in said.chunks(usize::from(first >> 2) + 1) {
-        answered.extend_from_slice(piece);
-        bridge.answered(&mut answered, &mut out);
-        assert!(answered.len() <= CAMERA_ANSWER_BYTES_MAX, "what is not whole is not kept for ever");
-    }
-    if way == Way::default() {
-        out.extend_from_slice(&answered);
-        assert_eq!(out, said);
-    }
-    if let Some(end) = mend::head_end(said) {
-        let (out, head) = mend::answer(&said[..end], &said[end..], "1", true);
-        let text = std::str::from_utf8(&out[..head]).expect("text");
-        assert!(text.starts_with("RTSP/1.0 ") && text.ends_with("\r\n\r\n"), "{text:?}");
-        assert_eq!((text.matches("\r\n\r\n").count(), text.matches("\nCSeq: 1\r\n").count()), (1, 1), "{text:?}");
-    }
 }

@@ -1,34 +1,37 @@
-//! Where streams come from.
+//! The sources of streams.
 //!
-//! A [`supervisor`] keeps one source going, a [`camera`] or the built-in test [`pattern`], and hands its packets to the
-//! stream's [`pipeline`]. The test source is made of parts that the bench and the viewer share: [`clip`], [`packetizer`],
-//! [`stamp`] and [`tone`].
+//! A [`supervisor`] keeps one source running, a [`camera`] or the built-in test [`pattern`], and passes its packets to the stream's
+//! [`pipeline`]. The test source consists of parts that the bench and the viewer share: [`clip`], [`packetizer`], [`stamp`] and
+//! [`tone`].
 
-pub mod address;
 pub mod backoff;
 pub mod camera;
+mod cameras;
 pub mod clip;
-pub mod fault;
+mod fault_log;
 mod feed;
-mod fragment;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub mod fuzz;
+mod gate;
 mod input;
-mod loopback;
-mod mend;
-pub mod on_demand;
+mod keep;
+pub mod news;
+mod on_demand;
 pub mod packetizer;
-mod parameter_sets;
 pub mod pattern;
+mod payload_types;
 pub mod pipeline;
 pub mod publisher;
+pub mod publishing;
 mod reorder;
+pub mod shared;
+pub mod spec;
 pub mod stamp;
+pub mod stats;
 pub mod supervisor;
 pub mod timeline;
 pub mod tone;
-pub mod tunnel;
-mod unread;
+pub(crate) mod turns;
 
 #[cfg(test)]
 mod fake_camera;

@@ -1,38 +1,24 @@
-//! Pulling a source only while somebody asks for it.
+//! Pulls a source only while clients request it.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::info;
+use tracing::{debug, info};
 
+use super::cameras::Cameras;
 use super::feed::Feed;
-use super::pipeline::Publish;
-use super::supervisor::{SourceSpec, keep, stopped};
-use crate::shard::inbox::SourceState;
+use super::keep::keep;
+use super::news::SourceNews;
+use super::shared::stopped;
+use super::spec::{Demand, OnDemand, SourceSpec};
+use crate::media::{SourceState, StreamSink};
 
-/// What clients want of a stream, over all shards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Demand {
-    /// Shards with clients that wait for the stream or have a session of it.
-    pub shards: usize,
-    /// Times that somebody asked anew. Who asks and goes at once is seen by this alone.
-    pub asked: u64,
-}
-
-/// When an on-demand source is pulled, and for how long.
-#[derive(Clone, Debug)]
-pub struct OnDemand {
-    /// How long it is kept after the last client has left.
-    pub stop: Duration,
-    /// What clients want.
-    pub demand: watch::Receiver<Demand>,
-}
-
-/// Keeps the source going whenever somebody asks for it, until the stop.
-pub(super) async fn keep_on_demand<P: Publish>(
+/// Runs the source whenever clients request it, until the stop.
+pub(super) async fn keep_on_demand<P: StreamSink>(
     on_demand: OnDemand,
     spec: &SourceSpec,
+    cameras: &mut Cameras<'_>,
     feed: &mut Feed<'_, P>,
     stop: &watch::Receiver<bool>,
     random: &mut impl FnMut() -> f64,
@@ -51,28 +37,37 @@ pub(super) async fn keep_on_demand<P: Publish>(
                 }
             }
         }
-        info!(stream = %feed.name, "asked for");
+        // Requests for names that do not exist must not fill the log.
+        if spec.made {
+            debug!(stream = %feed.name, "asked for");
+        } else {
+            info!(stream = %feed.name, "asked for");
+        }
         let (halt, mut halted) = watch::channel(false);
+        let source = feed.source();
         let end = async {
             tokio::select! {
                 () = stopped(&mut stop) => {}
-                () = unwanted(&mut demand, linger) => {}
+                () = unwanted(&mut demand, || if spec.made && !source.was_live() { Duration::ZERO } else { linger }) => {}
             }
             halt.send_replace(true);
         };
-        tokio::join!(keep(spec, feed, &mut halted, random), end);
+        tokio::join!(keep(spec, cameras, feed, &mut halted, random), end);
         feed.disconnected();
         if *stop.borrow() || stop.has_changed().is_err() {
             return;
         }
         seen = demand.borrow().asked;
         feed.tell_live = true;
-        info!(stream = %feed.name, "nobody has asked for it for {} s: left", linger.as_secs_f32());
+        feed.tell_news(SourceNews::Unwanted);
+        if source.was_live() || !spec.made {
+            info!(stream = %feed.name, "no clients for {} s: stopped pulling", linger.as_secs_f32());
+        }
     }
 }
 
 /// Resolves when nobody has wanted the stream for `linger`.
-async fn unwanted(demand: &mut watch::Receiver<Demand>, linger: Duration) {
+async fn unwanted(demand: &mut watch::Receiver<Demand>, linger: impl Fn() -> Duration) {
     loop {
         // Without a sender nobody can want anything.
         let Ok(asked) = demand.wait_for(|demand| demand.shards == 0).await.map(|demand| demand.asked) else { return };
@@ -83,7 +78,7 @@ async fn unwanted(demand: &mut watch::Receiver<Demand>, linger: Duration) {
                     return;
                 }
             }
-            () = sleep(linger) => return,
+            () = sleep(linger()) => return,
         }
     }
 }

@@ -1,12 +1,12 @@
-//! From NAL units of H.264 to RTP packets (RFC 6184, packetization mode 1), for sources that have no camera behind them.
+//! Packs H.264 NAL units into RTP packets (RFC 6184, packetization mode 1), for sources without a camera.
 
-/// Bytes of payload in one packet at most: with RTP's and UDP's headers it stays well within an Ethernet frame.
+/// Maximum payload of a packet in bytes: with the headers of RTP and UDP it fits well into an Ethernet frame.
 pub const PAYLOAD_BYTES_MAX: usize = 1_400;
 
-/// `nal_unit_type` of a fragmentation unit without decoding order number (RFC 6184 section 5.8).
+/// `nal_unit_type` of a fragmentation unit without a decoding order number (RFC 6184 section 5.8).
 const FU_A: u8 = 28;
 
-/// Writes the RTP packets of one track, numbered without a gap.
+/// Writes the RTP packets of one track, with consecutive numbers.
 #[derive(Clone, Debug)]
 pub struct Packetizer {
     payload_type: u8,
@@ -22,8 +22,8 @@ impl Packetizer {
         Packetizer { payload_type, ssrc, next_seq: first_seq, buffer: Vec::new() }
     }
 
-    /// Hands `out` the packets of one NAL unit (without its start code): the unit itself if it fits into
-    /// [`PAYLOAD_BYTES_MAX`], else its FU-A fragments, all but the last of them full. An empty unit gives none.
+    /// Passes `out` the packets of one NAL unit (without its start code): the unit itself if it fits into [`PAYLOAD_BYTES_MAX`],
+    /// otherwise its FU-A fragments, all full except the last. An empty unit yields none.
     ///
     /// `last` says that the access unit ends with it, which sets the marker of the last packet.
     pub fn nal(&mut self, nal: &[u8], rtp_time: u32, last: bool, mut out: impl FnMut(&[u8])) {
@@ -45,7 +45,7 @@ impl Packetizer {
         }
     }
 
-    /// The packet that carries `payload` as it is.
+    /// A packet with `payload`.
     pub fn packet(&mut self, payload: &[u8], rtp_time: u32, marker: bool) -> &[u8] {
         self.begin(rtp_time, marker);
         self.buffer.extend_from_slice(payload);

@@ -1,13 +1,12 @@
-//! The built-in test source: a looped clip of H.264 with time stamps, and a tone in PCMU, paced like a camera.
+//! The built-in test source: a looped H.264 clip with timestamps, and a tone in PCMU, paced like a camera.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use super::clip::Clip;
 use super::packetizer::Packetizer;
-use super::pipeline::SourceTrack;
 use super::stamp::{H264_SEI, Stamp};
 use super::tone::{self, Tone};
-use crate::stream::TrackId;
+use crate::media::{SourceTrack, TrackId};
 
 /// The track with the picture.
 pub const VIDEO: TrackId = TrackId(0);
@@ -15,31 +14,31 @@ pub const VIDEO: TrackId = TrackId(0);
 /// The track with the tone.
 pub const AUDIO: TrackId = TrackId(1);
 
-/// Ticks a second of the video track's RTP timestamp.
+/// Clock rate of the video track's RTP timestamp.
 const VIDEO_CLOCK: u32 = 90_000;
 
-/// Audio packets a second: 20 ms each.
+/// Audio packets per second: 20 ms each.
 const AUDIO_RATE: u32 = 50;
 
 /// Samples (and, in PCMU, bytes) of an audio packet.
 const AUDIO_SAMPLES: usize = (tone::RATE / AUDIO_RATE) as usize;
 
-/// Sender reports of a track come this often.
+/// Interval of a track's sender reports.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
-/// A source later than this (the machine slept, say) leaves out the time instead of sending all of it at once.
+/// If the source is later than this (because the machine slept, for example), it skips the time instead of sending everything at once.
 const LATE_MAX: Duration = Duration::from_millis(500);
 
-/// What the test source has for its stream.
+/// What the test source produces for its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emitted<'a> {
     /// An RTP packet.
     Packet(&'a [u8]),
-    /// A sender report for the moment of the call: the track's RTP timestamp at it.
+    /// A sender report for the time of the call, with the track's RTP timestamp at that time.
     Report(u32),
 }
 
-/// Moments that follow one another at a rate, each reckoned from the start, so that nothing adds up.
+/// Deadlines at a fixed rate, each computed from the start, so that errors do not accumulate.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
     start: Instant,
@@ -52,13 +51,13 @@ impl Pace {
         Pace { start, per_second, next: 0 }
     }
 
-    /// When the next moment is.
+    /// The next deadline.
     fn deadline(&self) -> Instant {
         let nanos = u128::from(self.next) * 1_000_000_000 / u128::from(self.per_second);
         self.start + Duration::from_nanos(nanos as u64)
     }
 
-    /// The number of the next moment, if it has come by `now`. Moments more than [`LATE_MAX`] ago are left out.
+    /// The number of the next deadline, if it is at or before `now`. Deadlines more than [`LATE_MAX`] ago are skipped.
     fn take(&mut self, now: Instant) -> Option<u64> {
         let late = now.checked_duration_since(self.deadline())?;
         if late > LATE_MAX {
@@ -95,7 +94,7 @@ impl Pattern {
             video_pace: Pace::new(start, Clip::RATE),
             audio_pace: Pace::new(start, AUDIO_RATE),
             report_at: start,
-            // What these packets are numbered from and signed with is replaced by the timeline.
+            // The timeline replaces these initial numbers and SSRCs.
             video: Packetizer::new(96, 1, 0),
             audio: Packetizer::new(0, 2, 0),
             frame: 0,
@@ -103,7 +102,7 @@ impl Pattern {
         }
     }
 
-    /// What its tracks are: [`VIDEO`], [`AUDIO`].
+    /// Its tracks: [`VIDEO`], [`AUDIO`].
     pub fn tracks(&self) -> Vec<SourceTrack> {
         vec![
             SourceTrack {
@@ -127,15 +126,15 @@ impl Pattern {
         ]
     }
 
-    /// When [`Pattern::emit`] has something next.
+    /// When [`Pattern::emit`] next has something.
     pub fn deadline(&self) -> Instant {
         self.video_pace.deadline().min(self.audio_pace.deadline())
     }
 
-    /// Hands `out` all that is due at `now`, when `CLOCK_REALTIME` is `wall`.
+    /// Passes `out` everything that is due at `now`, when `CLOCK_REALTIME` is `wall`.
     pub fn emit(&mut self, now: Instant, wall: SystemTime, mut out: impl FnMut(TrackId, Emitted<'_>)) {
         loop {
-            // In the order of their deadlines, so that after a delay the tracks stay together.
+            // In the order of their deadlines, so that the tracks stay together after a delay.
             if self.video_pace.deadline() <= self.audio_pace.deadline() {
                 let Some(tick) = self.video_pace.take(now) else { break };
                 self.emit_frame(tick, wall, &mut out);
@@ -144,7 +143,7 @@ impl Pattern {
                 let mut samples = [0; AUDIO_SAMPLES];
                 self.tone.fill(&mut samples);
                 let rtp_time = tick.wrapping_mul(AUDIO_SAMPLES as u64) as u32;
-                // The marker begins a talkspurt (RFC 3551 section 4.1); this one never ends.
+                // The marker starts a talkspurt (RFC 3551 section 4.1); this one never ends.
                 out(AUDIO, Emitted::Packet(self.audio.packet(&samples, rtp_time, tick == 0)));
             }
         }
@@ -159,7 +158,7 @@ impl Pattern {
     }
 
     fn emit_frame(&mut self, tick: u64, wall: SystemTime, out: &mut impl FnMut(TrackId, Emitted<'_>)) {
-        // The clip goes on with its next frame even where the time has jumped: only so can it be decoded.
+        // The clip continues with its next frame even if time was skipped, because it could not be decoded otherwise.
         let frame = &self.clip.frames[(self.frame % self.clip.frames.len() as u64) as usize];
         let rtp_time = tick.wrapping_mul(u64::from(VIDEO_CLOCK / Clip::RATE)) as u32;
         self.sei.clear();

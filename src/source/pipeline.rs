@@ -1,188 +1,32 @@
-//! One stream's way from the source's packets to the shards.
+//! The pipeline of one stream, from the source's packets to the shards.
 //!
-//! The pipeline has no sockets and no clock: the source hands it packets with the moment they were read, and it hands chunks to
-//! a [`Publish`]. It lives on the control thread.
+//! It has no sockets and no clock: the source passes it packets with the time they were read, and it passes chunks to a [`StreamSink`].
+//! It runs on the stream's home shard.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::input::{Input, Tally, chunks};
-use super::timeline::{Place, Timeline};
+use serde::{Deserialize, Serialize};
+
+use super::input::{Input, InputState, Tally, chunks};
+use super::stats::{Notice, SourceStats, TrackStats};
+use super::timeline::{Passed, Place, Timeline, TimelineState};
 use crate::limits::{PACKET_BYTES_MAX, TRACKS_MAX};
-use crate::shard::inbox::SourceState;
-use crate::stream::chunk::Chunk;
-use crate::stream::chunker::Chunker;
-use crate::stream::{Description, Track, TrackId};
+use crate::media::chunker::{Chunker, ChunkerState};
+use crate::media::saved::Moment;
+use crate::media::{Description, SourceTrack, StreamEvent, StreamSink, Track, TrackId};
 use crate::told::Told;
 use crate::wire::rtp::Header;
 
-/// Takes what a pipeline makes, in order.
-pub trait Publish {
-    /// Passes `msg` on to whoever plays the stream.
-    fn publish(&mut self, msg: Published);
+/// What has been reported about the camera's clock in this session.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct ToldClock {
+    wrong: bool,
+    stepped: bool,
 }
 
-/// What the shards are told of a stream.
-#[derive(Clone, Debug)]
-pub enum Published {
-    /// The stream's description, before its first chunk and after every change.
-    Described(Arc<Description>),
-    /// The next chunk; numbers are dense.
-    Chunk(Arc<Chunk>),
-    /// How the source is doing. The supervisor publishes it; a pipeline never does.
-    State(SourceState),
-}
-
-/// What the source tells of a track before its first packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceTrack {
-    /// The media of the SDP's `m=` line: `video`, `audio`, `application`, …
-    pub media: String,
-    /// The encoding name of `a=rtpmap`, as the camera spells it, or that of RFC 3551 section 6.
-    pub encoding: String,
-    /// The RTP payload type.
-    pub payload_type: u8,
-    /// Ticks of the RTP timestamp a second; 0 is taken as 90,000.
-    pub clock_rate: u32,
-    /// Channels of an audio track, when the SDP tells.
-    pub channels: Option<u16>,
-    /// The value of `a=fmtp` without the payload type.
-    pub fmtp: Option<String>,
-    /// Further `a=` lines to pass on, without the `a=`.
-    pub attributes: Vec<String>,
-}
-
-/// Counts since the pipeline was made; all of them only grow.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SourceStats {
-    /// Packets that the source handed in, the discarded ones too.
-    pub packets: u64,
-    /// Bytes of those packets.
-    pub bytes: u64,
-    /// Packets that were no RTP, or on a track that does not exist: discarded.
-    pub malformed: u64,
-    /// Packets without a payload: discarded.
-    pub empty: u64,
-    /// Packets of another payload type than the track's: discarded.
-    pub foreign: u64,
-    /// Packets that came twice or too late to be put in their place: discarded.
-    pub late: u64,
-    /// Packets that never came, by the gaps between sequence numbers.
-    pub lost: u64,
-    /// Oversize H.264 and H.265 packets that could not be cut: discarded.
-    pub oversize: u64,
-    /// Oversize H.264 and H.265 packets that were cut.
-    pub fragmented: u64,
-    /// Packets with parameter sets that were put before keyframes.
-    pub inserted: u64,
-    /// Frames discarded because the source went away in the middle of them.
-    pub torn: u64,
-    /// Frames kept back after a break because what they refer to is gone: all up to the next keyframe.
-    pub unreferenced: u64,
-    /// Times that sequence numbers began again in mid-session.
-    pub restarts: u64,
-    /// Times that timestamps jumped in mid-session.
-    pub jumps: u64,
-    /// Sender reports of the source whose timestamp was nowhere near the track's: discarded.
-    pub bad_reports: u64,
-    /// The tracks of the present description.
-    pub tracks: Vec<TrackStats>,
-}
-
-/// Counts of one track since the pipeline was made; all of them only grow.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrackStats {
-    /// Frames ended; of a video track only those with a picture in them.
-    pub frames: u64,
-    /// Video frames published that decoding can start at.
-    pub keyframes: u64,
-    /// Packets sent on.
-    pub packets: u64,
-    /// Bytes of those packets, RTP headers included.
-    pub bytes: u64,
-    /// Packets that never came.
-    pub lost: u64,
-}
-
-/// Something about the source that its operator should know. Each is told once a session at most, loss once a minute
-/// ([`TOLD_EVERY_S`](crate::limits::TOLD_EVERY_S)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// The camera's clock is wrong; its sender reports carry the relay's time instead.
-    ClockWrong {
-        /// How far the camera's clock is from ours.
-        by: Duration,
-        /// Whether it is ahead of ours.
-        ahead: bool,
-    },
-    /// A video track had no keyframe for so long that every frame of it is now taken for one.
-    NoKeyframes {
-        /// The track.
-        track: TrackId,
-        /// How long there was none.
-        waited: Duration,
-    },
-    /// A track's marker bits do not say where frames end; its frames end at the next timestamp, a frame later.
-    MarkerWrong {
-        /// The track.
-        track: TrackId,
-    },
-    /// Packets of a payload type that the SDP does not announce are discarded.
-    ForeignPayload {
-        /// The track.
-        track: TrackId,
-        /// The payload type that came.
-        payload_type: u8,
-        /// The first such packet's sequence number, as the camera sent it.
-        seq: u16,
-    },
-    /// Packets never came.
-    Lost {
-        /// How many since it was told last.
-        packets: u64,
-    },
-}
-
-impl fmt::Display for Notice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Notice::ClockWrong { by, ahead } => write!(
-                f,
-                "the camera's clock is {} s {} ours; its sender reports are passed on with our time (set the camera's NTP \
-                 server to keep its own)",
-                by.as_secs(),
-                if ahead { "ahead of" } else { "behind" }
-            ),
-            Notice::NoKeyframes { track, waited } => write!(
-                f,
-                "no keyframe on track {} for {} s; players now start at any frame of it (shorten the camera's keyframe \
-                 interval)",
-                track.0,
-                waited.as_secs()
-            ),
-            Notice::MarkerWrong { track } => write!(
-                f,
-                "the camera's marker bits on track {} do not end frames; each frame waits for the next one's first packet",
-                track.0
-            ),
-            Notice::ForeignPayload { track, payload_type, seq } => write!(
-                f,
-                "track {} brings packets of payload type {payload_type} (first with seq {seq}), which the camera's SDP does not announce for it; \
-                 they are discarded",
-                track.0
-            ),
-            Notice::Lost { packets } => write!(
-                f,
-                "packets lost before they reached the relay: {packets}; the network on the way or the source itself is overloaded \
-                 (over UDP: transport = \"tcp\" loses none on the way)"
-            ),
-        }
-    }
-}
-
-/// One stream's way from packets to shards.
+/// The pipeline of one stream.
 pub struct Pipeline {
     random: fastrand::Rng,
     cname: String,
@@ -191,17 +35,80 @@ pub struct Pipeline {
     timeline: Option<Timeline>,
     chunker: Chunker,
     connected: bool,
-    /// Whether nothing was there to read when last asked, and nothing has come since.
+    /// Whether there was nothing to read when last asked, and nothing has arrived since.
     drained: bool,
     tally: Tally,
-    told_clock: bool,
+    told_clock: ToldClock,
     told_lost: Told,
-    /// Of the packets lost those that have been told.
+    /// Lost packets that have been reported.
+    lost_told: u64,
+}
+
+/// A pipeline as plain data.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct PipelineState {
+    /// The value that SSRCs and other identifiers are derived from next.
+    random: u64,
+    cname: String,
+    description: Option<Description<Moment>>,
+    inputs: Vec<InputState>,
+    timeline: Option<TimelineState>,
+    chunker: ChunkerState,
+    connected: bool,
+    drained: bool,
+    stats: SourceStats,
+    notices: Vec<Notice>,
+    told_clock: ToldClock,
+    told_lost: Option<Moment>,
     lost_told: u64,
 }
 
 impl Pipeline {
-    /// A pipeline that has seen nothing. SSRCs, first sequence numbers and first timestamps derive from `seed`.
+    /// Its state as plain data. A connected source continues with the restored pipeline.
+    pub fn save(&self, now: Instant) -> PipelineState {
+        let moment = |at| Moment::of(at, now);
+        PipelineState {
+            random: self.random.get_seed(),
+            cname: self.cname.clone(),
+            description: self.description.as_ref().map(|description| description.with_moments(moment)),
+            inputs: self.inputs.iter().map(|input| input.save(now)).collect(),
+            timeline: self.timeline.as_ref().map(|timeline| timeline.save(now)),
+            chunker: self.chunker.save(now),
+            connected: self.connected,
+            drained: self.drained,
+            stats: self.tally.stats.clone(),
+            notices: self.tally.notices.iter().copied().collect(),
+            told_clock: self.told_clock,
+            told_lost: self.told_lost.0.map(moment),
+            lost_told: self.lost_told,
+        }
+    }
+
+    /// Restores a saved pipeline. It does not publish again what was already published.
+    pub fn restore(now: Instant, state: PipelineState) -> Pipeline {
+        let instant = |moment: Moment| moment.at(now);
+        Pipeline {
+            random: fastrand::Rng::with_seed(state.random),
+            cname: state.cname,
+            description: state.description.map(|description| Arc::new(description.with_moments(instant))),
+            inputs: state.inputs.iter().map(|input| Input::restore(now, input)).collect(),
+            timeline: state.timeline.map(|timeline| Timeline::restore(now, &timeline)),
+            chunker: Chunker::restore(now, state.chunker),
+            connected: state.connected,
+            drained: state.drained,
+            tally: Tally { stats: state.stats, notices: state.notices.into() },
+            told_clock: state.told_clock,
+            told_lost: Told(state.told_lost.map(instant)),
+            lost_told: state.lost_told,
+        }
+    }
+
+    /// The description as last published.
+    pub fn description(&self) -> Option<&Arc<Description>> {
+        self.description.as_ref()
+    }
+
+    /// An empty pipeline. SSRCs, first sequence numbers and first timestamps are derived from `seed`.
     pub fn new(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         Pipeline {
@@ -214,7 +121,7 @@ impl Pipeline {
             connected: false,
             drained: false,
             tally: Tally { stats: SourceStats::default(), notices: VecDeque::new() },
-            told_clock: false,
+            told_clock: ToldClock::default(),
             told_lost: Told::default(),
             lost_told: 0,
         }
@@ -225,21 +132,21 @@ impl Pipeline {
         &self.cname
     }
 
-    /// The source plays, for the first time or again; these are its tracks. Publishes the description if it is new or changed.
+    /// The source plays, for the first time or again, with these tracks. Publishes the description if it is new or changed.
     ///
-    /// `tracks` beyond [`TRACKS_MAX`](crate::limits::TRACKS_MAX) are left out.
-    pub fn connected(&mut self, now: Instant, mut tracks: Vec<SourceTrack>, out: &mut impl Publish) {
+    /// Returns, for each of `tracks`, the stream's track that its packets belong to: a source may return with the same tracks in
+    /// another order or with other payload types. `tracks` beyond [`TRACKS_MAX`](crate::limits::TRACKS_MAX) are ignored.
+    pub fn connected(&mut self, now: Instant, mut tracks: Vec<SourceTrack>, out: &mut impl StreamSink) -> Vec<TrackId> {
         self.disconnected(out);
         self.connected = true;
-        self.told_clock = false;
+        self.told_clock = ToldClock::default();
         tracks.truncate(TRACKS_MAX);
         let timeline = self.timeline.get_or_insert_with(|| Timeline::new(now));
         let old = self.description.take();
-        let continued = old.as_deref().filter(|old| {
-            let new = tracks.iter().map(|track| describe(track, 0, 0, (now, 0))).collect();
-            old.continues_as(&Description { tracks: new })
-        });
-        if continued.is_none() {
+        let continued = old.as_deref().and_then(|old| places(old, &self.inputs, &tracks));
+        let is_new = continued.is_none();
+        let places = continued.unwrap_or_else(|| (0..tracks.len()).collect());
+        if is_new {
             let before = std::mem::take(&mut self.inputs);
             for (index, track) in tracks.iter().enumerate() {
                 let mut input = Input::new(TrackId(index as u8), track, &mut self.random);
@@ -251,26 +158,27 @@ impl Pipeline {
             timeline.set_tracks(tracks.iter().map(|track| (clock_rate(track), self.random.u32(..))));
             self.chunker.set_tracks(tracks.len());
         }
-        let mut described = Vec::with_capacity(tracks.len());
-        for (index, (input, track)) in self.inputs.iter_mut().zip(&tracks).enumerate() {
+        let mut described: Vec<(usize, Track)> = Vec::with_capacity(tracks.len());
+        for (&index, track) in places.iter().zip(&tracks) {
+            let input = &mut self.inputs[index];
             input.new_session(track);
-            let mut track = describe(track, input.ssrc, input.first_seq, timeline.estimate(index));
-            track.fmtp = input.fmtp();
-            described.push(track);
+            described.push((index, describe(track, input, timeline.estimate(index))));
         }
-        let new = Description { tracks: described };
+        described.sort_unstable_by_key(|(index, _)| *index);
+        let new = Description { tracks: described.into_iter().map(|(_, track)| track).collect() };
         match old {
             Some(old) if says_the_same(&old, &new) => self.description = Some(old),
             _ => {
                 let new = Arc::new(new);
                 self.description = Some(new.clone());
-                out.publish(Published::Described(new));
+                out.accept(StreamEvent::Described(new));
             }
         }
+        places.into_iter().map(|index| TrackId(index as u8)).collect()
     }
 
-    /// One RTP packet as read from the source at `received`.
-    pub fn packet(&mut self, track: TrackId, received: Instant, rtp: &[u8], out: &mut impl Publish) {
+    /// An RTP packet that was read from the source at `received`.
+    pub fn packet(&mut self, track: TrackId, received: Instant, rtp: &[u8], out: &mut impl StreamSink) {
         let Pipeline { inputs, timeline, chunker, tally, .. } = self;
         self.drained = false;
         tally.stats.packets += 1;
@@ -284,28 +192,21 @@ impl Pipeline {
             tally.stats.malformed += 1;
             return;
         };
-        // A camera whose first packet is not of the announced type announces the wrong one.
-        let source_type = *input.source_type.get_or_insert(header.payload_type);
-        if header.payload_type != source_type && header.payload_type != input.payload_type {
-            tally.stats.foreign += 1;
-            if !std::mem::replace(&mut input.told.foreign, true) {
-                let (payload_type, seq) = (header.payload_type, header.sequence);
-                tally.notices.push_back(Notice::ForeignPayload { track, payload_type, seq });
-            }
+        if !input.admits(&header, received, tally, chunker, out) {
             return;
         }
-        let place = input.order.place(header.sequence, header.ssrc);
+        let place = input.order.place(header.sequence, header.ssrc, header.timestamp);
         if place == Place::Late {
             tally.stats.late += 1;
             return;
         }
-        if place == Place::Restart {
-            tally.stats.restarts += 1;
-        }
-        if place == Place::Restart || !input.goes_on(header.timestamp) {
+        tally.stats.restarts += u64::from(place == Place::Restart);
+        // If only the numbers restart, it is still the same encoder.
+        let breaks_off = place == Place::Restart && !timeline.goes_on(index, header.timestamp, received);
+        if breaks_off || !input.goes_on(header.timestamp) {
             input.end_frame(tally, chunker, out);
         }
-        if place == Place::Restart {
+        if breaks_off {
             input.gate();
         }
         if let Place::After(lost @ 1..) = place {
@@ -323,10 +224,18 @@ impl Pipeline {
             }
             return;
         }
-        let mapped = timeline.map(index, header.timestamp, received, place == Place::Restart);
+        let begins = || input.begins(&rtp[header.payload.clone()]);
+        let mapped = timeline.map(index, header.timestamp, received, place == Place::Restart, begins);
         tally.stats.jumps += u64::from(mapped.jumped);
-        if let Some(report) = timeline.saved_report(index, received) {
-            input.report(report, received, &self.cname, chunker, out);
+        if mapped.jumped && input.goes_on(header.timestamp) {
+            // Only now is the frame's type known; what preceded this was not picture data.
+            input.restamp(mapped.rtp_time, chunker);
+        }
+        if let Some(passed) = timeline.saved_report(index, received) {
+            tally.judge_clock(&passed, &mut self.told_clock);
+            if let Some(report) = passed.report {
+                input.report(report, received, &self.cname, chunker, out);
+            }
         }
         let description = &mut self.description;
         input.packet(rtp, &header, mapped.rtp_time, received, tally, chunker, out, |fmtp, out| {
@@ -334,12 +243,12 @@ impl Pipeline {
             new.tracks[index].fmtp = fmtp;
             let new = Arc::new(new);
             *description = Some(new.clone());
-            out.publish(Published::Described(new));
+            out.accept(StreamEvent::Described(new));
         });
     }
 
-    /// A sender report of the source (RFC 3550 section 6.4.1), read at `received`, when our clock said `wall`. Its counts are
-    /// not passed on: the relay has its own.
+    /// A sender report of the source (RFC 3550 section 6.4.1), read at `received`, when the relay's clock was at `wall`. Its counts are
+    /// not relayed, because the relay has its own.
     pub fn sender_report(
         &mut self,
         track: TrackId,
@@ -347,35 +256,40 @@ impl Pipeline {
         wall: SystemTime,
         ntp: u64,
         rtp_time: u32,
-        out: &mut impl Publish,
+        out: &mut impl StreamSink,
     ) {
         let index = usize::from(track.0);
         let (Some(input), Some(timeline), true) = (self.inputs.get(index), self.timeline.as_mut(), self.connected)
         else {
             return;
         };
-        let Ok((report, wrong)) = timeline.map_report(index, received, wall, ntp, rtp_time) else {
+        let Ok(passed) = timeline.map_report(index, received, wall, ntp, rtp_time) else {
             self.tally.stats.bad_reports += 1;
             return;
         };
-        if let Some(off) = wrong
-            && !std::mem::replace(&mut self.told_clock, true)
-        {
-            let by = Duration::from_secs(off.unsigned_abs() >> 32);
-            self.tally.notices.push_back(Notice::ClockWrong { by, ahead: off > 0 });
-        }
-        if let Some(report) = report {
+        self.tally.judge_clock(&passed, &mut self.told_clock);
+        if let Some(report) = passed.report {
             input.report(report, received, &self.cname, &mut self.chunker, out);
         }
     }
 
-    /// There is nothing more to read from the source now.
-    pub fn drained(&mut self, now: Instant, out: &mut impl Publish) {
+    /// There is nothing more to read from the source at present.
+    pub fn drained(&mut self, now: Instant, out: &mut impl StreamSink) {
         self.drained = true;
         self.chunker.close_parts(now, &mut chunks(out));
     }
 
-    /// When [`Self::tick`] wants to be called.
+    /// Whether any track has an incomplete frame.
+    pub fn is_in_frame(&self) -> bool {
+        self.connected && self.inputs.iter().any(Input::is_in_frame)
+    }
+
+    /// Video frames that have ended so far, on all tracks.
+    pub fn pictures(&self) -> u64 {
+        self.inputs.iter().filter(|input| input.video).map(|input| input.frames).sum()
+    }
+
+    /// When [`Self::tick`] should be called.
     pub fn deadline(&self) -> Option<Instant> {
         if !self.connected {
             return None;
@@ -385,8 +299,8 @@ impl Pipeline {
         part.into_iter().chain(report).min()
     }
 
-    /// Does what is due at `now`, when our clock says `wall`.
-    pub fn tick(&mut self, now: Instant, wall: SystemTime, out: &mut impl Publish) {
+    /// Does what is due at `now`, when the relay's clock is at `wall`.
+    pub fn tick(&mut self, now: Instant, wall: SystemTime, out: &mut impl StreamSink) {
         if !self.connected {
             return;
         }
@@ -401,8 +315,8 @@ impl Pipeline {
         }
     }
 
-    /// The source is gone: the frame it was in the middle of is ended, or discarded if none of it has been published.
-    pub fn disconnected(&mut self, out: &mut impl Publish) {
+    /// The source is gone: its current frame is ended, or discarded if none of it was published.
+    pub fn disconnected(&mut self, out: &mut impl StreamSink) {
         if !std::mem::replace(&mut self.connected, false) {
             return;
         }
@@ -415,7 +329,7 @@ impl Pipeline {
         }
     }
 
-    /// The next thing that the operator should know.
+    /// The next notice for the operator.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         self.tally.notices.pop_front()
     }
@@ -436,26 +350,85 @@ impl Pipeline {
     }
 }
 
+impl Tally {
+    /// Counts and reports what a sender report shows about the camera's clock.
+    fn judge_clock(&mut self, passed: &Passed, told: &mut ToldClock) {
+        // In NTP format; only tenths of a second are reported.
+        let duration = |ntp: i64| Duration::from_millis(((u128::from(ntp.unsigned_abs()) * 1_000) >> 32) as u64);
+        self.stats.clock_steps += u64::from(passed.stepped.is_some());
+        if let Some(step) = passed.stepped
+            && !std::mem::replace(&mut told.stepped, true)
+        {
+            self.notices.push_back(Notice::ClockStepped { by: duration(step), forward: step > 0 });
+        }
+        if let Some(off) = passed.wrong
+            && !std::mem::replace(&mut told.wrong, true)
+        {
+            self.notices.push_back(Notice::ClockWrong { by: duration(off), ahead: off > 0 });
+        }
+    }
+}
+
 fn clock_rate(track: &SourceTrack) -> u32 {
     if track.clock_rate == 0 { 90_000 } else { track.clock_rate }
 }
 
-fn describe(track: &SourceTrack, ssrc: u32, first_seq: u16, clock: (Instant, u32)) -> Track {
+fn describe(track: &SourceTrack, input: &Input, clock: (Instant, u32)) -> Track {
     Track {
         media: track.media.clone(),
         encoding: track.encoding.clone(),
-        payload_type: track.payload_type,
+        payload_type: input.payload_type,
         clock_rate: clock_rate(track),
         channels: track.channels,
-        fmtp: track.fmtp.clone(),
+        fmtp: input.fmtp(),
         attributes: track.attributes.clone(),
-        ssrc,
-        first_seq,
+        ssrc: input.ssrc,
+        first_seq: input.first_seq,
         clock,
     }
 }
 
-/// Whether two descriptions differ in nothing but the clocks' estimates.
+/// Matches the source's tracks with the stream's, if they are the same. The kind of track decides; among equal ones their format
+/// parameters, then their payload types, then their positions.
+fn places(old: &Description, inputs: &[Input], tracks: &[SourceTrack]) -> Option<Vec<usize>> {
+    if old.tracks.len() != tracks.len() {
+        return None;
+    }
+    let is = |new: &SourceTrack, at: usize| {
+        let old = &old.tracks[at];
+        old.media == new.media
+            && old.encoding.eq_ignore_ascii_case(&new.encoding)
+            && old.clock_rate == clock_rate(new)
+            && old.channels == new.channels
+    };
+    let mut places = vec![None; tracks.len()];
+    let mut is_taken = vec![false; tracks.len()];
+    for criterion in 0..4 {
+        for (index, new) in tracks.iter().enumerate() {
+            if places[index].is_some() {
+                continue;
+            }
+            let fits = |at: &usize| {
+                let like = match criterion {
+                    0 => new.fmtp.is_some() && inputs[*at].source_fmtp() == new.fmtp.as_deref(),
+                    1 => inputs[*at].payload_type == new.payload_type,
+                    2 => *at == index,
+                    _ => true,
+                };
+                like && !is_taken[*at] && is(new, *at)
+            };
+            // Its own position is tried first.
+            let found = std::iter::once(index).chain(0..tracks.len()).find(fits);
+            if let Some(at) = found {
+                places[index] = Some(at);
+                is_taken[at] = true;
+            }
+        }
+    }
+    places.into_iter().collect()
+}
+
+/// Whether two descriptions differ only in their clock estimates.
 fn says_the_same(old: &Description, new: &Description) -> bool {
     old.tracks.len() == new.tracks.len()
         && old.tracks.iter().zip(&new.tracks).all(|(old, new)| *old == Track { clock: old.clock, ..new.clone() })

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 use proptest::prelude::*;
 
 use super::fuzz::{self, Checker, packets, track};
-use super::pipeline::{Notice, Pipeline, SourceTrack};
-use super::timeline::to_ntp;
-use crate::stream::TrackId;
-use crate::stream::chunk::Chunk;
+use super::pipeline::Pipeline;
+use super::stats::Notice;
+use crate::media::chunk::Chunk;
+use crate::media::{SourceTrack, TrackId};
 use crate::wire::rtp::Header;
+
+mod clocks;
 
 const SPS: &[u8] = &[0x67, 0x64, 0x00, 0x0d, 0xac, 0xd9, 0x41, 0x41];
 const PPS: &[u8] = &[0x68, 0xeb, 0xe3, 0xcb];
@@ -27,6 +29,7 @@ struct Rig {
     wall: SystemTime,
     seq: [u16; 2],
     time: [u32; 2],
+    ssrc: u32,
 }
 
 impl Rig {
@@ -38,6 +41,7 @@ impl Rig {
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
             seq: [65_530, 100],
             time: [u32::MAX - 5_000, 77],
+            ssrc: 7,
         };
         rig.connect(tracks);
         rig
@@ -47,8 +51,8 @@ impl Rig {
         Rig::new(vec![track("video", "H264", fmtp)])
     }
 
-    fn connect(&mut self, tracks: Vec<SourceTrack>) {
-        self.pipeline.connected(self.now, tracks, &mut self.out);
+    fn connect(&mut self, tracks: Vec<SourceTrack>) -> Vec<TrackId> {
+        self.pipeline.connected(self.now, tracks, &mut self.out)
     }
 
     fn wait(&mut self, ms: u64) {
@@ -58,7 +62,7 @@ impl Rig {
 
     fn send(&mut self, track: u8, marker: bool, payload: &[u8]) {
         let index = usize::from(track);
-        let mut packet = Header::write(marker, 96 + track, self.seq[index], self.time[index], 7).to_vec();
+        let mut packet = Header::write(marker, 96 + track, self.seq[index], self.time[index], self.ssrc).to_vec();
         packet.extend_from_slice(payload);
         self.seq[index] = self.seq[index].wrapping_add(1);
         self.pipeline.packet(TrackId(track), self.now, &packet, &mut self.out);
@@ -218,6 +222,24 @@ fn oversize_packets_are_cut_and_numbered_on() {
     let whole: Vec<u8> = [0x65].into_iter().chain(parts[2..].iter().flat_map(|part| part[2..].to_vec())).collect();
     assert_eq!(whole, big);
     assert_eq!(rig.pipeline.stats().fragmented, 1);
+}
+
+#[test]
+fn packets_that_fill_a_datagram_pass_unchanged_and_stay_one_run() {
+    let mut rig = Rig::h264(Some(SPROP));
+    let full = |first: &[u8]| -> Vec<u8> { first.iter().copied().chain([0x55; 1_472]).take(1_472 - 12).collect() };
+    let (start, middle) = (full(&[0x7c, 0x85, 0x88]), full(&[0x7c, 0x05]));
+    rig.frame(&[SPS, PPS, &start, &middle, &middle, &[0x7c, 0x45, 9]]);
+    let chunk = rig.chunks()[0];
+    assert_eq!(payloads(chunk)[2..], [&start[..], &middle, &middle, &[0x7c, 0x45, 9]]);
+    let runs: Vec<_> = chunk.runs.iter().map(|run| (run.count, run.segment)).collect();
+    assert_eq!(runs.last(), Some(&(4, 1_472)));
+    assert_eq!(rig.pipeline.stats().fragmented, 0);
+    // A byte more, and it is cut to what passes IPv6, too.
+    let larger: Vec<u8> = full(&[0x41, 0x9a]).into_iter().chain([0x55]).collect();
+    rig.frame(&[&larger]);
+    let sizes: Vec<_> = packets(rig.chunks()[1]).iter().map(|packet| packet.len()).collect();
+    assert_eq!((sizes, rig.pipeline.stats().fragmented), (vec![1_452, 36], 1));
 }
 
 #[test]
@@ -395,45 +417,67 @@ fn a_track_without_keyframes_starts_anywhere_after_ten_seconds() {
 #[test]
 fn a_packet_of_another_payload_type_is_dropped_but_a_wrong_announcement_is_put_right() {
     let mut rig = Rig::h264(None);
-    let mut packet = Header::write(true, 112, 1, 2, 7).to_vec();
-    packet.extend_from_slice(IDR);
-    rig.pipeline.packet(TrackId(0), rig.now, &packet, &mut rig.out);
-    assert_eq!(rig.chunks().len(), 1);
-    packet[1] = 13;
-    rig.pipeline.packet(TrackId(0), rig.now, &packet, &mut rig.out);
-    assert_eq!(rig.pipeline.stats().foreign, 1);
-    assert_eq!(rig.notices(), [Notice::ForeignPayload { track: TrackId(0), payload_type: 13, seq: 1 }]);
+    let stranger = |rig: &mut Rig, payload_type, sequence| {
+        // Its numbers, timestamps and SSRC are its own.
+        let time = 1_000_000 + 3_600 * u32::from(sequence);
+        let mut packet = Header::write(true, payload_type, sequence, time, 99).to_vec();
+        packet.extend_from_slice(P);
+        rig.pipeline.packet(TrackId(0), rig.now, &packet, &mut rig.out);
+    };
+    // It may come first.
+    stranger(&mut rig, 107, 40);
+    for index in 0..30 {
+        rig.frame(&[if index == 0 { IDR } else { P }]);
+        stranger(&mut rig, 107, 41 + index);
+    }
+    let stats = rig.pipeline.stats();
+    assert_eq!((rig.chunks().len(), stats.foreign, stats.restarts, stats.lost, stats.jumps), (30, 31, 0, 0, 0));
+    assert_eq!(rig.notices(), [Notice::ForeignPayload { track: TrackId(0), payload_type: 107, seq: 40 }]);
+    // Where nothing else comes, the announced type is the wrong one.
+    rig.connect(vec![track("video", "H264", None)]);
+    for sequence in 0..25 {
+        stranger(&mut rig, 98, sequence);
+        rig.wait(40);
+    }
+    assert_eq!(rig.pipeline.stats().foreign, 31 + 13);
+    assert_eq!(rig.notices(), []);
 }
 
 #[test]
-fn a_reconnect_goes_on_where_the_wall_clock_is_with_one_gap_for_all() {
-    let tracks = || vec![track("video", "H264", None), track("audio", "PCMU", None)];
-    let mut rig = Rig::new(tracks());
-    for _ in 0..25 {
-        rig.send(1, false, &[1; 320]);
-        rig.time[1] = rig.time[1].wrapping_add(320);
-        rig.frame(&[IDR]);
+fn another_ssrc_with_numbers_that_go_on_is_no_break() {
+    let mut rig = Rig::h264(None);
+    for index in 0u32..40 {
+        let keyframe = index.is_multiple_of(10);
+        rig.ssrc = 7 + index / 10;
+        rig.frame(&[if keyframe { IDR } else { P }]);
     }
-    let last = |rig: &Rig, track| rig.out.media(track).last().map(|c| (c.rtp_time, c.first_seq)).unwrap();
-    let before = [last(&rig, 0), last(&rig, 1)];
-    // A torn frame that nobody saw is dropped with its number.
-    rig.send(0, false, P);
-    rig.pipeline.disconnected(&mut rig.out);
-    assert_eq!(rig.pipeline.stats().torn, 1);
-    rig.wait(7_000 - 40);
-    rig.seq = [4_000, 9];
-    rig.time = [123_456, 3_000_000_000];
-    rig.connect(tracks());
-    assert_eq!(rig.out.descriptions, 1);
+    let stats = rig.pipeline.stats();
+    assert_eq!((rig.chunks().len(), stats.restarts, stats.lost, stats.unreferenced), (40, 0, 0, 0));
+}
+
+#[test]
+fn numbers_that_begin_again_keep_no_frame_back_while_timestamps_go_on() {
+    let mut rig = Rig::h264(None);
+    rig.seq[0] = 20_000;
     rig.frame(&[IDR]);
-    rig.send(1, false, &[1; 320]);
-    let after = [last(&rig, 0), last(&rig, 1)];
-    assert_eq!(after[0].1, before[0].1.wrapping_add(1));
-    assert_eq!(after[1].1, before[1].1.wrapping_add(1));
-    // The torn frame's packet came 40 ms after the last whole one, and the new session 6.96 s after that; the first sound came
-    // 40 ms after the picture.
-    let gap = |index: usize| after[index].0.wrapping_sub(before[index].0);
-    assert_eq!((gap(0), gap(1)), (7 * 90_000, 7_040 * 8));
+    rig.frame(&[P]);
+    rig.seq[0] = 0;
+    rig.frame(&[P]);
+    // In the middle of a frame, too.
+    rig.send(0, false, P);
+    rig.seq[0] = 30_000;
+    rig.frame(&[P]);
+    rig.frame(&[P]);
+    let stats = rig.pipeline.stats();
+    assert_eq!((rig.chunks().len(), stats.restarts, stats.lost, stats.unreferenced), (5, 2, 0, 0));
+    let numbers: Vec<_> = rig.chunks().iter().map(|c| (c.first_seq, c.packets.len() as u16)).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1].0 == pair[0].0.wrapping_add(pair[0].1)), "{numbers:?}");
+    assert_eq!(numbers[3].1, 2);
+    // Where timestamps break off too, another encoder has begun.
+    rig.seq[0] = 0;
+    rig.time[0] = rig.time[0].wrapping_add(1 << 30);
+    rig.frame(&[P]);
+    assert_eq!((rig.chunks().len(), rig.pipeline.stats().unreferenced), (5, 1));
 }
 
 #[test]
@@ -462,113 +506,39 @@ fn after_a_break_comes_the_next_keyframe_first_and_no_number_is_missing() {
 }
 
 #[test]
-fn timestamps_that_jump_are_put_right_on_all_tracks_alike() {
-    let mut rig = Rig::new(vec![track("video", "H264", None), track("audio", "PCMU", None)]);
-    let step = |rig: &mut Rig| {
-        rig.send(1, false, &[1; 320]);
-        rig.time[1] = rig.time[1].wrapping_add(320);
-        rig.frame(&[IDR]);
-    };
-    (0..10).for_each(|_| step(&mut rig));
-    for seconds in [3_600i64, -7_200] {
-        rig.time[0] = rig.time[0].wrapping_add((seconds * 90_000) as u32);
-        rig.time[1] = rig.time[1].wrapping_add((seconds * 8_000) as u32);
-        // The video hiccups while it jumps; the sound is to stay with it.
-        rig.wait(15);
-        (0..10).for_each(|_| step(&mut rig));
-    }
-    let times = |track| rig.out.media(track).map(|c| c.rtp_time).collect::<Vec<_>>();
-    let span = |times: Vec<u32>| times[29].wrapping_sub(times[0]);
-    assert_eq!(rig.pipeline.stats().jumps, 4);
-    let (video, sound) = (span(times(0)), span(times(1)));
-    assert_eq!(video / 90, sound / 8);
-    // 29 frames of 40 ms, and the two hiccups at most.
-    assert!((29 * 40..=29 * 40 + 30).contains(&(video / 90)), "{} ms", video / 90);
-}
-
-#[test]
-fn a_pause_of_the_source_is_no_jump() {
-    let mut rig = Rig::h264(None);
+fn the_same_tracks_in_another_order_or_under_other_payload_types_are_the_same_stream() {
+    let (main, sub) = (Some(SPROP), Some("sprop-parameter-sets=Z2QADaw=,aOvjyw=="));
+    let described = |fmtp| SourceTrack { payload_type: 97, ..track("video", "H264", fmtp) };
+    let sound = || track("audio", "PCMU", None);
+    let mut rig = Rig::new(vec![track("video", "H264", main), described(sub), sound()]);
     rig.frame(&[IDR]);
-    rig.wait(15_000);
-    rig.frame(&[P]);
-    // Time that did pass for the camera, too.
-    rig.wait(20_000);
-    rig.time[0] = rig.time[0].wrapping_add(20 * 90_000);
-    rig.frame(&[P]);
-    let times: Vec<_> = rig.chunks().iter().map(|c| c.rtp_time).collect();
-    assert_eq!(times[1].wrapping_sub(times[0]), 3_600);
-    assert_eq!(times[2].wrapping_sub(times[1]), 3_600 + 20 * 90_000);
-    assert_eq!(rig.pipeline.stats().jumps, 0);
-}
-
-#[test]
-fn reports_of_the_source_are_mapped_and_counted_by_the_relay() {
-    let mut rig = Rig::h264(None);
-    let ntp = to_ntp(rig.wall - Duration::from_secs(90));
-    // It comes before the first packet, and waits for it.
-    let time = rig.time[0];
-    let ahead = time.wrapping_sub(900);
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp, ahead, &mut rig.out);
-    assert_eq!(rig.out.reports(0).len(), 0);
-    rig.frame(&[SPS, PPS, IDR]);
-    let first = rig.chunks()[0].rtp_time;
-    assert_eq!(rig.out.reports(0), [(ntp, first.wrapping_sub(900), 0, 0)]);
-    let later = time.wrapping_add(3_600);
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp + 1, later, &mut rig.out);
-    let octets = (SPS.len() + PPS.len() + IDR.len()) as u32;
-    assert_eq!(rig.out.reports(0)[1], (ntp + 1, first.wrapping_add(3_600), 3, octets));
-    // No reports of the relay's own then.
-    assert_eq!(rig.pipeline.deadline(), None);
-    // A timestamp from nowhere is not passed on.
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, ntp, time.wrapping_add(90_000 * 60), &mut rig.out);
-    assert_eq!((rig.out.reports(0).len(), rig.pipeline.stats().bad_reports), (2, 1));
-}
-
-#[test]
-fn a_wrong_clock_is_replaced_by_ours_once_for_all_tracks() {
-    let mut rig = Rig::new(vec![track("video", "H264", None), track("audio", "PCMU", None)]);
-    rig.frame(&[IDR]);
-    rig.send(1, false, &[1; 320]);
-    let camera = to_ntp(SystemTime::UNIX_EPOCH + Duration::from_secs(100));
-    let time = rig.time;
-    rig.pipeline.sender_report(TrackId(0), rig.now, rig.wall, camera, time[0], &mut rig.out);
-    let ours = to_ntp(rig.wall);
-    rig.wait(300);
-    rig.pipeline.sender_report(TrackId(1), rig.now, rig.wall, camera + (1 << 30), time[1] + 2_000, &mut rig.out);
-    assert_eq!(rig.out.reports(0)[0].0, ours);
-    // A quarter of a second later by the camera's clock, whenever it came.
-    assert_eq!(rig.out.reports(1)[0].0, ours + (1 << 30));
-    let notices = rig.notices();
-    assert!(matches!(notices[..], [Notice::ClockWrong { ahead: false, .. }]), "{notices:?}");
-}
-
-#[test]
-fn a_source_without_reports_gets_ours_every_five_seconds() {
-    let mut rig = Rig::h264(None);
-    let start = rig.now;
-    rig.frame(&[IDR]);
-    assert_eq!(rig.pipeline.deadline(), Some(start + Duration::from_secs(5)));
-    for round in 1..=3 {
-        // Packets jitter, reports do not.
-        while rig.now < start + Duration::from_secs(5 * round) {
-            rig.frame(&[P]);
-        }
-        rig.wait(7 * round % 3);
-        let deadline = rig.pipeline.deadline().unwrap();
-        assert!(deadline <= rig.now);
-        rig.pipeline.tick(rig.now, rig.wall, &mut rig.out);
-    }
-    let reports = rig.out.reports(0);
-    assert_eq!(reports.len(), 3);
-    for pair in reports.windows(2) {
-        let ticks = u64::from(pair[1].1.wrapping_sub(pair[0].1));
-        let ntp = pair[1].0 - pair[0].0;
-        let off = (ntp as i64 - (ticks * (1 << 32) / 90_000) as i64).abs();
-        assert!(off <= (1 << 32) / 500 + 1, "{off}");
-    }
-    rig.pipeline.disconnected(&mut rig.out);
-    assert_eq!(rig.pipeline.deadline(), None);
+    let before = rig.out.description.clone().unwrap();
+    // Sound first, the pictures swapped.
+    let places = rig.connect(vec![sound(), track("video", "H264", sub), described(main)]);
+    assert_eq!(places, [TrackId(2), TrackId(1), TrackId(0)]);
+    // Nothing tells the pictures apart but their places.
+    let places = rig.connect(vec![track("video", "H264", None), sound(), track("video", "H264", None)]);
+    assert_eq!(places, [TrackId(0), TrackId(2), TrackId(1)]);
+    let after = rig.out.description.clone().unwrap();
+    assert!(before.continues_as(&after) && before.tracks[0].ssrc == after.tracks[0].ssrc);
+    // The relay writes its own payload types.
+    let other = vec![
+        SourceTrack { payload_type: 0, ..sound() },
+        SourceTrack { payload_type: 33, ..track("video", "h264", None) },
+        SourceTrack { payload_type: 34, ..track("video", "H264", None) },
+    ];
+    assert_eq!(rig.connect(other), [TrackId(2), TrackId(1), TrackId(0)]);
+    assert!(before.continues_as(rig.out.description.as_ref().unwrap()));
+    let mut packet = Header::write(true, 34, 1, 2, 7).to_vec();
+    packet.extend_from_slice(IDR);
+    rig.pipeline.packet(TrackId(0), rig.now, &packet, &mut rig.out);
+    let chunks = rig.chunks();
+    assert_eq!(chunks.len(), 2);
+    assert_eq!(Header::parse(packets(chunks[1])[0]).unwrap().payload_type, 96);
+    assert_eq!(chunks[1].first_seq, chunks[0].first_seq.wrapping_add(chunks[0].packets.len() as u16));
+    // A track that was not there is another stream.
+    assert_eq!(rig.connect(vec![sound(), sound(), track("video", "H264", None)]).len(), 3);
+    assert!(!before.continues_as(rig.out.description.as_ref().unwrap()));
 }
 
 #[test]
@@ -607,6 +577,12 @@ proptest! {
     #[test]
     fn anything_at_all_keeps_the_promises_of_chunks(data in proptest::collection::vec(any::<u8>(), 0..3_000)) {
         fuzz::pipeline(&[&[0, 0, 0, 0, 0], &data[..]].concat());
+    }
+
+    #[test]
+    fn what_was_saved_and_restored_goes_on_as_if_it_had_not_been(data in proptest::collection::vec(any::<u8>(), 0..3_000)) {
+        let seed = data.first().copied().unwrap_or_default();
+        fuzz::saved(&[&[seed, 0, 0, 0, 0], &data[..]].concat());
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! The time stamp that the test source and the bench camera put into each frame, so that a player can tell how old it is.
+//! The timestamp that the test source and the bench camera put into each frame, so that a player can measure the frame's age.
 //!
-//! It is an SEI message `user_data_unregistered` (H.264 annex D.1.7, H.265 annex D.2.7) before the frame's first slice. Its
-//! 16 bytes of UUID are [`MAGIC`]; then come, in ASCII hex, 16 digits of frame number, 16 digits of `CLOCK_REALTIME` in
-//! nanoseconds, and 8 digits of flags. ASCII, because it never needs an emulation prevention byte, can be found without
-//! parsing, and can be read in any packet dump.
+//! It is an SEI message `user_data_unregistered` (H.264 annex D.1.7, H.265 annex D.2.7) before the frame's first slice. Its 16 bytes of
+//! UUID are [`MAGIC`], followed by ASCII hex: 16 digits of frame number, 16 digits of `CLOCK_REALTIME` in nanoseconds, and 8 digits of
+//! flags. ASCII never needs an emulation prevention byte, can be found without parsing, and is readable in packet dumps.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,13 +27,13 @@ const DIGITS: usize = 16 + 16 + 8;
 /// `payloadType` of `user_data_unregistered`.
 const USER_DATA_UNREGISTERED: u8 = 5;
 
-/// Bytes of an SEI NAL unit in which a stamp is looked for; encoders put longer texts of their own there.
+/// Bytes of an SEI NAL unit in which a stamp is searched; encoders put longer texts of their own there.
 const SEARCH_BYTES_MAX: usize = 512;
 
-/// What a frame tells of itself.
+/// The contents of a stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// Number of the frame since its source started, dense from 0.
+    /// Number of the frame since its source started, contiguous from 0.
     pub frame: u64,
     /// `CLOCK_REALTIME` when the frame left its source, in nanoseconds since 1970.
     pub unix_ns: u64,
@@ -43,7 +42,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// The stamp of frame `frame` that leaves at `wall`.
+    /// The stamp of frame `frame`, sent at `wall`.
     pub fn new(frame: u64, wall: SystemTime, keyframe: bool) -> Self {
         let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
@@ -60,7 +59,7 @@ impl Stamp {
         UNIX_EPOCH + Duration::from_nanos(self.unix_ns)
     }
 
-    /// How long before `wall` the frame left its source; zero if the clocks disagree.
+    /// Age of the frame at `wall`; zero if the clocks disagree.
     pub fn age(&self, wall: SystemTime) -> Duration {
         wall.duration_since(self.wall()).unwrap_or_default()
     }
@@ -76,7 +75,7 @@ impl Stamp {
         write_sei(USER_DATA_UNREGISTERED, &payload, out);
     }
 
-    /// The stamp in the bytes right after [`MAGIC`].
+    /// Parses the stamp in the bytes right after [`MAGIC`].
     fn parse_digits(bytes: &[u8]) -> Option<Stamp> {
         let digits = bytes.get(..DIGITS)?;
         let frame = hex(&digits[..16])?;
@@ -108,7 +107,7 @@ fn write_sei(payload_type: u8, payload: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The number that hex digits spell; none for anything else (a sign too).
+/// The value of hex digits; `None` for anything else, including a sign.
 fn hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0u64, |number, &digit| {
         let value = char::from(digit).to_digit(16)?;
@@ -116,10 +115,9 @@ fn hex(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// The stamp in the payload of an RTP packet of H.264 (RFC 6184) or H.265 (RFC 7798), if it carries one.
+/// The stamp in the payload of an RTP packet of H.264 (RFC 6184) or H.265 (RFC 7798), if there is one.
 ///
-/// Looks only where a stamp can be: in an SEI NAL unit, alone or aggregated (STAP-A, AP). So a packet of picture data costs
-/// two comparisons.
+/// Looks only where a stamp can be: in an SEI NAL unit, alone or aggregated (STAP-A, AP). So picture data costs only two comparisons.
 pub fn find(payload: &[u8]) -> Option<Stamp> {
     let first = *payload.first()?;
     let (h264, h265) = (first & 0x1f, first >> 1 & 0x3f);
@@ -144,7 +142,7 @@ pub fn find(payload: &[u8]) -> Option<Stamp> {
     None
 }
 
-/// The first stamp anywhere in `bytes`, for those who have a frame in another form than RTP payloads.
+/// The first stamp anywhere in `bytes`, for frames in another form than RTP payloads.
 pub fn search(bytes: &[u8]) -> Option<Stamp> {
     let mut rest = bytes;
     while let Some(at) = rest.iter().position(|&byte| byte == MAGIC[0]) {
@@ -201,7 +199,7 @@ mod tests {
         let mut cut = nal(Stamp { frame: 0, unix_ns: 0, flags: 0 }, H264_SEI);
         cut.truncate(50);
         assert_eq!(find(&cut), None);
-        // The right UUID over digits that are none.
+        // The right UUID followed by invalid digits.
         let mut bad = b"\x06\x05\x38rtsprelay-stamp1".to_vec();
         bad.extend_from_slice(&[b'+'; DIGITS]);
         assert_eq!(find(&bad), None);

@@ -1,17 +1,17 @@
-//! The sound of the test source: a quiet tone in PCMU.
+//! The audio of the test source: a quiet tone in PCMU.
 
 use std::f64::consts::TAU;
 
 /// Samples a second.
 pub const RATE: u32 = 8_000;
 
-/// Samples after which the tone begins again: 11 turns of 440 Hz.
+/// Samples after which the tone repeats: 11 periods of 440 Hz.
 const PERIOD: usize = 200;
 
-/// The loudest sample; full scale is 32,767, so this is some 20 dB below.
+/// Peak amplitude; full scale is 32,767, so this is about 20 dB below.
 const AMPLITUDE: f64 = 3_000.0;
 
-/// A sine of 440 Hz, sample after sample without a break.
+/// A continuous 440 Hz sine.
 #[derive(Clone, Debug)]
 pub struct Tone {
     table: Vec<u8>,
@@ -27,7 +27,7 @@ impl Default for Tone {
 }
 
 impl Tone {
-    /// Fills `out` with the samples that follow.
+    /// Fills `out` with the next samples.
     pub fn fill(&mut self, out: &mut [u8]) {
         for byte in out {
             *byte = self.table[self.next];
@@ -38,7 +38,7 @@ impl Tone {
 
 /// A 16-bit sample as G.711 µ-law.
 pub fn mu_law(sample: i16) -> u8 {
-    // G.711 works on 14 bits; 33 of those shift every value into a segment that begins at a power of two.
+    // G.711 uses 14 bits; adding 33 shifts every value into a segment that starts at a power of two.
     let magnitude = (i32::from(sample).unsigned_abs().min(32_635) + 132) as u16;
     let segment = (magnitude.ilog2() - 7) as u8;
     let step = (magnitude >> (segment + 3)) as u8 & 0x0f;
@@ -50,7 +50,7 @@ pub fn mu_law(sample: i16) -> u8 {
 mod tests {
     use super::*;
 
-    /// The value in the middle of a µ-law step, as G.711 table 2b has it, in 16 bits.
+    /// The middle of a µ-law step, as in G.711 table 2b, in 16 bits.
     fn linear(byte: u8) -> i16 {
         let byte = !byte;
         let magnitude = ((i32::from(byte & 0x0f) << 3) + 0x84) << (byte >> 4 & 7);

@@ -1,4 +1,4 @@
-//! Carries a client's bytes between its TLS connection and the local socket that the shard has in its place.
+//! Carries a client's bytes between its TLS connection and the local socket that represents it in the shard.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -18,13 +18,14 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 use tokio_rustls::rustls::ServerConnection;
 
-use super::{Counted, Outcome, TlsCounts};
+use super::{Counted, TlsCounts, TlsOutcome};
 use crate::limits::{TLS_CARRY_BYTES_MAX, TLS_FAREWELL_MAX_MS};
+use crate::testing::Testing;
 
-/// Pieces of one client that are carried before the others have their turn.
+/// Pieces of one client that are carried before other clients have their turn.
 const TURN_PIECES_MAX: usize = 4;
 
-/// A client whose handshake is done.
+/// A client whose handshake is complete.
 pub struct Established {
     tls: ServerConnection,
     tcp: std::net::TcpStream,
@@ -34,8 +35,9 @@ pub struct Established {
 }
 
 impl Established {
-    /// The TLS on `tcp`, whose other handle the shard has, and the other end of the shard's socket; both in non-blocking mode.
-    /// `over` tells when the shard is done with the client ([`Secured::over`](super::Secured)). Counts as carried from now on.
+    /// The TLS connection on `tcp`, of which the shard has another handle, and the other end of the shard's socket; both in
+    /// non-blocking mode. `over` tells when the shard is done with the client ([`Secured::over`](crate::egress::Secured)). Counts as
+    /// carried from now on.
     pub(super) fn new(
         tls: ServerConnection,
         tcp: std::net::TcpStream,
@@ -47,20 +49,19 @@ impl Established {
     }
 }
 
-/// What a client sends, of a relay that is told to be tested so, to have its code fail here.
+/// If a relay under test receives this from a client, the carrying code panics.
 const ASKS_FOR_FAULT: &[u8] = b"X-Test-Panic: tls";
 
-/// Carries all clients that come, until no more can come and the last has gone. With `test_panics` clients may have their own code
-/// fail.
-pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>, test_panics: bool) {
-    // Whatever is read from one client's shard is encrypted before another's is: they share the memory for it.
+/// Carries all clients that arrive, until no more can arrive and the last is gone. Tests may make a client's code panic.
+pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>, testing: Testing) {
+    // What is read from one client's shard is encrypted before another's is read, because they share the buffer.
     let scratch: Scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
     let (running, mut all_gone) = mpsc::channel::<()>(1);
     while let Some(client) = clients.recv().await {
         let (scratch, running) = (Rc::clone(&scratch), running.clone());
-        // A panic ends the task, and with it the client's two sockets.
+        // A panic ends the task, and closes the client's two sockets.
         spawn_local(async move {
-            carry(client, scratch, test_panics).await;
+            carry(client, scratch, testing).await;
             drop(running);
         });
     }
@@ -70,13 +71,13 @@ pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>, test_p
 
 type Scratch = Rc<RefCell<Box<[u8]>>>;
 
-async fn carry(client: Established, scratch: Scratch, test_panics: bool) {
+async fn carry(client: Established, scratch: Scratch, testing: Testing) {
     let Established { tls, tcp, near, over, counted } = client;
     let peer = tcp.peer_addr();
     let carrier = Carrier::new(tls, tcp, near, scratch);
     let outcome = match carrier {
         Ok(mut carrier) => {
-            carrier.test_panics = test_panics;
+            carrier.testing = testing;
             let over = async {
                 over.notified().await;
                 sleep(Duration::from_millis(TLS_FAREWELL_MAX_MS)).await;
@@ -86,7 +87,7 @@ async fn carry(client: Established, scratch: Scratch, test_panics: bool) {
                 outcome = poll_fn(|cx| carrier.poll(cx)) => outcome,
                 outcome = over => outcome,
             };
-            // What has been sent is still delivered; nothing more comes. It fails only if the connection is gone already.
+            // What was sent is still delivered; nothing more follows. It fails only if the connection is already gone.
             let _ = SockRef::from(&carrier.far).shutdown(Shutdown::Both);
             outcome
         }
@@ -95,7 +96,7 @@ async fn carry(client: Established, scratch: Scratch, test_panics: bool) {
     if let Err(error) = outcome
         && error.kind() == ErrorKind::InvalidData
     {
-        counted.counts.count(Outcome::Broken);
+        counted.counts.count(TlsOutcome::Broken);
         match peer {
             Ok(client) => tracing::warn!(%client, "TLS: {error}: closed"),
             Err(_) => tracing::warn!("TLS: {error}: closed"),
@@ -111,13 +112,13 @@ struct Carrier {
     scratch: Scratch,
     /// The shard sends no more.
     near_ended: bool,
-    /// The client has been told that no more comes.
+    /// The client has been told that nothing more follows.
     said_farewell: bool,
     /// The client sends no more.
     far_ended: bool,
     /// The shard has been told so.
     told_shard: bool,
-    test_panics: bool,
+    testing: Testing,
 }
 
 impl Carrier {
@@ -127,7 +128,7 @@ impl Carrier {
         near: std::os::unix::net::UnixStream,
         scratch: Scratch,
     ) -> io::Result<Carrier> {
-        // It is bounded by never taking anything from the shard before the last has gone out.
+        // Memory is bounded because nothing is read from the shard before everything has been sent.
         tls.set_buffer_limit(None);
         Ok(Carrier {
             tls,
@@ -138,14 +139,14 @@ impl Carrier {
             said_farewell: false,
             far_ended: false,
             told_shard: false,
-            test_panics: false,
+            testing: Testing::default(),
         })
     }
 
-    /// Carries what there is; ready when the shard has ended the connection and the client got all of it, or on an error.
+    /// Carries what is available; ready when the shard has ended the connection and the client received all of it, or on an error.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let inward = self.inward(cx);
-        // Even after a fault of the client's: it is told of it.
+        // Also after an error of the client, which is sent an alert.
         let outward = self.outward(cx);
         match (inward, outward) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
@@ -158,15 +159,14 @@ impl Carrier {
         for _ in 0..TURN_PIECES_MAX {
             while !self.told_shard {
                 let mut reader = self.tls.reader();
-                // Nothing more just now, or never again: the client has said farewell, or gone without.
+                // Nothing more at present, or ever: the client has sent close_notify, or just disconnected.
                 let Ok(plain @ [_, ..]) = reader.fill_buf() else { break };
-                let asks = |plain: &[u8]| plain.windows(ASKS_FOR_FAULT.len()).any(|window| window == ASKS_FOR_FAULT);
-                assert!(!(self.test_panics && asks(plain)), "a test wants it so");
+                assert!(!self.testing.is_asked(plain, ASKS_FOR_FAULT), "a test wants it so");
                 ready!(self.near.poll_write_ready(cx))?;
                 match self.near.try_write(plain) {
                     Ok(count) => reader.consume(count),
                     Err(error) if is_for_another_try(&error) => {}
-                    // The shard reads no more: it has ended the connection, which the other direction sees to.
+                    // The shard reads no more because it has ended the connection; the other direction handles that.
                     Err(_) => self.told_shard = true,
                 }
             }
@@ -223,7 +223,7 @@ impl Carrier {
             let mut buf = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut self.near).poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => self.tls.writer().write_all(buf.filled())?,
-                // The shard sends no more, or has closed its end with something of ours unread.
+                // The shard has shut down sending, or has closed its end with unread data from the client.
                 Ok(()) | Err(_) => self.near_ended = true,
             }
         }
@@ -234,7 +234,7 @@ fn is_for_another_try(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// A connection as TLS reads and writes it once it is said to be ready.
+/// A connection as TLS reads and writes it after it was reported ready.
 struct Ready<'a>(&'a TcpStream);
 
 impl Read for Ready<'_> {
@@ -267,14 +267,14 @@ mod tests {
     use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 
     use super::*;
-    use crate::egress::IoKind;
     use crate::egress::runtime::Runtime;
-    use crate::tls::{Secured, provider};
+    use crate::egress::{IoKind, Secured};
+    use crate::trust::provider;
 
     /// Long enough for the slowest machine.
     const DEADLINE: Duration = Duration::from_secs(30);
 
-    /// A handshake that is done, in memory.
+    /// A completed handshake, in memory.
     fn shaken() -> (ServerConnection, ClientConnection) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -313,8 +313,8 @@ mod tests {
             let secured = Secured::new(tcp.try_clone().unwrap());
             let client = Established::new(tls, tcp, near, secured.over(), &Arc::default());
             let scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
-            let carried = tokio::task::spawn_local(carry(client, scratch, false));
-            // Until nothing more goes in anywhere.
+            let carried = tokio::task::spawn_local(carry(client, scratch, Testing::default()));
+            // Until neither side accepts anything more.
             let fed = std::thread::spawn(move || while shards.write_all(&[0; 65_536]).is_ok() {});
             while !fed.is_finished() {
                 assert!(!carried.is_finished());

@@ -1,7 +1,7 @@
-//! The thread of the handshakes, and what it does for each connection.
+//! The handshake thread, and what it does for each connection.
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -15,49 +15,72 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, AlertDescription, ServerConfig, ServerConnection};
 
 use super::carry::Established;
-use super::{Counted, Limits, Outcome, Secured, TlsCounts};
+use super::turns::Turns;
+use super::{Counted, Limits, TlsCounts, TlsOutcome};
 use crate::crowd::{Crowd, Place, origin};
+use crate::egress::Secured;
 use crate::limits::{TLS_SHARD_SEND_BUFFER_BYTES, tls_half_open_kept, tls_half_open_max};
 use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
 use crate::told::Told;
+use crate::wire::proxy_protocol::SIGNATURE;
+use crate::wire::rtsp::Fault;
 
-/// The first byte of a TLS record with a handshake (RFC 8446 section 5.1).
+/// The first byte of a TLS handshake record (RFC 8446 section 5.1).
 const HANDSHAKE_RECORD: u8 = 22;
 
-/// What a client that speaks RTSP without TLS is told, in its own words.
+/// The answer to a client that uses RTSP without TLS.
 const PLAIN_ANSWER: &[u8] =
     b"RTSP/1.0 400 This port speaks RTSPS: use rtsps:// here, or the port of rtsp://\r\nConnection: close\r\n\r\n";
 
-/// What the thread of the handshakes is told.
+/// Messages to the handshake thread.
 pub(super) enum ToHandshakes {
     /// A connection was accepted.
     Connection(Accepted),
-    /// Few connections more would be accepted: for the one that has come, one of those that are not done is to be given up.
+    /// Few more connections can be accepted: evict an unfinished handshake for the one that has arrived.
     GiveWay,
-    /// Handshakes are done with this from now on.
+    /// Use this configuration for handshakes from now on.
     Config(Arc<ServerConfig>),
-    /// This is what they may take from now on.
+    /// Apply these limits from now on.
     Limits(Limits),
 }
 
-/// A connection whose handshake is to be done.
+/// A connection that needs a handshake.
 pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) admitted: Admitted,
+    to: Destination,
     counted: Counted,
 }
 
 impl Accepted {
-    pub(super) fn new(stream: TcpStream, admitted: Admitted, counts: &Arc<TlsCounts>) -> Accepted {
-        Accepted { stream, admitted, counted: Counted::new(counts, |counts| &counts.half_open) }
+    pub(super) fn new(stream: TcpStream, admitted: Admitted, to: Destination, counts: &Arc<TlsCounts>) -> Accepted {
+        Accepted { stream, admitted, to, counted: Counted::new(counts, |counts| &counts.half_open) }
     }
 }
 
-/// A client that the control thread has let in: told as gone when dropped, unless a shard answers for it by then.
+/// Who serves the client after the handshake.
+#[derive(Clone)]
+pub(super) enum Destination {
+    /// A shard, RTSP.
+    Shard,
+    /// The HTTP server.
+    Pages(mpsc::UnboundedSender<SecuredPage>),
+}
+
+/// An HTTPS client's connection, for the HTTP server.
+pub struct SecuredPage {
+    /// The local socket that represents it, non-blocking.
+    pub stream: TcpStream,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The TCP connection.
+    pub secured: Arc<Secured>,
+}
+
+/// A client that the control thread has admitted. When it is dropped, the client is reported as gone, unless a shard has taken over.
 pub(super) struct Admitted {
     peer: SocketAddr,
     control: Option<ControlSender>,
@@ -66,6 +89,11 @@ pub(super) struct Admitted {
 impl Admitted {
     pub(super) fn new(peer: SocketAddr, control: ControlSender) -> Admitted {
         Admitted { peer, control: Some(control) }
+    }
+
+    /// One that does not count as a client.
+    pub(super) fn uncounted(peer: SocketAddr) -> Admitted {
+        Admitted { peer, control: None }
     }
 }
 
@@ -77,13 +105,13 @@ impl Drop for Admitted {
     }
 }
 
-/// Where connections go whose handshake is done.
+/// Where connections go after the handshake.
 pub(super) struct Onward {
     pub(super) shards: Vec<ShardSender>,
     pub(super) carriers: Vec<mpsc::UnboundedSender<Established>>,
 }
 
-/// Does the handshakes of all connections that come, until no more can come.
+/// Does the handshakes of all connections that arrive, until no more can arrive.
 pub(super) async fn serve(
     mut inbox: mpsc::UnboundedReceiver<ToHandshakes>,
     mut config: Arc<ServerConfig>,
@@ -94,6 +122,11 @@ pub(super) async fn serve(
     let onward = Rc::new(onward);
     let mut next_carrier = 0;
     let crowd = SharedCrowd::default();
+    let turns = Rc::new(Turns::default());
+    spawn_local({
+        let turns = Rc::clone(&turns);
+        async move { turns.give().await }
+    });
     let mut told_crowded = Told::default();
     while let Some(message) = inbox.recv().await {
         let accepted = match message {
@@ -116,29 +149,30 @@ pub(super) async fn serve(
         let told = Rc::new(Notify::new());
         let place = crowd.borrow_mut().add(Rc::clone(&told), origin(accepted.admitted.peer.ip()));
         let standing = Standing { crowd: Rc::clone(&crowd), place };
-        let (onward, counts, acceptor) = (Rc::clone(&onward), Arc::clone(&counts), TlsAcceptor::from(config.clone()));
+        let (onward, counts, config) = (Rc::clone(&onward), Arc::clone(&counts), Arc::clone(&config));
+        let turns = Rc::clone(&turns);
         let carrier = next_carrier;
         next_carrier = (next_carrier + 1) % onward.carriers.len();
         spawn_local(async move {
             let _standing = standing;
-            let Accepted { stream, admitted, counted } = accepted;
+            let Accepted { stream, admitted, to, counted } = accepted;
             let peer = admitted.peer;
             let handshake = async {
-                match timeout(limits.handshake_timeout, greet(stream, peer, acceptor)).await {
-                    Ok(Ok((tcp, tls))) => match pass_on(tcp, tls, admitted, carrier, &onward, &counts) {
-                        Ok(()) => Outcome::Done,
+                match timeout(limits.handshake_timeout, greet(stream, peer, config, &turns)).await {
+                    Ok(Ok((tcp, tls))) => match pass_on(tcp, tls, (admitted, to), carrier, &onward, &counts) {
+                        Ok(()) => TlsOutcome::Done,
                         Err(error) => {
-                            tracing::warn!(client = %peer, %error, "a TLS connection could not be taken over: closed");
-                            Outcome::Failed
+                            tracing::warn!(client = %peer, %error, "cannot set up the TLS connection: closed");
+                            TlsOutcome::Failed
                         }
                     },
                     Ok(Err(outcome)) => outcome,
-                    Err(_) => Outcome::TimedOut,
+                    Err(_) => TlsOutcome::TimedOut,
                 }
             };
             let outcome = tokio::select! {
                 biased;
-                () = told.notified() => Outcome::CrowdedOut,
+                () = told.notified() => TlsOutcome::CrowdedOut,
                 outcome = handshake => outcome,
             };
             counts.count(outcome);
@@ -147,29 +181,30 @@ pub(super) async fn serve(
     }
 }
 
-/// The handshakes that are not done, and what tells each of them that it is given up. No borrow is held across an `await`.
+/// The unfinished handshakes, each with a way to cancel it. No borrow is held across an `await`.
 type SharedCrowd = Rc<RefCell<Crowd<Rc<Notify>>>>;
 
-/// Gives handshakes up until there are no more than these.
+/// Evicts handshakes until at most this many are left.
 fn give_up(crowd: &SharedCrowd, left: usize, told_crowded: &mut Told) {
     let mut crowd = crowd.borrow_mut();
     while crowd.len() > left
-        && let Some((place, _)) = crowd.first_to_go()
+        && let Some((place, _)) = crowd.first_to_go(fastrand::u64(..))
     {
-        // One that means it is done in a moment; so whoever came first and is still at it is the one to go.
+        // A genuine handshake takes a moment, so of an address with several the oldest is evicted. Among addresses with equally many a
+        // random one is chosen, because the oldest of all might just be waiting for its turn.
         if let Some(told) = crowd.remove(place) {
             told.notify_one();
         }
         if told_crowded.is_due(Instant::now()) {
             tracing::warn!(
-                "too many connections, of which {} have a TLS handshake that is not done: for each new one the oldest of the address that has most is given up; see who connects",
+                "too many connections, {} of them with an unfinished TLS handshake: each new one evicts the oldest of an address that has most; check who connects, and use a certificate with an ECDSA key, which costs a tenth of an RSA one",
                 crowd.len() + 1
             );
         }
     }
 }
 
-/// A handshake's place among those that are not done.
+/// A handshake's entry among the unfinished ones.
 struct Standing {
     crowd: SharedCrowd,
     place: Place,
@@ -185,43 +220,109 @@ impl Drop for Standing {
 async fn greet(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
-) -> Result<(TcpStream, ServerConnection), Outcome> {
+    config: Arc<ServerConfig>,
+    turns: &Turns,
+) -> Result<(TcpStream, ServerConnection), TlsOutcome> {
     let mut tcp = tokio::net::TcpStream::from_std(stream).map_err(|error| {
-        tracing::warn!(client = %peer, %error, "a TLS connection could not be taken over: closed");
-        Outcome::Failed
+        tracing::warn!(client = %peer, %error, "cannot set up the TLS connection: closed");
+        TlsOutcome::Failed
     })?;
     let mut first = [0];
     match tcp.peek(&mut first).await {
         Ok(1) if first[0] == HANDSHAKE_RECORD => {}
         Ok(1) if first[0].is_ascii_uppercase() => {
-            tracing::warn!(client = %peer, "speaks RTSP without TLS to a port of listen_tls; use rtsps:// there, or a port of listen");
-            // What is left unread would have the answer followed by a reset.
+            tracing::warn!(client = %peer, "client speaks RTSP without TLS on a listen_tls port; use rtsps:// there, or a port of listen");
+            // Unread data would make the answer be followed by a reset.
             let _ = tcp.try_read(&mut [0; 4096]);
-            // Whoever does not wait for the answer needs none.
+            // A client that does not wait for the answer does not need it.
             let _ = tcp.write_all(PLAIN_ANSWER).await;
             let _ = tcp.shutdown().await;
-            return Err(Outcome::Plain);
+            return Err(TlsOutcome::Plain);
+        }
+        Ok(1) if first[0] == SIGNATURE[0] => {
+            tracing::warn!(client = %peer, "{}: closed", Fault::ProxyProtocol);
+            return Err(TlsOutcome::Failed);
         }
         Ok(1) => {
-            tracing::warn!(client = %peer, "what came to a port of listen_tls is no TLS: closed");
-            return Err(Outcome::Failed);
+            tracing::warn!(client = %peer, "client does not speak TLS on a listen_tls port: closed");
+            return Err(TlsOutcome::Failed);
         }
-        Ok(_) | Err(_) => return Err(Outcome::Left),
+        Ok(_) | Err(_) => return Err(TlsOutcome::Left),
     }
-    match acceptor.accept(tcp).await {
-        Ok(established) => {
-            let (tcp, tls) = established.into_inner();
-            let tcp = tcp.into_std().map_err(|_| Outcome::Left)?;
-            Ok((tcp, tls))
+    match shake_hands(&tcp, config, turns).await {
+        Ok(tls) => Ok((tcp.into_std().map_err(|_| TlsOutcome::Left)?, tls)),
+        Err(Broken::Left) => Err(TlsOutcome::Left),
+        Err(Broken::Failed(fault)) => {
+            tracing::warn!(client = %peer, "the TLS handshake failed: {fault}{}", cure(&fault));
+            Err(TlsOutcome::Failed)
         }
-        Err(error) => {
-            let Some(fault) = error.get_ref().and_then(|fault| fault.downcast_ref::<rustls::Error>()) else {
-                return Err(Outcome::Left);
-            };
-            tracing::warn!(client = %peer, "the TLS handshake failed: {fault}{}", cure(fault));
-            Err(Outcome::Failed)
+    }
+}
+
+/// Why a handshake failed.
+enum Broken {
+    /// The client went.
+    Left,
+    /// The client's data is not valid.
+    Failed(rustls::Error),
+}
+
+impl From<io::Error> for Broken {
+    fn from(_: io::Error) -> Self {
+        Broken::Left
+    }
+}
+
+/// A socket that does not wait.
+struct AtOnce<'a>(&'a tokio::net::TcpStream);
+
+impl Read for AtOnce<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(into)
+    }
+}
+
+impl Write for AtOnce<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Does a handshake, each step when there is something to read, in a turn of its own.
+async fn shake_hands(
+    tcp: &tokio::net::TcpStream,
+    config: Arc<ServerConfig>,
+    turns: &Turns,
+) -> Result<ServerConnection, Broken> {
+    let mut tls = ServerConnection::new(config).map_err(Broken::Failed)?;
+    loop {
+        while tls.wants_write() {
+            match tls.write_tls(&mut AtOnce(tcp)) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => tcp.writable().await?,
+                written => drop(written?),
+            }
         }
+        if !tls.is_handshaking() {
+            return Ok(tls);
+        }
+        tcp.readable().await?;
+        let mut turn = turns.turn().await;
+        let step = turn.compute(|| match tls.read_tls(&mut AtOnce(tcp)) {
+            Ok(0) => Err(Broken::Left),
+            Ok(_) => tls.process_new_packets().map(drop).map_err(Broken::Failed),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+        });
+        drop(turn);
+        if step.is_err() {
+            // The alert, as far as it can be sent.
+            let _ = tls.write_tls(&mut AtOnce(tcp));
+        }
+        step?;
     }
 }
 
@@ -233,20 +334,18 @@ fn cure(fault: &rustls::Error) -> &'static str {
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateExpired,
         ) => {
-            "; the client does not trust the relay's certificate: give it the authority's, or a certificate for the name it asks for"
+            "; the client does not trust the relay's certificate: install the CA on the client, or use a certificate for the name that it connects to"
         }
-        rustls::Error::PeerIncompatible(_) => {
-            "; the client knows nothing newer than TLS 1.1, or no cipher that is safe"
-        }
+        rustls::Error::PeerIncompatible(_) => "; the client supports nothing newer than TLS 1.1, or no secure cipher",
         _ => "",
     }
 }
 
-/// Gives a connection to the shard with the fewest, and its TLS to a thread that carries.
+/// Gives a connection to the shard with the fewest connections, and its TLS to an encryption thread.
 fn pass_on(
     tcp: TcpStream,
     tls: ServerConnection,
-    mut admitted: Admitted,
+    (mut admitted, to): (Admitted, Destination),
     carrier: usize,
     onward: &Onward,
     counts: &Arc<TlsCounts>,
@@ -256,11 +355,17 @@ fn pass_on(
     SockRef::from(&shards).set_send_buffer_size(TLS_SHARD_SEND_BUFFER_BYTES)?;
     let secured = Secured::new(tcp.try_clone()?);
     let shard = onward.shards.iter().min_by_key(|shard| shard.connections()).ok_or(ErrorKind::NotConnected)?;
-    // Whatever has ended ends only at a stop.
+    // The receivers end only during a stop.
     let _ = onward.carriers[carrier].send(Established::new(tls, tcp, near, secured.over(), counts));
-    // A stream socket is one whatever its family is: only the addresses and the options of TCP are to be asked of `secured`.
+    // A stream socket works the same whatever its family: only addresses and TCP options must be queried from `secured`.
     let stream = TcpStream::from(OwnedFd::from(shards));
-    // From here on the shard tells of the client's end.
+    if let Destination::Pages(pages) = to {
+        stream.set_nonblocking(true)?;
+        // It ends only during a stop.
+        let _ = pages.send(SecuredPage { stream, peer: admitted.peer, secured });
+        return Ok(());
+    }
+    // From here on the shard reports the client's end.
     admitted.control = None;
     let (peer, secured) = (admitted.peer, Some(secured));
     shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), secured, moves: 0 });

@@ -8,19 +8,20 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::handshake::{self, Accepted, Admitted, Onward, ToHandshakes};
-use super::{Identity, Outcome, TlsCounts, carry};
+use super::handshake::{self, Accepted, Admitted, Destination, Onward, SecuredPage, ToHandshakes};
+use super::{Identity, TlsCounts, TlsOutcome, carry};
 use crate::egress::IoKind;
 use crate::egress::runtime::Runtime;
 use crate::limits::TLS_QUEUED_MAX;
 use crate::shard::inbox::{ControlSender, ShardSender};
+use crate::testing::Testing;
 
-/// What connections may take before their handshake is done.
+/// Limits for connections before their handshake is complete.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long it may take.
+    /// Maximum duration of a handshake.
     pub handshake_timeout: Duration,
-    /// `limits.clients`, which it follows from how many there may be.
+    /// `limits.clients`, from which the number of handshakes is derived.
     pub clients: usize,
 }
 
@@ -31,7 +32,7 @@ pub struct Tls {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Where connections of TLS listeners are handed to.
+/// Takes the connections of TLS listeners.
 #[derive(Clone, Debug)]
 pub struct TlsSender {
     queue: mpsc::UnboundedSender<ToHandshakes>,
@@ -40,31 +41,39 @@ pub struct TlsSender {
 }
 
 impl TlsSender {
-    /// Has the handshake of a connection done, and what follows.
+    /// Starts the handshake of a connection, and what follows.
     pub fn connection(&self, stream: TcpStream, peer: SocketAddr) {
-        let admitted = Admitted::new(peer, self.control.clone());
-        if self.counts.half_open() >= TLS_QUEUED_MAX {
-            // More come than can even be looked at. Whoever means it tries again.
-            self.counts.count(Outcome::CrowdedOut);
-            return;
-        }
-        // The thread ends after the acceptor, but for a failure.
-        let _ = self.queue.send(ToHandshakes::Connection(Accepted::new(stream, admitted, &self.counts)));
+        self.begin(stream, Admitted::new(peer, self.control.clone()), Destination::Shard);
     }
 
-    /// Has a handshake that is not done given up, if there are more than a few.
+    /// The same for a connection that goes to the HTTP server.
+    pub fn page(&self, stream: TcpStream, peer: SocketAddr, pages: &mpsc::UnboundedSender<SecuredPage>) {
+        self.begin(stream, Admitted::uncounted(peer), Destination::Pages(pages.clone()));
+    }
+
+    fn begin(&self, stream: TcpStream, admitted: Admitted, to: Destination) {
+        if self.counts.half_open() >= TLS_QUEUED_MAX {
+            // More arrive than can even be queued. Genuine clients retry.
+            self.counts.count(TlsOutcome::CrowdedOut);
+            return;
+        }
+        // The thread ends after the acceptor, unless it failed.
+        let _ = self.queue.send(ToHandshakes::Connection(Accepted::new(stream, admitted, to, &self.counts)));
+    }
+
+    /// Evicts an unfinished handshake, if there are more than a few.
     pub fn give_way(&self) {
         // As above.
         let _ = self.queue.send(ToHandshakes::GiveWay);
     }
 
-    /// Shows clients that come from now on another certificate.
+    /// Uses another certificate for clients that connect from now on.
     pub fn set_identity(&self, identity: &Identity) {
         // As above.
         let _ = self.queue.send(ToHandshakes::Config(identity.config()));
     }
 
-    /// Lets handshakes take so much from now on.
+    /// Sets the limits for handshakes from now on.
     pub fn set_limits(&self, limits: Limits) {
         // As above.
         let _ = self.queue.send(ToHandshakes::Limits(limits));
@@ -77,25 +86,25 @@ impl TlsSender {
 }
 
 impl Tls {
-    /// Starts the thread of the handshakes and `carriers` threads that carry. Of connections that do not reach a shard `control` is
-    /// told when they are gone. With `test_panics` clients may have the code that carries them fail.
+    /// Starts the handshake thread and `carriers` encryption threads. `control` is told when connections end that did not reach a
+    /// shard. Tests may make the carrying code panic.
     ///
     /// # Errors
-    /// If a thread or its runtime cannot be made.
+    /// A thread or its runtime cannot be created.
     pub fn spawn(
         identity: &Identity,
         limits: Limits,
         carriers: usize,
         shards: Vec<ShardSender>,
         control: ControlSender,
-        test_panics: bool,
+        testing: Testing,
     ) -> io::Result<Tls> {
         let counts = Arc::new(TlsCounts::default());
         let mut threads = Vec::with_capacity(carriers + 1);
         let mut senders = Vec::with_capacity(carriers);
         for index in 0..carriers {
             let (sender, clients) = mpsc::unbounded_channel();
-            threads.push(thread(format!("tls-{index}"), move || carry::carry_all(clients, test_panics))?);
+            threads.push(thread(format!("tls-{index}"), move || carry::carry_all(clients, testing))?);
             senders.push(sender);
         }
         let (queue, inbox) = mpsc::unbounded_channel();
@@ -106,24 +115,23 @@ impl Tls {
         Ok(Tls { sender: TlsSender { queue, control, counts }, threads })
     }
 
-    /// Where connections are handed to.
+    /// Takes connections.
     pub fn sender(&self) -> &TlsSender {
         &self.sender
     }
 
-    /// Whether one of the threads has ended by itself.
+    /// Whether one of the threads has ended unexpectedly.
     pub fn has_failed(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// Takes no more connections; gives the threads, which end when the last client has gone. The other senders are to be
-    /// dropped too.
+    /// Accepts no more connections; returns the threads, which end when the last client is gone. The other senders must be dropped too.
     pub fn stop(self) -> Vec<JoinHandle<()>> {
         self.threads
     }
 }
 
-/// A thread with a runtime of its own. It is epoll's in any case: what costs here is the encryption.
+/// A thread with its own runtime. It always uses epoll, because the main cost here is encryption.
 fn thread<F: Future<Output = ()>>(
     name: String,
     serve: impl FnOnce() -> F + Send + 'static,

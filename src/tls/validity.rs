@@ -1,4 +1,4 @@
-//! From when to when a certificate is valid (RFC 5280 section 4.1.2.5), which is all that the relay wants to know of one itself.
+//! The validity period of a certificate (RFC 5280 section 4.1.2.5), the only thing that the relay parses itself.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,14 +7,14 @@ const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 const VERSION: u8 = 0xA0;
 
-/// The first and the last second of a certificate in DER; `None` if it cannot be read.
+/// The first and last second of validity of a DER certificate; `None` if it cannot be parsed.
 pub(super) fn validity(der: &[u8]) -> Option<(SystemTime, SystemTime)> {
     let (certificate, _) = value(der, SEQUENCE)?;
     let (mut fields, _) = value(certificate, SEQUENCE)?;
     if fields.first() == Some(&VERSION) {
         fields = skip(fields)?;
     }
-    // The serial number, the algorithm of the signature, and who signed.
+    // The serial number, the signature algorithm, and the issuer.
     for _ in 0..3 {
         fields = skip(fields)?;
     }
@@ -24,7 +24,7 @@ pub(super) fn validity(der: &[u8]) -> Option<(SystemTime, SystemTime)> {
     Some((first, last))
 }
 
-/// Tag, contents, and what comes after them.
+/// Tag, contents, and the rest.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&short, rest) = rest.split_first()?;
@@ -80,9 +80,9 @@ fn number(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |sum, byte| byte.is_ascii_digit().then(|| sum * 10 + u64::from(byte - b'0')))
 }
 
-/// Days from the epoch to a date of the Gregorian calendar.
+/// Days from the epoch to a Gregorian date.
 fn days(year: u64, month: u64, day: u64) -> i64 {
-    // Years that begin on 1 March, so that the leap day is the last.
+    // Years that start on 1 March, so that the leap day is the last.
     let year = (year + u64::from(month > 2)) as i64 - 1;
     let month = (month + 9) % 12;
     let day_of_year = (153 * month + 2) / 5 + day - 1;

@@ -1,9 +1,9 @@
-//! Authentication of HTTP as RTSP uses it (RFC 2326 section 14): Basic (RFC 7617), and Digest as RFC 7616 has it, with what
-//! clients of RFC 2617 and 2069 leave out.
+//! HTTP authentication as used by RTSP (RFC 2326 section 14): Basic (RFC 7617), and Digest (RFC 7616), tolerating what clients of RFC
+//! 2617 and 2069 omit.
 //!
-//! What real clients do decides two things. Those that read one challenge alone read the first or the last of them, and some
-//! compute MD5 whatever it says; so every challenge of an answer has the same nonce, and the length of what comes back tells
-//! the algorithm, not its name.
+//! Two design decisions follow from real clients. Clients that read only one challenge read the first or the last, and some compute MD5
+//! whatever the challenge says. So all challenges in a response have the same nonce, and the algorithm is recognized by the length of
+//! the hash, not by its name.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use md5::{Digest as _, Md5};
 
-/// Parameters of one header at most; those that have a meaning are a dozen.
+/// Maximum number of parameters in a header; only about a dozen have a meaning.
 const PARAMETERS_MAX: usize = 24;
 
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -20,18 +20,18 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What a Digest is computed with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The hash algorithm of a Digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Algorithm {
-    /// MD5, all that many players know.
+    /// MD5; many players support nothing else.
     Md5,
     /// SHA-256.
     Sha256,
 }
 
 impl Algorithm {
-    /// Both, in the order in which they are offered: the better one first (RFC 7616 section 3.7). Players that take the last
-    /// challenge, as ffmpeg and VLC do, get the one that all of them know.
+    /// Both, in the order in which they are offered: the better one first (RFC 7616 section 3.7). Players that use the last challenge,
+    /// such as ffmpeg and VLC, get MD5, which all players support.
     pub const OFFERED: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Md5];
 
     /// Its name in a header.
@@ -42,7 +42,7 @@ impl Algorithm {
         }
     }
 
-    /// Hexadecimal digits of its hashes.
+    /// Number of hexadecimal digits of its hashes.
     pub const fn digits(self) -> usize {
         match self {
             Algorithm::Md5 => 32,
@@ -50,7 +50,7 @@ impl Algorithm {
         }
     }
 
-    /// The hash of the parts with colons between them, in lower-case hexadecimal digits.
+    /// The hash of the parts joined by colons, in lower-case hexadecimal digits.
     pub fn hash(self, parts: &[&str]) -> String {
         let text = parts.join(":");
         match self {
@@ -59,7 +59,7 @@ impl Algorithm {
         }
     }
 
-    /// The hash that stands for a password (`HA1` of RFC 7616 section 3.4.2).
+    /// The hash of a password (`HA1` in RFC 7616 section 3.4.2).
     pub fn ha1(self, user: &str, realm: &str, password: &str) -> String {
         self.hash(&[user, realm, password])
     }
@@ -76,22 +76,22 @@ pub fn hex(bytes: &[u8]) -> String {
     out
 }
 
-/// What an `Authorization` header holds.
+/// The contents of an `Authorization` header.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Authorization {
-    /// A name and a password, readable by whoever sees the request.
+    /// A name and a password, readable by anyone who sees the request.
     Basic {
         /// The name.
         user: String,
         /// The password.
         password: String,
     },
-    /// A hash that proves that the password is known.
+    /// A hash that proves knowledge of the password.
     Digest(Digest),
 }
 
 impl Authorization {
-    /// The user that it names.
+    /// The user name in it.
     pub fn user(&self) -> &str {
         match self {
             Authorization::Basic { user, .. } => user,
@@ -109,28 +109,28 @@ impl fmt::Debug for Authorization {
     }
 }
 
-/// The parameters of a Digest (RFC 7616 section 3.4), without their quotes.
+/// The parameters of a Digest (RFC 7616 section 3.4), unquoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digest {
     /// The user's name.
     pub user: String,
-    /// What the user is known in.
+    /// The realm that the user belongs to.
     pub realm: String,
     /// What the challenge gave.
     pub nonce: String,
-    /// The request's URL as the client has hashed it.
+    /// The request's URL as the client hashed it.
     pub uri: String,
-    /// The hash, in lower-case hexadecimal digits: as many as its algorithm has.
+    /// The hash, in lower-case hexadecimal digits; its length depends on the algorithm.
     pub response: String,
-    /// What it was computed with, by its length.
+    /// The algorithm, recognized by the length.
     pub algorithm: Algorithm,
-    /// `nc` and `cnonce`, of a client that says `qop=auth`.
+    /// `nc` and `cnonce`, if the client used `qop=auth`.
     pub counted: Option<(String, String)>,
 }
 
 impl Digest {
-    /// The hash that a client sends who knows the password that `ha1` stands for (RFC 7616 section 3.4.1; without `qop`, RFC
-    /// 2617 section 3.2.2.1).
+    /// The hash that a client sends if it knows the password with hash `ha1` (RFC 7616 section 3.4.1; without `qop`, RFC 2617 section
+    /// 3.2.2.1).
     pub fn expected(&self, ha1: &str, method: &str) -> String {
         let ha2 = self.algorithm.hash(&[method, &self.uri]);
         match &self.counted {
@@ -140,7 +140,7 @@ impl Digest {
     }
 }
 
-/// Reads an `Authorization` header. `None` for another scheme, and for what cannot be understood or has not been offered.
+/// Parses an `Authorization` header. `None` for other schemes, and for values that are invalid or were not offered.
 pub fn parse(value: &str) -> Option<Authorization> {
     let (scheme, rest) = scheme(value)?;
     if scheme.eq_ignore_ascii_case("Basic") {
@@ -195,8 +195,8 @@ pub fn challenges(realm: &str, nonce: &str, stale: bool, basic: bool) -> Vec<Str
     values
 }
 
-/// What a client answers to a challenge of ours: the value of its `Authorization` header. `None` if it is no Digest, or one that
-/// asks for what the relay does not.
+/// A client's answer to one of our challenges: the value of its `Authorization` header. `None` if the challenge is not a Digest, or
+/// requires something that the relay does not support.
 pub fn answer(challenge: &str, user: &str, password: &str, method: &str, uri: &str) -> Option<String> {
     let (scheme, rest) = scheme(challenge)?;
     if !scheme.eq_ignore_ascii_case("Digest") {
@@ -224,8 +224,8 @@ pub fn answer(challenge: &str, user: &str, password: &str, method: &str, uri: &s
     ))
 }
 
-/// Whether the URL that a client has hashed is the request's, as far as real clients take that: with or without scheme and host
-/// (which a proxy may have changed), with or without a slash at its end, and the stream's URL where one of its tracks is asked for.
+/// Whether the URL that a client hashed matches the request's, as tolerantly as real clients require: with or without scheme and host
+/// (which a proxy may have changed), with or without a trailing slash, and the stream's URL for one of its tracks.
 pub fn same_resource(requested: &str, hashed: &str) -> bool {
     let path = |url: &str| {
         let rest = match url.split_once("://") {
@@ -236,7 +236,7 @@ pub fn same_resource(requested: &str, hashed: &str) -> bool {
     };
     let (requested, hashed) = (path(requested), path(hashed));
     let Some(rest) = requested.strip_prefix(hashed.as_str()) else { return false };
-    // What names a track: `trackID=0`, a publisher's `streamid=0`.
+    // The name of a track: `trackID=0`, or a publisher's `streamid=0`.
     let is_track = |rest: &str| {
         let named = rest.split_once('=').is_some_and(|(name, number)| {
             let known = ["trackID", "streamid", "track", "stream"].iter().any(|known| known.eq_ignore_ascii_case(name));
@@ -254,7 +254,7 @@ fn scheme(value: &str) -> Option<(&str, &str)> {
     (!scheme.is_empty()).then_some((scheme, rest))
 }
 
-/// Names, in lower case, and values of `name=value, name="value"`. `None` where that cannot be read, or has a name twice.
+/// Lower-case names, and values, of `name=value, name="value"`. `None` if it is malformed or has a name twice.
 fn parameters(text: &str) -> Option<Vec<(String, String)>> {
     let mut found: Vec<(String, String)> = Vec::new();
     let mut rest = text;
@@ -285,8 +285,8 @@ fn parameters(text: &str) -> Option<Vec<(String, String)>> {
     }
 }
 
-/// Reads up to the closing quote: what stood there without its backslashes, and what follows.
-fn quoted_string(text: &str) -> Option<(String, &str)> {
+/// Reads up to the closing quote. Returns the text without backslashes, and the rest.
+pub(super) fn quoted_string(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
     while let Some((at, char)) = chars.next() {
@@ -373,7 +373,7 @@ mod tests {
             "DIGEST  response=RESP,uri=\"rtsp://h/a,b\",nonce=n,realm=r,username=\"a\\\"b\"",
             "Digest ,, Username = \"a\\\"b\" ,realm=\"r\" nonce=n uri=\"rtsp://h/a,b\", algorithm=\"md5\", response=\"RESP\",",
             "digest username=\"a\\\"b\", realm=r, nonce=n, uri=\"rtsp://h/a,b\", response=RESP, qop=\"\", opaque=\"\"",
-            // It says SHA-256, and has computed MD5.
+            // It claims SHA-256, but computed MD5.
             "Digest username=\"a\\\"b\", realm=\"r\", nonce=\"n\", uri=\"rtsp://h/a,b\", algorithm=SHA-256, response=\"RESP\"",
         ] {
             assert_eq!(digest(&value.replace("RESP", response)), expected, "{value}");

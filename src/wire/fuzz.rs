@@ -1,15 +1,12 @@
 //! Bodies of fuzz targets: each takes any bytes and panics where a promise is broken.
 #![allow(missing_docs)]
 
-use std::time::Instant;
-
 use bytes::Bytes;
 
 use super::auth::{self, Algorithm, Authorization};
 use super::rtsp::{Decoder, Invalid, Message};
-use super::{interleaved, rtcp, rtp, sdp, transport};
-use crate::limits::PACKET_BYTES_MAX;
-use crate::stream::{Description, Track};
+use super::{interleaved, proxy_protocol, rtcp, rtp, transport, websocket};
+use crate::limits::{PACKET_BYTES_MAX, PROXY_HEADER_BYTES_MAX};
 
 /// Input up to which every place is tried to cut it in two.
 const CUTS_BYTES_MAX: usize = 100;
@@ -50,6 +47,51 @@ pub fn requests(data: &[u8]) {
         let whole = decode_pieces([bytes]);
         for cut in 1..bytes.len() {
             assert_eq!(decode_pieces([&bytes[..cut], &bytes[cut..]]), whole, "cut at {cut}");
+        }
+    }
+}
+
+/// A PROXY protocol header is read to its end and no further, says one address at most, and says the same whatever follows it.
+pub fn proxy_headers(data: &[u8]) {
+    let Some((head, rest)) = data.split_first_chunk() else { return };
+    let Ok(head) = proxy_protocol::Head::parse(head) else { return };
+    assert!(data.starts_with(&proxy_protocol::SIGNATURE));
+    assert!(proxy_protocol::HEAD_BYTES + head.rest_bytes() <= PROXY_HEADER_BYTES_MAX);
+    let Some(whole) = rest.get(..head.rest_bytes()) else {
+        // The reader waits for the rest; what has come of it must break nothing.
+        head.client(rest);
+        return;
+    };
+    let client = head.client(whole);
+    assert_eq!(client, head.client(rest));
+    let is_proxied = data[12] & 0xF == 1 && data[13] != 0;
+    assert_eq!(client.is_some(), is_proxied, "a whole header that names a client gives its address");
+}
+
+/// Of headers with what the bytes say, and lengths about each bound, those are served that have room for their addresses and are no longer
+/// than is read.
+pub fn proxy_header_lengths(data: &[u8]) {
+    let [version_command, family, fields @ ..] = data else { return };
+    let least = match (version_command & 0xF, family) {
+        (0, _) | (1, 0) => Some(0),
+        (1, 0x11) => Some(12),
+        (1, 0x21) => Some(36),
+        _ => None,
+    };
+    let longest = PROXY_HEADER_BYTES_MAX - proxy_protocol::HEAD_BYTES;
+    for about in [0, 12, 36, longest, usize::from(u16::MAX) - 1] {
+        for len in about.saturating_sub(1)..=about + 1 {
+            let mut head = [0; proxy_protocol::HEAD_BYTES];
+            head[..12].copy_from_slice(&proxy_protocol::SIGNATURE);
+            head[12..14].copy_from_slice(&[*version_command, *family]);
+            head[14..].copy_from_slice(&(len as u16).to_be_bytes());
+            let parsed = proxy_protocol::Head::parse(&head);
+            let is_served = version_command >> 4 == 2 && len <= longest && least.is_some_and(|least| len >= least);
+            assert_eq!(parsed.is_ok(), is_served, "{head:?}");
+            let Ok(head) = parsed else { continue };
+            assert_eq!(head.rest_bytes(), len);
+            let rest: Vec<u8> = fields.iter().copied().chain([0]).cycle().take(len).collect();
+            assert_eq!(head.client(&rest).is_some(), least != Some(0), "{head:?}");
         }
     }
 }
@@ -106,44 +148,6 @@ pub fn packets(bytes: &[u8]) {
     assert!(rtcp::parse(bytes).count() <= bytes.len() / 4 + 1);
 }
 
-/// A camera's description is read whatever is wrong with it, and nothing in it makes a line of its own in ours.
-pub fn descriptions(bytes: &[u8]) {
-    let medias = sdp::media_attributes(bytes);
-    assert!(medias.len() <= bytes.len() / 2);
-    let clock = (Instant::now(), 0);
-    let mut tracks = Vec::new();
-    for media in medias {
-        assert!(media.attributes.iter().all(|attribute| sdp::may_pass(attribute)));
-        assert!(media.payload_type.is_none_or(|number| number < 128));
-        let Some(rtpmap) = media.rtpmap else { continue };
-        assert!(media.payload_type.is_some() && rtpmap.clock_rate > 0 && !rtpmap.encoding.is_empty());
-        tracks.push(Track {
-            media: media.media,
-            encoding: rtpmap.encoding,
-            payload_type: media.payload_type.unwrap_or_default(),
-            clock_rate: rtpmap.clock_rate,
-            channels: rtpmap.channels,
-            fmtp: media.fmtp,
-            attributes: media.attributes,
-            ssrc: 1,
-            first_seq: 1,
-            clock,
-        });
-    }
-    let name = String::from_utf8_lossy(&bytes[..bytes.len().min(20)]);
-    let written = sdp::describe(&name, &Description { tracks: tracks.clone() }, false);
-    let known = ["v=", "o=", "s=", "c=", "t=", "a=", "m="];
-    assert!(written.split("\r\n").all(|line| line.is_empty() || known.iter().any(|kind| line.starts_with(kind))));
-    assert!(!written.replace("\r\n", "").contains(['\r', '\n']));
-    let read = sdp::media_attributes(written.as_bytes());
-    assert_eq!(read.len(), tracks.len(), "{written}");
-    for (index, (read, track)) in read.iter().zip(&tracks).enumerate() {
-        assert_eq!(read.control.as_deref(), Some(format!("{}{index}", sdp::TRACK_PREFIX).as_str()));
-        assert_eq!(read.payload_type, Some(track.payload_type));
-        assert_eq!(read.attributes.len(), track.attributes.len());
-    }
-}
-
 /// A client's transports are read, or passed over.
 pub fn transports(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
@@ -166,6 +170,7 @@ pub fn transports(bytes: &[u8]) {
 
 /// The readers of `Authorization` and of challenges take anything; what a client makes of a challenge is read back as it was meant.
 pub fn authorization(bytes: &[u8]) {
+    super::challenge::fuzz(bytes);
     let text = String::from_utf8_lossy(bytes);
     for value in [text.to_string(), format!("Digest {text}"), format!("Basic {text}")] {
         if let Some(Authorization::Digest(digest)) = auth::parse(&value) {
@@ -188,13 +193,38 @@ pub fn authorization(bytes: &[u8]) {
     }
 }
 
+/// The same messages and the same fault come out of a client's WebSocket frames whatever pieces the bytes come in.
+pub fn websocket(data: &[u8]) {
+    let read = |pieces: &[&[u8]]| {
+        let (mut decoder, mut messages) = (websocket::Decoder::default(), Vec::new());
+        for piece in pieces {
+            decoder.feed(piece);
+            loop {
+                match decoder.next_message() {
+                    Ok(Some(message)) => messages.push(message),
+                    Ok(None) => break,
+                    Err(fault) => return (messages, Some(fault)),
+                }
+            }
+        }
+        (messages, None)
+    };
+    let whole = read(&[data]);
+    for at in 0..data.len().min(CUTS_BYTES_MAX) {
+        assert_eq!(read(&[&data[..at], &data[at..]]), whole, "cut at {at}");
+    }
+    let bytes: Vec<&[u8]> = data.chunks(1).collect();
+    assert_eq!(read(&bytes), whole);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use crate::wire::websocket::masked;
+
     fn read(bytes: &[u8]) {
         super::packets(bytes);
-        super::descriptions(bytes);
         super::transports(bytes);
         super::frames(bytes);
     }
@@ -213,6 +243,22 @@ mod tests {
         }
 
         #[test]
+        fn websocket_frames_may_be_anything(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            super::websocket(&bytes);
+        }
+
+        #[test]
+        fn websocket_frames_may_look_right(
+            frames in proptest::collection::vec((0usize..8, proptest::collection::vec(any::<u8>(), 0..200)), 0..6),
+        ) {
+            // Texts and bytes, whole and in pieces, and what stands between pieces; a text of ASCII is UTF-8.
+            const FIRST: [u8; 8] = [0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x88];
+            let ascii = |payload: &[u8]| payload.iter().map(|byte| byte & 0x7f).collect::<Vec<_>>();
+            let bytes: Vec<u8> = frames.iter().flat_map(|(at, payload)| masked(FIRST[*at], &ascii(payload))).collect();
+            super::websocket(&bytes);
+        }
+
+        #[test]
         fn readers_take_random_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             read(&bytes);
         }
@@ -227,11 +273,6 @@ mod tests {
             read(&bytes);
             (bytes[1], bytes[2], bytes[3]) = (kind, 0, words);
             read(&bytes);
-        }
-
-        #[test]
-        fn descriptions_that_look_right_are_read(text in "(m=[a-z]{1,5} 0 RTP/AVP (96|0|8)\r\n(a=(rtpmap:96 [A-Z0-9]{1,4}/[0-9]{1,5}|fmtp:96 [a-z=;\u{1}]{0,5}|[a-z]{1,4}:[ -~]{0,9}|control:[a-z/]{0,5})\r?\n){0,5}){0,3}") {
-            super::descriptions(text.as_bytes());
         }
     }
 }

@@ -1,24 +1,24 @@
-//! Interleaved frames: packets in the control connection between RTSP messages (RFC 2326 section 10.12).
+//! Interleaved frames: packets in the RTSP connection, between messages (RFC 2326 section 10.12).
 
 use crate::limits::{INTERLEAVED_HEADER_BYTES, PACKET_BYTES_MAX};
 
-/// The byte that every frame begins with, and no RTSP message does.
+/// The first byte of every frame, which no RTSP message starts with.
 pub const MAGIC: u8 = b'$';
 
 /// The four bytes before a packet.
 ///
 /// # Panics
-/// If `len` passes [`PACKET_BYTES_MAX`].
+/// If `len` exceeds [`PACKET_BYTES_MAX`].
 pub fn header(channel: u8, len: usize) -> [u8; INTERLEAVED_HEADER_BYTES] {
     assert!(len <= PACKET_BYTES_MAX, "an interleaved packet of {len} bytes");
     let len = (len as u16).to_be_bytes();
     [MAGIC, channel, len[0], len[1]]
 }
 
-/// A packet framed for its channel.
+/// A packet with its header for a channel.
 ///
 /// # Panics
-/// If the packet passes [`PACKET_BYTES_MAX`].
+/// If the packet exceeds [`PACKET_BYTES_MAX`].
 pub fn frame(channel: u8, packet: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(INTERLEAVED_HEADER_BYTES + packet.len());
     out.extend_from_slice(&header(channel, packet.len()));
@@ -26,10 +26,10 @@ pub fn frame(channel: u8, packet: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Channel and length of the packet behind a frame's header; `None` while the header is incomplete.
+/// Channel and length from a frame's header; `None` while the header is incomplete.
 ///
 /// # Panics
-/// If the bytes do not begin with [`MAGIC`].
+/// If the bytes do not start with [`MAGIC`].
 pub fn parse(bytes: &[u8]) -> Option<(u8, usize)> {
     let head = bytes.first_chunk::<INTERLEAVED_HEADER_BYTES>()?;
     assert_eq!(head[0], MAGIC, "not the start of an interleaved frame");

@@ -1,5 +1,14 @@
 //! RTCP compound packets (RFC 3550 section 6).
 
+use std::time::Duration;
+
+/// Unix time in NTP format: seconds since 1900 in the upper half. Wraps in 2036, as required by RFC 3550 (section 4).
+pub fn ntp(since_1970: Duration) -> u64 {
+    const SECONDS_1900_TO_1970: u64 = 2_208_988_800;
+    let fraction = (u64::from(since_1970.subsec_nanos()) << 32) / 1_000_000_000;
+    since_1970.as_secs().wrapping_add(SECONDS_1900_TO_1970) << 32 | fraction
+}
+
 /// Packet type of a sender report.
 pub const SENDER_REPORT: u8 = 200;
 /// Packet type of a receiver report.
@@ -9,16 +18,19 @@ pub const SOURCE_DESCRIPTION: u8 = 202;
 /// Packet type of a goodbye.
 pub const GOODBYE: u8 = 203;
 
-/// What a receiver tells of one source (RFC 3550 section 6.4.1).
+/// The highest packet type allowed in a compound (application-defined; feedback and extended reports, RFC 4585 and 3611).
+const LAST_TYPE: u8 = 207;
+
+/// A receiver's report about one source (RFC 3550 section 6.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReportBlock {
     /// The source that the block is about.
     pub ssrc: u32,
-    /// Packets lost since the report before, in 256ths of those expected.
+    /// Packets lost since the previous report, in 256ths of those expected.
     pub fraction_lost: u8,
-    /// Packets lost since the beginning; negative where duplicates outnumber losses.
+    /// Packets lost since the start; negative if there were more duplicates than losses.
     pub lost: i32,
-    /// The highest sequence number received, its cycles in the upper half.
+    /// The highest sequence number received, with the cycles in the upper half.
     pub highest_sequence: u32,
     /// Interarrival jitter, in ticks of the payload's clock.
     pub jitter: u32,
@@ -35,9 +47,9 @@ pub enum Packet {
     SenderReport {
         /// Who sends.
         ssrc: u32,
-        /// The moment, in NTP format (RFC 3550 section 4).
+        /// The time, in NTP format (RFC 3550 section 4).
         ntp: u64,
-        /// The same moment in ticks of the payload's clock.
+        /// The same time in ticks of the payload's clock.
         rtp_time: u32,
         /// Packets sent so far.
         packets: u32,
@@ -53,7 +65,7 @@ pub enum Packet {
         /// On each source.
         reports: Vec<ReportBlock>,
     },
-    /// A source description; its items are not read.
+    /// A source description; its items are not parsed.
     SourceDescription,
     /// Sources that leave.
     Goodbye(Vec<u32>),
@@ -65,22 +77,22 @@ pub enum Packet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("RTCP at byte {offset}: {kind}")]
 pub struct Fault {
-    /// Where in the compound the faulty packet begins.
+    /// Offset of the invalid packet in the compound.
     pub offset: usize,
-    /// What is wrong with it.
+    /// The error.
     pub kind: FaultKind,
 }
 
-/// What is wrong with a packet of a compound.
+/// Why a packet of a compound is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultKind {
-    /// It tells of more bytes than there are.
+    /// It claims more bytes than there are.
     #[error("the packet passes the end of the data")]
     Short,
     /// The version is not 2.
     #[error("the version is not 2")]
     Version,
-    /// Its content passes its own length.
+    /// Its content exceeds its own length.
     #[error("the content passes the packet's own length")]
     Content,
 }
@@ -125,9 +137,9 @@ fn content(packet_type: u8, count: usize, body: &[u8]) -> Option<Packet> {
     })
 }
 
-/// Reads a compound packet by packet; ends after the first fault.
+/// Parses a compound packet by packet; stops after the first error.
 ///
-/// A compound need not begin with a report (RFC 5506), as some players send theirs in pieces.
+/// A compound need not start with a report (RFC 5506), because some players send theirs in pieces.
 pub fn parse(compound: &[u8]) -> impl Iterator<Item = Result<Packet, Fault>> + '_ {
     let mut offset = 0;
     std::iter::from_fn(move || {
@@ -151,12 +163,32 @@ pub fn parse(compound: &[u8]) -> impl Iterator<Item = Result<Packet, Fault>> + '
     })
 }
 
+/// Whether the packet type is one of RTCP rather than RTP (RFC 5761 section 4).
+fn has_rtcp_type(bytes: &[u8]) -> bool {
+    matches!(bytes, [first, SENDER_REPORT..=LAST_TYPE, ..] if first >> 6 == 2)
+}
+
+/// Whether bytes are exactly one complete RTCP compound.
+pub fn is_compound(bytes: &[u8]) -> bool {
+    has_rtcp_type(bytes) && parse(bytes).all(|packet| packet.is_ok())
+}
+
+/// Whether a datagram is one that players send to open a router's or firewall's port: from ffmpeg and retina an RTP header without
+/// payload, from live555 (in VLC) the four bytes 0xFEEDFACE in either order, from others nothing or zeros.
+pub fn is_opening(bytes: &[u8]) -> bool {
+    const RTP_HEADER_BYTES: usize = 12;
+    const DUMMY: u32 = 0xFEED_FACE;
+    let is_dummy = bytes == DUMMY.to_be_bytes() || bytes == DUMMY.to_le_bytes();
+    let is_header = bytes.len() == RTP_HEADER_BYTES && bytes[0] >> 6 == 2 && !has_rtcp_type(bytes);
+    is_dummy || is_header || bytes.iter().all(|byte| *byte == 0)
+}
+
 fn open(out: &mut Vec<u8>, count: u8, packet_type: u8, words: usize) {
     out.extend_from_slice(&[0x80 | count, packet_type]);
     out.extend_from_slice(&(words as u16).to_be_bytes());
 }
 
-/// A source description with nothing but the canonical name, of which at most 255 bytes are kept.
+/// A source description with only the canonical name, truncated to 255 bytes.
 fn description(out: &mut Vec<u8>, ssrc: u32, cname: &str) {
     let name = &cname.as_bytes()[..cname.len().min(255)];
     // Source, item type, item length, name, then one to four zeros up to the next word.
@@ -171,7 +203,7 @@ fn description(out: &mut Vec<u8>, ssrc: u32, cname: &str) {
 
 /// A compound of a sender report without report blocks, and the sender's canonical name.
 ///
-/// `ntp` is in NTP format and `rtp_time` the same moment in ticks; `packets` and `octets` count what was sent so far.
+/// `ntp` is in NTP format and `rtp_time` is the same time in ticks; `packets` and `octets` count what was sent so far.
 pub fn sender_report(ssrc: u32, ntp: u64, rtp_time: u32, packets: u32, octets: u32, cname: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
     open(&mut out, 0, SENDER_REPORT, 6);
@@ -184,12 +216,72 @@ pub fn sender_report(ssrc: u32, ntp: u64, rtp_time: u32, packets: u32, octets: u
     out
 }
 
-/// A compound that says goodbye: an empty receiver report, the canonical name, the goodbye (RFC 3550 section 6.1).
-pub fn bye(ssrc: u32, cname: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64);
-    open(&mut out, 0, RECEIVER_REPORT, 1);
+/// Bytes of a sender report before the sender information: its header and the SSRC.
+const SENDER_INFO_AT: usize = 8;
+
+/// The sender information of a sender report (RFC 3550 section 6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SenderInfo {
+    /// The time, in NTP format.
+    pub ntp: u64,
+    /// The same time in ticks of the payload's clock.
+    pub rtp_time: u32,
+    /// Packets sent so far.
+    pub packets: u32,
+    /// Payload bytes sent so far.
+    pub octets: u32,
+}
+
+impl SenderInfo {
+    /// The sender information, if the compound starts with a sender report.
+    pub fn of(compound: &[u8]) -> Option<SenderInfo> {
+        match parse(compound).next()?.ok()? {
+            Packet::SenderReport { ntp, rtp_time, packets, octets, .. } => {
+                Some(SenderInfo { ntp, rtp_time, packets, octets })
+            }
+            _ => None,
+        }
+    }
+
+    /// `compound` with this sender information instead of its own; `None` if it does not start with a sender report.
+    pub fn put_into(self, compound: &[u8]) -> Option<Vec<u8>> {
+        SenderInfo::of(compound)?;
+        let mut out = compound.to_vec();
+        let info = out.get_mut(SENDER_INFO_AT..SENDER_INFO_AT + 20)?;
+        info[..8].copy_from_slice(&self.ntp.to_be_bytes());
+        info[8..12].copy_from_slice(&self.rtp_time.to_be_bytes());
+        info[12..16].copy_from_slice(&self.packets.to_be_bytes());
+        info[16..].copy_from_slice(&self.octets.to_be_bytes());
+        Some(out)
+    }
+}
+
+/// A compound of a receiver report with these blocks, at most 31, and the receiver's canonical name.
+pub fn receiver_report(ssrc: u32, reports: &[ReportBlock], cname: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 + reports.len() * 24);
+    let reports = &reports[..reports.len().min(31)];
+    open(&mut out, reports.len() as u8, RECEIVER_REPORT, 1 + reports.len() * 6);
     out.extend_from_slice(&ssrc.to_be_bytes());
+    for report in reports {
+        out.extend_from_slice(&report.ssrc.to_be_bytes());
+        let lost = report.lost.clamp(-0x80_0000, 0x7f_ffff) as u32 & 0xff_ffff;
+        for word in [
+            u32::from(report.fraction_lost) << 24 | lost,
+            report.highest_sequence,
+            report.jitter,
+            report.last_sender_report,
+            report.delay,
+        ] {
+            out.extend_from_slice(&word.to_be_bytes());
+        }
+    }
     description(&mut out, ssrc, cname);
+    out
+}
+
+/// A compound with a BYE: an empty receiver report, the canonical name, the BYE (RFC 3550 section 6.1).
+pub fn bye(ssrc: u32, cname: &str) -> Vec<u8> {
+    let mut out = receiver_report(ssrc, &[], cname);
     open(&mut out, 1, GOODBYE, 1);
     out.extend_from_slice(&ssrc.to_be_bytes());
     out
@@ -201,6 +293,24 @@ mod tests {
 
     fn packets(compound: &[u8]) -> Vec<Packet> {
         parse(compound).collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn a_receiver_report_is_read_back() {
+        let block = |ssrc: u32, lost: i32| ReportBlock {
+            ssrc,
+            fraction_lost: 3,
+            lost,
+            highest_sequence: 0x0001_0002,
+            jitter: 7,
+            last_sender_report: 9,
+            delay: 11,
+        };
+        let reports = vec![block(5, -2), block(6, 0x7f_ffff)];
+        let compound = receiver_report(1, &reports, "name");
+        let expected = [Packet::ReceiverReport { ssrc: 1, reports }, Packet::SourceDescription];
+        assert_eq!(packets(&compound), expected);
+        assert_eq!(packets(&receiver_report(1, &vec![block(1, 0); 40], "n")).len(), 2);
     }
 
     #[test]
@@ -226,6 +336,16 @@ mod tests {
             // The item list ends with at least one zero (RFC 3550 section 6.5).
             assert_eq!(compound.last(), Some(&0));
         }
+    }
+
+    #[test]
+    fn a_sender_report_keeps_all_but_what_is_put_into_it() {
+        let before = sender_report(9, 1, 2, 3, 4, "me");
+        let info = SenderInfo { ntp: u64::MAX - 1, rtp_time: 6, packets: 7, octets: 8 };
+        assert_eq!(info.put_into(&before), Some(sender_report(9, u64::MAX - 1, 6, 7, 8, "me")));
+        assert_eq!(SenderInfo::of(&before), Some(SenderInfo { ntp: 1, rtp_time: 2, packets: 3, octets: 4 }));
+        assert_eq!(info.put_into(&receiver_report(9, &[], "me")), None);
+        assert_eq!(info.put_into(&before[..27]), None);
     }
 
     #[test]

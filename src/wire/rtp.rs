@@ -8,28 +8,28 @@ pub const HEADER_BYTES: usize = 12;
 /// Why bytes are not an RTP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Ends before the header, its contributing sources or its extension do.
+    /// It ends within the header, the contributing sources or the extension.
     #[error("RTP packet of {len} bytes ends inside its header, which needs {needed}")]
     Short {
         /// Bytes there are.
         len: usize,
-        /// Bytes that the header needs at least.
+        /// Minimum size of the header.
         needed: usize,
     },
     /// The version is not 2.
     #[error("RTP version {0} instead of 2")]
     Version(u8),
-    /// The last byte tells of more padding than there is payload, or of none.
+    /// The last byte claims more padding than there is payload, or none.
     #[error("RTP padding of {padding} bytes in a payload of {payload}")]
     Padding {
-        /// Bytes of padding that the packet's last byte tells of.
+        /// The padding that the packet's last byte claims.
         padding: u8,
         /// Bytes between the header and the packet's end.
         payload: usize,
     },
 }
 
-/// A validated RTP header and where the parts behind it lie.
+/// A validated RTP header, and the ranges of the parts after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The marker bit.
@@ -44,21 +44,21 @@ pub struct Header {
     pub ssrc: u32,
     /// Contributing sources after the fixed header, 0 to 15.
     pub csrc_count: u8,
-    /// The extension's profile and where its content lies, without its own header of four bytes.
+    /// The extension's profile and the range of its content, without its four-byte header.
     pub extension: Option<(u16, Range<usize>)>,
-    /// Where the payload lies, without padding. May be empty.
+    /// The range of the payload, without padding. May be empty.
     pub payload: Range<usize>,
 }
 
 impl Header {
-    /// Reads and validates the header of a whole packet.
+    /// Parses and validates the header of a whole packet.
     ///
     /// # Errors
-    /// A [`Fault`] when the version is not 2, or when contributing sources, extension or padding pass the packet's end.
+    /// A [`Fault`] if the version is not 2, or if contributing sources, extension or padding exceed the packet.
     pub fn parse(packet: &[u8]) -> Result<Header, Fault> {
         let short = |needed| Fault::Short { len: packet.len(), needed };
         let Some(fixed) = packet.first_chunk::<HEADER_BYTES>() else {
-            // Tell what is no RTP at all by its version if there is a byte to tell it by.
+            // Report a wrong version first, because it means that this is not RTP at all.
             return Err(match packet.first() {
                 Some(first) if first >> 6 != 2 => Fault::Version(first >> 6),
                 _ => short(HEADER_BYTES),
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(Header::parse(&packet(0x90, &[0, 0, 255, 255])), Err(Fault::Short { len: 16, needed: 262_156 }));
         assert_eq!(Header::parse(&packet(0xa0, &[1, 2, 4])), Err(Fault::Padding { padding: 4, payload: 3 }));
         assert_eq!(Header::parse(&packet(0xa0, &[1, 2, 0])), Err(Fault::Padding { padding: 0, payload: 3 }));
-        // All padding is a packet without payload, which is legal.
+        // If all of it is padding, the packet has no payload, which is legal.
         assert_eq!(Header::parse(&packet(0xa0, &[0, 0, 3])).unwrap().payload, 12..12);
     }
 }

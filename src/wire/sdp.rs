@@ -1,19 +1,19 @@
-//! Session descriptions (RFC 8866): the one that players get, and a forgiving reader for those that cameras send.
+//! Session descriptions (RFC 8866): a tolerant parser for those from cameras and publishers. [`media::sdp`](crate::media::sdp) writes
+//! those for players.
 
-use std::fmt::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr};
-
-use crate::stream::{Description, Track};
-
-/// The name of a track in `a=control` and in URLs, before its number.
+use super::passed_on::{self, may_pass};
+/// The prefix of a track's name in `a=control` and in URLs, before its number.
 pub const TRACK_PREFIX: &str = "trackID=";
 
-/// Which way a media flows, seen from whoever wrote the description.
+/// The attribute that lists the relays that a stream has passed through.
+pub const PATH_ATTRIBUTE: &str = "x-rtsprelay-path";
+
+/// The direction of a media, from the point of view of whoever wrote the description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// The camera's `recvonly`, which cameras write for what they send.
+    /// The camera's `recvonly`, which cameras use for what they send.
     ReceiveOnly,
-    /// `sendonly`; ONVIF cameras mark the back channel with it.
+    /// `sendonly`, with which ONVIF cameras mark the back channel.
     SendOnly,
     /// Both ways.
     Both,
@@ -26,26 +26,26 @@ pub enum Direction {
 pub struct RtpMap {
     /// The encoding name as spelled.
     pub encoding: String,
-    /// Ticks a second; never 0.
+    /// Ticks per second; never 0.
     pub clock_rate: u32,
-    /// Channels of audio, when told.
+    /// Audio channels, if given.
     pub channels: Option<u16>,
 }
 
-/// What a camera's description tells of one media.
+/// One media of a camera's description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MediaAttrs {
-    /// The media of its `m=` line.
+    /// The media type of its `m=` line.
     pub media: String,
     /// The first format of its `m=` line, if that is a payload type.
     pub payload_type: Option<u8>,
-    /// What that payload type is.
+    /// The encoding of that payload type.
     pub rtpmap: Option<RtpMap>,
-    /// Its format parameters, without the payload type.
+    /// The known ones of its format parameters, without the payload type.
     pub fmtp: Option<String>,
     /// The attributes that may be passed on ([`may_pass`]), without `a=`.
     pub attributes: Vec<String>,
-    /// Its direction, or the whole session's.
+    /// Its direction, or that of the session.
     pub direction: Option<Direction>,
     /// Its control URL as spelled.
     pub control: Option<String>,
@@ -61,7 +61,7 @@ fn direction(attribute: &str) -> Option<Direction> {
     }
 }
 
-/// A value that begins with this payload type, without it.
+/// A value that starts with this payload type, without it.
 fn of_payload(value: &str, payload_type: Option<u8>) -> Option<&str> {
     let value = value.trim_start();
     let digits = value.bytes().take_while(u8::is_ascii_digit).count();
@@ -77,17 +77,24 @@ fn rtpmap(value: &str) -> Option<RtpMap> {
     Some(RtpMap { encoding, clock_rate, channels })
 }
 
-/// Reads the media of a camera's description, one for each `m=` line, in their order, whatever else is wrong with it.
+/// Maximum number of sections that are read.
+const MEDIAS_MAX: usize = 64;
+
+/// Parses the media of a camera's description, one for each `m=` line, in order, whatever else is wrong with it.
 ///
-/// What cannot be understood is left out: cameras write `c=IN c=IN`, `o=` without an address, numbers past 64 bits,
-/// negative ports, and Latin-1.
+/// What is not understood is ignored: cameras write `c=IN c=IN`, `o=` without an address, numbers over 64 bits, negative ports, and
+/// Latin-1.
 pub fn media_attributes(sdp: &[u8]) -> Vec<MediaAttrs> {
     let mut session_direction = None;
     let mut medias: Vec<MediaAttrs> = Vec::new();
-    // Attributes may come in any order, so those of a payload type wait until the media's lines are all read.
+    // Attributes may come in any order, so those of a payload type wait until all lines of the media are read.
     for line in sdp.split(|&byte| byte == b'\n' || byte == b'\r') {
         let line = String::from_utf8_lossy(line);
         let Some((kind, value)) = line.trim().split_once('=') else { continue };
+        // No camera has as many, and each costs a line in the log.
+        if kind == "m" && medias.len() == MEDIAS_MAX {
+            break;
+        }
         match (kind, medias.last_mut()) {
             ("m", _) => {
                 let mut words = value.split_ascii_whitespace();
@@ -112,6 +119,23 @@ pub fn media_attributes(sdp: &[u8]) -> Vec<MediaAttrs> {
     medias
 }
 
+/// The control URL of the session, as spelled (RFC 2326 section C.1.1).
+pub fn session_control(sdp: &[u8]) -> Option<String> {
+    let lines = sdp.split(|&byte| byte == b'\n' || byte == b'\r').map(String::from_utf8_lossy);
+    let session = lines.take_while(|line| !line.trim_start().starts_with("m="));
+    session.filter_map(|line| Some(line.trim().strip_prefix("a=control:")?.trim().to_owned())).last()
+}
+
+/// The value of a session-level attribute.
+pub fn session_attribute(sdp: &[u8], name: &str) -> Option<String> {
+    let lines = sdp.split(|&byte| byte == b'\n' || byte == b'\r').map(String::from_utf8_lossy);
+    let mut session = lines.take_while(|line| !line.trim_start().starts_with("m="));
+    session.find_map(|line| {
+        let (key, value) = line.trim().strip_prefix("a=")?.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+    })
+}
+
 fn attribute(media: &mut MediaAttrs, text: &str) {
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
     match name.trim().to_ascii_lowercase().as_str() {
@@ -120,8 +144,8 @@ fn attribute(media: &mut MediaAttrs, text: &str) {
             media.rtpmap = media.rtpmap.take().or(found);
         }
         "fmtp" => {
-            let found = of_payload(value, media.payload_type).filter(|value| !value.is_empty());
-            media.fmtp = media.fmtp.take().or(found.map(str::to_owned));
+            let found = of_payload(value, media.payload_type).and_then(passed_on::format_parameters);
+            media.fmtp = media.fmtp.take().or(found);
         }
         "control" => media.control = Some(value.trim().to_owned()),
         other => match direction(other) {
@@ -130,56 +154,6 @@ fn attribute(media: &mut MediaAttrs, text: &str) {
             None => {}
         },
     }
-}
-
-/// Whether an attribute of a camera's media may be shown to players: it is not one that the relay writes itself or that
-/// speaks of the camera's own transport, and it names no address.
-pub fn may_pass(attribute: &str) -> bool {
-    const OWN: [&str; 24] = [
-        "control",
-        "rtpmap",
-        "fmtp",
-        "recvonly",
-        "sendonly",
-        "sendrecv",
-        "inactive",
-        "range",
-        "rtcp",
-        "rtcp-mux",
-        "rtcp-fb",
-        "rtcp-rsize",
-        "candidate",
-        "source-filter",
-        "ssrc",
-        "ssrc-group",
-        "crypto",
-        "key-mgmt",
-        "fingerprint",
-        "setup",
-        "ice-ufrag",
-        "ice-pwd",
-        "mid",
-        "tool",
-    ];
-    let name = attribute.split(':').next().unwrap_or_default().trim();
-    !name.is_empty()
-        && !attribute.chars().any(char::is_control)
-        && !OWN.iter().any(|own| own.eq_ignore_ascii_case(name))
-        && !names_address(attribute)
-}
-
-/// Whether a text holds a URL or an IP address.
-fn names_address(text: &str) -> bool {
-    let word = |is_part: fn(char) -> bool, is_address: fn(&str) -> bool| {
-        text.split(|c| !is_part(c)).any(|word| !word.is_empty() && is_address(word))
-    };
-    text.contains("://")
-        || word(|c| c.is_ascii_digit() || c == '.', |word| word.trim_matches('.').parse::<Ipv4Addr>().is_ok())
-        // The attribute's own colon may be at the word's beginning.
-        || word(
-            |c| c.is_ascii_hexdigit() || c == ':',
-            |word| [word, word.strip_prefix(':').unwrap_or("")].iter().any(|word| word.parse::<Ipv6Addr>().is_ok()),
-        )
 }
 
 /// Encoding, clock rate and channels of a static payload type (RFC 3551 section 6).
@@ -211,56 +185,6 @@ pub fn static_payload(payload_type: u8) -> Option<(&'static str, u32, Option<u16
         34 => ("H263", 90_000, None),
         _ => return None,
     })
-}
-
-/// Text for one line: control characters, line ends among them, become spaces.
-fn line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// Text for one word of a line: what would end it is left out.
-fn word(text: &str) -> String {
-    let word: String = text.chars().filter(|c| !c.is_control() && !c.is_whitespace()).collect();
-    if word.is_empty() { "-".to_owned() } else { word }
-}
-
-/// The description that players of a stream get. It names no address: players take that of the control connection. But
-/// `ipv6` tells which kind that is: GStreamer opens its UDP ports for the kind that stands here.
-pub fn describe(name: &str, description: &Description, ipv6: bool) -> String {
-    let mut media = String::new();
-    for (index, track) in description.tracks.iter().enumerate() {
-        write_track(&mut media, index, track);
-    }
-    // Number and version follow from the content, so that a changed description is seen as one (RFC 8866 section 5.2).
-    let version = media
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
-        >> 16;
-    let name = line(name);
-    let name = if name.trim().is_empty() { "-" } else { name.trim() };
-    let nowhere = if ipv6 { "IP6 ::" } else { "IP4 0.0.0.0" };
-    format!(
-        "v=0\r\no=- {version} {version} IN {nowhere}\r\ns={name}\r\nc=IN {nowhere}\r\nt=0 0\r\na=control:*\r\n\
-         a=range:npt=0-\r\n{media}"
-    )
-}
-
-fn write_track(out: &mut String, index: usize, track: &Track) {
-    let pt = track.payload_type;
-    // Writing to a string cannot fail.
-    let _ = write!(out, "m={} 0 RTP/AVP {pt}\r\n", word(&track.media));
-    let _ = write!(out, "a=rtpmap:{pt} {}/{}", word(&track.encoding), track.clock_rate);
-    if let Some(channels) = track.channels.filter(|channels| *channels != 1) {
-        let _ = write!(out, "/{channels}");
-    }
-    out.push_str("\r\n");
-    if let Some(fmtp) = track.fmtp.as_deref().map(str::trim).filter(|fmtp| !fmtp.is_empty()) {
-        let _ = write!(out, "a=fmtp:{pt} {}\r\n", line(fmtp));
-    }
-    for attribute in track.attributes.iter().filter(|attribute| may_pass(attribute)) {
-        let _ = write!(out, "a={attribute}\r\n");
-    }
-    let _ = write!(out, "a=control:{TRACK_PREFIX}{index}\r\n");
 }
 
 #[cfg(test)]

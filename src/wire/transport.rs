@@ -12,19 +12,21 @@ pub enum Lower {
     Udp,
 }
 
-/// One of the transports that a client offers, best first.
+/// One of the transports that a client offers, in order of preference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     /// Protocol and profile as spelled: `RTP/AVP`, `RTP/AVP/UDP`, `RTP/AVP/TCP`.
     pub protocol: String,
-    /// What carries the packets; `None` for a protocol or profile that is not known.
+    /// What carries the packets; `None` for an unknown protocol or profile.
     pub lower: Option<Lower>,
-    /// Whether `multicast` is asked for. With neither word it is taken for unicast, as clients mean it.
+    /// Whether `multicast` is requested. Without either word it is unicast, because that is what clients mean.
     pub multicast: bool,
-    /// The channels of RTP and RTCP asked for; of a single number the second is the next one.
+    /// The requested channels for RTP and RTCP; if there is only one number, the second is the next one.
     pub interleaved: Option<(u8, u8)>,
-    /// The client's ports for RTP and RTCP; of a single number the second is the next one.
+    /// The client's ports for RTP and RTCP; if there is only one number, the second is the next one.
     pub client_port: Option<(u16, u16)>,
+    /// In a response, the server's ports for RTP and RTCP; if there is only one number, the second is the next one.
+    pub server_port: Option<(u16, u16)>,
     /// The mode, without quotes (`PLAY`, `RECORD`), as spelled.
     pub mode: Option<String>,
     /// The SSRC.
@@ -32,13 +34,13 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Whether the mode is playing, which it is if none is named.
+    /// Whether the mode is PLAY, which is the default.
     pub fn plays(&self) -> bool {
         self.mode.as_deref().is_none_or(|mode| mode.eq_ignore_ascii_case("play"))
     }
 }
 
-/// Splits at `separator` where it is not between double quotes.
+/// Splits at `separator` outside of double quotes.
 fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     text.split(move |c| {
@@ -52,7 +54,7 @@ fn unquoted(text: &str) -> &str {
     text.trim().trim_matches('"').trim()
 }
 
-/// `a-b`, or `a` alone with the number after it.
+/// `a-b`, or `a` and the next number.
 fn pair<T>(value: &str, next: impl Fn(T) -> Option<T>) -> Option<(T, T)>
 where
     T: std::str::FromStr + Copy,
@@ -66,8 +68,7 @@ where
     }
 }
 
-/// Reads a header's list of transports. A parameter that makes no sense counts as absent, an unknown one is passed
-/// over.
+/// Parses a header's list of transports. Invalid parameters count as absent; unknown ones are ignored.
 pub fn parse(value: &str) -> Vec<Spec> {
     split_unquoted(value, ',').filter(|spec| !spec.is_empty()).map(parse_one).collect()
 }
@@ -85,6 +86,7 @@ fn parse_one(text: &str) -> Spec {
         multicast: false,
         interleaved: None,
         client_port: None,
+        server_port: None,
         mode: None,
         ssrc: None,
     };
@@ -97,25 +99,32 @@ fn parse_one(text: &str) -> Spec {
             "client_port" => {
                 spec.client_port = pair(value, |a: u16| a.checked_add(1)).filter(|(rtp, rtcp)| *rtp != 0 && *rtcp != 0)
             }
+            "server_port" => {
+                let next = |a: u16| a.checked_add(1);
+                // A second number without the first is useless, and vice versa.
+                spec.server_port = pair(value, next)
+                    .or_else(|| pair(value.split('-').next()?.trim(), next))
+                    .filter(|(rtp, rtcp)| *rtp != 0 && *rtcp != 0)
+            }
             "mode" if !value.is_empty() => spec.mode = Some(value.to_owned()),
             "ssrc" => spec.ssrc = u32::from_str_radix(value, 16).ok(),
-            // `destination` and `source` among them: media goes to the address of the control connection alone.
+            // This includes `destination` and `source`: media is sent only to the address of the RTSP connection.
             _ => {}
         }
     }
-    // `RTP/AVP` with channels and without ports can only mean the control connection.
+    // `RTP/AVP` with channels and without ports can only mean interleaved.
     if spec.lower == Some(Lower::Udp) && spec.interleaved.is_some() && spec.client_port.is_none() {
         spec.lower = Some(Lower::Tcp);
     }
     spec
 }
 
-/// The transport that SETUP is answered with.
+/// The transport in the answer to SETUP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer<'a> {
     /// In the control connection.
     Interleaved {
-        /// As the client spelled it.
+        /// In the client's spelling.
         protocol: &'a str,
         /// RTP and RTCP.
         channels: (u8, u8),
@@ -124,7 +133,7 @@ pub enum Answer<'a> {
     },
     /// As datagrams.
     Udp {
-        /// As the client spelled it.
+        /// In the client's spelling.
         protocol: &'a str,
         /// The client's ports for RTP and RTCP.
         client_port: (u16, u16),
@@ -135,11 +144,11 @@ pub enum Answer<'a> {
     },
     /// As datagrams to a group.
     Multicast {
-        /// As the client spelled it.
+        /// In the client's spelling.
         protocol: &'a str,
-        /// The group with the port for RTP; RTCP has the next one.
+        /// The group with the port for RTP; RTCP uses the next one.
         rtp: SocketAddr,
-        /// Routers that a packet may pass.
+        /// The number of routers that a packet may pass.
         ttl: u8,
         /// The track's.
         ssrc: u32,

@@ -1,6 +1,9 @@
 """Plays an RTSP URL with GStreamer's rtspsrc, decodes it, and says in JSON what it saw.
 
     gst_player.py URL tcp|udp FRAMES [CA_FILE]
+    gst_player.py URL tcp|udp watch
+
+The second says "frame" for each, until it is stopped.
 
 Of an rtsps:// URL the certificate must be signed by CA_FILE; without one any certificate will do.
 """
@@ -15,7 +18,8 @@ from gi.repository import Gio, GLib, Gst  # noqa: E402
 
 
 def main():
-    url, transport, frames = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    url, transport = sys.argv[1], sys.argv[2]
+    frames = None if sys.argv[3] == "watch" else int(sys.argv[3])
     Gst.init(None)
     pipeline = Gst.Pipeline()
     source = Gst.ElementFactory.make("rtspsrc")
@@ -60,6 +64,9 @@ def main():
     def on_video(_, buffer, pad):
         structure = pad.get_current_caps().get_structure(0)
         seen["width"], seen["height"] = structure.get_value("width"), structure.get_value("height")
+        if frames is None:
+            print("frame", flush=True)
+            return
         if buffer.has_flags(Gst.BufferFlags.CORRUPTED):
             seen["corrupt"] += 1
         seen["times"].append(buffer.pts / 1e9)

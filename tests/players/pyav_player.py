@@ -2,6 +2,7 @@
 
     pyav.py publish URL tcp|udp        320x240 in AV1, until it is stopped
     pyav.py play URL tcp|udp FRAMES    decodes so many frames, and says in JSON what it saw
+    pyav.py watch URL tcp|udp          says "packet" for each of the picture, until it is stopped; waits 5 s for whatever comes
 """
 
 import json
@@ -48,10 +49,20 @@ def play(url, transport, frames):
     print(json.dumps(seen))
 
 
+def watch(url, transport):
+    with av.open(url, options={"rtsp_transport": transport, "timeout": "5000000"}) as source:
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is None and packet.size == 0:
+                sys.exit("the stream ended")
+            print("packet", flush=True)
+
+
 def main():
     what, url, transport = sys.argv[1:4]
     if what == "publish":
         publish(url, transport)
+    elif what == "watch":
+        watch(url, transport)
     else:
         play(url, transport, int(sys.argv[4]))
 

@@ -1,4 +1,4 @@
-//! Cameras that come back as something else: with another size players go on, with another codec they are ended.
+//! Cameras that return with other media: players continue after a change of size, and are disconnected after a change of codec.
 
 use std::process::Command;
 
@@ -38,7 +38,7 @@ fn players_that_are_connected_show_the_new_size() {
     // One after the other, the slowest to start first: none has taken all its frames when the last plays.
     let play = |count| {
         wait_until(&format!("{count} of them play"), DEADLINE, || {
-            relay.printed().matches("plays stream=").count() >= count
+            relay.printed().matches("started playing stream=").count() >= count
         });
     };
     let opencv = player(python.to_str().unwrap(), "players/opencv_player.py", &[&url, FRAMES]);
@@ -69,7 +69,7 @@ fn players_that_are_connected_show_the_new_size() {
         Some(FRAMES)
     );
     // Nobody was closed and came again.
-    assert_eq!(relay.printed().matches("plays stream=").count(), 3, "{}", relay.printed());
+    assert_eq!(relay.printed().matches("started playing stream=").count(), 3, "{}", relay.printed());
     drop(large);
 }
 

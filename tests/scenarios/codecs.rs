@@ -1,4 +1,4 @@
-//! Whatever a camera or a publisher sends passes, whether anybody has heard of it or not.
+//! Whatever a camera or a publisher sends is relayed, whether the relay knows the codec or not.
 
 use std::process::Command;
 
@@ -104,4 +104,71 @@ fn av1_is_published_pulled_and_played() {
         let span = times[times.len() - 1] - times[0];
         assert!(span < 1.2 * times.len() as f64 / 25.0, "frames are missing: {times:?}");
     }
+}
+
+/// What ffmpeg is told to send, by the codecs' names in ffprobe.
+const OLDER: [(&str, &str, &[&str]); 5] = [
+    ("vp9", "libvpx-vp9", &["-deadline", "realtime", "-cpu-used", "8", "-strict", "experimental"]),
+    ("mpeg4", "mpeg4", &["-bf", "2"]),
+    ("mpeg2video", "mpeg2video", &["-bf", "2"]),
+    ("h263", "h263", &["-ps", "1", "-rtpflags", "rfc2190"]),
+    ("h263", "h263p", &[]),
+];
+
+#[test]
+fn players_start_at_keyframes_of_codecs_that_few_cameras_send() {
+    let _turn = beside_others();
+    let mut config = "listen = [\"127.0.0.1:0\"]\nworkers = 1\n".to_owned();
+    for (_, encoder, _) in OLDER {
+        config += &format!("[[stream]]\nname = \"{encoder}\"\nsource = \"publish\"\n");
+    }
+    let relay = Relay::configured(&config);
+    let _encoders: Vec<Program> = OLDER
+        .iter()
+        .map(|(_, encoder, more)| {
+            let mut command = Command::new("ffmpeg");
+            command.args(["-nostdin", "-v", "error", "-re", "-f", "lavfi", "-i", "testsrc2=size=352x288:rate=25"]);
+            command.args(["-c:v", encoder, "-g", "40", "-b:v", "300k"]).args(*more);
+            command.args(["-f", "rtsp", "-rtsp_transport", "tcp", &relay.url(&format!("/{encoder}"))]);
+            Program::start(command)
+        })
+        .collect();
+    let relay = &relay;
+    let wrong: Vec<String> = std::thread::scope(|scope| {
+        let judges: Vec<_> = OLDER
+            .iter()
+            .map(|(codec, encoder, _)| scope.spawn(move || starts_wrongly(relay, encoder, codec)))
+            .collect();
+        judges.into_iter().filter_map(|judge| judge.join().unwrap()).collect()
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What is wrong with the first packets of players that come one after another, in the midst of groups of pictures.
+fn starts_wrongly(relay: &Relay, encoder: &str, codec: &str) -> Option<String> {
+    let url = relay.url(&format!("/{encoder}"));
+    wait_until(encoder, DEADLINE, || Client::connect(relay.address()).describe(&url).status == 200);
+    // A group of pictures that is whole.
+    relay.has_sent(&format!("/{encoder}"), 50);
+    if codec == "vp9" {
+        // ffprobe has no flag for it. The descriptor of a picture's first packet, then frame_marker 2 and, in the profile that is
+        // sent, show_existing_frame and frame_type, both 0.
+        return (0..3).find_map(|_| {
+            let mut client = Client::connect(relay.address());
+            client.play_everything(&url);
+            let first = client.packet_on(0);
+            let good = first.payload()[0] & 0x08 != 0 && first.payload()[1] & 0xcc == 0x80;
+            (!good).then(|| format!("{encoder}: {:x?}", &first.payload()[..8]))
+        });
+    }
+    (0..3).find_map(|_| {
+        let arguments =
+            ["-v", "error", "-rtsp_transport", "tcp", "-analyzeduration", "300000", "-read_intervals", "%+#2"];
+        let show = ["-show_entries", "stream=codec_name:packet=flags", "-of", "json", &url];
+        let finished = run(DEADLINE, "ffprobe", &[&arguments[..], &show[..]].concat());
+        let seen: Value = serde_json::from_str(&finished.stdout).unwrap_or_default();
+        let flags = seen["packets"][0]["flags"].as_str().unwrap_or_default();
+        let good = seen["streams"][0]["codec_name"] == codec && flags.starts_with('K');
+        (!good).then(|| format!("{encoder}: {finished:?}"))
+    })
 }

@@ -1,4 +1,4 @@
-//! The configuration: what is right serves, what is wrong is refused with its line and cure.
+//! The configuration: a valid one is served, an invalid one is refused with line and cure.
 
 use crate::harness::camera::Camera;
 use crate::harness::machine::beside_others;

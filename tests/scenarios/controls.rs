@@ -1,4 +1,4 @@
-//! The scenarios' own tools against other programs: if these fail, the others say nothing of the relay.
+//! Tests of the scenarios' own tools against other programs. If these fail, the other scenarios prove nothing about the relay.
 
 use crate::harness::camera::Camera;
 use crate::harness::machine::beside_others;

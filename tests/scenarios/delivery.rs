@@ -1,4 +1,4 @@
-//! Every client gets the same bytes: nothing missing, doubled, torn or out of order.
+//! Every client gets the same bytes: nothing missing, duplicated, torn or out of order.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

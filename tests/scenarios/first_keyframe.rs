@@ -1,4 +1,4 @@
-//! A new client has a picture at once; or, if so configured, begins at the next keyframe.
+//! A new client gets a picture at once or, if so configured, starts at the next keyframe.
 
 use std::io::Write;
 use std::process::{Command, Stdio};

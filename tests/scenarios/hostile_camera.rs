@@ -1,6 +1,6 @@
-//! Cameras whose every byte may be wrong: the relay stays up, and what it relays besides is not touched.
+//! Cameras that may send any wrong byte: the relay keeps running, and its other streams are not affected.
 //!
-//! `RTSPRELAY_HOSTILE_CONNECTIONS=20000` makes it as long as one likes, `RTSPRELAY_HOSTILE_SEED=…` plays a run's damage again.
+//! `RTSPRELAY_HOSTILE_CONNECTIONS=20000` makes the run longer, `RTSPRELAY_HOSTILE_SEED=…` repeats a run's damage.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

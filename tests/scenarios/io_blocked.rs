@@ -1,4 +1,4 @@
-//! Where io_uring is refused the relay serves through epoll, and says in one warning why; or refuses, if so told.
+//! Where io_uring is refused, the relay uses epoll and says why in one warning; or it refuses to start, if so configured.
 
 use std::io::Write;
 use std::process::{Command, Stdio};

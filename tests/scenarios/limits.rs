@@ -1,4 +1,4 @@
-//! Whoever asks for too much gets his share, and the others theirs.
+//! A client that requests too much gets its share, and the others get theirs.
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use rtsprelay::limits::{STRANGERS_MIN, strangers_max};
 
-use crate::harness::http::{get, http_address, value};
+use crate::harness::camera::Camera;
+use crate::harness::http::{get, http_address, sum, value};
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, Packet, stream_from};
+use crate::harness::vitals::peak;
 use crate::harness::{DEADLINE, wait_until};
 
 fn relay(limits: &str) -> Relay {
@@ -75,7 +77,7 @@ impl Player {
 fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
     let _turn = beside_others();
     // Long enough for all of them to come before the first has had its time, so that it is others that they give way to.
-    let relay = relay("clients = 200\nhandshake_timeout = \"8s\"");
+    let relay = relay("clients = 200\nclients_per_address = 0\nhandshake_timeout = \"8s\"");
     let mut player = Player::new(&relay, 1);
     player.frames(5);
     let connections = || value(&get(http_address(&relay), "/metrics").1, "rtsprelay_connections ");
@@ -185,4 +187,46 @@ fn an_address_gets_its_share() {
         let mut client = Client::connect_from(ip(2), at(&relay));
         client.is_served("OPTIONS", &url) && client.setup(&tracks[0], 0, 1).status == 200
     });
+}
+
+/// What docs/SITES.md says of small machines. The file is of the test's own build, of which more is resident than of a release.
+#[test]
+fn one_camera_and_ten_viewers_have_room_in_64_mib() {
+    /// 4 Mbit/s at 30 frames/s, for half a minute; a keyframe every two seconds.
+    const FRAME_BYTES: usize = 16_000;
+    const FRAMES: usize = 900;
+    const GOP: usize = 60;
+    let _turn = beside_others();
+    let camera = Camera::start();
+    let relay = Relay::configured(&format!(
+        "listen = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 1\nqueue.log_bytes = \"8MiB\"\n\n\
+         [[stream]]\nname = \"t\"\nsource = \"{}\"\n",
+        camera.url()
+    ));
+    camera.wait_playing();
+    camera.keyframe(4 * FRAME_BYTES);
+    let relay = relay.serving("/t");
+    let mut viewers: Vec<Client> = (0..10)
+        .map(|_| {
+            let mut viewer = Client::connect(relay.address());
+            viewer.play_everything(&relay.url("/t"));
+            viewer.frame_on(0);
+            viewer
+        })
+        .collect();
+    for frame in 1..FRAMES {
+        if frame % GOP == 0 {
+            camera.keyframe(4 * FRAME_BYTES);
+        } else {
+            camera.delta_frame(FRAME_BYTES);
+        }
+        for viewer in &mut viewers {
+            viewer.frame_on(0);
+        }
+    }
+    let metrics = get(http_address(&relay), "/metrics").1;
+    let (log, peak) = (sum(&metrics, "rtsprelay_log_bytes"), peak(&relay));
+    println!("{} KiB resident at most, {} KiB of media in the log", peak / 1_024, log / 1_024.0);
+    assert!(log > 1_000_000.0, "the log is in use: {log}");
+    assert!(peak < 64 * 1_024 * 1_024, "{peak} bytes were resident");
 }

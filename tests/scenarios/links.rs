@@ -1,4 +1,4 @@
-//! Clients at the ends of real links: a multicast group, links that are too narrow beside free ones, and one for short packets.
+//! Clients on emulated links: a multicast group, links that are too slow beside fast ones, and one with a small MTU.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -146,12 +146,17 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
     let net = Net::new(3);
     net.narrow(0, "2mbit", "32mb");
     let (camera, relay, address) = serve(&net, "");
+    let mut server_port: u16 = 0;
     let mut ends: Vec<(Client, UdpSocket)> = (0..3)
         .map(|number| {
             net.at_client(number, || {
                 let socket = roomy(6_000);
                 let mut client = Client::connect(address);
-                play(&mut client, address, "RTP/AVP;unicast;client_port=6000-6001");
+                let told = play(&mut client, address, "RTP/AVP;unicast;client_port=6000-6001");
+                let ports = told.split(';').find_map(|field| field.strip_prefix("server_port=")).expect("server_port");
+                if number == 0 {
+                    server_port = ports.split('-').next().unwrap().parse().unwrap();
+                }
                 (client, socket)
             })
         })
@@ -173,6 +178,11 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
     for reader in readers {
         assert_unbroken(&reader.join().unwrap());
     }
+    // It has a socket of its own by now, at the same port as all others. Nobody else on the machine comes in beside them.
+    let beside = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    beside.set_reuse_address(true).unwrap();
+    let shared = SocketAddr::from((Ipv4Addr::UNSPECIFIED, server_port));
+    beside.bind(&shared.into()).expect_err("media that publishers send would come here");
     // The narrow one's frames were dropped, whole ones, and counted.
     wait_until("dropped frames are counted", DEADLINE, || {
         relay.printed().lines().any(|line| line.contains("stream=cam") && line.contains("dropped_udp_send_total="))

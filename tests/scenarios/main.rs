@@ -1,17 +1,29 @@
 //! What rtsprelay does, seen from outside: the real binary, real players, real encoders and raw sockets.
 //!
 //! `tests/run` installs what these scenarios need. With `RTSPRELAY_TEST_IO=seccomp` in the environment every relay runs under
-//! a filter that refuses `io_uring_setup`, so that all of them are seen on epoll too. With `RTSPRELAY_TEST_ZERO_COPY=on` every
-//! send to a TCP client is a zero-copy one (`RTSPRELAY_TEST_ZERO_COPY=on cargo test --test scenarios` runs all of them so).
+//! a filter that refuses `io_uring_setup`, so that every scenario runs on epoll too. With `RTSPRELAY_TEST_ZERO_COPY=on` every
+//! send to a TCP client is zero-copy (`RTSPRELAY_TEST_ZERO_COPY=on cargo test --test scenarios` runs all scenarios this way).
 
 mod harness;
 
+mod abuse;
 mod attacks;
 mod auth;
+mod auth_url;
+mod besieged;
+mod bridges;
+mod browser;
+mod browser_cameras;
+mod browser_list;
+mod browser_rights;
+mod browser_soak;
+mod camera_quirks;
 mod changes;
 mod chaos;
 mod codecs;
+mod compose;
 mod config;
+mod container;
 mod controls;
 mod datagrams;
 mod delivery;
@@ -20,11 +32,19 @@ mod families;
 mod first_keyframe;
 mod hostile_camera;
 mod io_blocked;
+mod leaving;
 mod limits;
 mod links;
 mod mid_frame;
+mod names;
+mod names_http;
+mod names_many;
+mod orchestration;
+mod outages;
 mod players;
+mod printing;
 mod protocol;
+mod proxied;
 mod publishers;
 mod quirks;
 mod readme;
@@ -38,5 +58,7 @@ mod subset;
 mod syslog;
 mod terminal;
 mod tls;
+mod tls_flood;
+mod tree;
 mod tshark;
 mod zero_copy;

@@ -1,4 +1,4 @@
-//! A client that stops reading in the middle of a frame gets the rest of it when it reads on, from a silent source too.
+//! A client that stops reading in the middle of a frame gets the rest when it reads again, even if the source is silent.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Real players get the right codec and size, 30 frames a second, and decode them without one error.
+//! Real players get the right codec, size and 30 frames a second, and decode without an error.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Real answers of real cameras, played by a camera that sends media behind them: each ends in a stream that ffprobe reads, or in
-//! an error that names what is wrong.
+//! Recorded answers of real cameras, replayed by a camera that also sends media: each results in a stream that ffprobe reads, or in
+//! an error that names the problem.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -76,7 +76,7 @@ const CASES: &[Case] = &[
         // Its answer to SETUP is about UDP, though TCP was asked for.
         setups: &["h264dvr_setup_video", "h264dvr_setup_audio"],
         play: Some("h264dvr_play"),
-        ..case("h264dvr", "h264dvr_describe", Fault("interleaved"))
+        ..case("h264dvr", "h264dvr_describe", Codecs(&["h264", "pcm_alaw"]))
     },
     Case {
         setups: &["hikvision_setup"],
@@ -183,12 +183,13 @@ fn serve(case: Case, stream: TcpStream, asked_for: &AskedFor) -> std::io::Result
     loop {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            if reader.read_line(&mut head)? == 0 {
-                return Ok(());
+            // Reports of what the relay has received are passed over.
+            while head.is_empty() && reader.fill_buf()?.first() == Some(&b'$') {
+                let mut frame = [0; 4];
+                reader.read_exact(&mut frame)?;
+                reader.read_exact(&mut vec![0; usize::from(u16::from_be_bytes([frame[2], frame[3]]))])?;
             }
-            if head.starts_with('$') {
-                // RTCP of the relay: the rest of the camera needs none of it.
-                std::io::copy(&mut reader.by_ref(), &mut std::io::sink())?;
+            if reader.read_line(&mut head)? == 0 {
                 return Ok(());
             }
         }

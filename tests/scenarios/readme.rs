@@ -1,13 +1,12 @@
-//! Every command in the README works as it stands there.
+//! Runs every command of the README as written there.
 
 use std::process::Command;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
 use crate::harness::camera::Camera;
-use crate::harness::machine::{beside_others, cannot_run, is_root};
+use crate::harness::machine::{beside_others, has_own_network};
 use crate::harness::program::{Program, run};
 use crate::harness::relay::BINARY;
 use crate::harness::rtsp::Client;
@@ -41,16 +40,12 @@ fn commands() -> Vec<String> {
 #[test]
 fn every_command_works() {
     let _turn = beside_others();
-    if !is_root() {
-        return cannot_run("a network namespace needs root");
-    }
     let commands = commands();
     assert!(commands.len() >= 4, "{commands:?}");
     // A network of this thread and its children alone: the README's ports and its camera's address are free in it.
-    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-        return cannot_run(&format!("a network namespace: {error}"));
+    if !has_own_network() {
+        return;
     }
-    run(DEADLINE, "ip", &["link", "set", "lo", "up"]).expect_silent_success();
     run(DEADLINE, "ip", &["address", "add", "192.0.2.10/32", "dev", "lo"]).expect_silent_success();
     let camera = Camera::start_at("192.0.2.10:554".parse().unwrap());
     let directory = std::path::Path::new(BINARY).parent().unwrap();
@@ -113,6 +108,11 @@ fn every_command_works() {
                 in_test(line, SERVICE, &format!("guest systemctl start {unit}"));
             }
             ["sudo", "systemctl", verb, unit] => in_test(line, SERVICE, &format!("guest systemctl {verb} {unit}")),
+            // The test of the image builds its last stage, and runs it so.
+            ["docker", "build", .., file, "."] => in_test(line, "scenarios/container.rs", file),
+            ["docker", "run", .., "demo", "--listen", "0.0.0.0:8554"] => {
+                in_test(line, "scenarios/container.rs", "[\"demo\", \"--listen\", ");
+            }
             ["tests/run"] => assert!(test_file("run").exists(), "{line}"),
             _ => panic!("this scenario does not know how to try {line:?}"),
         }

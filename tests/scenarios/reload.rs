@@ -1,12 +1,14 @@
-//! SIGHUP: what is new in the configuration holds, what is the same goes on untouched, what is wrong changes nothing.
+//! SIGHUP: new settings apply, unchanged streams continue untouched, and an invalid file changes nothing.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
 use crate::harness::machine::beside_others;
+use crate::harness::publisher::Publisher;
 use crate::harness::relay::{Relay, Uring, command};
-use crate::harness::rtsp::Client;
+use crate::harness::rtsp::{Client, Incoming};
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
 struct Configured {
@@ -78,6 +80,8 @@ fn streams_come_and_go_and_others_notice_nothing() {
 
     relay.reload(&(stream("one") + &stream("two")), "configuration reloaded");
     relay.wait_serving("/two");
+    let added = format!("added stream=two url={}\n", relay.relay.url("/two"));
+    assert!(relay.relay.printed().contains(&added), "{}", relay.relay.printed());
     unbroken(&mut watching, &mut last, 10);
     let mut other = Client::connect(relay.relay.address());
     other.play_everything(&relay.relay.url("/two"));
@@ -103,7 +107,7 @@ fn a_bad_file_is_refused_as_a_whole() {
     let relay = Configured::start(&stream("one"));
     relay.wait_serving("/one");
     let bad = stream("one") + &stream("two") + "[[stream]]\nname = \"x\"\nsorce = \"test\"\n";
-    relay.reload(&bad, "not taken over");
+    relay.reload(&bad, "the relay keeps the current one");
     let printed = relay.relay.printed();
     assert!(printed.contains("sorce") && printed.contains("did you mean stream.source"), "{printed}");
     assert_eq!((relay.describe("/two"), relay.describe("/one")), (404, 200));
@@ -134,10 +138,51 @@ fn a_change_of_the_start_or_of_the_limits_leaves_clients_alone() {
 fn what_cannot_change_is_told() {
     let _turn = beside_others();
     let relay = Configured::start(&stream("one"));
-    relay.reload(&format!("workers = 7\n{}", stream("one")), "workers has changed");
+    relay.reload(&format!("workers = 7\n{}", stream("one")), "workers changed");
     // Beside a group, which takes a restart, all the rest is taken over.
     let group = stream("one") + "multicast = \"239.1.2.3:5000\"\n\n" + &stream("two");
     relay.reload(&group, "configuration reloaded added=1 removed=0 changed=0");
-    assert!(relay.relay.printed().contains("stream.multicast has changed"), "{}", relay.relay.printed());
+    assert!(relay.relay.printed().contains("stream.multicast changed"), "{}", relay.relay.printed());
     relay.wait_serving("/two");
+}
+
+#[test]
+fn who_is_ended_gets_its_goodbye_whatever_it_has_sent_meanwhile() {
+    let _turn = beside_others();
+    let relay = Configured::start(&(stream("one") + &stream("two")));
+    relay.wait_serving("/one");
+    let mut slow = Client::connect_narrow(relay.relay.address(), 4_096);
+    slow.play_everything(&relay.relay.url("/one"));
+    slow.wait_blocking();
+    relay.reload(&stream("two"), "stopped playing");
+    // What the relay does not read any more would make it reset the connection, and what is on its way here would be lost.
+    let request = slow.compose("GET_PARAMETER", &relay.relay.url("/one"), &[("X", &"x".repeat(900))]);
+    slow.send_raw(request.repeat(32).as_bytes());
+    let mut goodbyes = 0;
+    let end = Instant::now() + DEADLINE;
+    while let Some(incoming) = slow.read(end).expect("the end of the connection, not its reset") {
+        let Incoming::Packet(packet) = incoming else { continue };
+        // An empty receiver report, the name, the BYE (RFC 3550 section 6.1).
+        let is_rtcp = packet.channel % 2 == 1 && packet.bytes[1] == 201;
+        goodbyes += usize::from(is_rtcp && packet.bytes.windows(2).any(|word| word == [0x81, 203]));
+    }
+    assert!(goodbyes > 0, "the connection ended without a BYE");
+}
+
+#[test]
+fn a_publisher_stays_when_takeover_alone_is_changed() {
+    let _turn = beside_others();
+    let published = |keys: &str| format!("[[stream]]\nname = \"live\"\nsource = \"publish\"\n{keys}\n");
+    let relay = Configured::start(&published(""));
+    let mut publisher = Publisher::start(relay.relay.address(), &relay.relay.url("/live"));
+    relay.wait_serving("/live");
+    relay.reload(&published("takeover = true\nsource_timeout = \"20s\""), "configuration reloaded");
+    // It is asked, and answers for its session.
+    assert_eq!(publisher.client.request("GET_PARAMETER", &relay.relay.url("/live"), &[]).status, 200);
+    // And the next one takes over from it.
+    let _second = Publisher::start(relay.relay.address(), &relay.relay.url("/live"));
+    assert!(publisher.client.is_closed());
+    wait_until("the log says so", DEADLINE, || relay.relay.printed().contains("takes the stream over"));
+    let printed = relay.relay.printed();
+    assert!(!printed.contains("source changed"), "{printed}");
 }

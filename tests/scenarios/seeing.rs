@@ -1,4 +1,4 @@
-//! What the relay tells of itself over HTTP.
+//! What the relay reports over HTTP.
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! A client that is too slow skips to a keyframe, on whole frames, and delays nobody; one that stands still is closed.
+//! A client that is too slow skips to a keyframe, at a frame boundary, and delays no other; one that stops reading is closed.
 
 use std::time::{Duration, Instant};
 

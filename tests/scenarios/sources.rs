@@ -1,4 +1,4 @@
-//! Whatever a camera does, viewers stay; and which camera is pulled, and when.
+//! Viewers stay connected whatever a camera does; and which camera is pulled, and when.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -17,7 +17,8 @@ use crate::harness::{DEADLINE, h264, scratch_file, wait_until};
 
 /// A configuration with one stream, `front`.
 fn one_stream(keys: &str) -> String {
-    format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n\n[[stream]]\nname = \"front\"\n{keys}\n")
+    let report = "[report]\nevery = \"1s\"\nformat = \"logfmt\"";
+    format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n\n{report}\n\n[[stream]]\nname = \"front\"\n{keys}\n")
 }
 
 /// A relay with the test pattern, to stand for a camera that is switched off and on.
@@ -31,7 +32,7 @@ fn a_recording_goes_on_over_the_cameras_restarts() {
     let place = Place::reserve();
     let port = place.address().port();
     let camera = camera_relay(port);
-    let relay = Relay::of(&camera.url("/test"));
+    let relay = Relay::configured(&one_stream(&format!("source = \"{}\"", camera.url("/test"))));
     // MP4 has no place for the pattern's sound; Matroska has.
     let files = [scratch_file("recording.mp4"), scratch_file("recording.mkv")];
     let names = files.each_ref().map(|file| file.to_str().unwrap());

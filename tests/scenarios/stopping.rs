@@ -1,6 +1,6 @@
-//! SIGTERM and SIGINT: the frames in flight are finished, the camera is told, the clients are closed, exit 0 within 2 s.
+//! SIGTERM and SIGINT: the relay finishes the frames in flight, ends the camera's session, closes the clients, and exits with 0 within 2 s.
 //!
-//! They run alone: what is measured is the relay's stop, not how many others want the processor.
+//! These tests run alone, because they measure how fast the relay stops, which other load would distort.
 
 use std::time::Duration;
 

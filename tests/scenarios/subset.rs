@@ -1,4 +1,4 @@
-//! A client gets the tracks that it set up and no others, on the channels that it asked for.
+//! A client gets only the tracks that it set up, on the channels that it requested.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -1,4 +1,4 @@
-//! The live table as a terminal shows it.
+//! The live table in a terminal.
 
 use std::path::PathBuf;
 use std::process::Command;

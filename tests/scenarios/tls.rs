@@ -1,4 +1,4 @@
-//! RTSPS: players get by TLS what others get without it, and whoever holds up a handshake or reads nothing holds up nobody.
+//! RTSPS: players get the same over TLS as without it, and a client that stalls its handshake or reads nothing delays no other.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -29,13 +29,13 @@ use crate::harness::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_unti
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A certificate for 127.0.0.1, and its key, in files of their own.
-struct Certificate {
+pub struct Certificate {
     certificate: PathBuf,
     key: PathBuf,
 }
 
 impl Certificate {
-    fn new() -> Certificate {
+    pub fn new() -> Certificate {
         let made = Certificate { certificate: scratch_file("certificate.pem"), key: scratch_file("key.pem") };
         made.renew(None);
         made
@@ -53,15 +53,16 @@ impl Certificate {
         std::fs::set_permissions(&self.key, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
-    fn keys(&self) -> String {
+    /// The configuration's keys for it.
+    pub fn keys(&self) -> String {
         format!("tls_certificate = {:?}\ntls_key = {:?}\n", self.certificate, self.key)
     }
 
     /// What a client needs that trusts this certificate alone.
-    fn trusted(&self) -> Arc<ClientConfig> {
+    pub fn trusted(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&self.certificate).unwrap()).unwrap();
-        let config = ClientConfig::builder_with_provider(rtsprelay::tls::provider());
+        let config = ClientConfig::builder_with_provider(rtsprelay::trust::provider());
         let config = config.with_safe_default_protocol_versions().unwrap();
         Arc::new(config.with_root_certificates(roots).with_no_client_auth())
     }
@@ -76,7 +77,7 @@ impl Drop for Certificate {
     }
 }
 
-fn connection(config: &Arc<ClientConfig>) -> ClientConnection {
+pub fn connection(config: &Arc<ClientConfig>) -> ClientConnection {
     ClientConnection::new(Arc::clone(config), ServerName::try_from("127.0.0.1").unwrap()).unwrap()
 }
 
@@ -439,7 +440,7 @@ fn a_client_is_told_when_the_relay_stops() {
     assert_unbroken(&packets);
     let (status, took, printed) = relay.finish(DEADLINE);
     assert!(status.success() && took < Duration::from_secs(10), "{printed}");
-    assert!(!printed.contains("left behind"), "{printed}");
+    assert!(!printed.contains("abandoned"), "{printed}");
 }
 
 #[test]
@@ -465,8 +466,8 @@ fn the_wrong_port_says_so() {
     assert_eq!(bent.read(&mut [0; 8]).unwrap_or(0), 0);
     for said in [
         "speaks RTSP without TLS",
-        "the client speaks TLS, which this port does not; use rtsp:// here, or a port of listen_tls",
-        "what came to a port of listen_tls is no TLS",
+        "the client uses TLS, which this port does not support; use rtsp:// here, or a listen_tls port",
+        "client does not speak TLS on a listen_tls port",
         "the TLS handshake failed",
     ] {
         wait_until(said, DEADLINE, || relay.printed().contains(said));
@@ -604,7 +605,7 @@ fn a_new_certificate_is_shown_to_new_clients_and_a_bad_one_to_none() {
     };
 
     certificate.renew(None);
-    reload("the certificate for rtsps has changed");
+    reload("the certificate for rtsps changed");
     let greets = |config: &Arc<ClientConfig>| {
         let mut stream = TcpStream::connect(relay.tls_address()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -621,7 +622,7 @@ fn a_new_certificate_is_shown_to_new_clients_and_a_bad_one_to_none() {
     // Two files that do not belong together: neither is taken.
     let other = Certificate::new();
     std::fs::copy(&other.key, &certificate.key).unwrap();
-    reload("the configuration is not taken over");
+    reload("the relay keeps the current one");
     let fault = "is not the key of the first certificate";
     wait_until(fault, DEADLINE, || relay.printed().contains(fault));
     greets(&new).expect("the certificate before");

@@ -1,12 +1,11 @@
-//! tshark reads what the relay sends without a malformed packet or a sequence error, and with the mark that is configured.
+//! tshark finds no malformed packet and no sequence error in what the relay sends, and sees the configured DSCP mark.
 
 use std::process::Command;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
-use crate::harness::machine::{beside_others, cannot_run, is_root};
+use crate::harness::machine::{beside_others, has_own_network};
 use crate::harness::program::{Program, run};
 use crate::harness::{DEADLINE, scratch_file, servers, wait_until};
 
@@ -17,14 +16,10 @@ const PORTS: (u16, u16) = (20_000, 20_003);
 const DSCP: u8 = 46;
 
 fn read_without_fault(transport: &str) {
-    if !is_root() {
-        return cannot_run("capturing packets needs root");
-    }
     // A network of this thread and its children alone.
-    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-        return cannot_run(&format!("a network namespace: {error}"));
+    if !has_own_network() {
+        return;
     }
-    run(DEADLINE, "ip", &["link", "set", "lo", "up"]).expect_silent_success();
     // What is captured is the datagrams, not the runs of them that a sender hands over.
     run(DEADLINE, "ethtool", &["-K", "lo", "tx-udp-segmentation", "off"]).expect_silent_success();
     // Not the demo: tshark stumbles over the emulation prevention bytes in its SPS, in the SDP and in RTP alike.

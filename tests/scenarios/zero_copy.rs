@@ -1,4 +1,4 @@
-//! Sends that lend their pages to the kernel bring the same bytes, and are counted by what the kernel says of them.
+//! Zero-copy sends deliver the same bytes, and the counters match what the kernel reports of them.
 
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;

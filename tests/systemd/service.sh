@@ -90,15 +90,15 @@ step "a bad file is refused"
 configure one
 printf '[[stream]]\nname = "x"\nsorce = "test"\n' >>"/proc/$INIT/root/etc/rtsprelay/rtsprelay.toml"
 guest systemctl reload rtsprelay || true
-within 10 says "not taken over"
+within 10 says "the relay keeps the current one"
 journal -p err | grep 'did you mean stream.source' >/dev/null || fail "the fault is not in the journal as an error"
 plays two || fail "the old configuration does not stay"
 
 step "what the journal tells"
-report=$(journal | grep 'stream=one' | grep 'p99_us=' | tail -n 1)
-for key in p50_us p99_us fps; do
-    grep -oE "\b$key=[0-9.]+" <<<"$report" || fail "no $key in the journal: $report"
-done
+journal | grep 'p99_us=' >/dev/null && fail "the journal is filled with reports for programs"
+guest systemctl kill --kill-who=main -s USR1 rtsprelay
+within 10 says 'ran for '
+journal | grep -oE 'ran for .*2 streams: 2 live.*p99 [0-9.]+ .*s, max .*' || fail "no summary in the journal"
 
 step "a password from a credential"
 printf 'se:c ret\n' >"/proc/$INIT/root/etc/viewer.secret"
@@ -132,18 +132,18 @@ hung_at=$SECONDS
 /usr/bin/python3 "$here/stop_thread.py" "$pid" shard-0 &
 within 30 bash -c "[ \"\$(nsenter -t $INIT -a systemctl show -P NRestarts rtsprelay)\" -ge 1 ]"
 within 20 plays one
-within 10 says "shards do not turn"
+within 10 says "shards do not respond"
 guest journalctl --no-pager -o cat -u rtsprelay | grep -i 'watchdog timeout' | tail -n 1
 echo "restarted and playing $((SECONDS - hung_at)) s after shard 0 hung"
 rm "/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
 guest systemctl daemon-reload
 
 step "syslog, and its restart"
-head='[report]\nsyslog = true\n' configure one
+head='[report]\nsyslog = true\nevery = "1s"\n' configure one
 guest systemctl restart rtsprelay
 # What came by way of /dev/log, with the reports among it.
-by_syslog() { guest journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep -c 'p99_us=\|listening' || true; }
-within 10 bash -c "nsenter -t $INIT -a journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep 'report=interval' >/dev/null"
+by_syslog() { guest journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep -c ' client.*; in \|listening' || true; }
+within 10 bash -c "nsenter -t $INIT -a journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep ' client.*; in ' >/dev/null"
 guest systemctl restart systemd-journald
 before=$(by_syslog)
 within 20 plays one

@@ -6,61 +6,61 @@ use clap::Parser;
 
 use crate::ingest::MediaTransport;
 
-/// Shows an RTSP stream and what it is like, in a window, in the terminal, or in numbers alone.
+/// Shows an RTSP stream and measures it, in a window, in the terminal, or as numbers only.
 ///
-/// Exit codes: 0 done or asked to stop, 1 failure here (display, files), 2 wrong arguments, 3 the server can't be reached or
-/// refuses, 4 no picture could be decoded, 5 the time was over before --frames were decoded.
+/// Exit codes: 0 done or stopped by the user, 1 local failure (display, files), 2 wrong arguments, 3 the server cannot be reached or
+/// refuses, 4 no picture could be decoded, 5 the time elapsed before --frames were decoded.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "rtsprelay-view", version)]
 pub struct Args {
     /// The stream: HOST:PORT, HOST:PORT/NAME, or an rtsp:// URL
     pub address: String,
 
-    /// Over what the media comes
+    /// How the media is transported
     #[arg(long, value_enum, default_value = "tcp")]
     pub transport: MediaTransport,
 
-    /// The user name to log in with
+    /// The user name
     #[arg(long, requires = "password_file")]
     pub user: Option<String>,
 
-    /// A file with the password to log in with, on its first line
+    /// A file with the password on its first line
     #[arg(long, value_name = "FILE", requires = "user")]
     pub password_file: Option<PathBuf>,
 
-    /// Show in a window, whatever the environment looks like
+    /// Always show in a window
     #[arg(long, group = "mode")]
     pub window: bool,
 
-    /// Show in the terminal, whatever the environment looks like
+    /// Always show in the terminal
     #[arg(long, group = "mode")]
     pub terminal: bool,
 
-    /// Show nothing: one line of numbers a second
+    /// Show no picture: print a line of numbers every second
     #[arg(long, group = "mode")]
     pub headless: bool,
 
-    /// Numbers as JSON, one object a line; shows nothing
+    /// Print the numbers as JSON, one object per line; shows no picture
     #[arg(long)]
     pub json: bool,
 
-    /// Begin in full screen
+    /// Start in full screen
     #[arg(long)]
     pub fullscreen: bool,
 
-    /// Stop after so many decoded pictures
+    /// Stop after this many decoded pictures
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub frames: Option<u64>,
 
-    /// Stop after so many seconds
+    /// Stop after this many seconds
     #[arg(long, value_name = "N", value_parser = seconds)]
     pub seconds: Option<f64>,
 
-    /// Write the last picture to this PNG file at the end; with nothing else said, the first picture, and stop
+    /// Write the last picture to this PNG file at exit; without other options, write the first picture and stop
     #[arg(long, value_name = "FILE")]
     pub snapshot: Option<PathBuf>,
 
-    /// Without a window or terminal: give up after so many seconds without a new picture
+    /// Without a window or terminal: give up after this many seconds without a new picture
     #[arg(long, value_name = "N", value_parser = seconds, default_value = "10")]
     pub patience: f64,
 }
@@ -84,7 +84,7 @@ pub enum Mode {
 }
 
 impl Args {
-    /// How to show: as asked, else a window where there is a display, else the terminal if output goes to one.
+    /// The mode that was requested; otherwise a window if there is a display, otherwise the terminal if output goes to one.
     pub fn mode(&self, display: bool, terminal: bool) -> Mode {
         if self.window {
             Mode::Window

@@ -38,7 +38,7 @@ impl fmt::Display for Codec {
     }
 }
 
-/// How old a frame was when its last packet had been read, and who says so.
+/// Age of a frame when its last packet had been read, and the basis of that value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Age {
     /// Wall-clock time at which the frame left its source.

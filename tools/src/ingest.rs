@@ -1,4 +1,4 @@
-//! Receiving: a session over RTSP, and another after it whenever it fails.
+//! Receives: one RTSP session, and another one whenever it fails.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use crate::target::Target;
 /// How long each request may take.
 const STEP_MAX: Duration = Duration::from_secs(5);
 
-/// After how long without media the picture is shown as old.
+/// Time without media after which the picture is marked as old.
 const SILENT: Duration = Duration::from_secs(2);
 
-/// After how long without media the session is given up.
+/// Time without media after which the session is ended.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// Waits before the next try, and the longest after many.
+/// Delays before the next attempts; the last one repeats.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 
-/// The wait after a server has refused, which it will do again.
+/// The delay after a server has refused, which it will do again.
 const REFUSED_RETRY: Duration = Duration::from_secs(3);
 
 /// Sender reports are believed only within this distance of this machine's clock.
@@ -133,10 +133,10 @@ impl Receiver<'_> {
                 return refused(format!("401: {} refuses this user name and password", self.target));
             }
             Some(401) => {
-                return refused(format!("401: {} wants a login: give --user and --password-file", self.target));
+                return refused(format!("401: {} requires a login: give --user and --password-file", self.target));
             }
-            Some(403) => return refused(format!("403: {} does not let this user see the stream", self.target)),
-            Some(404) => return refused(format!("404: {} is no stream there; check the name", self.target)),
+            Some(403) => return refused(format!("403: {} does not allow this user to see the stream", self.target)),
+            Some(404) => return refused(format!("404: {} is not a stream there; check the name", self.target)),
             Some(461) => {
                 return refused(format!("461: {} does not offer this transport; try another --transport", self.target));
             }
@@ -241,7 +241,7 @@ impl Receiver<'_> {
             let silent = heard.elapsed();
             if silent > SILENT && playing {
                 playing = false;
-                let text = format!("{} sends no media; its camera may be away", self.target);
+                let text = format!("{} sends no media; its camera may be down", self.target);
                 self.player.set_state(State::Away(Fault { kind: FaultKind::Unreachable, text }));
             }
             if silent > SILENCE_MAX {
@@ -264,7 +264,7 @@ fn choose(streams: &[retina::client::Stream]) -> Result<(usize, Codec), Fault> {
     let text = if names.is_empty() {
         "the stream has no video".to_owned()
     } else {
-        format!("the codec {} is not known here; this viewer decodes H.264, H.265 and MJPEG", names.join(", "))
+        format!("the codec {} is not supported; this viewer decodes H.264, H.265 and MJPEG", names.join(", "))
     };
     Err(Fault { kind: FaultKind::Unsupported, text })
 }
@@ -345,7 +345,7 @@ fn age(frame: &Frame, report: Option<(SystemTime, i64)>, clock_rate: u32) -> Opt
     (distance < CLOCKS_APART_MAX).then_some(Age { left, clock: AgeClock::SenderReport })
 }
 
-/// Tells the frames that a server sends in one go at the start, to show a picture at once, from those that come live.
+/// Distinguishes frames that a server sends in a burst at the start, to show a picture at once, from live ones.
 #[derive(Default)]
 struct Burst {
     last: Option<(i64, Instant)>,

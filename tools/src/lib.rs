@@ -1,7 +1,7 @@
-//! rtsprelay-view: the small client that decodes a stream, shows it, and tells what it is like.
+//! rtsprelay-view: a small client that decodes a stream, shows it, and measures it.
 //!
-//! Three threads: [`ingest`] receives packets and puts [`frame`]s together ([`depacketize`]), the [`player`] decodes them
-//! ([`decode`]), and one of [`headless`], [`terminal`] and [`window`] shows the newest [`picture`] and the [`stats`].
+//! Three threads: [`ingest`] receives packets and assembles [`frame`]s ([`depacketize`]), the [`player`] decodes them ([`decode`]), and
+//! one of [`headless`], [`terminal`] and [`window`] shows the newest [`picture`] and the [`stats`].
 
 #![forbid(unsafe_code)]
 

@@ -144,7 +144,7 @@ fn finish(args: &Args, player: &Player, ending: &Ending) -> Result<u8, String> {
             if fault.kind == FaultKind::Unsupported { NO_PICTURE } else { NO_SERVER }
         }
         Ending::NoPicture => {
-            eprintln!("rtsprelay-view: media came, but no picture that could be decoded");
+            eprintln!("rtsprelay-view: media arrived, but no picture could be decoded");
             NO_PICTURE
         }
         Ending::TimeOver if picture.is_none() => {

@@ -41,11 +41,11 @@ impl Key {
 /// The keys, one a line.
 pub const HELP: [&str; 6] = [
     "q      quit",
-    "space  hold the picture, go on",
+    "space  pause, resume",
     "s      write the picture to a PNG file",
     "f      full screen",
     "i      numbers on, off",
-    "?      these keys on, off",
+    "?      show or hide these keys",
 ];
 
 /// What is shown beside the newest picture.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use percent_encoding::percent_decode_str;
 use retina::client::Credentials;
-use rtsprelay::source::address::CameraAddress;
+use rtsprelay::source::camera::address::CameraAddress;
 use url::Url;
 
 /// A stream's address.

@@ -174,7 +174,7 @@ fn paint_text(canvas: &mut Canvas<'_>, target: &Target, screen: &Screen, player:
         lines.push((format!("waiting for a picture from {target}"), WHITE));
     }
     if view.frozen {
-        lines.push(("held; space goes on".to_owned(), WHITE));
+        lines.push(("paused; press space to resume".to_owned(), WHITE));
     }
     if let Some(note) = view.note() {
         lines.push((note, WHITE));

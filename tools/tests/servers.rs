@@ -103,7 +103,7 @@ fn a_relay_that_restarts_is_found_again() {
 fn scripts_learn_from_the_exit_code() {
     let _turn = turn();
     let demo = Demo::start();
-    // Where a connection begins nobody listens, and as long as it is there nobody can begin to.
+    // While a connection exists from this port, no other program can listen on it.
     let taken = std::net::TcpStream::connect(&demo.address).expect("the relay listens");
     let nobody = taken.local_addr().expect("connected").to_string();
     let nothing = format!("{}/nothing", demo.address);

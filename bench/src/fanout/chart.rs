@@ -1,10 +1,10 @@
-//! The chart: CPU per client and frame, and p99 latency, against the number of clients.
+//! Charts: values of servers, such as CPU and latency, against a number of clients or cameras.
 
 use std::fmt::Write as _;
 
 use super::summary::{Spread, Summary};
 
-/// Colours that stay apart on white, for most kinds of colour blindness too.
+/// Colours that are distinguishable on white, also with most kinds of colour blindness.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
 const WIDTH: f64 = 460.0;
@@ -30,7 +30,7 @@ impl Axis {
         Axis { log, low: 0.0, high: round_up(max * 1.05) }
     }
 
-    /// Where a value lies, 0 at the low end, 1 at the high.
+    /// The position of a value, 0 at the low end, 1 at the high.
     fn place(&self, value: f64) -> f64 {
         if self.log {
             let span = (self.high.log10() - self.low.log10()).max(1e-9);
@@ -58,63 +58,119 @@ fn round_up(value: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|v| *v >= value).unwrap_or(value)
 }
 
-/// The chart of one kind of scene as SVG; `None` if there are fewer than two numbers of clients.
-pub fn svg(summaries: &[Summary], kind: &str, caption: &str) -> Option<String> {
-    let of_kind: Vec<&Summary> = summaries.iter().filter(|s| s.kind == kind && s.rounds > 0).collect();
-    let mut clients: Vec<usize> = of_kind.iter().map(|s| s.clients).collect();
-    clients.sort_unstable();
-    clients.dedup();
-    if clients.len() < 2 {
-        return None;
-    }
-    let mut servers: Vec<&str> = Vec::new();
-    for s in &of_kind {
-        if !servers.contains(&s.server.as_str()) {
-            servers.push(&s.server);
-        }
-    }
-    let total_width = 2.0 * (WIDTH + LEFT) + 40.0;
-    let total_height = HEIGHT + TOP + 90.0;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {total_width} {total_height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n<title>Cost and latency against clients, {}</title>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
-        escape(kind)
-    );
-    type Value = fn(&Summary) -> Option<Spread>;
-    let panels: [(&str, Value, bool); 2] =
-        [("CPU per client and frame, µs", |s| s.cpu_us, false), ("p99 latency, ms", |s| s.p99_ms, true)];
-    for (index, (title, value, log)) in panels.into_iter().enumerate() {
-        let left = LEFT + index as f64 * (WIDTH + LEFT + 20.0);
-        let axis = Axis::new(of_kind.iter().filter_map(|s| value(s)).flat_map(|s| [s.min, s.max]), log);
-        panel(&mut out, left, title, &axis, &clients);
-        for (number, server) in servers.iter().enumerate() {
-            let points: Vec<(usize, Spread)> =
-                of_kind.iter().filter(|s| s.server == *server).filter_map(|s| Some((s.clients, value(s)?))).collect();
-            line(&mut out, left, COLOURS[number % COLOURS.len()], &axis, &clients, &points);
-        }
-    }
-    let mut x = LEFT;
-    let y = TOP + HEIGHT + 52.0;
-    for (number, server) in servers.iter().enumerate() {
-        let colour = COLOURS[number % COLOURS.len()];
-        let _ = writeln!(
-            out,
-            "<rect x=\"{x}\" y=\"{}\" width=\"14\" height=\"4\" fill=\"{colour}\"/><text x=\"{}\" y=\"{y}\">{}</text>",
-            y - 6.0,
-            x + 20.0,
-            escape(server)
-        );
-        x += 40.0 + 8.0 * server.len() as f64;
-    }
-    let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"{}\" fill=\"#555\">{}</text>", y + 22.0, escape(caption));
-    out.push_str("</svg>\n");
-    Some(out)
+/// What a chart shows: values of servers over a number of something.
+pub struct Chart<'a> {
+    /// The description for screen readers.
+    pub title: String,
+    /// The unit of the x axis: `clients`, `cameras`.
+    pub counted: &'a str,
+    /// What stands below it.
+    pub caption: &'a str,
+    /// The servers, in the order of their colours.
+    pub servers: Vec<&'a str>,
+    /// What is drawn side by side.
+    pub panels: Vec<Panel<'a>>,
 }
 
-/// Clients lie evenly by their logarithm.
-fn x_of(left: f64, clients: &[usize], count: usize) -> f64 {
-    let (first, last) = (clients[0] as f64, clients[clients.len() - 1] as f64);
+/// One value of every server.
+pub struct Panel<'a> {
+    /// The value's name, with its unit.
+    pub title: &'a str,
+    /// Whether its axis is logarithmic.
+    pub log: bool,
+    /// For each server, in the chart's order, its values over the number.
+    pub lines: Vec<Vec<(usize, Spread)>>,
+}
+
+impl<'a> Panel<'a> {
+    /// Of points with their servers.
+    pub fn of<'p>(
+        title: &'a str,
+        log: bool,
+        servers: &[&str],
+        points: impl Iterator<Item = (&'p str, usize, Spread)> + Clone,
+    ) -> Panel<'a> {
+        let line = |server: &&str| {
+            let of_server = points.clone().filter(|(of, ..)| of == server);
+            of_server.map(|(_, number, value)| (number, value)).collect()
+        };
+        Panel { title, log, lines: servers.iter().map(line).collect() }
+    }
+}
+
+/// The chart of one kind of scene; `None` if there are fewer than two numbers of clients.
+pub fn svg(summaries: &[Summary], kind: &str, caption: &str) -> Option<String> {
+    let of_kind: Vec<&Summary> = summaries.iter().filter(|s| s.kind == kind && s.rounds > 0).collect();
+    let servers = distinct(of_kind.iter().map(|s| s.server.as_str()));
+    let panel = |title, value: fn(&Summary) -> Option<Spread>, log| {
+        let points = of_kind.iter().filter_map(|s| Some((s.server.as_str(), s.clients, value(s)?)));
+        Panel::of(title, log, &servers, points)
+    };
+    let panels =
+        vec![panel("CPU per client and frame, µs", |s| s.cpu_us, false), panel("p99 latency, ms", |s| s.p99_ms, true)];
+    let title = format!("Cost and latency against clients, {kind}");
+    Chart { title, counted: "clients", caption, servers, panels }.svg()
+}
+
+/// The words, each once, in the order in which they first occur.
+pub fn distinct<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut all = Vec::new();
+    for word in words {
+        if !all.contains(&word) {
+            all.push(word);
+        }
+    }
+    all
+}
+
+impl Chart<'_> {
+    /// As SVG; `None` if there are fewer than two numbers to put under it.
+    pub fn svg(&self) -> Option<String> {
+        let mut counts: Vec<usize> =
+            self.panels.iter().flat_map(|p| &p.lines).flatten().map(|&(count, _)| count).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        if counts.len() < 2 {
+            return None;
+        }
+        let total_width = self.panels.len() as f64 * (WIDTH + LEFT + 20.0);
+        let total_height = HEIGHT + TOP + 90.0;
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {total_width} {total_height}\" \
+             font-family=\"sans-serif\" font-size=\"12\">\n<title>{}</title>\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+            escape(&self.title)
+        );
+        for (index, Panel { title, log, lines }) in self.panels.iter().enumerate() {
+            let left = LEFT + index as f64 * (WIDTH + LEFT + 20.0);
+            let axis = Axis::new(lines.iter().flatten().flat_map(|(_, s)| [s.min, s.max]), *log);
+            panel(&mut out, left, title, &axis, &counts, self.counted);
+            for (number, points) in lines.iter().enumerate() {
+                line(&mut out, left, COLOURS[number % COLOURS.len()], &axis, &counts, points);
+            }
+        }
+        let mut x = LEFT;
+        let y = TOP + HEIGHT + 52.0;
+        for (number, server) in self.servers.iter().enumerate() {
+            let colour = COLOURS[number % COLOURS.len()];
+            let _ = writeln!(
+                out,
+                "<rect x=\"{x}\" y=\"{}\" width=\"14\" height=\"4\" fill=\"{colour}\"/><text x=\"{}\" y=\"{y}\">{}</text>",
+                y - 6.0,
+                x + 20.0,
+                escape(server)
+            );
+            x += 40.0 + 8.0 * server.len() as f64;
+        }
+        let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"{}\" fill=\"#555\">{}</text>", y + 22.0, escape(self.caption));
+        out.push_str("</svg>\n");
+        Some(out)
+    }
+}
+
+/// Numbers lie evenly by their logarithm.
+fn x_of(left: f64, counts: &[usize], count: usize) -> f64 {
+    let (first, last) = (counts[0] as f64, counts[counts.len() - 1] as f64);
     left + 20.0 + (WIDTH - 40.0) * ((count as f64).ln() - first.ln()) / (last.ln() - first.ln())
 }
 
@@ -122,7 +178,7 @@ fn y_of(axis: &Axis, value: f64) -> f64 {
     TOP + HEIGHT * (1.0 - axis.place(value))
 }
 
-fn panel(out: &mut String, left: f64, title: &str, axis: &Axis, clients: &[usize]) {
+fn panel(out: &mut String, left: f64, title: &str, axis: &Axis, counts: &[usize], counted: &str) {
     let _ = writeln!(out, "<text x=\"{left}\" y=\"{}\" font-weight=\"bold\">{title}</text>", TOP - 14.0);
     for tick in axis.ticks() {
         let y = y_of(axis, tick);
@@ -136,19 +192,23 @@ fn panel(out: &mut String, left: f64, title: &str, axis: &Axis, clients: &[usize
             y + 4.0
         );
     }
-    for &count in clients {
-        let x = x_of(left, clients, count);
+    for &count in counts {
+        let x = x_of(left, counts, count);
         let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{count}</text>", TOP + HEIGHT + 18.0);
     }
-    let _ =
-        writeln!(out, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">clients</text>", left + WIDTH, TOP + HEIGHT + 34.0);
+    let _ = writeln!(
+        out,
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{counted}</text>",
+        left + WIDTH,
+        TOP + HEIGHT + 34.0
+    );
 }
 
 /// The medians joined by a line, and the span of the rounds at each.
-fn line(out: &mut String, left: f64, colour: &str, axis: &Axis, clients: &[usize], points: &[(usize, Spread)]) {
+fn line(out: &mut String, left: f64, colour: &str, axis: &Axis, counts: &[usize], points: &[(usize, Spread)]) {
     let mut path = String::new();
     for (count, spread) in points {
-        let (x, y) = (x_of(left, clients, *count), y_of(axis, spread.median));
+        let (x, y) = (x_of(left, counts, *count), y_of(axis, spread.median));
         let _ = write!(path, "{x:.1},{y:.1} ");
         let _ = writeln!(
             out,

@@ -1,4 +1,4 @@
-//! The processes of the experiment. Each ends with this one, however it ends.
+//! The processes of the experiment. Each ends with this one, however this one ends.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -21,7 +21,7 @@ const END_MAX: Duration = Duration::from_secs(3);
 /// Time that a server may take until it answers DESCRIBE.
 const READY_MAX: Duration = Duration::from_secs(15);
 
-/// A process that is ended when this is dropped: with SIGTERM, then with SIGKILL.
+/// A process that is terminated when this is dropped: with SIGTERM, then with SIGKILL.
 pub struct Process {
     /// What it is, for messages.
     pub name: String,
@@ -73,12 +73,12 @@ impl Process {
         if line.is_empty() {
             return Err(format!("{} ended at once: {}", self.name, last_words(&self.log, true)));
         }
-        // Kept open, lest it dies of writing more.
+        // Kept open, because the process would die when it writes more.
         self.child.stdout = Some(reader.into_inner());
         Ok(line.trim_end().to_string())
     }
 
-    /// Waits for its end and returns its output; gives up when `stop` is set.
+    /// Waits for its end and returns its output; gives up if `stop` is set.
     pub fn output(&mut self, stop: &AtomicBool) -> Result<String, String> {
         let Some(mut pipe) = self.child.stdout.take() else { return Err(format!("{} has no output", self.name)) };
         // One line at the end of its run: it fits in the pipe, so reading can wait for the end.
@@ -99,7 +99,7 @@ impl Process {
 
     /// Asks it to end.
     pub fn terminate(&self) {
-        // Not waited for yet: its number is still its own.
+        // Not waited for yet, so its process id is still valid.
         let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
     }
 
@@ -115,7 +115,7 @@ impl Drop for Process {
         if self.ended() {
             return;
         }
-        // It has not been waited for, so its number is still its own.
+        // It has not been waited for, so its process id is still valid.
         let _ = kill(pid, Signal::SIGTERM);
         let deadline = Instant::now() + END_MAX;
         while Instant::now() < deadline {
@@ -129,26 +129,26 @@ impl Drop for Process {
     }
 }
 
-/// The last line of a log, where a process that has failed says why; all of them write into it, so of one of this program the last
-/// that begins with its name.
+/// The last line of a log, where a failed process says why. All processes write to it, so for one of this program it is the last line
+/// that starts with its name.
 fn last_words(log: &Path, own: bool) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let is_its = |line: &&str| !line.trim().is_empty() && (!own || line.starts_with("rtsprelay-bench: "));
     match text.lines().rev().find(is_its) {
         Some(line) => line.to_string(),
-        None => format!("it did not say why in {}", log.display()),
+        None => format!("it gave no reason in {}", log.display()),
     }
 }
 
 /// A run of the load generator, in a process of its own.
 pub struct Load<'a> {
-    /// The CPU that it runs on.
-    pub cpu: usize,
-    /// What it plays.
-    pub url: &'a str,
+    /// The CPU that it runs on; any, if none.
+    pub cpu: Option<usize>,
+    /// What it plays; several URLs are assigned to players in turn.
+    pub urls: &'a [String],
     /// The server's process, whose CPU time is counted.
     pub pid: i32,
-    /// Players.
+    /// Number of players.
     pub clients: usize,
     /// How long is measured.
     pub seconds: Duration,
@@ -167,14 +167,14 @@ impl Load<'_> {
             "load".into(),
             "--json".into(),
             "--quiet".into(),
-            format!("--url={}", self.url),
             format!("--pid={}", self.pid),
             format!("--clients={}", self.clients),
             format!("--seconds={}us", self.seconds.as_micros()),
             format!("--warmup={}us", self.warmup.as_micros()),
         ];
+        arguments.extend(self.urls.iter().map(|url| format!("--url={url}")));
         arguments.extend(self.more);
-        let output = Process::own("load", Some(self.cpu), &arguments, self.log)?.output(stop)?;
+        let output = Process::own("load", self.cpu, &arguments, self.log)?.output(stop)?;
         let none = |_| format!("load gave no report: {}", last_words(self.log, true));
         serde_json::from_str(output.trim()).map_err(none)
     }
@@ -193,7 +193,7 @@ pub fn wait_ready(server: &mut Process, url: &str, stop: &AtomicBool) -> Result<
     wait_described(&name, url, ended, stop)
 }
 
-/// The same of a server that was started elsewhere; `ended` tells why waiting for it is in vain, if it is.
+/// The same for a server that was started elsewhere; `ended` returns why waiting is pointless, if it is.
 pub fn wait_described(
     name: &str,
     url: &str,

@@ -1,11 +1,11 @@
-//! `fanout`: the whole experiment. Servers take turns under the same load; what is compared is compared round by round.
+//! `fanout`: the whole experiment. Servers take turns under the same load, and are compared round by round.
 
-mod chart;
+pub mod chart;
 pub mod children;
+mod course;
 pub mod summary;
 
 use std::fs;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -20,8 +20,9 @@ use crate::client::Transport;
 use crate::load::report::Report;
 use crate::os;
 use children::{Load, Process, free_port, wait_described, wait_ready};
+pub use course::{Course, Results};
 
-/// A server that runs already.
+/// A server that is already running.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Peer {
     name: String,
@@ -53,7 +54,8 @@ pub enum Own {
 }
 
 impl Own {
-    fn name(self) -> &'static str {
+    /// The word of the command line.
+    pub fn name(self) -> &'static str {
         match self {
             Own::Floor => "floor",
             Own::Uring => "uring",
@@ -65,61 +67,37 @@ impl Own {
 /// Arguments of `fanout`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Numbers of TCP players, with the camera sending whole frames; 0 leaves them out.
+    /// Numbers of TCP players, with a camera that sends whole frames; 0 to skip.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 500, 1000, 2000])]
     pub clients: Vec<usize>,
-    /// Numbers of UDP players; 0 leaves them out.
+    /// Numbers of UDP players; 0 to skip.
     #[arg(long, value_delimiter = ',', default_values_t = [200])]
     pub udp_clients: Vec<usize>,
-    /// Numbers of TCP players with a camera that spreads its frames (see --pace); 0 leaves them out.
+    /// Numbers of TCP players, with a camera that spreads its frames (see --pace); 0 to skip.
     #[arg(long, value_delimiter = ',', default_values_t = [500])]
     pub paced_clients: Vec<usize>,
     /// The time over which the paced camera spreads each frame.
     #[arg(long, default_value = "10ms", value_parser = os::duration)]
     pub pace: Duration,
-    /// Rounds; in each, every server serves every number of players once. A ratio is told from five on.
-    #[arg(long, default_value_t = 5)]
-    pub rounds: usize,
-    /// Time of each measurement.
-    #[arg(long, default_value = "8", value_parser = os::some_time)]
-    pub seconds: Duration,
-    /// Time between the last player's start and the measurement.
-    #[arg(long, default_value = "2", value_parser = os::duration)]
-    pub warmup: Duration,
-    /// Time that a server runs without players before its memory is read and they come.
-    #[arg(long, default_value = "2.5", value_parser = os::duration)]
-    pub settle: Duration,
-    /// Players that start each second.
-    #[arg(long, default_value = "500", value_parser = os::positive)]
-    pub ramp: f64,
-    /// Servers to start.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Own::Floor, Own::Uring, Own::Epoll])]
-    pub servers: Vec<Own>,
-    /// The relay's program; by default the one beside this.
-    #[arg(long)]
-    pub relay: Option<PathBuf>,
-    /// Another server that runs already, serves the camera's stream at URL, and is the process PID. May be given several times.
+    /// Its course.
+    #[command(flatten)]
+    pub course: Course,
+    /// Another server that is already running as process PID and serves the camera's stream at URL. Can be repeated.
     #[arg(long = "peer", value_name = "NAME=URL,PID")]
     pub peers: Vec<Peer>,
-    /// Address of the camera, for peers that must know it; its stream is /cam.
+    /// Fixed address of the camera, for peers that need it; its stream is /cam.
     #[arg(long, default_value = "127.0.0.1:0")]
     pub camera_listen: SocketAddr,
-    /// CPU of the servers.
-    #[arg(long, default_value_t = 0)]
-    pub server_cpu: usize,
-    /// CPU of the players and the camera.
-    #[arg(long, default_value_t = 1)]
-    pub load_cpu: usize,
-    /// Bits a second of the camera.
+    /// Bit rate of the camera.
     #[arg(long, default_value = "4M", value_parser = os::quantity)]
     pub bitrate: u64,
-    /// Frames a second of the camera.
+    /// Frames per second of the camera.
     #[arg(long, default_value = "30", value_parser = os::positive)]
     pub fps: f64,
-    /// Directory for results.jsonl, summary.json, table.md and the charts; made if need be.
+    /// Output directory for results.jsonl, summary.json, table.md and the charts.
     #[arg(long, default_value = "fanout")]
     pub out: PathBuf,
-    /// A short run with few players, to see that everything works; its figures mean nothing.
+    /// A short run with few players, to check that everything works; its figures mean nothing.
     #[arg(long)]
     pub quick: bool,
 }
@@ -129,7 +107,7 @@ pub struct Args {
 pub struct Measurement {
     /// The scene's kind: `TCP`, `UDP`, …
     pub kind: String,
-    /// Players.
+    /// Number of players.
     pub clients: usize,
     /// The server's name.
     pub server: String,
@@ -158,31 +136,10 @@ enum Turn<'a> {
 /// Runs the experiment and writes its results.
 pub fn run(args: &Args) -> Result<(), String> {
     let stop = os::stop_flag()?;
-    let mut args = args.clone();
-    if args.quick {
-        args.clients = vec![5, 20];
-        args.udp_clients = vec![5];
-        args.paced_clients = vec![5];
-        args.rounds = 1;
-        args.seconds = Duration::from_secs(1);
-        args.warmup = Duration::from_millis(300);
-        args.settle = Duration::from_millis(200);
-    }
-    for counts in [&mut args.clients, &mut args.udp_clients, &mut args.paced_clients] {
-        counts.retain(|count| *count > 0);
-    }
-    if args.clients.is_empty() && args.udp_clients.is_empty() && args.paced_clients.is_empty() || args.rounds == 0 {
-        return Err("there is nothing to measure; leave --rounds, or one of the numbers of players, above 0".into());
-    }
-    for (option, cpu) in [("--server-cpu", args.server_cpu), ("--load-cpu", args.load_cpu)] {
-        os::may_pin(cpu).map_err(|e| format!("{option}: {e}"))?;
-    }
-    let relay = relay_program(&args)?;
-    fs::create_dir_all(&args.out).map_err(|e| format!("cannot make {}: {e}", args.out.display()))?;
-    let results = args.out.join("results.jsonl");
-    let mut results = fs::File::create(&results).map_err(|e| format!("cannot write {}: {e}", results.display()))?;
-    let log = args.out.join("log.txt");
-    let _ = fs::remove_file(&log);
+    let args = checked(args)?;
+    let relay = args.course.relay_program()?;
+    let mut results = Results::create(&args.out)?;
+    let log = results.log.clone();
 
     let mut camera = camera(&args, args.camera_listen, Duration::ZERO, &log)?;
     let whole = camera.first_line()?;
@@ -195,8 +152,8 @@ pub fn run(args: &Args) -> Result<(), String> {
     }
     println!("camera at {whole}, results in {}", args.out.display());
     for peer in &args.peers {
-        pin_process(peer.pid, args.server_cpu)?;
-        // Some learn only now that there is a camera.
+        pin_process(peer.pid, args.course.server_cpu)?;
+        // Some servers start only now that there is a camera.
         let gone = || {
             let is_there = fs::metadata(format!("/proc/{}", peer.pid)).is_ok();
             (!is_there).then(|| format!("there is no process {}", peer.pid))
@@ -206,7 +163,7 @@ pub fn run(args: &Args) -> Result<(), String> {
     let scenes = scenes(&args, &whole, &paced_url);
     let mut measurements = Vec::new();
     let begun = Instant::now();
-    'all: for round in 0..args.rounds {
+    'all: for round in 0..args.course.rounds {
         for scene in &scenes {
             for turn in turns(&args, scene, round) {
                 if stop.load(Ordering::Relaxed) {
@@ -216,9 +173,8 @@ pub fn run(args: &Args) -> Result<(), String> {
                 if stop.load(Ordering::Relaxed) {
                     break 'all;
                 }
-                println!("{}", line(&measurement, args.rounds, begun.elapsed()));
-                let json = serde_json::to_string(&measurement).map_err(|e| e.to_string())?;
-                writeln!(results, "{json}").map_err(|e| format!("cannot write the results: {e}"))?;
+                println!("{}", line(&measurement, args.course.rounds, begun.elapsed()));
+                results.add(&measurement)?;
                 measurements.push(measurement);
             }
         }
@@ -227,27 +183,28 @@ pub fn run(args: &Args) -> Result<(), String> {
     let stopped = stop.load(Ordering::Relaxed);
     write_results(&args, &measurements, stopped)?;
     let failed = measurements.iter().filter(|m| m.error.is_some()).count();
-    if stopped {
-        return Err(format!(
-            "stopped; the {} measurements until then are in {}",
-            measurements.len(),
-            args.out.display()
-        ));
-    }
-    if failed > 0 { Err(format!("{failed} measurements failed; results.jsonl and log.txt tell why")) } else { Ok(()) }
+    results.outcome(stopped, failed)
 }
 
-fn relay_program(args: &Args) -> Result<PathBuf, String> {
-    let beside = std::env::current_exe().ok().and_then(|me| me.parent().map(|dir| dir.join("rtsprelay")));
-    let program = args.relay.clone().or(beside).unwrap_or_else(|| PathBuf::from("rtsprelay"));
-    let needed = args.servers.iter().any(|s| *s != Own::Floor);
-    if needed && !program.is_file() {
-        return Err(format!(
-            "the relay is not at {}; build it with `cargo build --release`, or name it with --relay, or take --servers floor",
-            program.display()
-        ));
+/// The arguments without what there is nothing to measure of.
+fn checked(args: &Args) -> Result<Args, String> {
+    let mut args = args.clone();
+    if args.quick {
+        args.clients = vec![5, 20];
+        args.udp_clients = vec![5];
+        args.paced_clients = vec![5];
+        args.course.shorten();
     }
-    Ok(program)
+    for counts in [&mut args.clients, &mut args.udp_clients, &mut args.paced_clients] {
+        counts.retain(|count| *count > 0);
+    }
+    if args.clients.is_empty() && args.udp_clients.is_empty() && args.paced_clients.is_empty()
+        || args.course.rounds == 0
+    {
+        return Err("there is nothing to measure; set --rounds and one of the numbers of players above 0".into());
+    }
+    args.course.may_pin()?;
+    Ok(args)
 }
 
 fn camera(args: &Args, listen: SocketAddr, pace: Duration, log: &Path) -> Result<Process, String> {
@@ -259,7 +216,7 @@ fn camera(args: &Args, listen: SocketAddr, pace: Duration, log: &Path) -> Result
         format!("--pace={}us", pace.as_micros()),
     ]
     .into();
-    Process::own("camera", Some(args.load_cpu), &arguments, log)
+    Process::own("camera", Some(args.course.load_cpu), &arguments, log)
 }
 
 fn scenes(args: &Args, whole: &str, paced: &str) -> Vec<Scene> {
@@ -281,9 +238,10 @@ fn paced_kind(args: &Args) -> String {
     format!("TCP, frames spread over {} ms", args.pace.as_secs_f64() * 1e3)
 }
 
-/// Who serves a scene, in this round's order: each round begins with another one. Peers pull the camera of whole frames.
+/// The servers for a scene, in this round's order: each round starts with a different one. Peers pull the camera that sends whole
+/// frames.
 fn turns<'a>(args: &'a Args, scene: &Scene, round: usize) -> Vec<Turn<'a>> {
-    let mut turns: Vec<Turn<'_>> = args.servers.iter().map(|s| Turn::Own(*s)).collect();
+    let mut turns: Vec<Turn<'_>> = args.course.servers.iter().map(|s| Turn::Own(*s)).collect();
     if !scene.paced {
         turns.extend(args.peers.iter().map(Turn::Peer));
     }
@@ -333,25 +291,25 @@ fn turn_of(
             let url;
             (process, url) = start_server(args, *own, &scene.camera, relay, log)?;
             wait_ready(&mut process, &url, stop)?;
-            sleep(args.settle, stop);
+            sleep(args.course.settle, stop);
             (url, process.pid())
         }
     };
     let load = Load {
-        cpu: args.load_cpu,
-        url: &url,
+        cpu: Some(args.course.load_cpu),
+        urls: &[url],
         pid,
         clients: scene.clients,
-        seconds: args.seconds,
-        warmup: args.warmup,
-        more: vec![format!("--transport={}", scene.transport.name()), format!("--ramp={}", args.ramp)],
+        seconds: args.course.seconds,
+        warmup: args.course.warmup,
+        more: vec![format!("--transport={}", scene.transport.name()), format!("--ramp={}", args.course.ramp)],
         log,
     };
     load.run(stop)
 }
 
 fn start_server(args: &Args, own: Own, camera: &str, relay: &Path, log: &Path) -> Result<(Process, String), String> {
-    let cpu = Some(args.server_cpu);
+    let cpu = Some(args.course.server_cpu);
     if own == Own::Floor {
         let arguments = ["floor".to_string(), format!("--source={camera}")];
         let mut process = Process::own("floor", cpu, &arguments, log)?;
@@ -365,7 +323,8 @@ fn start_server(args: &Args, own: Own, camera: &str, relay: &Path, log: &Path) -
     Ok((process, format!("rtsp://{listen}/")))
 }
 
-fn sleep(time: Duration, stop: &AtomicBool) {
+/// Sleeps, unless it is to stop.
+pub fn sleep(time: Duration, stop: &AtomicBool) {
     let end = Instant::now() + time;
     while Instant::now() < end && !stop.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(10).min(time));
@@ -377,7 +336,7 @@ fn pin_process(pid: i32, cpu: usize) -> Result<(), String> {
     let mut set = CpuSet::new();
     set.set(cpu).map_err(|e| format!("CPU {cpu}: {e}"))?;
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-        .map_err(|_| format!("there is no process {pid}; --peer wants NAME=URL,PID of a server that runs"))?;
+        .map_err(|_| format!("there is no process {pid}; --peer needs NAME=URL,PID of a running server"))?;
     for task in tasks.flatten() {
         if let Some(tid) = task.file_name().to_str().and_then(|n| n.parse().ok()) {
             sched_setaffinity(Pid::from_raw(tid), &set).map_err(|e| format!("cannot pin process {pid}: {e}"))?;
@@ -418,16 +377,16 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
         "camera with {} Mbit/s and {} frames/s, {} rounds of {} s; servers on CPU {}, players and camera on CPU {}",
         args.bitrate as f64 / 1e6,
         args.fps,
-        args.rounds,
-        args.seconds.as_secs_f64(),
-        args.server_cpu,
-        args.load_cpu
+        args.course.rounds,
+        args.course.seconds.as_secs_f64(),
+        args.course.server_cpu,
+        args.course.load_cpu
     );
     let mut table = format!("{}\n- {setting}\n- medians, in parentheses the range of the rounds\n", machine());
     if stopped {
         table.push_str("- **stopped early**: later rounds are missing\n");
     }
-    if args.rounds < summary::RATIO_ROUNDS_MIN {
+    if args.course.rounds < summary::RATIO_ROUNDS_MIN {
         table.push_str("- too few rounds for ratios\n");
     }
     table.push_str(&summary::markdown(&summaries));
@@ -436,7 +395,7 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
     for (kind, name) in [("TCP", "tcp.svg"), ("UDP", "udp.svg")] {
         match chart::svg(&summaries, kind, &setting) {
             Some(svg) => write(name, &svg)?,
-            // One of an earlier run would be taken for this one's.
+            // A file of an earlier run would be mistaken for this one's.
             None => drop(fs::remove_file(args.out.join(name))),
         }
     }
@@ -445,7 +404,7 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
 }
 
 /// Date, kernel, CPU and command, as a Markdown list.
-fn machine() -> String {
+pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let models: Vec<&str> =

@@ -7,13 +7,13 @@ use serde::Serialize;
 use super::Measurement;
 use crate::load::report::Report;
 
-/// Rounds from which on a ratio is told.
+/// Minimum number of rounds for printing ratios.
 pub const RATIO_ROUNDS_MIN: usize = 5;
 
-/// Percent of a core that other processes (the camera among them) may use before a round counts as disturbed.
+/// CPU in percent of a core that other processes (including the camera) may use before a round counts as disturbed.
 const OTHERS_PERCENT_MAX: f64 = 15.0;
 
-/// The middle of some values, with the smallest and the largest.
+/// The median of some values, with the smallest and the largest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
     /// The median.
@@ -35,7 +35,7 @@ impl Spread {
         Spread { median, min, max }
     }
 
-    /// The median with so many digits, and the two others behind it.
+    /// The median with this many digits, followed by the two others.
     pub fn text(&self, digits: usize) -> String {
         format!("{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.min, self.max)
     }
@@ -46,7 +46,7 @@ impl Spread {
 pub struct Summary {
     /// The scene's kind: `TCP`, `UDP`, …
     pub kind: String,
-    /// Players.
+    /// Number of players.
     pub clients: usize,
     /// The server's name.
     pub server: String,
@@ -54,19 +54,19 @@ pub struct Summary {
     pub rounds: usize,
     /// Runs that failed.
     pub failed: usize,
-    /// CPU time per client and frame, in µs; `None` if no frame came in any round.
+    /// CPU time per client and frame, in µs; `None` if no frame arrived in any round.
     pub cpu_us: Option<Spread>,
     /// The same as a multiple of the floor's in the same round.
     pub cpu_ratio: Option<Spread>,
     /// CPU, percent of a core.
     pub cpu_percent: Spread,
-    /// Median latency in ms; `None` if no frame with a stamp came in any round.
+    /// Median latency in ms; `None` if no frame with a stamp arrived in any round.
     pub p50_ms: Option<Spread>,
     /// 99 % latency in ms.
     pub p99_ms: Option<Spread>,
     /// The same as a multiple of the floor's in the same round.
     pub p99_ratio: Option<Spread>,
-    /// Frames a second of the worst player.
+    /// Frames per second of the worst player.
     pub fps_worst: Spread,
     /// Frames missing or damaged, over all rounds.
     pub frames_lost: u64,
@@ -76,10 +76,12 @@ pub struct Summary {
     pub disturbed: usize,
     /// Rounds in which the generator was the bottleneck.
     pub generator_limited: usize,
+    /// The same in words.
+    pub remarks: String,
 }
 
-/// Summaries in the order of kinds, clients and servers as they first occur.
-pub fn summarize(measurements: &[Measurement]) -> Vec<Summary> {
+/// Kind, clients and server of each summary, in the order of kinds, clients and servers as they first occur.
+pub fn keys<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> Vec<(&'a str, usize, &'a str)> {
     let mut keys: Vec<(&str, usize, &str)> = Vec::new();
     for m in measurements {
         let key = (m.kind.as_str(), m.clients, m.server.as_str());
@@ -91,53 +93,142 @@ pub fn summarize(measurements: &[Measurement]) -> Vec<Summary> {
     let servers: Vec<&str> = keys.iter().map(|k| k.2).collect();
     let place = |list: &[&str], word: &str| list.iter().position(|w| *w == word);
     keys.sort_by_key(|k| (place(&kinds, k.0), k.1, place(&servers, k.2)));
-    keys.iter().map(|&(kind, clients, server)| summary(measurements, kind, clients, server)).collect()
+    keys
+}
+
+/// The measurements of one server in one scene, and the floor's for comparison.
+pub struct Rounds<'a> {
+    of_server: Vec<&'a Measurement>,
+    /// Empty for the floor itself.
+    of_floor: Vec<&'a Measurement>,
+}
+
+impl<'a> Rounds<'a> {
+    /// Those of this kind, number of clients and server.
+    pub fn of(
+        all: impl Iterator<Item = &'a Measurement> + Clone,
+        kind: &str,
+        clients: usize,
+        server: &str,
+    ) -> Rounds<'a> {
+        let of = |name: &str| {
+            let is_its = |m: &&Measurement| m.kind == kind && m.clients == clients && m.server == name;
+            all.clone().filter(is_its).collect()
+        };
+        Rounds { of_server: of(server), of_floor: if server == "floor" { Vec::new() } else { of("floor") } }
+    }
+
+    /// What was reported.
+    pub fn reports(&self) -> impl Iterator<Item = &'a Report> + '_ {
+        self.of_server.iter().filter_map(|m| m.report.as_ref())
+    }
+
+    /// Runs that failed.
+    pub fn failed(&self) -> usize {
+        self.of_server.iter().filter(|m| m.error.is_some()).count()
+    }
+
+    /// Rounds in which other processes used much of a CPU, so that times mean little.
+    pub fn disturbed(&self) -> usize {
+        self.reports().filter(|r| r.generator.others_percent > OTHERS_PERCENT_MAX).count()
+    }
+
+    /// Rounds in which the generator was the bottleneck.
+    pub fn generator_limited(&self) -> usize {
+        self.reports().filter(|r| r.generator.bottleneck.is_some()).count()
+    }
+
+    /// A value that every round has.
+    pub fn spread(&self, value: impl Fn(&Report) -> f64) -> Spread {
+        Spread::of(self.reports().map(value).collect())
+    }
+
+    /// A value of those rounds that have it: a server that sent nothing was neither cheap nor fast.
+    pub fn known(&self, value: impl Fn(&Report) -> Option<f64>) -> Option<Spread> {
+        let values: Vec<f64> = self.reports().filter_map(value).collect();
+        (!values.is_empty()).then(|| Spread::of(values))
+    }
+
+    /// The value as a multiple of the floor's, paired by round because disturbances affect a whole round. `None` for the floor itself,
+    /// and with too few rounds.
+    pub fn ratio(&self, value: impl Fn(&Report) -> Option<f64>) -> Option<Spread> {
+        let of_round = |m: &&Measurement| {
+            let floor = self.of_floor.iter().find(|f| f.round == m.round)?.report.as_ref()?;
+            let below = value(floor).filter(|below| *below > 0.0)?;
+            Some(value(m.report.as_ref()?)? / below)
+        };
+        let pairs: Vec<f64> = self.of_server.iter().filter_map(of_round).collect();
+        (pairs.len() >= RATIO_ROUNDS_MIN).then(|| Spread::of(pairs))
+    }
+
+    /// Remarks that are needed to interpret the figures.
+    pub fn remarks(&self) -> String {
+        let rounds = self.reports().count();
+        let mut remarks = Vec::new();
+        if self.failed() > 0 {
+            remarks.push(format!("{} runs failed", self.failed()));
+        }
+        if self.generator_limited() > 0 {
+            remarks.push(format!("generator at its limit in {} of {rounds} rounds", self.generator_limited()));
+        }
+        if self.disturbed() > 0 {
+            remarks.push(format!("other work on the machine in {} of {rounds} rounds", self.disturbed()));
+        }
+        remarks.join("; ")
+    }
+}
+
+/// CPU time of the server per client and frame, in µs.
+pub fn cpu_us(report: &Report) -> Option<f64> {
+    report.server.as_ref()?.cpu_us_per_client_frame
+}
+
+/// The median latency in ms.
+pub fn p50_ms(report: &Report) -> Option<f64> {
+    let latency = &report.normal.latency_us;
+    (latency.count > 0).then_some(latency.p50 as f64 / 1e3)
+}
+
+/// The latency that 99 % of the frames have at most, in ms.
+pub fn p99_ms(report: &Report) -> Option<f64> {
+    let latency = &report.normal.latency_us;
+    (latency.count > 0).then_some(latency.p99 as f64 / 1e3)
+}
+
+/// Summaries in the order of kinds, clients and servers as they first occur.
+pub fn summarize(measurements: &[Measurement]) -> Vec<Summary> {
+    keys(measurements.iter())
+        .iter()
+        .map(|&(kind, clients, server)| summary(measurements, kind, clients, server))
+        .collect()
 }
 
 fn summary(all: &[Measurement], kind: &str, clients: usize, server: &str) -> Summary {
-    let of = |name: &'_ str| {
-        let name = name.to_string();
-        all.iter().filter(move |m| m.kind == kind && m.clients == clients && m.server == name)
-    };
-    let reports: Vec<_> = of(server).filter_map(|m| m.report.as_ref()).collect();
-    let spread = |value: &dyn Fn(&Report) -> f64| Spread::of(reports.iter().map(|r| value(r)).collect());
-    // Of the rounds that have such a value at all: what did not come was neither cheap nor fast.
-    let known = |value: &dyn Fn(&Report) -> Option<f64>| {
-        let values: Vec<f64> = reports.iter().filter_map(|r| value(r)).collect();
-        (!values.is_empty()).then(|| Spread::of(values))
-    };
-    let cpu = |r: &Report| r.server.as_ref()?.cpu_us_per_client_frame;
-    let latency = |r: &Report, us: u64| (r.normal.latency_us.count > 0).then_some(us as f64 / 1e3);
-    let p99 = |r: &Report| latency(r, r.normal.latency_us.p99);
-    // Paired by round, because what disturbs a machine disturbs a round.
-    let ratio = |value: &dyn Fn(&Report) -> Option<f64>| {
-        let pairs: Vec<f64> = of(server)
-            .filter_map(|m| {
-                let floor = of("floor").find(|f| f.round == m.round)?.report.as_ref()?;
-                let below = value(floor).filter(|below| *below > 0.0)?;
-                Some(value(m.report.as_ref()?)? / below)
-            })
-            .collect();
-        (server != "floor" && pairs.len() >= RATIO_ROUNDS_MIN).then(|| Spread::of(pairs))
-    };
+    let rounds = Rounds::of(all.iter(), kind, clients, server);
     Summary {
         kind: kind.into(),
         clients,
         server: server.into(),
-        rounds: reports.len(),
-        failed: of(server).filter(|m| m.error.is_some()).count(),
-        cpu_us: known(&cpu),
-        cpu_ratio: ratio(&cpu),
-        cpu_percent: spread(&|r| r.server.as_ref().map_or(0.0, |s| s.cpu_percent)),
-        p50_ms: known(&|r| latency(r, r.normal.latency_us.p50)),
-        p99_ms: known(&p99),
-        p99_ratio: ratio(&p99),
-        fps_worst: spread(&|r| r.normal.fps_worst),
-        frames_lost: reports.iter().map(|r| r.normal.frames_missing + r.normal.frames_damaged).sum(),
-        kb_per_client: spread(&|r| r.server.as_ref().map_or(0.0, |s| s.rss_per_client / 1e3)),
-        disturbed: reports.iter().filter(|r| r.generator.others_percent > OTHERS_PERCENT_MAX).count(),
-        generator_limited: reports.iter().filter(|r| r.generator.bottleneck.is_some()).count(),
+        rounds: rounds.reports().count(),
+        failed: rounds.failed(),
+        cpu_us: rounds.known(cpu_us),
+        cpu_ratio: rounds.ratio(cpu_us),
+        cpu_percent: rounds.spread(|r| r.server.as_ref().map_or(0.0, |s| s.cpu_percent)),
+        p50_ms: rounds.known(p50_ms),
+        p99_ms: rounds.known(p99_ms),
+        p99_ratio: rounds.ratio(p99_ms),
+        fps_worst: rounds.spread(|r| r.normal.fps_worst),
+        frames_lost: rounds.reports().map(|r| r.normal.frames_missing + r.normal.frames_damaged).sum(),
+        kb_per_client: rounds.spread(|r| r.server.as_ref().map_or(0.0, |s| s.rss_per_client / 1e3)),
+        disturbed: rounds.disturbed(),
+        generator_limited: rounds.generator_limited(),
+        remarks: rounds.remarks(),
     }
+}
+
+/// A value for a table, or a dash if it is unknown.
+pub fn told(spread: Option<Spread>) -> String {
+    spread.map_or_else(|| "–".to_string(), |s| s.text(2))
 }
 
 /// The tables, one for each kind of scene.
@@ -153,64 +244,62 @@ pub fn markdown(summaries: &[Summary]) -> String {
                  | worst fps | frames lost | KB per client | remarks |\n|--:|---|---|---|--:|---|---|---|--:|--:|--:|---|\n",
             );
         }
-        let told = |spread: &Option<Spread>| spread.map_or_else(|| "–".to_string(), |s| s.text(2));
-        // Without a single report nothing is known, and a zero would be a claim.
+        // Without any report the value is unknown, and zero would be wrong.
         let measured = |text: String| if s.rounds == 0 { "–".to_string() } else { text };
-        let mut remarks = Vec::new();
-        if s.failed > 0 {
-            remarks.push(format!("{} runs failed", s.failed));
-        }
-        if s.generator_limited > 0 {
-            remarks.push(format!("generator at its limit in {} of {} rounds", s.generator_limited, s.rounds));
-        }
-        if s.disturbed > 0 {
-            remarks.push(format!("other work on the machine in {} of {} rounds", s.disturbed, s.rounds));
-        }
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             s.clients,
             s.server,
-            told(&s.cpu_us),
-            told(&s.cpu_ratio),
+            told(s.cpu_us),
+            told(s.cpu_ratio),
             measured(format!("{:.1}", s.cpu_percent.median)),
-            told(&s.p50_ms),
-            told(&s.p99_ms),
-            told(&s.p99_ratio),
+            told(s.p50_ms),
+            told(s.p99_ms),
+            told(s.p99_ratio),
             measured(format!("{:.1}", s.fps_worst.min)),
             measured(s.frames_lost.to_string()),
             measured(format!("{:.1}", s.kb_per_client.median)),
-            remarks.join("; "),
+            s.remarks,
         );
     }
     out
 }
 
-/// What spreading frames over time costs each server: CPU of the paced scenes as a multiple of the unpaced ones with as many
-/// players, paired by round.
-pub fn pacing(measurements: &[Measurement], paced_kind: &str) -> String {
-    let cpu = |m: &Measurement| m.report.as_ref()?.server.as_ref()?.cpu_us_per_client_frame;
-    let mut rows: Vec<(usize, String, Vec<f64>)> = Vec::new();
-    for paced in measurements.iter().filter(|m| m.kind == paced_kind) {
-        let same = |m: &&Measurement| {
-            m.kind == "TCP" && m.clients == paced.clients && m.server == paced.server && m.round == paced.round
-        };
-        let Some(plain) = measurements.iter().find(same).and_then(cpu).filter(|c| *c > 0.0) else { continue };
-        let Some(ratio) = cpu(paced).map(|c| c / plain) else { continue };
-        match rows.iter_mut().find(|r| r.0 == paced.clients && r.1 == paced.server) {
+/// CPU of scenes of one kind as a multiple of that of scenes of another kind with as many players, paired by round: clients, server,
+/// ratios. Empty with too few rounds.
+pub fn against<'a>(
+    measurements: impl Iterator<Item = &'a Measurement> + Clone,
+    kind: &str,
+    plain: &str,
+) -> Vec<(usize, &'a str, Spread)> {
+    let of_report = |m: &Measurement| m.report.as_ref().and_then(cpu_us);
+    let mut rows: Vec<(usize, &str, Vec<f64>)> = Vec::new();
+    for m in measurements.clone().filter(|m| m.kind == kind) {
+        let same =
+            |p: &&Measurement| p.kind == plain && p.clients == m.clients && p.server == m.server && p.round == m.round;
+        let Some(plain) = measurements.clone().find(same).and_then(of_report).filter(|c| *c > 0.0) else { continue };
+        let Some(ratio) = of_report(m).map(|c| c / plain) else { continue };
+        match rows.iter_mut().find(|r| r.0 == m.clients && r.1 == m.server) {
             Some(row) => row.2.push(ratio),
-            None => rows.push((paced.clients, paced.server.clone(), vec![ratio])),
+            None => rows.push((m.clients, &m.server, vec![ratio])),
         }
     }
     rows.retain(|row| row.2.len() >= RATIO_ROUNDS_MIN);
+    rows.into_iter().map(|(clients, server, ratios)| (clients, server, Spread::of(ratios))).collect()
+}
+
+/// What spreading frames over time costs each server: CPU of the paced scenes as a multiple of the unpaced ones with as many players.
+pub fn pacing(measurements: &[Measurement], paced_kind: &str) -> String {
+    let rows = against(measurements.iter(), paced_kind, "TCP");
     if rows.is_empty() {
         return String::new();
     }
     let mut out = format!(
         "\n### {paced_kind}, against TCP with whole frames\n\n| clients | server | CPU × unpaced |\n|--:|---|---|\n"
     );
-    for (clients, server, ratios) in rows {
-        let _ = writeln!(out, "| {clients} | {server} | {} |", Spread::of(ratios).text(2));
+    for (clients, server, ratio) in rows {
+        let _ = writeln!(out, "| {clients} | {server} | {} |", ratio.text(2));
     }
     out
 }

@@ -3,6 +3,7 @@
 mod player;
 mod receive;
 pub mod report;
+mod websocket;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write as _;
@@ -18,8 +19,9 @@ use nix::sys::socket::{MsgFlags, recv};
 use rtsprelay::sys::unread_bytes;
 
 use crate::client::Transport;
+use crate::metrics::Told;
 use crate::os;
-use crate::proc::{CpuSample, datagrams_dropped, machine_busy_ns, resident_bytes};
+use crate::proc::{Activity, CpuSample, datagrams_dropped, machine_busy_ns, resident_bytes};
 use crate::rtsp::Url;
 use player::{Phase, Player, Progress, Role, cannot_connect};
 use receive::{Env, Totals, Verify};
@@ -40,61 +42,67 @@ const SLOW_TICK: Duration = Duration::from_millis(20);
 /// Arguments of `load`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to play; several URLs are dealt out in turn.
+    /// URL to play; several URLs are assigned to the players in turn.
     #[arg(long = "url", required = true)]
     pub urls: Vec<String>,
-    /// Players.
+    /// Number of players.
     #[arg(long, default_value_t = 10)]
     pub clients: usize,
-    /// How media is to come.
+    /// Transport of the media.
     #[arg(long, value_enum, default_value_t = Transport::Tcp)]
     pub transport: Transport,
-    /// Time to measure, after everybody plays.
+    /// Time to measure, once all players play.
     #[arg(long, default_value = "10", value_parser = os::some_time)]
     pub seconds: Duration,
     /// Time between the last player's start and the measurement.
     #[arg(long, default_value = "2", value_parser = os::duration)]
     pub warmup: Duration,
-    /// Players that start each second.
+    /// Players to start per second.
     #[arg(long, default_value = "500", value_parser = os::positive)]
     pub ramp: f64,
-    /// Time that a player may take from connecting to PLAY's answer.
+    /// Maximum time from connecting to the answer to PLAY.
     #[arg(long, default_value = "20", value_parser = os::duration)]
     pub join_timeout: Duration,
-    /// The server's process: reports its CPU time and memory.
+    /// The server's process id; its CPU time and memory are reported.
     #[arg(long)]
     pub pid: Option<i32>,
-    /// Of the players, so many read slowly (see --slow-rate).
+    /// Another process of the experiment, such as the camera, whose CPU time does not count as other work. Can be repeated.
+    #[arg(long)]
+    pub beside: Vec<i32>,
+    /// Address of the relay's HTTP server; its own counts of reads and copies are reported.
+    #[arg(long)]
+    pub metrics: Option<SocketAddr>,
+    /// Number of players that read slowly (see --slow-rate).
     #[arg(long, default_value_t = 0)]
     pub slow: usize,
-    /// Bytes a second that a slow player reads.
+    /// Bytes per second that a slow player reads.
     #[arg(long, default_value = "100k", value_parser = os::quantity)]
     pub slow_rate: u64,
-    /// Of the players, so many read nothing at all once they play.
+    /// Number of players that read nothing once they play.
     #[arg(long, default_value_t = 0)]
     pub stalled: usize,
-    /// Players that leave each second during the measurement, each replaced by a new one.
+    /// Players per second that leave during the measurement, each replaced by a new one.
     #[arg(long, default_value = "0", value_parser = os::rate)]
     pub churn: f64,
-    /// Sets up the video tracks only.
+    /// Set up the video tracks only.
     #[arg(long)]
     pub video_only: bool,
-    /// Hashes every frame of every player and compares them all.
+    /// Hash every frame of every player and compare them.
     #[arg(long)]
     pub verify: bool,
-    /// Prints the report as one line of JSON instead of the table.
+    /// Print the report as one line of JSON instead of a table.
     #[arg(long)]
     pub json: bool,
-    /// Appends the report to this CSV file, with a header line if the file is new.
+    /// Append the report to this CSV file, with a header line if the file is new.
     #[arg(long)]
     pub csv: Option<PathBuf>,
-    /// Plays rtsps:// URLs, and takes any certificate.
+    /// Play rtsps:// URLs and accept any certificate.
     #[arg(long)]
     pub tls_insecure: bool,
-    /// For tests: prints `measuring` on a line of its own when the measurement begins.
+    /// For tests: print a line `measuring` when the measurement starts.
     #[arg(long, hide = true)]
     pub announce: bool,
-    /// Shows no progress bar.
+    /// Show no progress bar.
     #[arg(long)]
     pub quiet: bool,
 }
@@ -136,7 +144,7 @@ pub fn measure(args: &Args, stop: &Arc<AtomicBool>) -> Result<Report, String> {
         ));
     }
     if args.slow > 0 && args.transport == Transport::Udp {
-        return Err("--slow: datagrams that are not read are lost, nobody waits for them; use --transport tcp".into());
+        return Err("--slow has no effect with UDP, where unread datagrams are lost; use --transport tcp".into());
     }
     let mut load = Load::new(args)?;
     let report = load.whole_run(stop);
@@ -151,25 +159,38 @@ pub(crate) struct Mark {
     at: Instant,
     own: CpuSample,
     server: Option<CpuSample>,
-    /// CPU time used by everything.
+    activity: Activity,
+    told: Option<Told>,
+    /// CPU time used by the processes of `--beside`.
+    beside: Vec<CpuSample>,
+    /// CPU time used by all processes.
     machine_ns: u64,
-    /// Bytes that have arrived and not been read, mean of the normal players over TCP.
+    /// Bytes that have arrived and are unread, as the mean over the normal TCP players.
     unread: f64,
-    /// Datagrams that came for the normal players of this moment and found no room.
+    /// Datagrams for the current normal players that were dropped because the socket was full.
     dropped: u64,
 }
 
 impl Mark {
-    fn take(pid: Option<i32>, unread: f64, dropped: u64) -> Result<Mark, String> {
+    fn take(args: &Args, unread: f64, dropped: u64) -> Result<Mark, String> {
         let own = CpuSample::of(std::process::id() as i32)?;
+        let beside = args.beside.iter().map(|&pid| CpuSample::of(pid)).collect::<Result<_, _>>()?;
         Ok(Mark {
-            server: pid.map(CpuSample::of).transpose()?,
+            server: args.pid.map(CpuSample::of).transpose()?,
+            activity: args.pid.map(Activity::of).unwrap_or_default(),
+            told: None,
             own,
+            beside,
             unread,
             dropped,
             machine_ns: machine_busy_ns(),
             at: Instant::now(),
         })
+    }
+
+    /// The relay's own counts. Reporting them costs it time, so they are read before the first mark and after the last.
+    fn told(args: &Args) -> Result<Option<Told>, String> {
+        args.metrics.map(Told::by).transpose()
     }
 }
 
@@ -179,18 +200,18 @@ pub(crate) struct Load<'a> {
     urls: Vec<(Url, SocketAddr)>,
     epoll: Epoll,
     players: Vec<Option<Player>>,
-    /// Times that each place has been taken, to tell late events of a former player.
+    /// How often each slot has been reused, to recognize late events of a former player.
     generations: Vec<u16>,
     buffer: Vec<u8>,
     /// Counts of normal, slow and stalled players.
     totals: [Totals; 3],
     verify: Option<Verify>,
-    /// Reasons for which players ended, with how often.
+    /// Reasons why players ended, with counts.
     failures: BTreeMap<String, u64>,
     /// Players of each role that the server closed.
     closed: [u64; 3],
     joined: u64,
-    /// Players on their way from connecting to playing.
+    /// Players that are connecting and do not play yet.
     joining: usize,
     left: u64,
     measuring: bool,
@@ -212,13 +233,16 @@ impl<'a> Load<'a> {
         for text in &args.urls {
             let url = Url::parse(text)?;
             if url.tls && !args.tls_insecure {
-                return Err(format!("{text}: certificates are not checked here; say --tls-insecure to take any"));
+                return Err(format!("{text}: this tool does not check certificates; accept any with --tls-insecure"));
+            }
+            if text.starts_with("ws://") != (args.transport == Transport::Ws) {
+                return Err(format!("{text}: --transport ws needs ws:// URLs, and they need it"));
             }
             if url.tls && args.transport == Transport::Udp {
-                return Err(format!("{text}: by TLS media comes in the connection; use --transport tcp"));
+                return Err(format!("{text}: with TLS, media comes in the connection; use --transport tcp"));
             }
             let address = url.host_port.to_socket_addrs().ok().and_then(|mut all| all.next());
-            let address = address.ok_or_else(|| format!("{} has no address; is the name right?", url.host_port))?;
+            let address = address.ok_or_else(|| format!("{} has no address; check the name", url.host_port))?;
             urls.push((url, address));
         }
         let now = Instant::now();
@@ -245,20 +269,22 @@ impl<'a> Load<'a> {
         })
     }
 
-    /// Lets everybody join, and measures.
+    /// Starts all players, then measures.
     fn whole_run(&mut self, stop: &AtomicBool) -> Result<Report, String> {
         let args = self.args;
         let memory_before = args.pid.map(resident_bytes).transpose()?;
         self.join(stop)?;
         self.first_pictures(stop)?;
         self.until(Instant::now() + args.warmup, stop, "warming up")?;
-        let start = Mark::take(args.pid, self.unread(), self.dropped())?;
+        let told = Mark::told(args)?;
+        let start = Mark { told, ..Mark::take(args, self.unread(), self.dropped())? };
         self.begin_measurement();
         if args.announce {
             println!("measuring");
         }
         self.until(start.at + args.seconds, stop, "measuring")?;
-        let end = Mark::take(args.pid, self.unread(), self.dropped())?;
+        let end = Mark::take(args, self.unread(), self.dropped())?;
+        let end = Mark { told: Mark::told(args)?, ..end };
         let memory_after = args.pid.map(resident_bytes).transpose()?;
         Ok(report::make(args, self, &start, &end, memory_before.zip(memory_after)))
     }
@@ -296,7 +322,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Starts all players at the rate asked for and waits until each plays or has failed.
+    /// Starts all players at the given rate and waits until each plays or has failed.
     fn join(&mut self, stop: &AtomicBool) -> Result<(), String> {
         let begun = Instant::now();
         let mut started = 0;
@@ -323,7 +349,7 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Gives up players whose handshake takes too long.
+    /// Fails players whose handshake takes too long.
     fn overdue(&mut self) {
         for place in 0..self.players.len() {
             let late = self.players[place]
@@ -335,8 +361,8 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Waits until every normal player has had its first keyframe, so that the measurement begins with all of them; not
-    /// longer than [`FIRST_PICTURE_MAX`], for servers whose keyframes are far apart.
+    /// Waits until every normal player has received its first keyframe, so that the measurement starts with all of them, but at most
+    /// [`FIRST_PICTURE_MAX`], for servers whose keyframes are far apart.
     fn first_pictures(&mut self, stop: &AtomicBool) -> Result<(), String> {
         let end = Instant::now() + FIRST_PICTURE_MAX;
         while Instant::now() < end && !stop.load(Ordering::Relaxed) {
@@ -372,7 +398,7 @@ impl<'a> Load<'a> {
         self.next_churn = Instant::now();
     }
 
-    /// Bytes that have arrived for a normal player over TCP and not been read, on average.
+    /// Unread bytes that have arrived for a normal TCP player, on average.
     fn unread(&self) -> f64 {
         let normal = |p: &&Player| p.role == Role::Normal && p.phase == Phase::Playing && !p.is_udp();
         let sizes = self.players.iter().flatten().filter(normal).filter_map(|p| unread_bytes(&p.stream).ok());
@@ -380,7 +406,7 @@ impl<'a> Load<'a> {
         if count == 0 { 0.0 } else { sum as f64 / count as f64 }
     }
 
-    /// Datagrams for normal players that found no room in their sockets.
+    /// Datagrams for normal players that were dropped at their sockets.
     fn dropped(&self) -> u64 {
         let normal = self.players.iter().flatten().filter(|p| p.role == Role::Normal && p.is_udp());
         let ports = normal.flat_map(|p| &p.sockets).filter_map(|s| s.local_addr().ok()).map(|a| a.port());
@@ -474,7 +500,7 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Feeds bytes that did not come through the shared buffer.
+    /// Feeds bytes that were not read through the shared buffer.
     fn take(&mut self, place: usize, bytes: &[u8]) -> Result<(), String> {
         let Some(player) = &mut self.players[place] else { return Ok(()) };
         let totals = &mut self.totals[player.role as usize];
@@ -482,8 +508,8 @@ impl<'a> Load<'a> {
         player.receiver.interleaved(bytes, &mut env)
     }
 
-    /// Everything that waits in a player's connection. A read that does not fill the buffer has taken it all, but for the end
-    /// of the connection, which is read too if it has come.
+    /// Reads everything that waits in a player's connection. A read that does not fill the buffer has emptied it, except for the end
+    /// of the connection, which is read too if it has arrived.
     fn read_all(&mut self, place: usize, ends: bool) -> Result<(), String> {
         loop {
             let count = self.read(place, usize::MAX)?;
@@ -494,7 +520,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// One read of at most `max` bytes from a player's connection; returns how many there were, 0 for none.
+    /// One read of at most `max` bytes from a player's connection; returns the number of bytes.
     fn read(&mut self, place: usize, max: usize) -> Result<usize, String> {
         let Some(player) = &mut self.players[place] else { return Ok(0) };
         let max = max.min(self.buffer.len());
@@ -511,7 +537,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Everything that waits in a UDP socket. A stalled player's socket is left to overflow.
+    /// Reads everything that waits in a UDP socket. A stalled player's socket is left to overflow.
     fn read_datagrams(&mut self, place: usize, index: usize) {
         let Some(player) = &mut self.players[place] else { return };
         if player.role == Role::Stalled {
@@ -579,7 +605,7 @@ impl<'a> Load<'a> {
         self.start_player(place);
     }
 
-    /// Half the session's life after its last request, a player says that it is there.
+    /// A player sends a keep-alive when half of the session timeout has passed since its last request.
     fn keep_alive(&mut self) {
         for place in 0..self.players.len() {
             let Some(player) = &mut self.players[place] else { continue };
@@ -608,7 +634,7 @@ impl<'a> Load<'a> {
         let _ = player.stream.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Says goodbye.
+    /// Sends TEARDOWN.
     fn leave(&mut self) {
         for player in self.players.iter_mut().flatten().filter(|p| p.phase == Phase::Playing) {
             let request = player.handshake.extra("TEARDOWN");

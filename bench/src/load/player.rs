@@ -1,4 +1,4 @@
-//! One player's sockets and its way from connecting to playing.
+//! One player's sockets, and its states from connecting to playing.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -15,7 +15,7 @@ use crate::tls::Tls;
 pub enum Role {
     /// Reads whatever is there.
     Normal,
-    /// Reads so many bytes a second.
+    /// Reads this many bytes per second.
     Slow,
     /// Reads nothing.
     Stalled,
@@ -54,7 +54,7 @@ pub struct Player {
     pub sockets: Vec<UdpSocket>,
     /// What it has received, once it plays.
     pub receiver: Receiver,
-    /// Whether it has played since before the measurement began and not left of its own will.
+    /// Whether it has been playing since before the measurement started and has not left by itself.
     pub steady: bool,
     /// When it began to connect.
     pub begun: Instant,
@@ -63,7 +63,7 @@ pub struct Player {
     /// The handshake.
     pub handshake: Handshake,
     input: Vec<u8>,
-    /// Media that came before the answer to PLAY, which some servers send first.
+    /// Media that arrived before the answer to PLAY, because some servers send it first.
     early: Vec<u8>,
     verify: bool,
     url_index: u16,
@@ -78,7 +78,7 @@ pub enum Progress {
     Some,
     /// UDP sockets have been bound and want watching.
     Bound,
-    /// It plays; these bytes of media came with the answer.
+    /// It plays; these bytes of media arrived with the answer.
     Plays(Vec<u8>),
 }
 
@@ -97,12 +97,12 @@ impl Player {
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         if role != Role::Normal {
-            // A player with a window of its own size: what it does not read must not hide in a growing buffer.
+            // A player with a receive window of fixed size: what it does not read must not hide in a growing buffer.
             socket.set_recv_buffer_size(128 * 1024)?;
         }
         match socket.connect(&address.into()) {
             Ok(()) => {}
-            // EINPROGRESS: epoll tells when it stands.
+            // EINPROGRESS: epoll reports when it is connected.
             Err(e) if e.raw_os_error() == Some(nix::Error::EINPROGRESS as i32) => {}
             Err(e) => return Err(e),
         }
@@ -128,17 +128,20 @@ impl Player {
         })
     }
 
-    /// The connection stands, or has failed: sends the first request.
+    /// The connection is established, or has failed: sends the first request.
     pub fn connected(&mut self, address: SocketAddr) -> Result<(), String> {
         if let Ok(Some(error)) = self.stream.take_error() {
             return Err(cannot_connect(address, &error));
         }
         self.phase = Phase::Asking;
+        if self.transport == Transport::Ws {
+            self.receiver = Receiver::by_websocket(self.url_index, self.verify, os::wall_ns());
+        }
         let request = self.handshake.begin();
         self.write(&request)
     }
 
-    /// Sends a request, which a socket always takes whole before media flows the other way.
+    /// Sends a request, which a socket always accepts completely before media flows the other way.
     pub fn write(&mut self, request: &[u8]) -> Result<(), String> {
         self.last_sent = Instant::now();
         if let Some(tls) = &mut self.tls {
@@ -151,7 +154,7 @@ impl Player {
         }
     }
 
-    /// Reads what there is, at most `into`'s length; 0 bytes at the end of the connection.
+    /// Reads what is available, up to `into`'s length; 0 bytes at the end of the connection.
     pub fn receive(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         match &mut self.tls {
             Some(tls) => tls.receive(&mut self.stream, into),
@@ -159,7 +162,7 @@ impl Player {
         }
     }
 
-    /// Whether it has TLS, which may hold bytes back that the socket does not tell of.
+    /// Whether it uses TLS, which may have buffered bytes that the socket does not report.
     pub fn is_secure(&self) -> bool {
         self.tls.is_some()
     }
@@ -167,7 +170,7 @@ impl Player {
     /// Reads and goes on with the handshake.
     pub fn ask(&mut self) -> Result<Progress, String> {
         let mut progress = self.ask_once()?;
-        // The socket does not tell of what TLS has read of it already.
+        // The socket does not report what TLS has already read.
         while let (Progress::Some, true) = (&progress, self.is_secure()) {
             progress = self.ask_once()?;
         }
@@ -210,12 +213,12 @@ impl Player {
                 }
                 Step::Playing => {
                     self.phase = Phase::Playing;
-                    // The answer to PLAY told nothing about channels: those of SETUP stand in the receiver already.
+                    // The answer to PLAY has no channels: those of SETUP are already in the receiver.
                     let mut media = std::mem::take(&mut self.early);
                     media.append(&mut self.input);
                     return Ok(Progress::Plays(media));
                 }
-                Step::BindPorts => return Err("asked for ports twice".into()),
+                Step::BindPorts => return Err("UDP ports were requested twice".into()),
             }
         }
     }
@@ -227,7 +230,7 @@ impl Player {
             for socket in [&pair.rtp, &pair.rtcp] {
                 socket.set_nonblocking(true).map_err(|e| e.to_string())?;
             }
-            // A burst of a whole keyframe must fit; force needs a privilege, without it the system's bound applies.
+            // A burst of a whole keyframe must fit; force needs a privilege, without which the system's limit applies.
             let wanted = 2 << 20;
             if nix::sys::socket::setsockopt(&pair.rtp, nix::sys::socket::sockopt::RcvBufForce, &wanted).is_err() {
                 let _ = socket2::SockRef::from(&pair.rtp).set_recv_buffer_size(wanted);
@@ -245,17 +248,17 @@ impl Player {
     }
 }
 
-/// Why there is no connection, with what to do.
+/// Why there is no connection, and what to do.
 pub fn cannot_connect(address: SocketAddr, error: &std::io::Error) -> String {
     let cure = match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "; nothing listens there: start the server, or look at --url",
-        std::io::ErrorKind::AddrNotAvailable => "; every local port is taken: take fewer players",
+        std::io::ErrorKind::ConnectionRefused => "; nothing listens there: start the server, or check --url",
+        std::io::ErrorKind::AddrNotAvailable => "; every local port is in use: use fewer players",
         _ => "",
     };
     format!("cannot connect to {address}: {error}{cure}")
 }
 
-/// Bytes of the interleaved packet that `input` begins with, its frame included; `None` if they are not all there.
+/// Size of the interleaved packet that `input` starts with, including its header; `None` if it is incomplete.
 fn packet_bytes(input: &[u8]) -> Option<usize> {
     let length = input.get(2..4)?;
     let total = 4 + usize::from(u16::from_be_bytes([length[0], length[1]]));

@@ -1,23 +1,24 @@
-//! What one player does with the bytes it gets: framing, sequence, frames, stamps. No socket and no clock.
+//! Processes the bytes that one player receives: framing, sequence, frames, stamps. No socket and no clock.
 
 use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
 use rtsprelay::source::stamp::{self, Stamp};
 
+use super::websocket::Messages;
 use crate::client::{Codec, TrackInfo};
 use crate::nal;
 use crate::rtsp::Message;
 
-/// Bytes of a packet's beginning that are looked at; the rest is only counted (and hashed, if asked).
+/// Bytes at the start of a packet that are parsed; the rest is only counted (and hashed, if requested).
 ///
 /// Enough for an RTP header with an extension and, in one aggregation packet, parameter sets and the stamp.
 const HEAD_BYTES: usize = 256;
 
-/// A jump of the sequence number from which on it is a new timeline, not loss.
+/// Minimum jump of the sequence number that counts as a new timeline instead of loss.
 const SEQUENCE_JUMP_MAX: i16 = 3000;
 
-/// Counts over all players of one kind, over the time of measurement.
+/// Counts over all players of one kind, during the measurement.
 #[derive(Clone, Debug)]
 pub struct Totals {
     /// Whether what happens now counts.
@@ -30,9 +31,9 @@ pub struct Totals {
     pub frames_whole: u64,
     /// Frames with some packets missing.
     pub frames_damaged: u64,
-    /// Frame numbers that never came.
+    /// Frame numbers that never arrived.
     pub frames_missing: u64,
-    /// Frames whose number had come before, or that came after a later one.
+    /// Frames whose number had arrived before, or that arrived after a later one.
     pub frames_disordered: u64,
     /// RTP packets.
     pub packets: u64,
@@ -40,23 +41,23 @@ pub struct Totals {
     pub packets_missing: u64,
     /// Places where sequence numbers were passed over.
     pub gaps: u64,
-    /// Packets behind their sequence (doubled, or late).
+    /// Packets behind their sequence (duplicate or late).
     pub packets_disordered: u64,
     /// New timelines: another SSRC, or a sequence number far off.
     pub restarts: u64,
     /// Times that a player missed frames and the next frame was a keyframe.
     pub resumed_on_keyframe: u64,
-    /// Times that a player missed frames and the next frame was none.
+    /// Times that a player missed frames and the next frame was not a keyframe.
     pub resumed_elsewhere: u64,
     /// Bytes read, framing included.
     pub bytes: u64,
-    /// Packets that are no RTP.
+    /// Packets that are not RTP.
     pub malformed: u64,
     /// Reads in which more than one frame ended: the player is behind by a frame.
     pub reads_behind: u64,
     /// Reads.
     pub reads: u64,
-    /// Players whose first frame was no keyframe, since the start.
+    /// Players whose first frame was not a keyframe, since the start.
     pub began_elsewhere: u64,
     /// From PLAY to the end of the first keyframe, in µs, since the start.
     pub first_keyframe_us: Histogram<u64>,
@@ -69,7 +70,7 @@ pub struct Totals {
 impl Totals {
     /// All zero.
     pub fn new() -> Totals {
-        // 1 µs to 60 s with three digits; the bounds are constants, so this cannot fail.
+        // 1 µs to 60 s with three digits; the limits are constants, so this cannot fail.
         let histogram = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds in order");
         Totals {
             measuring: false,
@@ -117,7 +118,7 @@ impl Verify {
                 self.compared += 1;
                 if first != hash {
                     self.different += 1;
-                    // The first one stays the measure.
+                    // The first one remains the reference.
                     self.seen.insert((stream, track, key), first);
                 }
             }
@@ -130,7 +131,7 @@ impl Verify {
     }
 }
 
-/// What the players share while bytes are taken in.
+/// State that the players share while bytes are processed.
 pub struct Env<'a> {
     /// Counts of this player's kind.
     pub totals: &'a mut Totals,
@@ -180,7 +181,7 @@ impl Track {
     }
 }
 
-/// The clock rate that a track's description tells (`a=rtpmap:0 PCMU/8000`).
+/// The clock rate in a track's description (`a=rtpmap:0 PCMU/8000`).
 fn clock_rate(sdp: &[String]) -> u32 {
     let map = sdp.iter().find_map(|line| line.strip_prefix("a=rtpmap:"));
     let rate = map.and_then(|map| map.split('/').nth(1)?.trim().parse().ok());
@@ -193,11 +194,11 @@ pub struct Receiver {
     stream: u16,
     tracks: Vec<Track>,
     hashes: bool,
-    /// The track of the packet under way.
+    /// The track of the current packet.
     current: Option<usize>,
-    /// Bytes of the packet under way that are still to come.
+    /// Remaining bytes of the current packet.
     skip: usize,
-    /// The beginning of a packet or answer that a read cut off.
+    /// The start of a packet or answer that was split across reads.
     carry: Vec<u8>,
     /// CLOCK_REALTIME in ns at PLAY.
     play_ns: u64,
@@ -209,6 +210,8 @@ pub struct Receiver {
     pub frames: u64,
     /// Frames that ended in this read.
     ended_now: u32,
+    /// Of a player by WebSocket.
+    messages: Option<Box<Messages>>,
 }
 
 impl Receiver {
@@ -227,19 +230,47 @@ impl Receiver {
         Receiver { stream, tracks, hashes, play_ns, ..Receiver::default() }
     }
 
-    /// Whether it has what a player needs to show a picture: a keyframe, if it has video at all.
+    /// A player by WebSocket, of the video alone, that asked for it at `play_ns`.
+    pub fn by_websocket(stream: u16, hashes: bool, play_ns: u64) -> Receiver {
+        let tracks = vec![Track { video: true, ..Track::default() }];
+        Receiver { stream, tracks, hashes, play_ns, messages: Some(Box::default()), ..Receiver::default() }
+    }
+
+    /// Whether frames are compared.
+    pub fn is_hashing(&self) -> bool {
+        self.hashes
+    }
+
+    /// A video frame has arrived completely, as an MP4 fragment.
+    pub fn fragment(&mut self, stamp: Option<Stamp>, keyframe: bool, hash: u32, env: &mut Env<'_>) {
+        env.totals.packets += u64::from(env.totals.measuring);
+        let track = &mut self.tracks[0];
+        (track.open, track.stamp, track.keyframe, track.damaged, track.gap_before) =
+            (true, stamp, keyframe, false, false);
+        track.hash = crc32fast::Hasher::new_with_initial(hash);
+        self.frame_ended(0, env);
+    }
+
+    /// Whether it has what a player needs to show a picture: a keyframe, if there is video.
     pub fn has_picture(&self) -> bool {
         self.seen_keyframe || self.tracks.iter().all(|t| !t.video)
     }
 
-    /// Bytes of the connection, however they were cut. An error means that the framing is lost.
+    /// Processes bytes of the connection, however they are split. An error means that the framing is lost.
     pub fn interleaved(&mut self, bytes: &[u8], env: &mut Env<'_>) -> Result<(), String> {
         self.ended_now = 0;
         if env.totals.measuring {
             env.totals.bytes += bytes.len() as u64;
             env.totals.reads += 1;
         }
-        let result = self.take(bytes, env);
+        let result = match self.messages.take() {
+            Some(mut messages) => {
+                let result = messages.take(bytes, self, env);
+                self.messages = Some(messages);
+                result
+            }
+            None => self.take(bytes, env),
+        };
         if env.totals.measuring && self.ended_now > 1 {
             env.totals.reads_behind += 1;
         }
@@ -268,7 +299,7 @@ impl Receiver {
         self.whole(bytes, env)
     }
 
-    /// Takes in bytes that begin at a packet, or in the tail of one.
+    /// Processes bytes that start at a packet, or in the rest of one.
     fn whole(&mut self, mut bytes: &[u8], env: &mut Env<'_>) -> Result<(), String> {
         loop {
             if self.skip > 0 {
@@ -283,7 +314,7 @@ impl Receiver {
             }
             let Some(&first) = bytes.first() else { return Ok(()) };
             if first != b'$' {
-                // An answer, or a request of the server's, which needs none for media to go on.
+                // An answer, or a request from the server, which need not be answered for media to continue.
                 if !first.is_ascii_uppercase() {
                     return Err(format!("byte {first:#04x} where a packet should begin"));
                 }
@@ -376,8 +407,8 @@ impl Receiver {
             if track.time == time {
                 track.damaged |= gap;
             } else {
-                // The last packet with the marker is lost, or this source sets none; whether the head of this
-                // frame is lost too shows in whether it has a stamp.
+                // The last packet with the marker is lost, or this source does not set markers; whether the start of this frame is lost
+                // too is visible from its stamp.
                 track.damaged |= gap;
                 gap_before = false;
                 self.frame_ended(index, env);
@@ -432,7 +463,7 @@ impl Receiver {
             return;
         }
         self.ended_now += 1;
-        // A stamped stream's frame without stamp has lost its head; it is the one after the last.
+        // A stamped stream's frame without a stamp has lost its start; it is the one after the last.
         let number = match (track.stamp, track.last_number) {
             (Some(stamp), _) => Some(stamp.frame),
             (None, Some(last)) => {
@@ -477,14 +508,14 @@ impl Receiver {
             return;
         }
         totals.frames_whole += 1;
-        // Frames from before PLAY come out of the server's store: their age says nothing of its speed.
+        // Frames from before PLAY come from the server's store: their age says nothing about its speed.
         if let Some(stamp) = track.stamp.filter(|s| s.unix_ns >= self.play_ns) {
             totals.latency_us.saturating_record((env.now_ns.saturating_sub(stamp.unix_ns) / 1000).max(1));
         }
     }
 }
 
-/// Bytes that must be together before what has been carried can be looked at. `more`: bytes that are there beyond them.
+/// Bytes that are needed to continue with the carried bytes. `more`: the number of bytes available after them.
 fn needed(carry: &[u8], more: usize) -> Result<usize, String> {
     if carry[0] != b'$' {
         // An answer: complete, or everything there is.

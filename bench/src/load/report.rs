@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::player::{Phase, Role};
 use super::receive::Totals;
 use super::{Args, Load, Mark};
+use crate::metrics::Told;
 
-/// Frames by which the unread bytes of a player may grow before the generator counts as too slow.
+/// Growth of a player's unread bytes, in frames, from which on the generator counts as too slow.
 const BACKLOG_FRAMES_MAX: f64 = 3.0;
 
-/// Percent of the time that the generator may wait for a CPU: what it waits for longer, it measures. Chosen: a quiet machine has 2
-/// or 3, a generator beside much other work was seen at 65 with packets lost by it.
+/// Percentage of time that the generator may wait for a CPU, because a longer wait would distort the measurement. Chosen: on a quiet
+/// machine it is 2 or 3; beside much other work, 65 was seen, with packets lost because of it.
 const CPU_WAIT_PERCENT_MAX: f64 = 33.0;
 
 /// Quantiles of a time, in µs.
@@ -50,7 +51,7 @@ impl Times {
     }
 }
 
-/// What one kind of players saw during the measurement.
+/// What one kind of players measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Group {
     /// Players of this kind.
@@ -69,7 +70,7 @@ pub struct Group {
     pub frames_whole: u64,
     /// Of these, with packets missing.
     pub frames_damaged: u64,
-    /// Frame numbers that never came.
+    /// Frame numbers that never arrived.
     pub frames_missing: u64,
     /// Frames doubled or late.
     pub frames_disordered: u64,
@@ -87,8 +88,11 @@ pub struct Group {
     pub packets_disordered: u64,
     /// New SSRC, or a sequence number far off.
     pub timeline_restarts: u64,
-    /// Packets that are no RTP.
+    /// Packets that are not RTP.
     pub malformed: u64,
+    /// Reads over TCP that brought something.
+    #[serde(default)]
+    pub reads: u64,
     /// Bytes read.
     pub bytes: u64,
     /// The same as a rate.
@@ -97,7 +101,7 @@ pub struct Group {
     pub latency_us: Times,
     /// From PLAY to the end of the first keyframe, in µs, since the start.
     pub first_keyframe_us: Times,
-    /// Players whose first frame was no keyframe, since the start.
+    /// Players whose first frame was not a keyframe, since the start.
     pub began_elsewhere: u64,
     /// From the read that brought an audio packet to the one that brought the next, in µs.
     #[serde(default)]
@@ -107,7 +111,43 @@ pub struct Group {
     pub audio_skip_us: Times,
 }
 
-/// The generator's own state: whether the figures are the server's or its own.
+impl Group {
+    /// The lines about it in the report for people.
+    fn rows(&self, row: &mut impl FnMut(&str, String)) {
+        row("playing at the end", format!("{} of {} ({} closed)", self.playing, self.clients, self.closed));
+        row("frames/s per player", format!("mean {:.2}, worst {:.2}", self.fps_mean, self.fps_worst));
+        row("latency µs", times(&self.latency_us));
+        row("first keyframe µs", times(&self.first_keyframe_us));
+        row("first frame no keyframe", self.began_elsewhere.to_string());
+        row(
+            "frames",
+            format!(
+                "{} whole, {} damaged, {} missing, {} out of order",
+                self.frames_whole, self.frames_damaged, self.frames_missing, self.frames_disordered
+            ),
+        );
+        row("came back", format!("{} on a keyframe, {} elsewhere", self.resumed_on_keyframe, self.resumed_elsewhere));
+        row(
+            "packets",
+            format!(
+                "{}, {} missing in {} gaps, {} out of order, {} malformed, {} new timelines",
+                self.packets,
+                self.packets_missing,
+                self.sequence_gaps,
+                self.packets_disordered,
+                self.malformed,
+                self.timeline_restarts
+            ),
+        );
+        if self.audio_wait_us.count > 0 {
+            row("audio: time without µs", times(&self.audio_wait_us));
+            row("audio: skipped µs", times(&self.audio_skip_us));
+        }
+        row("received", format!("{:.1} MB, {:.3} Gbit/s", self.bytes as f64 / 1e6, self.gbit_per_second));
+    }
+}
+
+/// The generator's own state: whether the figures are valid for the server.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Generator {
     /// Its CPU time, percent of one core.
@@ -120,12 +160,15 @@ pub struct Generator {
     pub unread_before: f64,
     /// The same when it ended.
     pub unread_after: f64,
-    /// Datagrams that came and found no room in the sockets of normal players: they count as missing, and are the generator's.
+    /// Datagrams that were dropped at the sockets of normal players: they count as missing, because of the generator.
     #[serde(default)]
     pub datagrams_dropped: u64,
-    /// CPU time that all other processes but the server of `--pid` used, the camera among them, percent of one core.
+    /// CPU time of the processes of `--beside`, percent of one core.
+    #[serde(default)]
+    pub beside_percent: f64,
+    /// CPU time of all other processes, including a camera that is not given by `--beside`, in percent of one core.
     pub others_percent: f64,
-    /// Why it was itself the bottleneck, if it was.
+    /// Why it was the bottleneck, if it was.
     pub bottleneck: Option<String>,
 }
 
@@ -138,6 +181,16 @@ pub struct Server {
     pub cpu_us_per_client_frame: Option<f64>,
     /// CPU time per gigabyte (1e9 bytes) received by the players, in s; `None` if no byte came.
     pub cpu_s_per_gigabyte: Option<f64>,
+    /// `read`, `readv` and similar calls during the measurement, of anything, including those that returned nothing (`syscr` of
+    /// /proc/PID/io), but not `recv` and similar calls, nor io_uring's reads. `None` if the kernel does not report it.
+    #[serde(default)]
+    pub reads: Option<u64>,
+    /// Times that one of its threads slept and was woken (voluntary context switches).
+    #[serde(default)]
+    pub wakes: u64,
+    /// Its own metrics at `--metrics`, over the measurement.
+    #[serde(default)]
+    pub told: Option<Told>,
     /// Resident memory before the first player, in bytes.
     pub rss_before: u64,
     /// Resident memory at the end of the measurement, in bytes.
@@ -164,14 +217,14 @@ pub struct Csv {
 }
 
 impl Csv {
-    /// Opens it, makes it if it is not there, and writes the header line if it is empty.
+    /// Opens or creates it, and writes the header line if it is empty.
     pub fn open(path: &Path) -> Result<Csv, String> {
         let fail = |e: std::io::Error| format!("--csv: cannot write {}: {e}", path.display());
         let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(fail)?;
         let names: Vec<&str> = Report::default().fields().iter().map(|f| f.0).collect();
         let header = names.join(",");
         let mut first = String::new();
-        // Of a pipe or a terminal nothing can be known.
+        // For a pipe or terminal this cannot be known.
         if file.metadata().map_err(fail)?.is_file() {
             File::open(path).and_then(|file| BufReader::new(file).read_line(&mut first)).map_err(fail)?;
         }
@@ -249,6 +302,7 @@ fn group(load: &Load<'_>, role: Role, totals: &Totals, seconds: f64) -> Group {
         packets_disordered: totals.packets_disordered,
         timeline_restarts: totals.restarts,
         malformed: totals.malformed,
+        reads: totals.reads,
         bytes: totals.bytes,
         gbit_per_second: totals.bytes as f64 * 8.0 / 1e9 / seconds,
         latency_us: Times::of(&totals.latency_us),
@@ -256,6 +310,30 @@ fn group(load: &Load<'_>, role: Role, totals: &Totals, seconds: f64) -> Group {
         began_elsewhere: totals.began_elsewhere,
         audio_wait_us: Times::of(&totals.audio_wait_us),
         audio_skip_us: Times::of(&totals.audio_skip_us),
+    }
+}
+
+/// Why the generator was itself the bottleneck, if it was: the datagrams dropped, the CPU used and waited for, the bytes unread before and
+/// after, those of a frame.
+fn bottleneck(
+    datagrams_dropped: u64,
+    (cpu_percent, cpu_wait_percent): (f64, f64),
+    (unread_before, unread_after): (f64, f64),
+    frame_bytes: f64,
+) -> Option<String> {
+    // Certain reasons on its own side come before probable ones.
+    if datagrams_dropped > 0 {
+        Some(format!(
+            "{datagrams_dropped} datagrams were dropped because its sockets were full; use fewer players, or raise net.core.rmem_max if this is not root"
+        ))
+    } else if cpu_percent > 90.0 {
+        Some(format!("it used {cpu_percent:.0} % of its core; use fewer players or several generators"))
+    } else if cpu_percent + cpu_wait_percent > 90.0 || cpu_wait_percent > CPU_WAIT_PERCENT_MAX {
+        Some(format!("it waited {cpu_wait_percent:.0} % of the time for a CPU; give it one of its own (--cpu)"))
+    } else if unread_after - unread_before > BACKLOG_FRAMES_MAX * frame_bytes {
+        Some(format!("unread data grew to {:.0} KB a player; use fewer players", unread_after / 1e3))
+    } else {
+        None
     }
 }
 
@@ -271,20 +349,12 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
     let cpu_percent = percent(end.own.used_ns_since(&start.own));
     let cpu_wait_percent = percent(end.own.waited_ns_since(&start.own));
     let datagrams_dropped = end.dropped.saturating_sub(start.dropped);
-    // What is known to be its own fault comes before what is only likely.
-    let bottleneck = if datagrams_dropped > 0 {
-        Some(format!(
-            "{datagrams_dropped} datagrams found no room in its sockets; take fewer players, or raise net.core.rmem_max if this is not root"
-        ))
-    } else if cpu_percent > 90.0 {
-        Some(format!("it used {cpu_percent:.0} % of its core; take fewer players or several generators"))
-    } else if cpu_percent + cpu_wait_percent > 90.0 || cpu_wait_percent > CPU_WAIT_PERCENT_MAX {
-        Some(format!("it waited {cpu_wait_percent:.0} % of the time for a CPU; give it one of its own (--cpu)"))
-    } else if end.unread - start.unread > BACKLOG_FRAMES_MAX * bytes as f64 / frames.max(1) as f64 {
-        Some(format!("what it had not read grew to {:.0} KB a player; take fewer players", end.unread / 1e3))
-    } else {
-        None
-    };
+    let bottleneck = bottleneck(
+        datagrams_dropped,
+        (cpu_percent, cpu_wait_percent),
+        (start.unread, end.unread),
+        bytes as f64 / frames.max(1) as f64,
+    );
     let server = start.server.as_ref().zip(end.server.as_ref()).map(|(before, after)| {
         let used = after.used_ns_since(before);
         let (rss_before, rss_after) = memory.unwrap_or((0, 0));
@@ -292,12 +362,17 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
             cpu_percent: percent(used),
             cpu_us_per_client_frame: (frames > 0).then(|| used as f64 / 1e3 / frames as f64),
             cpu_s_per_gigabyte: (bytes > 0).then(|| used as f64 / bytes as f64),
+            reads: end.activity.reads_since(&start.activity),
+            wakes: end.activity.wakes_since(&start.activity),
+            told: end.told.zip(start.told).map(|(now, before)| now.since(&before)),
             rss_before,
             rss_after,
             rss_per_client: rss_after.saturating_sub(rss_before) as f64 / args.clients as f64,
         }
     });
-    let known = cpu_percent + server.as_ref().map_or(0.0, |s| s.cpu_percent);
+    let beside = end.beside.iter().zip(&start.beside).map(|(now, before)| now.used_ns_since(before));
+    let beside_percent = percent(beside.sum());
+    let known = cpu_percent + beside_percent + server.as_ref().map_or(0.0, |s| s.cpu_percent);
     let [normal, slow, stalled] = groups;
     Report {
         url: load.urls[0].0.bare.clone(),
@@ -314,6 +389,7 @@ pub(super) fn make(args: &Args, load: &Load<'_>, start: &Mark, end: &Mark, memor
             cpu_percent,
             cpu_wait_percent,
             reads_behind_percent: load.totals[0].reads_behind as f64 / reads.max(1) as f64 * 100.0,
+            beside_percent,
             others_percent: (percent(end.machine_ns.saturating_sub(start.machine_ns)) - known).max(0.0),
             unread_before: start.unread,
             unread_after: end.unread,
@@ -346,43 +422,15 @@ impl Report {
         }
         let groups = [("", Some(&self.normal)), ("slow: ", self.slow.as_ref()), ("stalled: ", self.stalled.as_ref())];
         for (prefix, group) in groups {
-            let Some(g) = group else { continue };
-            let mut row = |name: &str, value: String| row(&format!("{prefix}{name}"), value);
-            row("playing at the end", format!("{} of {} ({} closed)", g.playing, g.clients, g.closed));
-            row("frames/s per player", format!("mean {:.2}, worst {:.2}", g.fps_mean, g.fps_worst));
-            row("latency µs", times(&g.latency_us));
-            row("first keyframe µs", times(&g.first_keyframe_us));
-            row("first frame no keyframe", g.began_elsewhere.to_string());
-            row(
-                "frames",
-                format!(
-                    "{} whole, {} damaged, {} missing, {} out of order",
-                    g.frames_whole, g.frames_damaged, g.frames_missing, g.frames_disordered
-                ),
-            );
-            row("came back", format!("{} on a keyframe, {} elsewhere", g.resumed_on_keyframe, g.resumed_elsewhere));
-            row(
-                "packets",
-                format!(
-                    "{}, {} missing in {} gaps, {} out of order, {} malformed, {} new timelines",
-                    g.packets,
-                    g.packets_missing,
-                    g.sequence_gaps,
-                    g.packets_disordered,
-                    g.malformed,
-                    g.timeline_restarts
-                ),
-            );
-            if g.audio_wait_us.count > 0 {
-                row("audio: time without µs", times(&g.audio_wait_us));
-                row("audio: skipped µs", times(&g.audio_skip_us));
+            if let Some(group) = group {
+                group.rows(&mut |name: &str, value| row(&format!("{prefix}{name}"), value));
             }
-            row("received", format!("{:.1} MB, {:.3} Gbit/s", g.bytes as f64 / 1e6, g.gbit_per_second));
         }
         if let Some(v) = &self.verified {
             let text = format!("{} frames, {} comparisons, {} different", v.frames, v.compared, v.different);
             row("identical streams", format!("{} ({text})", if v.different == 0 { "yes" } else { "NO" }));
         }
+        let frames: u64 = groups.iter().filter_map(|(_, group)| Some(group.as_ref()?.frames)).sum();
         if let Some(s) = &self.server {
             let mut cpu = format!("{:.1} % of a core", s.cpu_percent);
             if let Some(us) = s.cpu_us_per_client_frame {
@@ -392,6 +440,11 @@ impl Report {
                 let _ = write!(cpu, ", {seconds:.3} s per GB");
             }
             row("server CPU", cpu);
+            if frames > 0 {
+                let reads = s.reads.map_or_else(|| "unknown".into(), |n| format!("{:.2}", n as f64 / frames as f64));
+                let wakes = s.wakes as f64 / frames as f64;
+                row("server's turns", format!("{reads} reads and {wakes:.2} wakes per client and frame"));
+            }
             row(
                 "server memory",
                 format!("{:.1} MB, {:.2} KB per client", s.rss_after as f64 / 1e6, s.rss_per_client / 1e3),
@@ -459,8 +512,8 @@ impl Report {
         ]
     }
 
-    /// Whether the run counts as a success: all players joined, none broke off, media came of which some was whole, and
-    /// `--verify` found no difference. Slow and stalled players may be closed by the server; that is its right.
+    /// Whether the run counts as a success: all players joined, none was disconnected, media arrived with complete frames, and
+    /// `--verify` found no difference. The server may close slow and stalled players.
     pub fn verdict(&self) -> Result<(), String> {
         let lost = self.normal.clients.saturating_sub(self.normal.playing);
         if lost > 0 && self.left == 0 {
@@ -469,12 +522,12 @@ impl Report {
         let g = &self.normal;
         if g.playing > 0 && g.packets == 0 {
             return Err(format!(
-                "{} players play and none got a packet: the server said yes to PLAY and sent nothing, or its own source is silent",
+                "{} players are playing and none received a packet: the server accepted PLAY but sent nothing, or its source sends nothing",
                 g.playing
             ));
         }
         if g.frames > 0 && g.frames_whole == 0 {
-            return Err("every frame that came was damaged: the server cuts frames or leaves packets out".into());
+            return Err("every received frame was damaged: the server cuts frames or omits packets".into());
         }
         match &self.verified {
             Some(v) if v.different > 0 => Err(format!("{} frames differ between players", v.different)),
@@ -499,11 +552,11 @@ mod tests {
         let mut report = Report { server: Some(Server::default()), ..Report::default() };
         (report.normal.clients, report.normal.playing) = (3, 3);
         let silent = report.verdict().unwrap_err();
-        assert!(silent.starts_with("3 players play and none got a packet"), "{silent}");
+        assert!(silent.starts_with("3 players are playing and none received a packet"), "{silent}");
         let table = report.table();
         assert!(table.contains(&silent) && !table.contains("per client and frame"), "{table}");
         (report.normal.packets, report.normal.frames, report.normal.frames_damaged) = (9, 4, 4);
-        assert!(report.verdict().unwrap_err().starts_with("every frame that came was damaged"));
+        assert!(report.verdict().unwrap_err().starts_with("every received frame was damaged"));
         (report.normal.frames_damaged, report.normal.frames_whole) = (3, 1);
         assert_eq!(report.verdict(), Ok(()));
     }

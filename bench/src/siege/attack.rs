@@ -1,4 +1,4 @@
-//! `attack`: connections that only cost a server something, many of them, in one thread on epoll.
+//! `attack`: many connections that only cost a server resources, in one thread with epoll.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::os;
 use crate::rtsp::Url;
 
-/// The time between two rounds over those who drip.
+/// Interval between two rounds over the slowly sending connections.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Connections that are made in one round at most, so that thousands do not come in one burst.
+/// Maximum number of connections per round, so that thousands are not opened in one burst.
 const CONNECTS_MAX: usize = 20;
 
-/// The time after which a connection that was refused or closed is made anew.
+/// Delay after which a connection that was refused or closed is opened again.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Requests that a flooding connection writes at once.
@@ -26,27 +26,27 @@ const FLOOD_REQUESTS: usize = 20;
 /// Arguments of `attack`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Whom to attack, and a stream that is there to ask for.
+    /// The server to attack, with an existing stream.
     #[arg(long)]
     pub url: String,
-    /// Connections that say nothing.
+    /// Connections that send nothing.
     #[arg(long, default_value_t = 0)]
     pub half_open: usize,
-    /// Connections that send a byte a second of a request.
+    /// Connections that send a request at one byte per second.
     #[arg(long, default_value_t = 0)]
     pub dripping: usize,
-    /// Connections that send requests as fast as they are taken, and read the answers.
+    /// Connections that send requests as fast as possible, and read the answers.
     #[arg(long, default_value_t = 0)]
     pub flooding: usize,
-    /// The address that they come from, when the server is on this machine.
+    /// The source address, if the server is on this machine.
     #[arg(long, default_value = "127.0.0.2")]
     pub from: Ipv4Addr,
-    /// Ends after this time; without it, at SIGINT or SIGTERM.
+    /// Exit after this time; by default on SIGINT or SIGTERM.
     #[arg(long, value_parser = os::duration)]
     pub seconds: Option<Duration>,
 }
 
-/// What an attack came to.
+/// The result of an attack.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tally {
     /// Connections made.
@@ -55,7 +55,7 @@ pub struct Tally {
     pub failed: u64,
     /// Connections that the server closed.
     pub closed: u64,
-    /// Bytes of requests taken by the server's socket.
+    /// Bytes of requests accepted by the server's socket.
     pub bytes_sent: u64,
     /// Bytes of answers.
     pub bytes_received: u64,
@@ -71,9 +71,9 @@ enum Kind {
 struct Attacker {
     kind: Kind,
     stream: Option<TcpStream>,
-    /// When it connects again, or drips again.
+    /// When it connects again, or sends the next byte.
     due: Instant,
-    /// Bytes of the text sent, round and round.
+    /// Bytes of the text sent, repeatedly.
     at: usize,
 }
 
@@ -141,7 +141,7 @@ struct Attack {
 }
 
 impl Attack {
-    /// Connects and drips as far as it is due.
+    /// Connects and sends bytes as far as due.
     fn tick(&mut self) -> Result<(), String> {
         let now = Instant::now();
         let mut connects = 0;
@@ -188,7 +188,7 @@ impl Attack {
         self.epoll.add(&stream, EpollEvent::new(wanted, place as u64)).map_err(|e| format!("epoll: {e}"))?;
         self.tally.connected += 1;
         attacker.at = 0;
-        // Those who drip do not all do so in the same moment.
+        // The slow senders do not all send at the same moment.
         attacker.due = now + Duration::from_millis(place as u64 % 1_000);
         attacker.stream = Some(stream);
         Ok(())
@@ -199,7 +199,7 @@ impl Attack {
         if let Some(from) = self.from.filter(|_| self.address.is_ipv4()) {
             socket.bind(&SocketAddr::from((from, 0)).into())?;
         }
-        // On this machine a connection stands at once, or its listener's queue is full.
+        // On the same machine a connection is established at once, or the listener's queue is full.
         socket.connect_timeout(&self.address.into(), Duration::from_millis(200))?;
         socket.set_nonblocking(true)?;
         Ok(socket.into())
@@ -218,7 +218,7 @@ impl Attack {
         Ok(())
     }
 
-    /// Reads what has come, and floods on.
+    /// Reads what has arrived, and keeps sending.
     fn attend(&mut self, place: usize) {
         let attacker = &mut self.attackers[place];
         let Some(stream) = &mut attacker.stream else { return };

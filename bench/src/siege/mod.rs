@@ -1,7 +1,7 @@
-//! `siege`: what healthy players of the relay feel of thousands of connections that only cost it something.
+//! `siege`: how thousands of connections that only cost the relay resources affect its normal players.
 //!
-//! Windows with and without the attack take turns at one relay, and each pair is compared in itself: what else happens on the
-//! machine moves both alike.
+//! Windows with and without the attack alternate at one relay, and each pair is compared by itself, because other work on the machine
+//! affects both alike.
 
 pub mod attack;
 
@@ -15,22 +15,22 @@ use crate::load::report::Report;
 use crate::os;
 use attack::Tally;
 
-/// The time that the relay is given to forget an attack before the next window.
+/// Time for the relay to recover from an attack before the next window.
 const CALM: Duration = Duration::from_secs(1);
 
 /// Arguments of `siege`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Healthy players.
+    /// Number of normal players.
     #[arg(long, default_value_t = 100)]
     pub clients: usize,
-    /// Connections that say nothing.
+    /// Connections that send nothing.
     #[arg(long, default_value_t = 1000)]
     pub half_open: usize,
-    /// Connections that send a byte a second.
+    /// Connections that send one byte per second.
     #[arg(long, default_value_t = 1000)]
     pub dripping: usize,
-    /// Connections that send requests as fast as they are taken.
+    /// Connections that send requests as fast as possible.
     #[arg(long, default_value_t = 100)]
     pub flooding: usize,
     /// Pairs of windows, one with and one without the attack.
@@ -42,19 +42,19 @@ pub struct Args {
     /// Time between the last player's start and the window.
     #[arg(long, default_value = "1", value_parser = os::duration)]
     pub warmup: Duration,
-    /// The largest ratio of the p99 with the attack to that without it, in the median of the pairs, that counts as a success.
+    /// Succeed if the p99 with the attack divided by that without it, as the median of the pairs, is at most this.
     #[arg(long, default_value_t = 1.5)]
     pub ratio_max: f64,
-    /// The relay's program; by default the one beside this.
+    /// The relay's program; by default the one in this program's directory.
     #[arg(long)]
     pub relay: Option<PathBuf>,
     /// CPU of the relay.
     #[arg(long, default_value_t = 0)]
     pub server_cpu: usize,
-    /// CPU of the camera, the players and the attackers, who come last there.
+    /// CPU of the camera, the players and the attackers, which have the lowest priority.
     #[arg(long, default_value_t = 1)]
     pub load_cpu: usize,
-    /// File for what the relay and the others say.
+    /// File for the output of the relay and the other processes.
     #[arg(long, default_value = "siege.log")]
     pub log: PathBuf,
 }
@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<(), String> {
             hurt += lost(&report);
             Ok::<_, String>((report, tally))
         };
-        // Who comes first changes from pair to pair.
+        // The order changes from pair to pair.
         let (without, (with, tally)) = if pair.is_multiple_of(2) {
             let first = window(false)?.0;
             (first, window(true)?)
@@ -148,8 +148,8 @@ fn window(
 ) -> Result<(Report, Option<Tally>), String> {
     let mut attack = attacked.then(|| besiege(args, url, &args.log)).transpose()?;
     let load = Load {
-        cpu: args.load_cpu,
-        url,
+        cpu: Some(args.load_cpu),
+        urls: &[url.into()],
         pid,
         clients: args.clients,
         seconds: args.seconds,
@@ -164,13 +164,13 @@ fn window(
     });
     let tally = tally.transpose()?.and_then(|text| serde_json::from_str(text.lines().last()?).ok());
     if attacked && !stop.load(Ordering::Relaxed) {
-        // What the attack left behind is not to count in the next window; nothing tells when the kernel is done with it.
+        // Leftovers of the attack must not count in the next window, and nothing reports when the kernel is done with it.
         std::thread::sleep(CALM);
     }
     Ok((report, tally))
 }
 
-/// Starts the attack and waits until it is under way. It gets what the players leave of their CPU.
+/// Starts the attack and waits until it is in progress. It gets the CPU time that the players leave.
 fn besiege(args: &Args, url: &str, log: &Path) -> Result<Process, String> {
     let arguments = [
         "attack".into(),

@@ -7,8 +7,7 @@ const FRONT: &str = "rtsp://h/front";
 const LIFETIME: Duration = Duration::from_secs(30);
 
 fn user(name: &str) -> User {
-    let secrets = Secrets::of(name, "secret");
-    User { name: name.to_owned(), secrets, streams: None, from: Vec::new(), read: true, publish: false }
+    User::viewer(name, "secret")
 }
 
 /// `viewer` may read all, `guest` may read `audio`, `camera` may publish `back`.
@@ -153,7 +152,7 @@ fn rights_are_asked_for_without_telling_what_there_is() {
         ("camera", "DESCRIBE rtsp://h/back", 403),
         ("camera", "ANNOUNCE rtsp://h/front", 403),
     ] {
-        guarded.rig.server.set_published(StreamId(1), true);
+        guarded.rig.server.set_published(StreamId::first(1), true);
         assert_eq!(guarded.ask(0, who, line, &[]).status, status, "{who} {line}");
     }
 }
@@ -161,7 +160,7 @@ fn rights_are_asked_for_without_telling_what_there_is() {
 #[test]
 fn a_publisher_with_the_right_may_come_from_anywhere() {
     let mut guarded = guarded();
-    guarded.rig.server.set_published(StreamId(1), true);
+    guarded.rig.server.set_published(StreamId::first(1), true);
     let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n";
     let line = "ANNOUNCE rtsp://h/back";
     let credentials = guarded.credentials(0, "camera", line);
@@ -209,9 +208,8 @@ fn a_wrong_password_delays_its_own_connection_alone() {
 }
 
 #[test]
-fn an_address_that_fails_often_is_refused_and_others_are_not() {
+fn a_user_who_fails_often_at_an_address_is_refused_there_and_others_are_not() {
     let mut guarded = guarded();
-    let playing = guarded.play(0, "viewer");
     guarded.rig.connect(1);
     for _ in 0..AUTH_FAILURES_MAX {
         guarded.wrong(1, "viewer:guess");
@@ -221,11 +219,43 @@ fn an_address_that_fails_often_is_refused_and_others_are_not() {
     let refused = guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]);
     assert_eq!((refused.status, refused.header("Retry-After")), (403, "60"));
     assert_eq!(guarded.rig.server.counters().auth_refused, 1);
+    // Other users of the same address come in, and the same user from another.
+    guarded.rig.connect(0);
+    assert_eq!(guarded.ask(0, "guest", "DESCRIBE rtsp://h/audio", &[]).status, 200);
+    guarded.rig.connect_from(2, "192.0.2.99:5".parse().unwrap());
+    assert_eq!(guarded.ask(2, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 200);
+}
+
+#[test]
+fn a_user_who_was_there_comes_in_later_while_others_fail_in_that_name() {
+    let mut guarded = guarded();
+    let playing = guarded.play(0, "viewer");
+    guarded.rig.connect(1);
+    for _ in 0..AUTH_FAILURES_MAX {
+        guarded.wrong(1, "viewer:guess");
+        guarded.rig.wait(seconds(1));
+        guarded.rig.take_events();
+    }
     // Who plays already plays on, also from the same address.
     let named = format!("Session: {playing}");
     assert_eq!(guarded.ask(0, "viewer", &format!("GET_PARAMETER {FRONT}"), &[&named]).status, 200);
-    guarded.rig.connect_from(2, "192.0.2.99:5".parse().unwrap());
-    assert_eq!(guarded.ask(2, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 200);
+    // A new connection is not answered at once, the right password or not, and then as it deserves.
+    for (who, status) in [("viewer", "200"), ("viewer:guess", "401")] {
+        guarded.rig.connect(2);
+        guarded.wrong(2, who);
+        let mut answered = String::new();
+        for _ in 0..20 {
+            guarded.rig.wait(Duration::from_millis(AUTH_DELAY_MS / 4));
+            for event in guarded.rig.take_events() {
+                if let Event::Answer { conn: ConnId(2), bytes } = event {
+                    answered += str::from_utf8(&bytes).unwrap();
+                }
+            }
+        }
+        assert!(answered.starts_with(&format!("RTSP/1.0 {status}")), "{who}: {answered}");
+        guarded.rig.server.disconnected(guarded.rig.now, ConnId(2));
+    }
+    assert_eq!(guarded.rig.server.counters().auth_refused, 0);
 }
 
 #[test]
@@ -274,7 +304,8 @@ fn an_overheard_goodbye_opens_nothing_once_its_nonce_is_old() {
         guarded.rig.wait(seconds(1));
         guarded.rig.take_events();
     }
-    assert_eq!(guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 403);
+    // It has to wait for its turn like any other.
+    guarded.wrong(1, "viewer");
 }
 
 #[test]
@@ -314,7 +345,7 @@ fn ports_of_another_user_are_not_taken_over() {
 #[test]
 fn a_player_is_sent_nothing_at_a_port_that_another_user_has() {
     let mut guarded = guarded();
-    guarded.rig.server.set_published(StreamId(1), true);
+    guarded.rig.server.set_published(StreamId::first(1), true);
     guarded.set_users(vec![user("viewer"), user("other"), User { publish: true, ..user("camera") }]);
     guarded.rig.connect(1);
     guarded.rig.connect(2);
@@ -339,7 +370,7 @@ fn a_player_is_sent_nothing_at_a_port_that_another_user_has() {
 #[test]
 fn a_publisher_does_not_take_what_another_users_player_sends() {
     let mut guarded = guarded();
-    guarded.rig.server.set_published(StreamId(1), true);
+    guarded.rig.server.set_published(StreamId::first(1), true);
     guarded.set_users(vec![user("viewer"), User { publish: true, ..user("camera") }]);
     let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
     assert_eq!(guarded.ask(0, "viewer", &format!("SETUP {FRONT}/trackID=0"), &[udp]).status, 200);
@@ -355,7 +386,7 @@ fn a_publisher_does_not_take_what_another_users_player_sends() {
 #[test]
 fn a_setup_that_is_refused_for_its_ports_ends_nobody() {
     let mut guarded = guarded();
-    guarded.rig.server.set_published(StreamId(1), true);
+    guarded.rig.server.set_published(StreamId::first(1), true);
     guarded.set_users(vec![user("viewer"), User { publish: true, ..user("camera") }]);
     let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
     let player = guarded.ask(0, "viewer", &format!("SETUP {FRONT}/trackID=0"), &[udp]).session();
@@ -387,15 +418,41 @@ fn credentials_cannot_be_used_for_anything_else() {
     let reply = guarded.rig.ask(1, &line, &[&seen]);
     assert!(reply.status == 401 && challenges(&reply)[0].contains("stale=true"));
     assert_eq!(guarded.rig.status(0, &line, &[&seen]), 200);
-    // For another stream or method: as good as a wrong password.
+    // For another stream or method: they open nothing, but whoever sends them knows the password.
     for line in ["DESCRIBE rtsp://h/audio", "SETUP rtsp://h/front/trackID=0"] {
-        guarded.rig.cseq += 1;
-        let text = format!("{line} RTSP/1.0\r\nCSeq: {}\r\n{seen}\r\n\r\n", guarded.rig.cseq);
-        assert!(guarded.rig.send(0, text.as_bytes()).is_empty());
-        guarded.rig.wait(seconds(1));
-        guarded.rig.take_events();
+        assert_eq!(guarded.rig.status(0, line, &[&seen]), 401);
     }
-    assert_eq!(guarded.rig.server.counters().auth_failed, 2);
+    assert_eq!((guarded.rig.server.counters().auth_failed, guarded.rig.server.sessions()), (0, 0));
+}
+
+#[test]
+fn a_player_that_repeats_its_last_credentials_is_asked_at_once_and_never_refused() {
+    let mut guarded = guarded();
+    let mut last = guarded.credentials(0, "viewer", &format!("DESCRIBE {FRONT}"));
+    assert_eq!(guarded.rig.status(0, &format!("DESCRIBE {FRONT}"), &[&last]), 200);
+    let mut named = String::new();
+    for round in 0..3 * u32::from(AUTH_FAILURES_MAX) {
+        let line = match round {
+            0 => format!("SETUP {FRONT}/trackID=0"),
+            1 => format!("PLAY {FRONT}/"),
+            _ => [format!("GET_PARAMETER {FRONT}/"), format!("OPTIONS {FRONT}/")][round as usize % 2].clone(),
+        };
+        let transport = transport(0);
+        let headers: Vec<&str> = [&transport, &named].into_iter().filter(|is| !is.is_empty()).map(|is| &**is).collect();
+        let repeated = guarded.rig.ask(0, &line, &[&headers[..], &[last.as_str()]].concat());
+        assert_eq!(repeated.status, 401, "{line}");
+        let challenge = &challenges(&repeated)[1];
+        assert!(challenge.contains("stale=true"), "no reason to ask for another password: {challenge}");
+        let (method, url) = line.split_once(' ').unwrap();
+        last = format!("Authorization: {}", auth::answer(challenge, "viewer", "secret", method, url).unwrap());
+        let answered = guarded.rig.ask(0, &line, &[&headers[..], &[last.as_str()]].concat());
+        assert_eq!(answered.status, 200, "{line}");
+        if round == 0 {
+            named = format!("Session: {}", answered.session());
+        }
+        guarded.rig.wait(Duration::from_millis(500));
+    }
+    assert_eq!(guarded.rig.server.counters().auth_failed, 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use super::fuzz::receiver_report;
 use super::*;
+use crate::limits::UDP_ORPHANED_S;
 use crate::wire::rtcp::ReportBlock;
 use crate::wire::rtsp::Fault;
 use crate::wire::{interleaved, rtcp};
@@ -193,7 +194,6 @@ fn reports_over_udp_are_told_apart_by_port_where_the_source_is_unknown() {
 fn what_is_not_rtsp_is_closed_and_what_is_wrong_is_told_first() {
     for (bytes, statuses, reason) in [
         (&b"\x16\x03\x01\x00"[..], &[][..], CloseReason::NotRtsp(Fault::Tls)),
-        (b"GET / HTTP/1.1\r\n", &[], CloseReason::NotRtsp(Fault::Http)),
         (b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n\x00", &[200], CloseReason::NotRtsp(Fault::NotRtsp)),
         (b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\nbad\r\n\r\n", &[400], CloseReason::Malformed(Fault::HeaderLine)),
         (
@@ -288,9 +288,9 @@ fn a_changed_source_ends_what_does_not_play() {
     assert_eq!(rig.status(1, "PAUSE rtsp://h/front", &[&format!("Session: {paused}")]), 200);
     rig.take_events();
     // The same tracks once more change nothing.
-    rig.server.set_description(StreamId(0), Some(fuzz::description("h264", rig.now)));
+    rig.server.set_description(StreamId::first(0), Some(fuzz::description("h264", rig.now)));
     assert_eq!(rig.server.sessions(), 2);
-    rig.server.set_description(StreamId(0), Some(fuzz::description("H265", rig.now)));
+    rig.server.set_description(StreamId::first(0), Some(fuzz::description("H265", rig.now)));
     rig.drain(0);
     let reason = EndReason::SourceChanged;
     assert_eq!(rig.take_events(), [ended(paused, reason), closed(1, CloseReason::SessionEnded(reason))]);
@@ -345,4 +345,105 @@ fn an_end_while_play_waits_answers_it() {
         });
     }
     assert_eq!(got, [format!("{:?}", ended(key, EndReason::Teardown)), "0 454".into(), "1 200".into(), "0 200".into()]);
+}
+
+#[test]
+fn who_speaks_http_is_told_in_http_what_is_served_here() {
+    for line in ["GET / HTTP/1.1", "POST /front HTTP/1.0", "PRI * HTTP/2.0"] {
+        let mut rig = rig();
+        rig.server.input(rig.now, ConnId(0), format!("{line}\r\nHost: h\r\n\r\n").as_bytes());
+        let Some(Event::Answer { bytes, .. }) = rig.server.poll_event() else { panic!("{line}: no answer") };
+        let text = std::str::from_utf8(&bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 501 Not Implemented\r\n"), "{head}");
+        let length: usize =
+            head.split("Content-Length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+        assert_eq!(length, body.len());
+        assert!(body.contains("rtsp://198.51.100.1:8554/") && body.contains("`http`"), "{body}");
+        assert!(rig.send(0, b"").is_empty());
+        assert_eq!(rig.take_events(), [closed(0, CloseReason::NotRtsp(Fault::Http))]);
+    }
+}
+
+#[test]
+fn what_opens_a_path_is_neither_a_report_nor_a_fault() {
+    let mut rig = rig();
+    let key = rig.set_up_udp(0, 5000);
+    rig.play(0, key);
+    // Two sessions: what comes from another port cannot be told whose it is.
+    rig.connect(1);
+    let other = rig.set_up_udp(1, 6000);
+    let rtp_header = b"\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    // ffmpeg's and retina's, live555's (so VLC's) in both orders of bytes, an empty one, zeros.
+    let openings: [&[u8]; 5] = [rtp_header, b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce", b"", b"\0\0\0\0\0\0\0\0"];
+    for (port, opening) in [5000, 5001, 6002, 6003, 9999].into_iter().flat_map(|port| openings.map(|is| (port, is))) {
+        let from = SocketAddr::from(([192, 0, 2, 1], port));
+        rig.server.rtcp(rig.now, from, opening);
+        rig.server.rtp(rig.now, from, opening);
+    }
+    // GStreamer sends 200 random bytes, from its RTP port and to the relay's.
+    rig.server.rtp(rig.now, "192.0.2.1:5000".parse().unwrap(), &[0xd1; 200]);
+    rig.server.rtp(rig.now, "192.0.2.1:9999".parse().unwrap(), &[0x53; 200]);
+    // One in a hundred of them begins like a report.
+    rig.server.rtp(rig.now, "192.0.2.1:5000".parse().unwrap(), &[&[0x81, 201][..], &[0xd1; 198]].concat());
+    assert_eq!((rig.limited(Limited::RtcpMalformed), rig.limited(Limited::RtcpUnasked)), (0, 0));
+    // A report is one wherever it is sent; what is neither is still counted.
+    rig.server.rtp(rig.now, "192.0.2.1:5003".parse().unwrap(), &receiver_report(0xb));
+    rig.drain(0);
+    assert!(matches!(rig.take_events()[..], [Event::ReceiverReport { track: TrackId(1), .. }]));
+    rig.server.rtcp(rig.now, "192.0.2.1:5001".parse().unwrap(), &[0x53; 200]);
+    rig.server.rtcp(rig.now, "203.0.113.5:5001".parse().unwrap(), rtp_header);
+    rig.server.rtp(rig.now, "203.0.113.5:5000".parse().unwrap(), rtp_header);
+    assert_eq!((rig.limited(Limited::RtcpMalformed), rig.limited(Limited::RtcpUnasked)), (1, 2));
+    assert!(rig.server.session_info(other).is_some());
+}
+
+#[test]
+fn a_player_that_was_killed_is_sent_datagrams_for_a_short_while_only() {
+    let mut rig = rig();
+    let key = rig.set_up_udp(0, 5000);
+    rig.play(0, key);
+    rig.wait(seconds(30));
+    rig.server.disconnected(rig.now, ConnId(0));
+    rig.wait(seconds(UDP_ORPHANED_S - 1));
+    assert!(rig.take_events().is_empty());
+    rig.wait(seconds(1));
+    assert_eq!(rig.take_events(), [ended(key, EndReason::Disconnected)]);
+    assert_eq!(rig.server.next_timeout(), None);
+}
+
+#[test]
+fn a_player_whose_connection_broke_plays_on_while_it_reports() {
+    let mut rig = rig();
+    let key = rig.set_up_udp(0, 5000);
+    rig.play(0, key);
+    rig.wait(seconds(30));
+    rig.server.disconnected(rig.now, ConnId(0));
+    rig.wait(seconds(5));
+    rig.server.rtcp(rig.now, "192.0.2.1:5001".parse().unwrap(), &receiver_report(0xa));
+    rig.drain(0);
+    rig.take_events();
+    rig.wait(seconds(59));
+    assert!(rig.take_events().is_empty());
+    rig.wait(seconds(1));
+    assert_eq!(rig.take_events(), [ended(key, EndReason::Timeout)]);
+}
+
+#[test]
+fn a_player_with_a_connection_for_each_request_has_its_whole_time() {
+    let mut rig = rig();
+    let key = rig.set_up_udp(0, 5000);
+    rig.play(0, key);
+    rig.wait(seconds(1));
+    rig.server.disconnected(rig.now, ConnId(0));
+    rig.wait(seconds(50));
+    // And so does one that has come back by another connection once.
+    rig.connect(1);
+    assert_eq!(rig.status(1, "GET_PARAMETER rtsp://h/front", &[&format!("Session: {key}")]), 200);
+    rig.wait(seconds(30));
+    rig.server.disconnected(rig.now, ConnId(1));
+    rig.wait(seconds(29));
+    assert!(rig.take_events().is_empty());
+    rig.wait(seconds(1));
+    assert_eq!(rig.take_events(), [ended(key, EndReason::Timeout)]);
 }

@@ -102,8 +102,8 @@ fn what_is_not_there_is_not_found_and_what_was_never_up_may_come() {
 fn a_single_stream_is_served_at_the_root_too() {
     let mut rig = rig();
     rig.server = Server::new(config());
-    rig.server.set_stream(StreamId(0), "front");
-    rig.server.set_description(StreamId(0), Some(fuzz::description("H264", rig.now)));
+    rig.server.set_stream(StreamId::first(0), "front");
+    rig.server.set_description(StreamId::first(0), Some(fuzz::description("H264", rig.now)));
     rig.connect(0);
     let reply = rig.ask(0, "DESCRIBE rtsp://h:1", &[]);
     assert_eq!((reply.status, reply.header("Content-Base")), (200, "rtsp://h:1/"));
@@ -128,7 +128,7 @@ fn play_answers_before_media_and_tells_where_they_begin() {
         track: TrackId(track),
         delivery: Delivery::Interleaved { rtp_channel, rtcp_channel },
     });
-    let (conn, stream, tracks) = (ConnId(0), StreamId(0), tracks.to_vec());
+    let (conn, stream, tracks) = (ConnId(0), StreamId::first(0), tracks.to_vec());
     assert_eq!(rig.server.poll_event(), Some(Event::Play { session: key, conn, stream, tracks, resumed: false }));
     assert_eq!(rig.server.poll_event(), None, "nothing behind a PLAY goes before its answer");
     assert!(!rig.server.session_info(key).unwrap().playing);
@@ -341,4 +341,56 @@ fn timestamps_come_back() {
     let mut rig = rig();
     assert_eq!(rig.ask(0, "OPTIONS *", &["Timestamp: 1.5 x"]).header("Timestamp"), "1.5 x");
     assert_eq!(rig.ask(0, "FOO *", &["Timestamp: 2"]).header("Timestamp"), "2");
+}
+
+#[test]
+fn who_names_no_session_means_the_only_one_of_the_connection() {
+    let mut rig = rig();
+    let udp = |port: u16| format!("Transport: RTP/AVP;unicast;client_port={port}-{}", port + 1);
+    let tcp = |channel: u16| format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{}", channel + 1);
+    for (conn, first, second) in [(0, udp(5000), udp(5002)), (1, tcp(0), tcp(2))] {
+        rig.connect(conn);
+        // In one go: neither knows of a session yet.
+        let setup = |track: u8, cseq: u8, transport: &str| {
+            format!("SETUP rtsp://h/front/trackID={track} RTSP/1.0\r\nCSeq: {cseq}\r\n{transport}\r\n\r\n")
+        };
+        let both = setup(0, 71, &first) + &setup(1, 72, &second);
+        let replies = rig.send(conn, both.as_bytes());
+        assert_eq!(replies[0].session(), replies[1].session());
+        let play = rig.ask(conn, "PLAY rtsp://h/front/", &[]);
+        assert_eq!((play.status, play.session()), (200, replies[0].session()));
+        assert_eq!(play.header("RTP-Info").matches("url=").count(), 2);
+        assert_eq!(rig.status(conn, "PAUSE rtsp://h/front/", &[]), 200);
+        assert_eq!(rig.status(conn, "TEARDOWN rtsp://h/front/", &[]), 200);
+        assert_eq!((rig.server.sessions(), rig.status(conn, "PLAY rtsp://h/front/", &[])), (0, 454));
+    }
+}
+
+#[test]
+fn who_names_none_of_several_sessions_is_asked_which() {
+    let mut rig = rig();
+    let setup = |rig: &mut Rig, port: u16| {
+        let transport = format!("Transport: RTP/AVP;unicast;client_port={port}-{}", port + 1);
+        rig.ask(0, "SETUP rtsp://h/front/trackID=0", &[&transport]).session()
+    };
+    // The same track once more is another session.
+    let (first, second) = (setup(&mut rig, 5000), setup(&mut rig, 5002));
+    assert_ne!(first, second);
+    for method in ["PLAY", "PAUSE", "TEARDOWN"] {
+        assert_eq!(rig.status(0, &format!("{method} rtsp://h/front/"), &[]), 454, "{method}");
+    }
+    // Another connection's is not meant either.
+    assert_eq!(rig.status(0, "TEARDOWN rtsp://h/front/", &[&format!("Session: {first}")]), 200);
+    rig.connect(1);
+    assert_eq!(rig.status(1, "PLAY rtsp://h/front/", &[]), 454);
+    assert_eq!(rig.status(0, "PLAY rtsp://h/front/", &[]), 200);
+}
+
+#[test]
+fn a_url_in_rtp_info_cannot_be_taken_for_its_end() {
+    let mut rig = rig();
+    let tcp = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1";
+    let session = rig.ask(0, "SETUP rtsp://h/front?a=1,2;b=3/trackID=0", &[tcp]).session();
+    let info = rig.play(0, session).header("RTP-Info").to_owned();
+    assert_eq!(info, "url=rtsp://h/front?a=1%2C2%3Bb=3/trackID=0;seq=100;rtptime=9");
 }

@@ -2,6 +2,7 @@ mod auth;
 mod life;
 mod limits;
 mod methods;
+mod named;
 mod on_demand;
 mod ports;
 mod publish;
@@ -13,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::media::{Description, StreamId, TrackId};
 use crate::metrics::Limited;
-use crate::stream::{Description, StreamId, TrackId};
 
 /// A response taken apart.
 #[derive(Debug)]
@@ -78,6 +79,7 @@ fn config() -> ServerConfig {
         udp_ports: Some((7000, 7001)),
         own_ports: None,
         ids: SessionIds::Seeded(42),
+        loads: None,
     }
 }
 
@@ -93,13 +95,13 @@ fn peer(conn: u32) -> SocketAddr {
 fn rig_with(config: ServerConfig) -> Rig {
     let now = Instant::now();
     let mut server = Server::new(config);
-    server.set_stream(StreamId(0), "front");
-    server.set_stream(StreamId(1), "back");
-    server.set_stream(StreamId(2), "audio");
-    server.set_description(StreamId(0), Some(fuzz::description("H264", now)));
-    server.set_description(StreamId(1), None);
+    server.set_stream(StreamId::first(0), "front");
+    server.set_stream(StreamId::first(1), "back");
+    server.set_stream(StreamId::first(2), "audio");
+    server.set_description(StreamId::first(0), Some(fuzz::description("H264", now)));
+    server.set_description(StreamId::first(1), None);
     let audio = fuzz::description("H264", now).tracks[1].clone();
-    server.set_description(StreamId(2), Some(Arc::new(Description { tracks: vec![audio] })));
+    server.set_description(StreamId::first(2), Some(Arc::new(Description { tracks: vec![audio] })));
     let mut rig = Rig { server, now, cseq: 0, events: Vec::new(), plays: Vec::new() };
     rig.connect(0);
     rig

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::access::{Access, Guard, Secrets, User};
+use crate::access::{Access, Guard, User};
 use crate::wire::auth;
 
 const SET_UP: &str = "SETUP rtsp://h/front/trackID=0";
@@ -41,7 +41,7 @@ fn no_address_of_the_machine_leads_back_to_the_relay() {
 #[test]
 fn a_publisher_has_no_port_of_the_relay() {
     let [mut rig, _] = shards();
-    rig.server.set_published(StreamId(1), true);
+    rig.server.set_published(StreamId::first(1), true);
     rig.connect_from(1, "127.0.0.1:5".parse().unwrap());
     announce(&mut rig, 1);
     let line = "SETUP rtsp://h/back/streamid=0";
@@ -91,7 +91,7 @@ fn a_port_is_free_once_its_session_has_ended() {
 #[test]
 fn a_port_of_another_shards_publisher_is_no_players() {
     let [mut here, mut there] = shards();
-    here.server.set_published(StreamId(1), true);
+    here.server.set_published(StreamId::first(1), true);
     here.connect_from(1, "127.0.0.1:5".parse().unwrap());
     announce(&mut here, 1);
     let publish = |rig: &mut Rig| rig.status(1, "SETUP rtsp://h/back/streamid=0", &[&udp("6000-6001")]);
@@ -99,7 +99,7 @@ fn a_port_of_another_shards_publisher_is_no_players() {
     there.connect_from(1, "127.0.0.1:6".parse().unwrap());
     assert_eq!(there.status(1, SET_UP, &[&udp("6001-6002")]), 461);
     // The encoder that has started again has them.
-    there.server.set_published(StreamId(1), true);
+    there.server.set_published(StreamId::first(1), true);
     announce(&mut there, 1);
     assert_eq!(publish(&mut there), 200);
     here.wait(seconds(0));
@@ -109,7 +109,7 @@ fn a_port_of_another_shards_publisher_is_no_players() {
 #[test]
 fn who_sends_a_stream_from_a_port_does_not_play_at_it() {
     let mut rig = rig();
-    rig.server.set_published(StreamId(1), true);
+    rig.server.set_published(StreamId::first(1), true);
     rig.connect_from(1, "127.0.0.1:5".parse().unwrap());
     rig.connect_from(2, "127.0.0.1:6".parse().unwrap());
     let player = rig.set_up_udp(1, 6000);
@@ -123,10 +123,7 @@ fn who_sends_a_stream_from_a_port_does_not_play_at_it() {
 /// The users `viewer` and `other`, with the password `secret`.
 fn set_users(rigs: [&mut Rig; 2], basic: bool) {
     let guard = Guard::new(&[3; 32], rigs[0].now);
-    let user = |name: &str| {
-        let secrets = Secrets::of(name, "secret");
-        Arc::new(User { name: name.into(), secrets, streams: None, from: Vec::new(), read: true, publish: false })
-    };
+    let user = |name| Arc::new(User::viewer(name, "secret"));
     let users = vec![user("viewer"), user("other")];
     for rig in rigs {
         rig.server.set_access(rig.now, Some(Access::new(users.clone(), basic, seconds(30), Arc::clone(&guard))));

@@ -4,7 +4,7 @@ use crate::limits::{SESSIONS_PER_CONNECTION_MAX, publishers_beyond};
 const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
                    m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=0\r\n\
                    m=audio 0 RTP/AVP 97\r\na=rtpmap:97 MPEG4-GENERIC/44100/2\r\na=control:streamid=1\r\n";
-const BACK: StreamId = StreamId(1);
+const BACK: StreamId = StreamId::first(1);
 
 /// `back` is published; connection 1 is on this machine.
 fn publishing() -> Rig {
@@ -16,10 +16,14 @@ fn publishing() -> Rig {
 
 impl Rig {
     fn announce(&mut self, conn: u32, url: &str) -> u16 {
+        self.announce_tracks(conn, url, SDP)
+    }
+
+    fn announce_tracks(&mut self, conn: u32, url: &str, sdp: &str) -> u16 {
         self.cseq += 1;
-        let (cseq, length) = (self.cseq, SDP.len());
+        let (cseq, length) = (self.cseq, sdp.len());
         let head = format!("ANNOUNCE {url} RTSP/1.0\r\nCSeq: {cseq}\r\nContent-Type: application/sdp\r\n");
-        let replies = self.send(conn, format!("{head}Content-Length: {length}\r\n\r\n{SDP}").as_bytes());
+        let replies = self.send(conn, format!("{head}Content-Length: {length}\r\n\r\n{sdp}").as_bytes());
         assert_eq!(replies.len(), 1);
         replies[0].status
     }
@@ -256,4 +260,129 @@ fn an_encoder_that_starts_again_finds_room_beside_its_last_session() {
         rig.status(conn, publish[0], &publish[1..]);
     }
     assert_eq!(rig.server.sessions(), 2 + publishers_beyond(2));
+}
+
+/// As ffmpeg announces raw sound and data: dynamic payload types without `a=rtpmap`.
+const PARTLY_READABLE: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
+    m=audio 0 RTP/AVP 97\r\nb=AS:1536\r\na=control:streamid=0\r\n\
+    m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=1\r\n\
+    m=application 0 RTP/AVP 98\r\na=control:streamid=2\r\n\
+    m=audio 0 RTP/AVP 0\r\na=control:streamid=3\r\n";
+
+#[test]
+fn a_track_that_cannot_be_read_is_taken_and_discarded() {
+    let mut rig = publishing();
+    assert_eq!(rig.announce_tracks(1, "rtsp://h/back", PARTLY_READABLE), 200);
+    let mut key = None;
+    for index in 0..4 {
+        let transport =
+            format!("Transport: RTP/AVP/TCP;unicast;interleaved={}-{};mode=record", 2 * index, 2 * index + 1);
+        let session = key.map(|key: SessionKey| format!("Session: {key}"));
+        let headers: Vec<&str> = [transport.as_str()].into_iter().chain(session.as_deref()).collect();
+        let reply = rig.ask(1, &format!("SETUP rtsp://h/back/streamid={index}"), &headers);
+        assert_eq!(reply.status, 200, "{index}: {reply:?}");
+        key = Some(reply.session());
+    }
+    let key = key.unwrap();
+    assert_eq!(rig.record(1, key), ["H264", "PCMU"]);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    rig.send(1, b"$\x00\x00\x03raw$\x02\x00\x03pic$\x04\x00\x04data$\x06\x00\x05sound$\x05\x00\x01r");
+    assert_eq!(rig.packets(), [(0, false, b"pic".to_vec()), (1, false, b"sound".to_vec())]);
+    assert_eq!(rig.limited(Limited::TrackUnreadable), 3);
+}
+
+#[test]
+fn a_publisher_of_nothing_that_can_be_read_is_told_so() {
+    let mut rig = publishing();
+    let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=audio 0 RTP/AVP 97\r\na=control:streamid=0\r\n";
+    assert_eq!(rig.announce_tracks(1, "rtsp://h/back", sdp), 415);
+    assert_eq!(rig.announce_tracks(1, "rtsp://h/back", "v=0\r\ns=x\r\nt=0 0\r\n"), 400);
+    // One that leaves out all but such a track has nothing to record.
+    assert_eq!(rig.announce_tracks(1, "rtsp://h/back", PARTLY_READABLE), 200);
+    let key = rig.ask(1, "SETUP rtsp://h/back/streamid=2", &[&format!("Transport: {}", TCP[0])]).session();
+    assert_eq!(rig.status(1, "RECORD rtsp://h/back", &[&format!("Session: {key}")]), 455);
+}
+
+#[test]
+fn a_publisher_pauses_and_goes_on() {
+    let mut rig = publishing();
+    let key = rig.set_up_publisher(1, TCP);
+    let session = format!("Session: {key}");
+    let early = rig.ask(1, "PAUSE rtsp://h/back", &[&session]);
+    assert!(early.status == 455 && !early.header("Allow").contains("PAUSE"), "{early:?}");
+    rig.record(1, key);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    for _ in 0..2 {
+        assert_eq!(rig.status(1, "PAUSE rtsp://h/back", &[&session]), 200);
+    }
+    assert_eq!(rig.take_events(), [Event::Pause { session: key }]);
+    rig.send(1, b"$\x00\x00\x03abc");
+    assert!(rig.take_events().is_empty(), "nothing is published meanwhile");
+    let wrong = rig.ask(1, "PLAY rtsp://h/back", &[&session]);
+    assert_eq!(wrong.status, 455);
+    let allowed = wrong.header("Allow");
+    assert!(allowed.contains("RECORD") && allowed.contains("PAUSE") && !allowed.contains("PLAY"), "{allowed}");
+    assert_eq!(rig.record(1, key), ["H264", "MPEG4-GENERIC"]);
+    rig.server.recording(rig.now, key);
+    assert_eq!(rig.drain(1)[0].status, 200);
+    rig.send(1, b"$\x00\x00\x03def");
+    assert_eq!(rig.packets(), [(0, false, b"def".to_vec())]);
+    // The end of rtspclientsink.
+    assert_eq!(rig.status(1, "PAUSE rtsp://h/back", &[&session]), 200);
+    assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back", &[&session]), 200);
+    let ended = Event::End { session: key, reason: EndReason::Teardown };
+    assert_eq!(rig.take_events(), [Event::Pause { session: key }, ended]);
+}
+
+#[test]
+fn a_publisher_that_pauses_for_good_is_ended() {
+    let mut rig = publishing();
+    let key = rig.set_up_publisher(1, TCP);
+    rig.record(1, key);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    assert_eq!(rig.status(1, "PAUSE rtsp://h/back", &[&format!("Session: {key}")]), 200);
+    rig.take_events();
+    rig.wait(seconds(60));
+    assert!(rig.take_events().contains(&Event::End { session: key, reason: EndReason::Timeout }));
+}
+
+#[test]
+fn a_publisher_that_names_no_session_means_its_own() {
+    for transports in [TCP, ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"]]
+    {
+        let mut rig = publishing();
+        assert_eq!(rig.announce(1, "rtsp://h/back"), 200);
+        let setups = [0, 1].map(|index| {
+            let line = format!("SETUP rtsp://h/back/streamid={index}");
+            rig.ask(1, &line, &[&format!("Transport: {}", transports[index])]).session()
+        });
+        assert_eq!(setups[0], setups[1]);
+        let replies = rig.send(1, b"RECORD rtsp://h/back RTSP/1.0\r\nCSeq: 90\r\n\r\n");
+        assert!(replies.is_empty(), "{replies:?}");
+        rig.server.recording(rig.now, setups[0]);
+        assert_eq!(rig.drain(1)[0].session(), setups[0]);
+        assert_eq!(rig.status(1, "PAUSE rtsp://h/back", &[]), 200);
+        assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back", &[]), 200);
+        assert_eq!((rig.server.sessions(), rig.status(1, "TEARDOWN rtsp://h/back", &[])), (0, 454));
+    }
+}
+
+#[test]
+fn media_from_another_port_than_announced_is_no_report() {
+    let mut rig = publishing();
+    let key = rig.set_up_publisher(
+        1,
+        ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"],
+    );
+    rig.record(1, key);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    for port in [40_000, 40_002] {
+        rig.server.rtp(rig.now, SocketAddr::from(([127, 0, 0, 1], port)), b"\x80\x60media-media");
+    }
+    assert!(rig.take_events().is_empty());
+    assert_eq!((rig.limited(Limited::RtcpMalformed), rig.limited(Limited::RtcpUnasked)), (0, 2));
 }

@@ -69,7 +69,7 @@ fn without_udp_ports_datagrams_are_461() {
 #[test]
 fn what_is_asked_for_by_tls_does_not_leave_in_the_clear() {
     let mut rig = rig();
-    rig.server.set_multicast(StreamId(0), "239.1.2.3:5000".parse().unwrap(), 1);
+    rig.server.set_multicast(StreamId::first(0), "239.1.2.3:5000".parse().unwrap(), 1);
     rig.connect(1);
     rig.server.set_secure(ConnId(1));
     for clear in ["RTP/AVP;unicast;client_port=5000-5001", "RTP/AVP;multicast"] {
@@ -189,14 +189,17 @@ fn who_plays_is_told() {
     let reply = rig.ask(0, "SETUP rtsp://h/front/trackID=0", &["Transport: RTP/AVP/TCP", &agent]);
     let info = rig.server.session_info(reply.session()).unwrap();
     assert!(info.user_agent.as_ref().is_some_and(|name| name.starts_with("LibVLC/3 x") && name.len() == 128));
-    assert_eq!((info.peer, info.conn, info.stream, info.playing), (peer(0), Some(ConnId(0)), StreamId(0), false));
+    assert_eq!(
+        (info.peer, info.conn, info.stream, info.playing),
+        (peer(0), Some(ConnId(0)), StreamId::first(0), false)
+    );
     assert_eq!(rig.server.session_info(SessionKey(1)), None);
 }
 
 #[test]
 fn multicast_is_the_streams_own_group_for_all() {
     let mut rig = rig();
-    rig.server.set_multicast(StreamId(0), "239.1.2.3:5000".parse().unwrap(), 4);
+    rig.server.set_multicast(StreamId::first(0), "239.1.2.3:5000".parse().unwrap(), 4);
     let reply = setup(&mut rig, 0, 0, "RTP/AVP;multicast;destination=224.9.9.9;port=7000-7001", None);
     assert_eq!(reply.header("Transport"), "RTP/AVP;multicast;destination=239.1.2.3;port=5000-5001;ttl=4;ssrc=0000000A");
     let key = reply.session();

@@ -1,53 +1,37 @@
-//! Clients' coming, playing and going.
+//! Clients: starting, playing and leaving.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::browser::farewell;
 use super::link::{Closing, Kind, Link, Playing, Target, Targets};
-use super::{Core, Handover, Start, leave_reason};
+use super::outage::CNAME;
+use super::reasons::leave_reason;
+use super::state::{Awaiting, Core};
 use crate::egress::{Conn, Datagrams, Egress, Token};
-use crate::limits::{ANSWER_BYTES_MAX, MOVES_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, MOVES_MAX, STRANGER_ANSWER_BYTES_MAX};
+use crate::media::chunk::{Run, Span};
+use crate::media::{StreamId, TrackId};
 use crate::metrics::{ClientSnapshot, Counter, Limited, Reception, Transport};
 use crate::session::{CloseReason, ConnId, Delivery, EndReason, Event, FirstPacket, PlayTrack, SessionKey};
-use crate::shard::inbox::{Backlog, Publishing, ToControl, Verdict};
+use crate::shard::inbox::{ClientNews, ToControl};
 use crate::shard::player::Player;
-use crate::stream::chunk::{Run, Span};
-use crate::stream::{StreamId, TrackId};
+use crate::shard::types::{Handover, Lingering, Start};
+use crate::source::publishing::{Backlog, PublisherVerdict, Publishing};
 use crate::wire::rtcp::{self, ReportBlock};
 
-/// The canonical name of the relay's SDES and BYE packets (RFC 3550 section 6.5.1).
-pub const CNAME: &str = "rtsprelay";
+/// Statuses for refusing a PLAY.
+const NOT_VALID_IN_THIS_STATE: u16 = 455;
+const SERVICE_UNAVAILABLE: u16 = 503;
 
 impl<E: Egress> Core<E> {
-    pub(super) fn add_link(&mut self, kind: Kind) -> Token {
-        self.links.insert(|generation| Link {
-            generation,
-            kind,
-            playing: None,
-            closing: Closing::No,
-            farewell: None,
-            busy: None,
-            arrivals: SmallVec::new(),
-            media_bytes: 0,
-            op_bytes: 0,
-            op_track: None,
-            queued: false,
-            stalled: false,
-        })
-    }
-
-    pub(super) fn link(&self, token: Token) -> Option<&Link> {
-        self.links.get(token.slot as usize).filter(|link| link.generation == token.generation)
-    }
-
-    /// Does what the RTSP server asks for.
+    /// Processes the events of the RTSP server.
     pub(super) fn process_events(&mut self, now: Instant) {
-        // Sender reports of clients that begin to play: they follow the answer, which is an event of its own.
+        // Sender reports for clients that start playing: they follow the answer, which is a separate event.
         let mut reports: SmallVec<[u32; 2]> = SmallVec::new();
         let caller = self.at;
         while let Some(event) = self.server.poll_event() {
@@ -55,23 +39,27 @@ impl<E: Egress> Core<E> {
             match event {
                 Event::Answer { conn, bytes } => self.answer(now, conn.0, bytes),
                 Event::Play { session, conn, stream, tracks, resumed } => {
-                    match self.play(now, session, conn, stream, &tracks, resumed) {
-                        Ok((slot, first)) => {
-                            self.server.start(now, session, &first);
-                            reports.push(slot);
-                        }
-                        Err(status) => self.server.refuse(now, session, status),
+                    let awaiting = Awaiting { session, conn, stream, tracks, resumed };
+                    if self.awaits(stream) {
+                        self.awaiting.push(awaiting);
+                    } else {
+                        reports.extend(self.begin(now, awaiting));
                     }
                 }
-                Event::Pause { session } => self.pause(session),
+                Event::Pause { session } => match self.publishers.get(&session) {
+                    Some((stream, _)) => self.publishing(*stream, session, Publishing::Paused),
+                    None => self.pause(session),
+                },
                 Event::End { session, reason } => {
+                    self.awaiting.retain(|awaiting| awaiting.session != session);
                     match self.publishers.remove(&session) {
                         Some((stream, _)) => self.publishing(stream, session, Publishing::Ended(reason)),
                         None => self.session_ended(session, reason),
                     };
                 }
                 Event::Record { session, stream, peer, tracks, .. } => {
-                    self.publishers.insert(session, (stream, Backlog::default()));
+                    // A client that resumes after a pause has its backlog already.
+                    self.publishers.entry(session).or_insert_with(|| (stream, Backlog::default()));
                     self.publishing(stream, session, Publishing::Record { peer, tracks });
                 }
                 Event::Published { session, stream, track, rtcp, packet } => {
@@ -84,7 +72,9 @@ impl<E: Egress> Core<E> {
                     self.publishing(stream, session, what);
                 }
                 Event::ReceiverReport { session, track, report } => self.received(session, track, &report),
-                Event::Demand { stream, wanted } => self.outbox.push(ToControl::Demand { stream, wanted }),
+                Event::Wanted(wanted) => self.out.tell(ToControl::Wanted(wanted)),
+                Event::Asked { stream } => self.out.tell(ToControl::Asked { stream }),
+                Event::Demand { stream, wanted } => self.out.tell(ToControl::Demand { stream, wanted }),
                 Event::Move { conn, shard, unread } => self.hand_over(conn.0, shard, unread),
                 Event::Close { conn, reason } => {
                     if let (CloseReason::NotRtsp(fault), Some(link)) = (reason, self.links.get(conn.0 as usize))
@@ -97,24 +87,36 @@ impl<E: Egress> Core<E> {
             }
         }
         self.at = None;
+        self.follow_wants(now);
         for slot in reports {
             self.queue_reports(slot);
         }
     }
 
-    fn publishing(&mut self, stream: StreamId, session: SessionKey, what: Publishing) {
-        self.outbox.push(ToControl::Publishing { stream, session, what });
+    /// Makes a session play. Returns its slot, which must be sent the tracks' last reports after its answer.
+    pub(super) fn begin(&mut self, now: Instant, awaiting: Awaiting) -> Option<u32> {
+        let Awaiting { session, conn, stream, tracks, resumed } = awaiting;
+        match self.play(now, session, conn, stream, &tracks, resumed) {
+            Ok((slot, first)) => {
+                self.server.start(now, session, &first);
+                Some(slot)
+            }
+            Err(status) => {
+                self.server.refuse(now, session, status);
+                None
+            }
+        }
     }
 
-    /// What the control thread says to a publisher.
-    pub fn publisher(&mut self, now: Instant, session: SessionKey, verdict: Verdict) {
+    /// Handles a source's message to a publisher.
+    pub fn publisher(&mut self, now: Instant, session: SessionKey, verdict: PublisherVerdict) {
         match verdict {
-            Verdict::Go => self.server.recording(now, session),
-            Verdict::Refuse(status) => {
+            PublisherVerdict::Go => self.server.recording(now, session),
+            PublisherVerdict::Refuse(status) => {
                 self.publishers.remove(&session);
                 self.server.refuse(now, session, status);
             }
-            Verdict::End(reason) => {
+            PublisherVerdict::End(reason) => {
                 self.publishers.remove(&session);
                 self.server.end_publisher(now, session, reason);
             }
@@ -122,25 +124,30 @@ impl<E: Egress> Core<E> {
         self.process_events(now);
     }
 
-    fn answer(&mut self, now: Instant, slot: u32, bytes: Bytes) {
+    pub(super) fn answer(&mut self, now: Instant, slot: u32, bytes: Bytes) {
         let Some(link) = self.links.get_mut(slot as usize) else { return };
         let Kind::Tcp { answers, answer_bytes, peer, .. } = &mut link.kind else { return };
         *answer_bytes += bytes.len();
         answers.push_back(bytes);
-        if *answer_bytes > ANSWER_BYTES_MAX && link.closing == Closing::No {
+        // Bytes in flight are not read by the client yet either, and without a player they are all answers.
+        let under_way = if link.busy.is_some() && link.playing.is_none() { link.op_bytes } else { 0 };
+        let waiting = *answer_bytes + under_way;
+        let max = if self.server.is_stranger(ConnId(slot)) { STRANGER_ANSWER_BYTES_MAX } else { ANSWER_BYTES_MAX };
+        self.server.set_unread(ConnId(slot), waiting);
+        if waiting > max && link.closing == Closing::No {
             let playing = link.playing.as_ref();
             tracing::warn!(
-                stream = playing.map(|playing| tracing::field::display(&self.streams[usize::from(playing.stream.0)].name)),
+                stream = playing.map(|playing| tracing::field::display(&self.streams[playing.stream.index()].name)),
                 client = %peer,
                 session = playing.map(|playing| tracing::field::display(playing.session)),
-                "asks on without reading the answers: closed"
+                "sends requests without reading the answers: closed"
             );
             self.metrics.limited(Limited::AnswersUnread);
             self.server.disconnected(now, ConnId(slot));
             self.close(slot, Closing::Join);
             return;
         }
-        self.wake(slot);
+        self.links.wake(slot);
     }
 
     /// Makes the session's client play. Returns its slot and its first packets, or the status to refuse it with.
@@ -153,83 +160,93 @@ impl<E: Egress> Core<E> {
         tracks: &[PlayTrack],
         resumed: bool,
     ) -> Result<(u32, Vec<FirstPacket>), u16> {
-        const NOT_VALID_IN_THIS_STATE: u16 = 455;
-        const SERVICE_UNAVAILABLE: u16 = 503;
-        let slot = match self.sessions.get(&session).copied() {
+        let slot = match self.links.of_session(session) {
             Some(slot) => {
                 self.resume(now, slot, resumed);
                 slot
             }
             None if tracks.iter().any(|track| matches!(track.delivery, Delivery::Multicast { .. })) => {
-                let Some(peer) = self.peer(conn) else { return Err(NOT_VALID_IN_THIS_STATE) };
+                let peer = self.peer(conn).ok_or(NOT_VALID_IN_THIS_STATE)?;
                 self.receiver_plays(session, id, peer, tracks)
             }
-            None => {
-                let stream = &self.streams[usize::from(id.0)];
-                let description = stream.description.as_ref().ok_or(SERVICE_UNAVAILABLE)?;
-                let channels: Vec<_> = tracks
-                    .iter()
-                    .map(|track| match track.delivery {
-                        Delivery::Interleaved { rtp_channel, rtcp_channel } => {
-                            (track.track, (rtp_channel, rtcp_channel))
-                        }
-                        _ => (track.track, (track.track.rtp_channel(), track.track.rtcp_channel())),
-                    })
-                    .collect();
-                let mut player = Player::new(description, &channels, &stream.log, now);
-                if stream.start == Start::Cached {
-                    player.start_cached(&stream.log, now);
-                }
-                let targets: Targets = tracks
-                    .iter()
-                    .filter_map(|track| match track.delivery {
-                        Delivery::Udp { rtp, rtcp } => Some(Target { track: track.track, rtp, rtcp_port: rtcp.port() }),
-                        _ => None,
-                    })
-                    .collect();
-                let Some(peer) = self.peer(conn) else { return Err(NOT_VALID_IN_THIS_STATE) };
-                let (slot, transport) = if targets.is_empty() {
-                    (conn.0, Transport::Tcp)
-                } else {
-                    let kind = Kind::Udp {
-                        targets,
-                        own: VecDeque::new(),
-                        own_sockets: None,
-                        plain: false,
-                        burst_bytes: 0,
-                        burst_from: now,
-                        paced: false,
-                    };
-                    (self.add_link(kind).slot, Transport::Udp)
-                };
-                let link = &mut self.links[slot as usize];
-                if link.playing.is_some() {
-                    // One connection carries one interleaved session's media.
-                    return Err(NOT_VALID_IN_THIS_STATE);
-                }
-                let members = &mut self.streams[usize::from(id.0)].members;
-                link.playing = Some(Playing::new(now, (session, peer), (id, transport), player, members.len()));
-                members.push(slot);
-                self.sessions.insert(session, slot);
-                self.metrics.client_joined(id, transport);
-                tracing::info!(
-                    stream = %self.streams[usize::from(id.0)].name,
-                    client = %peer,
-                    session = %session,
-                    transport = transport.name(),
-                    "plays"
-                );
-                slot
-            }
+            None => self.join(now, session, conn, id, tracks)?,
         };
-        self.wake(slot);
+        self.links.wake(slot);
         Ok((slot, self.first_packets(now, slot)))
     }
 
-    /// The client of a connection, as people write its address.
+    /// Creates a client for a session that plays for the first time. Returns its slot.
+    fn join(
+        &mut self,
+        now: Instant,
+        session: SessionKey,
+        conn: ConnId,
+        id: StreamId,
+        tracks: &[PlayTrack],
+    ) -> Result<u32, u16> {
+        let stream = &self.streams[self.streams.find(id).ok_or(SERVICE_UNAVAILABLE)?];
+        let description = stream.description.as_ref().ok_or(SERVICE_UNAVAILABLE)?;
+        let channels = |track: &PlayTrack| match track.delivery {
+            Delivery::Interleaved { rtp_channel, rtcp_channel } => (track.track, (rtp_channel, rtcp_channel)),
+            _ => (track.track, (track.track.rtp_channel(), track.track.rtcp_channel())),
+        };
+        let channels: Vec<_> = tracks.iter().map(channels).collect();
+        let mut player = Player::new(description, &channels, &stream.log, now);
+        // If a camera sends nothing at present, its last picture must not be shown as if it were current, each time someone checks
+        // whether there is a new one.
+        if stream.start == Start::Cached && !stream.is_silent() {
+            player.start_cached(&stream.log, now);
+        }
+        let peer = self.peer(conn).ok_or(NOT_VALID_IN_THIS_STATE)?;
+        let is_web = self.is_web(conn.0);
+        let target = |track: &PlayTrack| match track.delivery {
+            Delivery::Udp { rtp, rtcp } => Some(Target { track: track.track, rtp, rtcp_port: rtcp.port() }),
+            _ => None,
+        };
+        let targets: Targets = tracks.iter().filter_map(target).collect();
+        let (slot, transport) = if is_web {
+            (conn.0, Transport::WebSocket)
+        } else if targets.is_empty() {
+            (conn.0, Transport::Tcp)
+        } else {
+            (self.links.insert(Kind::udp(now, targets, self.reached_at(conn), None)).slot, Transport::Udp)
+        };
+        let link = &mut self.links[slot as usize];
+        if link.playing.is_some() {
+            // One connection carries one interleaved session's media.
+            return Err(NOT_VALID_IN_THIS_STATE);
+        }
+        let member = self.streams[id.index()].join(slot);
+        link.playing = Some(Playing::new(now, (session, peer), (id, transport), player, member));
+        self.links.bind(session, slot);
+        if is_web {
+            self.web_plays(slot);
+        }
+        self.client_plays(session, id, peer, transport);
+        Ok(slot)
+    }
+
+    /// Counts a client that starts playing, notifies the control thread and logs it.
+    pub(super) fn client_plays(&mut self, session: SessionKey, id: StreamId, peer: SocketAddr, transport: Transport) {
+        self.metrics.client_joined(id, transport);
+        self.tell_client(id, peer, session, Ok(transport));
+        let stream = &self.streams[id.index()].name;
+        tracing::info!(%stream, client = %peer, %session, transport = transport.name(), "started playing");
+    }
+
+    /// The source address that datagrams for a connection's client must have: if the sockets are bound to a wildcard, the address that
+    /// the client connected to. Players and firewalls accept no other.
+    fn reached_at(&self, conn: ConnId) -> Option<IpAddr> {
+        let Kind::Tcp { conn, .. } = &self.links.get(conn.0 as usize).filter(|_| self.paths.is_wildcard())?.kind else {
+            return None;
+        };
+        conn.local_addr().ok().map(|local| local.ip())
+    }
+
+    /// The client's address of a connection, in its usual form.
     fn peer(&self, conn: ConnId) -> Option<SocketAddr> {
         match self.links.get(conn.0 as usize)?.kind {
-            // At a listener for both families an IPv4 address comes as an IPv6 one.
+            // On a listener for both families, IPv4 addresses are IPv4-mapped IPv6 addresses.
             Kind::Tcp { peer, .. } => Some(SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             _ => None,
         }
@@ -241,10 +258,10 @@ impl<E: Egress> Core<E> {
             return;
         }
         playing.paused = false;
-        playing.player.resume(&mut self.streams[usize::from(playing.stream.0)].log, now);
+        playing.player.resume(&mut self.streams[playing.stream.index()].log, now);
     }
 
-    /// The first packet of each track, by the log where it has it, else by the numbers that come next.
+    /// The first packet of each track: from the log if it is there, otherwise the next numbers.
     fn first_packets(&self, now: Instant, slot: u32) -> Vec<FirstPacket> {
         let link = &self.links[slot as usize];
         let (id, player, tracks): (_, _, SmallVec<[TrackId; 4]>) = match (&link.kind, &link.playing) {
@@ -252,14 +269,14 @@ impl<E: Egress> Core<E> {
             (_, Some(playing)) => (playing.stream, Some(&playing.player), playing.player.tracks().collect()),
             _ => return Vec::new(),
         };
-        let stream = &self.streams[usize::from(id.0)];
+        let stream = &self.streams[id.index()];
         let Some(description) = &stream.description else { return Vec::new() };
         let first = |track: TrackId| {
             if let Some(chunk) = player.and_then(|player| player.first_chunk(&stream.log, track)) {
                 return FirstPacket { track, seq: chunk.first_seq, rtp_time: chunk.rtp_time };
             }
             let described = &description.tracks[usize::from(track.0)];
-            match stream.tails.get(usize::from(track.0)).copied().flatten() {
+            match stream.tail(usize::from(track.0)) {
                 Some(tail) => {
                     FirstPacket { track, seq: tail.next_seq, rtp_time: described.rtp_time_at(tail.clock, now) }
                 }
@@ -273,17 +290,20 @@ impl<E: Egress> Core<E> {
         tracks.into_iter().map(first).collect()
     }
 
-    /// The sequence numbers that a client's tracks would have gone on with after the operation under way, for the log.
+    /// For the log: the sequence numbers with which a client's tracks would have continued after the operation in flight.
     pub(super) fn next_seq(&self, now: Instant, slot: u32) -> String {
         let next = self.first_packets(now, slot);
         next.iter().map(|first| first.seq.to_string()).collect::<Vec<_>>().join(",")
     }
 
-    /// Gives a client that begins to play the last sender report of each of its tracks, right behind the answer.
-    fn queue_reports(&mut self, slot: u32) {
+    /// Sends a client that starts playing the last sender report of each of its tracks, right after the answer.
+    pub(super) fn queue_reports(&mut self, slot: u32) {
         let Some(link) = self.links.get_mut(slot as usize) else { return };
         let Some(playing) = &link.playing else { return };
-        for report in self.streams[usize::from(playing.stream.0)].reports.iter().flatten() {
+        if playing.player.wants_fragments() {
+            return;
+        }
+        for report in self.streams[playing.stream.index()].reports() {
             let Some((_, rtcp_channel)) = playing.player.channels(report.track) else { continue };
             match &mut link.kind {
                 Kind::Tcp { answers, answer_bytes, .. } => {
@@ -302,18 +322,18 @@ impl<E: Egress> Core<E> {
                 Kind::Receiver { .. } => {}
             }
         }
-        self.wake(slot);
+        self.links.wake(slot);
     }
 
-    /// Notes what a client says of its reception.
+    /// Records a client's receiver report.
     fn received(&mut self, session: SessionKey, track: TrackId, report: &ReportBlock) {
         self.metrics.count(Counter::ReceiverReports, 1);
-        let Some(slot) = self.sessions.get(&session) else { return };
-        let Some(playing) = &mut self.links[*slot as usize].playing else { return };
+        let Some(slot) = self.links.of_session(session) else { return };
+        let Some(playing) = &mut self.links[slot as usize].playing else { return };
         if playing.reception.is_some_and(|known| known.track < track) {
             return;
         }
-        let description = self.streams[usize::from(playing.stream.0)].description.as_ref();
+        let description = self.streams[playing.stream.index()].description.as_ref();
         let clock_rate = description.and_then(|is| is.tracks.get(usize::from(track.0))).map_or(0, |is| is.clock_rate);
         playing.reception = Some(Reception {
             track,
@@ -324,15 +344,15 @@ impl<E: Egress> Core<E> {
     }
 
     fn pause(&mut self, session: SessionKey) {
-        if let Some(slot) = self.sessions.get(&session)
-            && let Some(playing) = &mut self.links[*slot as usize].playing
+        if let Some(slot) = self.links.of_session(session)
+            && let Some(playing) = &mut self.links[slot as usize].playing
         {
             playing.paused = true;
         }
     }
 
     fn session_ended(&mut self, session: SessionKey, reason: EndReason) {
-        let Some(slot) = self.sessions.remove(&session) else { return };
+        let Some(slot) = self.links.unbind(session) else { return };
         if !self.links.contains(slot as usize) {
             return;
         }
@@ -344,49 +364,55 @@ impl<E: Egress> Core<E> {
         }
     }
 
-    /// Takes the client out of its stream and of the counts.
+    /// Removes the client from its stream and from the counts.
     pub(super) fn remove_player(&mut self, slot: u32, reason: EndReason) {
         let Some(mut playing) = self.links[slot as usize].playing.take() else { return };
         self.leave(&mut playing, reason);
+        let index = playing.stream.index();
+        self.streams.let_go(index);
+        self.give_back(index);
     }
 
+    /// Removes a client from its stream's members and from the counts, if that was not done yet.
     fn leave(&mut self, playing: &mut Playing, reason: EndReason) {
-        self.sessions.remove(&playing.session);
-        let stream = &mut self.streams[usize::from(playing.stream.0)];
-        if playing.member != usize::MAX {
-            stream.members.swap_remove(playing.member);
-            if let Some(moved) = stream.members.get(playing.member)
-                && let Some(moved) = &mut self.links[*moved as usize].playing
-            {
-                moved.member = playing.member;
-            }
-            playing.member = usize::MAX;
-            if playing.transport == Transport::Multicast {
-                // The group itself, which is no client.
-                return;
-            }
-            self.metrics.client_left(playing.stream, playing.transport, leave_reason(reason));
-            tracing::info!(
-                stream = %stream.name,
-                client = %playing.peer,
-                session = %playing.session,
-                reason = leave_reason(reason).name(),
-                bytes = playing.bytes,
-                skips = playing.skips,
-                "plays no more"
-            );
+        self.links.unbind(playing.session);
+        let Some(member) = playing.member.take() else { return };
+        let stream = &mut self.streams[playing.stream.index()];
+        if let Some(moved) = stream.leave(member)
+            && let Some(moved) = &mut self.links[moved as usize].playing
+        {
+            moved.member = Some(member);
         }
+        if playing.transport == Transport::Multicast {
+            // The group itself, which is not a client.
+            return;
+        }
+        let why = leave_reason(reason);
+        self.metrics.client_left(playing.stream, playing.transport, why);
+        let (stream, client, session) = (stream.name.clone(), playing.peer, playing.session);
+        tracing::info!(
+            stream = %stream,
+            client = %client,
+            session = %session,
+            reason = why.name(),
+            bytes = playing.bytes,
+            skips = playing.skips,
+            "stopped playing"
+        );
+        self.out.tell(ToControl::Client(ClientNews { stream, client, session, what: Err(why) }));
     }
 
-    /// The shard ends a client: what it has begun is finished, then comes a BYE, then its link is closed.
+    /// Ends a client: its current frame is finished, then it is sent a BYE, then its link is closed.
     pub(super) fn end_client(&mut self, now: Instant, slot: u32, reason: EndReason) {
         let Some(mut playing) = self.links[slot as usize].playing.take() else { return };
         self.leave(&mut playing, reason);
-        playing.player.finish(&mut self.streams[usize::from(playing.stream.0)].log);
+        playing.player.finish(&mut self.streams[playing.stream.index()].log);
         let session = playing.session;
-        let stream = &self.streams[usize::from(playing.stream.0)];
+        let stream = &self.streams[playing.stream.index()];
         let link = &mut self.links[slot as usize];
-        if let Some(description) = &stream.description {
+        if playing.player.wants_fragments() {
+            link.farewell = Some(farewell(reason));
+        } else if let Some(description) = &stream.description {
             let mut farewell = Vec::new();
             for (track, described) in (0u8..).map(TrackId).zip(&description.tracks) {
                 let Some((_, channel)) = playing.player.channels(track) else { continue };
@@ -419,19 +445,19 @@ impl<E: Egress> Core<E> {
         let idle = link.busy.is_none();
         let Kind::Tcp { conn, peer, answers, moves, .. } = &link.kind else { return };
         if *moves >= MOVES_MAX {
-            tracing::warn!(client = %peer, "asks for sessions of ever other shards: closed");
+            tracing::warn!(client = %peer, "requests sessions of too many shards: closed");
             self.metrics.limited(Limited::Moves);
             return self.close(slot, Closing::Join);
         }
-        // Its answers have been read before it asks on, unless it pipelines across shards, which no player does.
+        // Its answers have been read before it sends further requests, unless it pipelines across shards, which no player does.
         if !idle || !answers.is_empty() {
-            tracing::warn!(client = %peer, "asks for another shard's session before it has its answers: closed");
+            tracing::warn!(client = %peer, "requests another shard's session before reading its answers: closed");
             self.close(slot, Closing::Join);
             return;
         }
         let token = Token { slot, generation: link.generation };
         let moves = moves + 1;
-        self.handovers.push(Handover { token, conn: conn.clone(), peer: *peer, shard, unread, moves });
+        self.out.hand_over(Handover { token, conn: conn.clone(), peer: *peer, shard, unread, moves });
         self.metrics.count(Counter::Moved, 1);
         self.forget(slot);
     }
@@ -442,11 +468,12 @@ impl<E: Egress> Core<E> {
         if link.closing != Closing::Join {
             link.closing = closing;
         }
+        link.farewell_sent |= link.closing == Closing::Flush && link.busy.is_some();
         match (link.closing, link.busy) {
             (Closing::Join, Some(_)) => {
                 let token = Token { slot, generation: link.generation };
                 if self.put_off.forget(token) {
-                    // Nothing of it is with the egress.
+                    // The egress has nothing of it.
                     link.busy = None;
                     self.remove(slot);
                 } else {
@@ -454,7 +481,7 @@ impl<E: Egress> Core<E> {
                 }
             }
             (Closing::Join, None) => self.remove(slot),
-            _ => self.wake(slot),
+            _ => self.links.wake(slot),
         }
     }
 
@@ -462,25 +489,34 @@ impl<E: Egress> Core<E> {
     pub(super) fn remove(&mut self, slot: u32) {
         debug_assert!(self.links[slot as usize].busy.is_none(), "a link is removed only when its operation was joined");
         self.remove_player(slot, EndReason::Disconnected);
-        if let Kind::Tcp { conn, peer, .. } = &self.links[slot as usize].kind {
-            let generation = self.links[slot as usize].generation;
-            if self.egress.holds(Token { slot, generation }) {
-                // It fails only if the connection is gone already, and everything given back.
+        let link = &self.links[slot as usize];
+        if let Kind::Tcp { conn, peer, .. } = &link.kind {
+            let token = Token { slot, generation: link.generation };
+            let held = self.egress.holds(token);
+            if held {
+                // It fails only if the connection is already gone and everything was released.
                 let _ = conn.reset_on_close();
             }
-            // Ends the read that is under way; the descriptor closes when its task has let go of it.
-            conn.shutdown();
-            self.gone.push(*peer);
+            let was_sent_all = link.closing == Closing::Flush && link.farewell_sent;
+            if !held && was_sent_all && conn.shutdown_send() {
+                self.out.linger(Lingering { token, conn: conn.clone(), peer: *peer });
+            } else {
+                // Ends the read in progress; the descriptor closes when its task has dropped it.
+                conn.shutdown();
+                self.out.gone(*peer);
+            }
         }
         self.forget(slot);
     }
 
     fn forget(&mut self, slot: u32) {
         let link = self.links.remove(slot as usize);
+        debug_assert!(link.playing.is_none(), "whoever plays is taken out of the stream first");
         self.egress.forget(Token { slot, generation: link.generation });
         match link.kind {
-            Kind::Udp { own_sockets: Some(own), .. } if own.rtcp.is_none() => self.own_paths -= 1,
+            Kind::Udp { own_sockets: Some(own), .. } => self.paths.gone(&own),
             Kind::Receiver { stream, .. } => self.receiver_gone(stream),
+            Kind::Tcp { web: Some(web), .. } => self.web_gone(&web),
             _ => {}
         }
     }
@@ -516,7 +552,7 @@ impl<E: Egress> Core<E> {
     }
 }
 
-/// One packet that no chunk holds, as a UDP client is sent it.
+/// One packet that is not in a chunk, in the form for UDP clients.
 fn single_datagram(packet: Vec<u8>) -> Datagrams {
     let len = packet.len() as u16;
     let (packet_at, run) = (Span { offset: 0, len }, Run { first: 0, count: 1, segment: len });

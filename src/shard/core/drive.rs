@@ -1,72 +1,76 @@
-//! The hot path: from the log into operations, and from completions to the next ones.
+//! The hot path: from the log to operations, and from completions to the next operations.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::Core;
+use super::browser::skipped as skipped_text;
 use super::link::{Closing, Kind, Playing};
-use crate::egress::{Completion, Conn, Egress, Token, is_shortage};
+use super::pacing::BURST_EVERY;
+use super::state::Core;
+use super::streams::Stream;
+use crate::egress::{Completion, Conn, Egress, Route, Token, is_shortage};
 use crate::limits::{
     AGE_LAGGING_DIVISOR, LAGGED_S, NOTSENT_LOWAT_BYTES, NOTSENT_LOWAT_LAGGING_BYTES, OP_BYTES_LAGGING_MAX,
     OP_BYTES_MAX, OP_IOVECS_MAX,
 };
+use crate::media::chunk::{Chunk, ChunkKind};
 use crate::metrics::{DropReason, ShardMetrics};
 use crate::session::{ConnId, EndReason};
-use crate::shard::player::Notes;
-use crate::stream::chunk::ChunkKind;
+use crate::shard::player::{Notes, Taken};
 
-/// Completions that one pass takes in at most.
+/// Maximum number of completions per pass.
 const REAP_MAX: usize = 4096;
 
-/// Links that one pass serves at most besides the members of streams with new chunks.
+/// Maximum number of links served per pass, besides the members of streams with new chunks.
 const READY_MAX: usize = 1024;
 
-/// Answers that one operation carries at most.
+/// Maximum number of answers per operation.
 const ANSWERS_MAX: usize = OP_IOVECS_MAX / 2;
 
-/// Bytes that a UDP client is sent within [`BURST_EVERY`]: the default receive buffer takes about twice as much.
+/// Bytes sent to a UDP client within [`BURST_EVERY`]: the default receive buffer holds about twice as much.
 const BURST_BYTES: usize = 64 * 1024;
 
-/// Arrivals above which a link gives back the memory for them after the operation.
+/// A link with more arrivals than this frees the memory for them after the operation.
 const ARRIVALS_KEPT_MAX: usize = 16;
 
-/// How many turns before a client's own its memory is asked for.
+/// How many turns ahead a client's memory is prefetched.
 const PREFETCH_AHEAD: usize = 4;
 
-/// How often a UDP client is sent [`BURST_BYTES`] at most; together 131 Mbit/s.
-const BURST_EVERY: Duration = Duration::from_millis(4);
-
 impl<E: Egress> Core<E> {
-    /// Acts on everything that was taken in: offers new chunks to their clients, serves links that became idle, hands all
-    /// operations over at once and takes in what completed. Returns whether more can be done at once.
+    /// Acts on everything that was absorbed: offers new chunks to their clients, serves links that became idle, submits all operations
+    /// at once and processes completions. Returns whether there is more to do at once.
     pub fn drive(&mut self, now: Instant) -> bool {
-        for index in 0..self.streams.len() {
-            if std::mem::take(&mut self.streams[index].dirty) {
-                self.walk(now, index);
-                self.trim(now, index);
-            }
+        while let Some(index) = self.streams.next_dirty() {
+            self.walk(now, index);
+            self.trim(now, index);
         }
-        for _ in 0..self.ready.len().min(READY_MAX) {
-            let Some(slot) = self.ready.pop_front() else { break };
-            if let Some(link) = self.links.get_mut(slot as usize) {
-                link.queued = false;
-            }
+        while let Some(index) = self.streams.next_reporting() {
+            self.walk(now, index);
+        }
+        for _ in 0..self.links.ready().min(READY_MAX) {
+            let Some(slot) = self.links.next_ready() else { break };
             self.at = Some(slot);
             self.serve(now, slot);
         }
         self.at = None;
         self.egress.flush();
-        !self.ready.is_empty()
+        self.links.ready() > 0
     }
 
-    /// Takes in what completed; `now` is when that was learnt, if the egress does not know better. Returns whether there was anything.
+    /// Whether there is something to do at once: the last [`Core::reap`] has left completions, or clients can be sent something.
+    pub fn has_more(&self) -> bool {
+        !self.reaped_all || self.links.ready() > 0 || self.streams.has_more()
+    }
+
+    /// Processes completions; `now` is when they were noticed, if the egress has no better time. Returns whether there were any.
     pub fn reap(&mut self, now: Instant) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
-        // There are some already if that has happened.
+        // There are already some if that has happened.
         completions.reverse();
         self.egress.reap(REAP_MAX, &mut completions);
         let any = !completions.is_empty();
-        // In their order, and none is lost if one of their clients' code fails.
+        self.reaped_all = completions.len() < REAP_MAX;
+        // In order, and none is lost if one of their clients' code panics.
         completions.reverse();
         self.completions = completions;
         while let Some(completion) = self.completions.pop() {
@@ -83,19 +87,14 @@ impl<E: Egress> Core<E> {
         any
     }
 
-    /// Offers the head of the log to every client of the stream that is idle.
+    /// Serves every idle client of the stream with new chunks.
     fn walk(&mut self, now: Instant, index: usize) {
         self.wake_group(now, index);
-        let count = self.streams[index].members.len();
-        if count == 0 {
-            return;
-        }
-        let start = self.streams[index].rotate % count;
-        self.streams[index].rotate = start + 1;
+        let Some((start, count)) = self.streams[index].next_walk() else { return };
         for offset in 0..count {
             let at = start + offset;
-            // Serving a client never changes the members: whoever goes does so when events are processed.
-            let members = &self.streams[index].members;
+            // Serving a client never changes the members: clients are removed when events are processed.
+            let members = self.streams[index].members();
             let Some(&slot) = members.get(if at < count { at } else { at - count }) else { break };
             let (soon, next) = (at + 2 * PREFETCH_AHEAD, at + PREFETCH_AHEAD);
             let (soon, next) = (members[soon % members.len()], members[next % members.len()]);
@@ -109,12 +108,12 @@ impl<E: Egress> Core<E> {
         self.at = None;
     }
 
-    fn trim(&mut self, now: Instant, index: usize) {
+    pub(super) fn trim(&mut self, now: Instant, index: usize) {
         let stream = &mut self.streams[index];
         let links = &mut self.links;
-        let members = &stream.members;
-        stream.log.trim(now, |mut entry| {
-            // Only what continues a frame can be missed by someone who has begun it.
+        let (log, members) = stream.log_and_members();
+        log.trim(now, |mut entry| {
+            // Only a client that has started a frame can miss the rest of it.
             if entry.chunk().frame_start || entry.chunk().kind == ChunkKind::Report {
                 return;
             }
@@ -129,13 +128,14 @@ impl<E: Egress> Core<E> {
             stream.told_no_cached_start = true;
             tracing::warn!(
                 stream = %stream.name,
-                "the last keyframe passed queue.log_bytes: new clients wait for the next one; raise queue.log_bytes or shorten the camera's keyframe interval"
+                "the newest keyframe does not fit into queue.log_bytes: new clients wait for the next one; raise queue.log_bytes or shorten the camera's keyframe interval"
             );
         }
     }
 
-    /// Starts the next operation of an idle link, or closes it if that is what it waits for.
+    /// Starts the next operation of an idle link, or closes it if it is only waiting for that.
     fn serve(&mut self, now: Instant, slot: u32) {
+        let age = self.streams.age();
         let Some(link) = self.links.get_mut(slot as usize) else { return };
         if link.busy.is_some() {
             return;
@@ -143,7 +143,7 @@ impl<E: Egress> Core<E> {
         let token = Token { slot, generation: link.generation };
         debug_assert!(link.arrivals.is_empty() && link.media_bytes == 0, "an idle client has no operation in flight");
         match &mut link.kind {
-            Kind::Tcp { conn, answers, answer_bytes, .. } => {
+            Kind::Tcp { conn, answers, answer_bytes, web, .. } => {
                 let pieces = &mut self.pieces;
                 let mut bytes = 0;
                 while pieces.len() < ANSWERS_MAX && bytes < OP_BYTES_MAX {
@@ -154,11 +154,26 @@ impl<E: Egress> Core<E> {
                 *answer_bytes -= bytes;
                 let answered = answers.is_empty();
                 if let Some(playing) = link.playing.as_mut().filter(|playing| answered && !playing.paused) {
-                    let log = &mut self.streams[usize::from(playing.stream.0)].log;
-                    let age = if playing.lagging_until.is_some() { self.age / AGE_LAGGING_DIVISOR } else { self.age };
-                    link.media_bytes = playing.player.fill(log, age, now, bytes, pieces, &mut link.arrivals);
+                    let Stream { log, outage, web: of_web, .. } = &mut self.streams[playing.stream.index()];
+                    let age = if playing.lagging_until.is_some() { age / AGE_LAGGING_DIVISOR } else { age };
+                    let arrivals = &mut link.arrivals;
+                    link.media_bytes = match of_web.fragments().filter(|_| web.is_some()) {
+                        Some(fragments) => {
+                            playing.player.fill_fragments(log, (age, now), bytes, fragments, pieces, arrivals)
+                        }
+                        None => playing.player.fill(log, age, now, bytes, pieces, arrivals),
+                    };
                     bytes += link.media_bytes;
+                    // A client that lacks media gets that first.
+                    if web.is_none() && link.media_bytes == 0 && !playing.player.is_behind(log) {
+                        bytes += outage.fill(playing, pieces);
+                    }
                     let skipped = playing.count_notes(&mut self.metrics);
+                    if skipped && web.is_some() {
+                        let told = skipped_text(playing.skips);
+                        *answer_bytes += told.len();
+                        answers.push_back(told);
+                    }
                     playing.narrow(now, conn, skipped);
                 }
                 let rest_left = link.playing.as_ref().is_some_and(|p| !p.paused && p.player.is_rest_left());
@@ -172,6 +187,7 @@ impl<E: Egress> Core<E> {
                 if !pieces.is_empty() {
                     link.op_bytes = bytes;
                     link.busy = Some(now);
+                    link.farewell_sent |= link.closing == Closing::Flush;
                     let lags = link.playing.as_ref().is_some_and(|playing| playing.lagging_until.is_some());
                     self.egress.send(token, conn, pieces, lags);
                 } else if link.closing == Closing::Flush {
@@ -188,12 +204,15 @@ impl<E: Egress> Core<E> {
     }
 
     fn serve_udp(&mut self, now: Instant, slot: u32, token: Token) {
-        let Some(sockets) = &self.udp else { return };
+        let Some(sockets) = self.paths.shared() else { return };
+        let age = self.streams.age();
         let link = &mut self.links[slot as usize];
-        let Kind::Udp { targets, own, own_sockets, plain, burst_bytes, burst_from, paced } = &mut link.kind else {
+        let Kind::Udp { targets, from, own, own_sockets, plain, burst_bytes, burst_from, paced } = &mut link.kind
+        else {
             return;
         };
-        // A BYE comes after the rest of the frame begun; a first report before anything.
+        let route = |to| Route { to, from: *from };
+        // A BYE follows the rest of the current frame; a first report precedes everything.
         let rest_first = link.closing == Closing::Flush
             && link.playing.as_ref().is_some_and(|playing| !playing.paused && playing.player.is_rest_left());
         if !rest_first && let Some((to, datagrams)) = own.pop_front() {
@@ -201,7 +220,7 @@ impl<E: Egress> Core<E> {
             link.op_track = None;
             link.busy = Some(now);
             let rtcp = own_sockets.as_ref().and_then(|own| own.rtcp.as_ref()).unwrap_or(&sockets.rtcp);
-            self.egress.send_datagrams(token, rtcp, to, &datagrams, false);
+            self.egress.send_datagrams(token, rtcp, route(to), &datagrams, false);
             return;
         }
         if now.saturating_duration_since(*burst_from) >= BURST_EVERY {
@@ -209,19 +228,22 @@ impl<E: Egress> Core<E> {
             *burst_bytes = 0;
         }
         if let Some(playing) = link.playing.as_mut().filter(|playing| !playing.paused) {
-            let log = &mut self.streams[usize::from(playing.stream.0)].log;
+            let Stream { log, outage, .. } = &mut self.streams[playing.stream.index()];
             if *burst_bytes >= BURST_BYTES && playing.player.is_behind(log) {
-                if self.paced.is_empty() {
-                    self.paced_until = now + BURST_EVERY;
-                }
                 if !std::mem::replace(paced, true) {
-                    self.paced.push(slot);
+                    self.pacing.wait(now, slot);
                 }
                 return;
             }
             *paced = false;
-            let next = playing.player.next_chunk(log, self.age, now);
+            let next = playing.player.next_chunk(log, age, now);
             playing.count_notes(&mut self.metrics);
+            let next = next.or_else(|| {
+                let entry = outage.next(playing)?;
+                let Chunk { track, kind, arrival, .. } = **entry.chunk();
+                let taken = Taken { track, channel: track.rtcp_channel(), kind, since: arrival };
+                Some((entry.datagrams(), taken, arrival))
+            });
             if let Some((chunk, taken, arrival)) = next {
                 let target = targets.iter().find(|target| target.track == taken.track);
                 let target = target.expect("a player is made of the tracks that have targets");
@@ -241,7 +263,7 @@ impl<E: Egress> Core<E> {
                         (own.unwrap_or(&sockets.rtcp), target.rtcp())
                     }
                 };
-                self.egress.send_datagrams(token, socket, to, &chunk, *plain);
+                self.egress.send_datagrams(token, socket, route(to), &chunk, *plain);
                 return;
             }
         }
@@ -250,7 +272,7 @@ impl<E: Egress> Core<E> {
         }
     }
 
-    /// An operation has ended: what it carried is counted, and the link goes on, or is closed if it failed.
+    /// An operation has completed: what it carried is counted, and the link continues, or is closed if the operation failed.
     fn completed(&mut self, now: Instant, completion: Completion) {
         let slot = completion.token.slot;
         if let Some(error) = &completion.error
@@ -259,9 +281,7 @@ impl<E: Egress> Core<E> {
         {
             return;
         }
-        let Some(link) =
-            self.links.get_mut(slot as usize).filter(|link| link.generation == completion.token.generation)
-        else {
+        let Some(link) = self.links.of_token_mut(completion.token) else {
             debug_assert!(false, "a link is removed only when its operation was joined");
             return;
         };
@@ -281,7 +301,7 @@ impl<E: Egress> Core<E> {
                 self.metrics.sent(playing.stream, latency, std::mem::take(&mut bytes));
             }
         }
-        // Whoever has caught up needs no more room than there is in the link itself, which is at hand.
+        // A client that has caught up needs no more memory than the link itself has, which is in the cache.
         let len = link.arrivals.len();
         link.arrivals.clear();
         if len > ARRIVALS_KEPT_MAX || len <= link.arrivals.inline_size() {
@@ -304,8 +324,10 @@ impl<E: Egress> Core<E> {
                 let reason = if error.raw_os_error() == Some(libc::EMSGSIZE) {
                     DropReason::UdpMessageSize
                 } else {
-                    // Of other errors, such as a route that is gone, a socket of its own would cure nothing.
-                    self.path_refused |= is_shortage(&error) && own_sockets.is_none();
+                    // For other errors, such as a missing route, a separate socket would not help.
+                    if is_shortage(&error) && own_sockets.is_none() {
+                        self.paths.note_refused();
+                    }
                     DropReason::UdpSend
                 };
                 if let (Some(playing), Some(track)) = (&mut link.playing, link.op_track) {
@@ -314,16 +336,11 @@ impl<E: Egress> Core<E> {
                 }
             }
         }
-        self.ready_again(slot);
-    }
-
-    /// Has the link served in the next pass.
-    pub(super) fn wake(&mut self, slot: u32) {
-        if let Some(link) = self.links.get_mut(slot as usize)
-            && !std::mem::replace(&mut link.queued, true)
-        {
-            self.ready.push_back(slot);
+        if let (Kind::Tcp { answer_bytes, .. }, None) = (&link.kind, &link.playing) {
+            // It has received what was in flight.
+            self.server.set_unread(ConnId(slot), *answer_bytes);
         }
+        self.ready_again(slot);
     }
 
     /// Serves the link again in the next pass if it has something to send or to finish.
@@ -335,10 +352,12 @@ impl<E: Egress> Core<E> {
             Kind::Receiver { .. } => false,
         };
         let behind = link.playing.as_ref().is_some_and(|playing| {
-            !playing.paused && playing.player.is_behind(&self.streams[usize::from(playing.stream.0)].log)
+            let stream = &self.streams[playing.stream.index()];
+            let owed = !playing.player.wants_fragments() && stream.outage.is_owed(playing);
+            !playing.paused && (playing.player.is_behind(&stream.log) || owed)
         });
         if waiting || behind || link.farewell.is_some() || link.closing == Closing::Flush {
-            self.wake(slot);
+            self.links.wake(slot);
         }
     }
 
@@ -349,7 +368,7 @@ impl<E: Egress> Core<E> {
         );
         if let (false, Some(playing)) = (gone, &self.links[slot as usize].playing) {
             tracing::warn!(
-                stream = %self.streams[usize::from(playing.stream.0)].name,
+                stream = %self.streams[playing.stream.index()].name,
                 client = %playing.peer,
                 session = %playing.session,
                 next_seq = self.next_seq(now, slot),
@@ -364,7 +383,7 @@ impl<E: Egress> Core<E> {
 }
 
 impl Playing {
-    /// Counts what the player has passed over; whether it has skipped.
+    /// Counts what the player has skipped; returns whether it has skipped.
     fn count_notes(&mut self, metrics: &mut ShardMetrics) -> bool {
         let notes = self.player.take_notes();
         if notes == Notes::default() {
@@ -379,8 +398,8 @@ impl Playing {
         notes.skips > 0
     }
 
-    /// What is on its way to a client can't be skipped any more: one that has `skipped` is sent little at a time, until it has
-    /// kept up for a while.
+    /// What has been sent to a client can no longer be skipped: one that has `skipped` is sent small operations until it has kept up
+    /// for a while.
     fn narrow(&mut self, now: Instant, conn: &Conn, skipped: bool) {
         let (until, op_bytes, lowat) = match self.lagging_until {
             None if skipped => {
@@ -391,6 +410,7 @@ impl Playing {
                 return;
             }
             Some(until) if until <= now => {
+                #[cfg(feature = "testing")]
                 assert!(!self.panics, "a test wants it so");
                 (None, OP_BYTES_MAX, NOTSENT_LOWAT_BYTES)
             }
@@ -398,7 +418,7 @@ impl Playing {
         };
         self.lagging_until = until;
         self.player.set_op_bytes_max(op_bytes);
-        // A connection that is gone says so when it is sent to.
+        // If the connection is gone, the next send reports it.
         let _ = conn.set_notsent_lowat(lowat);
     }
 }

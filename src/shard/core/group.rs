@@ -1,23 +1,24 @@
-//! Multicast: one shard sends a stream's packets to its group, once for all who receive them.
+//! Multicast: one shard sends a stream's packets to its group, once for all receivers.
 //!
-//! The group is a client like any UDP client, of the shard that sends, and pauses while nobody has joined. Who joins is a
-//! session without media of its own, in whatever shard; a count that the shards share is all that they tell each other.
+//! On that shard, the group is a client like any UDP client, which pauses while nobody has joined. A client that joins has a session
+//! without media of its own, on any shard. The shards share only a count of receivers.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::link::{Kind, OwnSockets, Playing, Target, Targets};
-use super::{Core, Group};
+use super::reasons::leave_reason;
+use super::state::Core;
 use crate::egress::Egress;
+use crate::media::{StreamId, TrackId};
 use crate::metrics::Transport;
 use crate::session::{EndReason, PlayTrack, SessionKey};
 use crate::shard::player::Player;
-use crate::stream::{StreamId, TrackId};
+use crate::shard::types::Group;
 
-/// What stands for a session in the group's link. Ids of sessions are drawn from all numbers, and this one clashes with none
-/// that matters: nobody looks the group up by it.
+/// The session id of the group's link. Session ids are drawn from all numbers, but a collision does not matter, because the group is
+/// never looked up by it.
 const NO_SESSION: SessionKey = SessionKey(0);
 
 impl Group {
@@ -30,9 +31,9 @@ impl Group {
 }
 
 impl<E: Egress> Core<E> {
-    /// Makes the group's link, in the shard that sends, as soon as the stream's tracks are known.
+    /// Creates the group's link, on the shard that sends, as soon as the stream's tracks are known.
     pub(super) fn open_group(&mut self, now: Instant, id: StreamId) {
-        let stream = &self.streams[usize::from(id.0)];
+        let stream = &self.streams[id.index()];
         let (Some(group), Some(description), None) = (&stream.group, &stream.description, stream.group_link) else {
             return;
         };
@@ -48,24 +49,15 @@ impl<E: Egress> Core<E> {
             rtcp: Some(socket),
             backed_up: now,
         };
-        let kind = Kind::Udp {
-            targets,
-            own: VecDeque::new(),
-            own_sockets: Some(Box::new(own)),
-            plain: false,
-            burst_bytes: 0,
-            burst_from: now,
-            paced: false,
-        };
-        let slot = self.add_link(kind).slot;
-        let stream = &mut self.streams[usize::from(id.0)];
-        let playing = Playing::new(now, (NO_SESSION, peer), (id, Transport::Multicast), player, stream.members.len());
-        self.links[slot as usize].playing = Some(Playing { paused: true, ..playing });
-        stream.members.push(slot);
+        let kind = Kind::udp(now, targets, None, Some(Box::new(own)));
+        let slot = self.links.insert(kind).slot;
+        let stream = &mut self.streams[id.index()];
         stream.group_link = Some(slot);
+        let playing = Playing::new(now, (NO_SESSION, peer), (id, Transport::Multicast), player, stream.join(slot));
+        self.links[slot as usize].playing = Some(Playing { paused: true, ..playing });
     }
 
-    /// Has the group go on when somebody has joined, and pause when nobody is left.
+    /// Resumes the group when a client has joined, and pauses it when none is left.
     pub(super) fn wake_group(&mut self, now: Instant, index: usize) {
         let stream = &mut self.streams[index];
         let (Some(group), Some(slot)) = (&stream.group, stream.group_link) else { return };
@@ -89,56 +81,52 @@ impl<E: Egress> Core<E> {
         tracks: &[PlayTrack],
     ) -> u32 {
         let tracks = tracks.iter().map(|track| track.track).collect();
-        let slot = self.add_link(Kind::Receiver { stream: id, peer, tracks }).slot;
-        self.sessions.insert(session, slot);
-        self.metrics.client_joined(id, Transport::Multicast);
-        let stream = &mut self.streams[usize::from(id.0)];
-        if let Some(group) = &stream.group {
+        let slot = self.links.insert(Kind::Receiver { stream: id, peer, tracks }).slot;
+        self.links.bind(session, slot);
+        if let Some(group) = &self.streams[id.index()].group {
             group.receivers.fetch_add(1, Ordering::Relaxed);
         }
-        tracing::info!(
-            stream = %stream.name,
-            client = %peer,
-            session = %session,
-            transport = Transport::Multicast.name(),
-            "plays"
-        );
+        self.client_plays(session, id, peer, Transport::Multicast);
         slot
     }
 
     /// A session that had joined has ended.
     pub(super) fn receiver_left(&mut self, session: SessionKey, slot: u32, reason: EndReason) {
         let Kind::Receiver { stream, peer, .. } = self.links[slot as usize].kind else { return };
-        let reason = super::leave_reason(reason);
+        let reason = leave_reason(reason);
         self.metrics.client_left(stream, Transport::Multicast, reason);
+        self.tell_client(stream, peer, session, Err(reason));
         tracing::info!(
-            stream = %self.streams[usize::from(stream.0)].name,
+            stream = %self.streams[stream.index()].name,
             client = %peer,
             session = %session,
             reason = reason.name(),
-            "plays no more"
+            "stopped playing"
         );
         self.remove(slot);
     }
 
     pub(super) fn receiver_gone(&mut self, id: StreamId) {
-        if let Some(group) = &self.streams[usize::from(id.0)].group {
+        if let Some(group) = &self.streams[id.index()].group {
             group.receivers.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// The source has changed or the stream is no more: whoever receives the group has to ask anew, and the group's link has
-    /// been closed.
+    /// The source has changed or the stream was removed: receivers of the group must set it up again, and the group's link has been
+    /// closed.
     pub(super) fn end_receivers(&mut self, now: Instant, id: StreamId, reason: EndReason) {
-        self.streams[usize::from(id.0)].group_link = None;
+        let stream = &mut self.streams[id.index()];
+        stream.group_link = None;
+        if stream.group.is_none() {
+            return;
+        }
         let of_stream = |slot: &u32| {
             let kind = self.links.get(*slot as usize).map(|link| &link.kind);
             matches!(kind, Some(Kind::Receiver { stream, .. }) if *stream == id)
         };
-        let ended: Vec<_> =
-            self.sessions.iter().filter(|(_, slot)| of_stream(slot)).map(|(key, slot)| (*key, *slot)).collect();
+        let ended: Vec<_> = self.links.sessions().filter(|(_, slot)| of_stream(slot)).collect();
         for (session, slot) in ended {
-            self.sessions.remove(&session);
+            self.links.unbind(session);
             self.server.end_session(now, session, reason);
             self.receiver_left(session, slot, reason);
         }

@@ -1,4 +1,4 @@
-//! From bytes in any pieces to messages.
+//! Decodes messages from bytes in pieces of any size.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -6,8 +6,8 @@ use super::{Message, Request};
 use crate::limits::{INTERLEAVED_HEADER_BYTES, REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX, REQUEST_HEADERS_MAX};
 use crate::wire::interleaved;
 
-/// The methods of RFC 2326. Whatever else begins a line that is no RTSP is of another protocol.
-const METHODS: [&str; 11] = [
+/// The methods of RFC 2326. If a line that is not RTSP starts with anything else, it is another protocol.
+pub const METHODS: [&str; 11] = [
     "OPTIONS",
     "DESCRIBE",
     "ANNOUNCE",
@@ -21,60 +21,70 @@ const METHODS: [&str; 11] = [
     "RECORD",
 ];
 
-/// What is wrong with a connection's bytes. After any of them the next message cannot be found.
+/// The empty lines with which a PROXY protocol header starts.
+const PROXY_EMPTY_LINES_BYTES: u64 = 4;
+
+/// Why a connection's bytes are invalid. After any of these errors the next message cannot be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 pub enum Fault {
     /// The first byte of a TLS record.
-    #[error("the client speaks TLS, which this port does not; use rtsp:// here, or a port of listen_tls for rtsps://")]
+    #[error(
+        "the client uses TLS, which this port does not support; use rtsp:// here, or a listen_tls port for rtsps://"
+    )]
     Tls,
     /// A line of HTTP.
     #[error(
         "the client speaks HTTP; point it at the http address, or use RTSP over TCP or UDP instead of the HTTP tunnel"
     )]
     Http,
+    /// Two empty lines and a zero, which only a PROXY protocol header starts with.
+    #[error(
+        "sends a PROXY protocol header, and its address is not in proxy_protocol_from; add it if it is a balancer of yours"
+    )]
+    ProxyProtocol,
     /// Something else.
     #[error("the bytes are not RTSP")]
     NotRtsp,
     /// A request line without a URL or a version.
     #[error("a request line without URL or version")]
     RequestLine,
-    /// A header line without a colon or with an impossible name.
+    /// A header line without a colon, or with an invalid name.
     #[error("a header line without a name and a colon")]
     HeaderLine,
     /// A control character within a line.
     #[error("a control character within a line")]
     Control,
-    /// A `Content-Length` that is no number, or two that differ.
-    #[error("a Content-Length that is no single number")]
+    /// A `Content-Length` that is not a number, or two that differ.
+    #[error("a Content-Length that is not a single number")]
     ContentLength,
-    /// The header block passes [`REQUEST_HEADER_BYTES_MAX`].
+    /// The header block exceeds [`REQUEST_HEADER_BYTES_MAX`].
     #[error("a header block of more than {REQUEST_HEADER_BYTES_MAX} bytes")]
     HeaderTooLarge,
     /// More header lines than [`REQUEST_HEADERS_MAX`].
     #[error("more than {REQUEST_HEADERS_MAX} header lines")]
     TooManyHeaders,
-    /// The body passes [`REQUEST_BODY_BYTES_MAX`].
-    #[error("a body of more than {REQUEST_BODY_BYTES_MAX} bytes")]
+    /// The body exceeds [`REQUEST_BODY_BYTES_MAX`], or the limit for unauthenticated clients.
+    #[error("a body that is too large")]
     BodyTooLarge,
 }
 
 impl Fault {
-    /// Whether these bytes are of another protocol, so that an answer would not be understood.
+    /// Whether the bytes belong to another protocol, so that an RTSP answer would not be understood.
     pub fn is_foreign(self) -> bool {
-        matches!(self, Fault::Tls | Fault::Http | Fault::NotRtsp)
+        matches!(self, Fault::Tls | Fault::Http | Fault::ProxyProtocol | Fault::NotRtsp)
     }
 
-    /// Whether a limit is passed.
+    /// Whether a limit was exceeded.
     pub fn is_too_large(self) -> bool {
         matches!(self, Fault::HeaderTooLarge | Fault::TooManyHeaders | Fault::BodyTooLarge)
     }
 }
 
-/// Bytes that cannot be a message however they go on.
+/// Bytes that can never become a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("at byte {offset} of the connection: {fault}")]
 pub struct Invalid {
-    /// Where, counted from the connection's first byte.
+    /// Offset from the connection's first byte.
     pub offset: u64,
     /// What is wrong.
     pub fault: Fault,
@@ -82,26 +92,47 @@ pub struct Invalid {
     pub cseq: Option<String>,
 }
 
-/// Cuts a connection's bytes into messages. Needs at most one message's bytes of memory, and none when there is no part
-/// of one.
+/// Splits a connection's bytes into messages. Needs at most the memory of one message, and none when no partial message is pending.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buf: BytesMut,
     /// Bytes consumed before `buf`.
     consumed: u64,
-    /// Bytes of `buf` that are known not to end the header block.
+    /// Number of bytes of `buf` that are known not to end the header block.
     scanned: usize,
-    /// Where the line that `scanned` is in begins.
+    /// Start of the line that `scanned` is in.
     line: usize,
-    /// Bytes of the message in `buf` whose header block is known to be whole: header block and body.
+    /// Size of the message in `buf` (header block and body), once its header block is complete.
     whole: Option<(usize, usize)>,
     failed: Option<Invalid>,
+    /// Maximum size of a body in bytes.
+    body_max: BodyMax,
+}
+
+/// [`REQUEST_BODY_BYTES_MAX`] by default.
+#[derive(Debug)]
+struct BodyMax(u32);
+
+impl Default for BodyMax {
+    fn default() -> Self {
+        BodyMax(REQUEST_BODY_BYTES_MAX as u32)
+    }
 }
 
 impl Decoder {
-    /// A decoder at the beginning of a connection.
+    /// A decoder for the start of a connection.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets the maximum size of bodies from now on; at most [`REQUEST_BODY_BYTES_MAX`].
+    pub fn set_body_max(&mut self, bytes: usize) {
+        self.body_max = BodyMax(bytes.min(REQUEST_BODY_BYTES_MAX) as u32);
+    }
+
+    /// Bytes of memory that it uses.
+    pub fn held(&self) -> usize {
+        self.buf.capacity()
     }
 
     /// Takes further bytes.
@@ -109,27 +140,27 @@ impl Decoder {
         self.buf.extend_from_slice(bytes);
     }
 
-    /// Bytes fed that no message was made of yet.
+    /// Bytes fed that are not part of a returned message yet.
     pub fn pending(&self) -> usize {
         self.buf.len()
     }
 
-    /// Bytes fed and made messages of, since the connection's beginning.
+    /// Bytes fed that were part of returned messages, since the start of the connection.
     pub fn consumed(&self) -> u64 {
         self.consumed
     }
 
-    /// Takes out all bytes that no message was made of yet.
+    /// Takes all bytes that are not part of a returned message yet.
     pub fn take_unread(&mut self) -> BytesMut {
         self.consumed += self.buf.len() as u64;
         self.restart();
         std::mem::take(&mut self.buf)
     }
 
-    /// The next message; `None` if its bytes are not all there yet.
+    /// The next message; `None` if it is incomplete.
     ///
     /// # Errors
-    /// [`Invalid`] if the bytes cannot become a message; the same again at every further call.
+    /// [`Invalid`] if the bytes cannot become a message. Every further call returns the same error.
     pub fn next_message(&mut self) -> Result<Option<Message>, Invalid> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
@@ -149,7 +180,7 @@ impl Decoder {
         (self.scanned, self.line, self.whole) = (0, 0, None);
     }
 
-    /// Bytes of memory kept for the part of a message.
+    /// Bytes of memory kept for a partial message.
     #[cfg(test)]
     pub(super) fn buf_capacity(&self) -> usize {
         self.buf.capacity()
@@ -162,7 +193,7 @@ impl Decoder {
     }
 
     fn invalid(&self, at: usize, fault: Fault) -> Invalid {
-        // Whole lines up to where the scan is, so that the pieces in which the bytes come make no difference.
+        // Checks whole lines up to the scan position, so that the result does not depend on how the bytes are split.
         let seen = &self.buf[..self.line];
         let cseq = if fault.is_foreign() { None } else { find_cseq(seen) };
         Invalid { offset: self.consumed + at as u64, fault, cseq }
@@ -170,7 +201,7 @@ impl Decoder {
 
     fn advance(&mut self) -> Result<Option<Message>, Invalid> {
         if self.scanned == 0 {
-            // Empty lines before a message are passed over (RFC 2326 section 4.1 with RFC 2068 section 4.1).
+            // Empty lines before a message are skipped (RFC 2326 section 4.1 with RFC 2068 section 4.1).
             let empty = self.buf.iter().take_while(|&&byte| byte == b'\r' || byte == b'\n').count();
             self.buf.advance(empty);
             self.consumed += empty as u64;
@@ -214,11 +245,15 @@ impl Decoder {
         Ok(Some(Message::Request(request)))
     }
 
-    /// Looks for the empty line after the header block, judging lines on the way. Returns the block's bytes with that
-    /// line.
+    /// Looks for the empty line after the header block, checking lines on the way. Returns the size of the block including that line.
     fn scan(&mut self) -> Result<Option<usize>, Invalid> {
         if self.scanned == 0 && !is_token(self.buf[0]) {
-            let fault = if self.buf[0] == 0x16 { Fault::Tls } else { Fault::NotRtsp };
+            let fault = match self.buf[0] {
+                0x16 => Fault::Tls,
+                // Depends only on the position, so that the error is the same however the bytes are split.
+                0 if self.consumed == PROXY_EMPTY_LINES_BYTES => Fault::ProxyProtocol,
+                _ => Fault::NotRtsp,
+            };
             return Err(self.invalid(0, fault));
         }
         while let Some(&byte) = self.buf.get(self.scanned) {
@@ -240,7 +275,7 @@ impl Decoder {
             }
             let lone_cr = at > self.line && self.buf[at - 1] == b'\r';
             if lone_cr || (byte.is_ascii_control() && byte != b'\t' && byte != b'\r') {
-                // Nothing but text was seen so far if this is a later line.
+                // If this is a later line, everything so far was text.
                 let fault = if self.line == 0 { Fault::NotRtsp } else { Fault::Control };
                 return Err(self.invalid(at, fault));
             }
@@ -248,14 +283,14 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Bytes of the body behind a header block of `head` bytes.
+    /// Size of the body after a header block of `head` bytes.
     fn body_len(&self, head: usize) -> Result<usize, Invalid> {
         let mut found: Option<usize> = None;
         let mut is_length = false;
         for (at, line) in lines(&self.buf[..head]) {
             let value = value_of(line, "content-length");
             if matches!(line.first(), Some(b' ' | b'\t')) {
-                // A folded line is of the value before it. A length that only some readers see hides a request from the others.
+                // A folded line belongs to the previous value. A length that only some parsers see could hide a request from others.
                 if is_length || value.is_some() {
                     return Err(self.invalid(at, Fault::ContentLength));
                 }
@@ -267,9 +302,9 @@ impl Decoder {
             if !digits {
                 return Err(self.invalid(at, Fault::ContentLength));
             }
-            // A number too large for its type is certainly too large a body.
+            // A number too large for its type is certainly too large for a body.
             let len = value.parse().unwrap_or(usize::MAX);
-            if len > REQUEST_BODY_BYTES_MAX {
+            if len > self.body_max.0 as usize {
                 return Err(self.invalid(at, Fault::BodyTooLarge));
             }
             if found.is_some_and(|before| before != len) {
@@ -290,8 +325,8 @@ fn without_cr(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// The lines of a block with their offsets, without their ends.
-fn lines(block: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+/// The lines of a block with their offsets, without line ends.
+pub(super) fn lines(block: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut at = 0;
     block.split_inclusive(|&byte| byte == b'\n').map(move |line| {
         let start = at;
@@ -300,7 +335,7 @@ fn lines(block: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     })
 }
 
-/// The value in a header line of that name.
+/// The value in a header line with that name.
 fn value_of<'a>(line: &'a [u8], name: &str) -> Option<&'a str> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     let (have, value) = line.split_at(colon);
@@ -310,7 +345,7 @@ fn value_of<'a>(line: &'a [u8], name: &str) -> Option<&'a str> {
         .flatten()
 }
 
-/// The `CSeq` of a block that need not be whole or right.
+/// The `CSeq` of a block that may be incomplete or invalid.
 fn find_cseq(block: &[u8]) -> Option<String> {
     let value = lines(block).find_map(|(_, line)| value_of(line, "cseq"))?;
     is_cseq(value).then(|| value.to_owned())
@@ -338,7 +373,7 @@ fn judge_first_line(line: &[u8]) -> Result<(), Fault> {
     Err(if known { Fault::RequestLine } else { Fault::NotRtsp })
 }
 
-/// Parses a whole header block whose first line has been judged.
+/// Parses a complete header block whose first line has been checked.
 fn parse_head(block: &[u8]) -> Result<Request, (usize, Fault)> {
     let mut rest = lines(block);
     let (_, first) = rest.next().ok_or((0, Fault::RequestLine))?;
@@ -352,7 +387,7 @@ fn parse_head(block: &[u8]) -> Result<Request, (usize, Fault)> {
         }
         let text = String::from_utf8_lossy(line);
         if line[0] == b' ' || line[0] == b'\t' {
-            // A folded line goes on with the value before it (RFC 2326 section 15.1, LWS).
+            // A folded line continues the previous value (RFC 2326 section 15.1, LWS).
             let (_, value) = headers.last_mut().ok_or((at, Fault::HeaderLine))?;
             let more = text.trim();
             if !value.is_empty() && !more.is_empty() {
@@ -382,7 +417,7 @@ fn parse_head(block: &[u8]) -> Result<Request, (usize, Fault)> {
 }
 
 impl Request {
-    /// The `CSeq`, if it is there and a number (RFC 2326 section 12.17), as spelled.
+    /// The `CSeq` as spelled, if it is present and a number (RFC 2326 section 12.17).
     pub fn cseq(&self) -> Option<&str> {
         self.header("CSeq").filter(|value| is_cseq(value))
     }

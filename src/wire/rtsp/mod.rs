@@ -1,14 +1,24 @@
 //! RTSP 1.0 messages (RFC 2326), as a server reads and writes them.
 
 mod decode;
+mod scan;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 
-pub use decode::{Decoder, Fault, Invalid};
+pub use decode::{Decoder, Fault, Invalid, METHODS};
+#[cfg(feature = "testing")]
+pub use scan::fuzz as fuzz_scanner;
+pub use scan::{Answer, Channel, NotRtsp, Piece, Scanner, ScannerState};
 
-/// What the relay calls itself in `Server`.
+/// The port of an `rtsp://` URL without one (RFC 2326 section 3.2).
+pub const PORT: u16 = 554;
+
+/// The port of an `rtsps://` URL without one (RFC 7826 section 4.2).
+pub const SECURE_PORT: u16 = 322;
+
+/// The relay's name in `Server`.
 pub const SERVER: &str = concat!("rtsprelay/", env!("CARGO_PKG_VERSION"));
 
 /// One message from a client.
@@ -16,7 +26,7 @@ pub const SERVER: &str = concat!("rtsprelay/", env!("CARGO_PKG_VERSION"));
 pub enum Message {
     /// A request.
     Request(Request),
-    /// A response, which nothing was asked for; whole and skipped.
+    /// A response; the relay sent no request. It is parsed and ignored.
     Response,
     /// An interleaved packet.
     Frame {
@@ -36,21 +46,21 @@ pub struct Request {
     pub url: String,
     /// Whether its version is `RTSP/1.0`.
     pub version_1_0: bool,
-    /// Names and values in their order, folded lines joined by one space, without white space around them.
+    /// Names and values in order; folded lines are joined by one space, and surrounding white space is removed.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
-    /// The request as it was read, from the first byte of its method to the last of its body.
+    /// The request as received, from the first byte of the method to the last of the body.
     pub raw: Bytes,
 }
 
 impl Request {
-    /// The first value of a header, whatever the case of its name.
+    /// The first value of a header; names are compared case-insensitively.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// All values of a header that is a list, joined by commas (RFC 2326 section 4.2); `None` if there is none.
+    /// All values of a list header, joined by commas (RFC 2326 section 4.2); `None` if there are none.
     pub fn list(&self, name: &str) -> Option<String> {
         let values: Vec<_> = self
             .headers
@@ -69,46 +79,46 @@ pub struct Status(pub u16);
 impl Status {
     /// All went well.
     pub const OK: Status = Status(200);
-    /// The request cannot be understood.
+    /// The request is malformed.
     pub const BAD_REQUEST: Status = Status(400);
-    /// Who asks has to say who it is.
+    /// Authentication is required.
     pub const UNAUTHORIZED: Status = Status(401);
     /// Not for this client.
     pub const FORBIDDEN: Status = Status(403);
-    /// A body that is no SDP.
+    /// The body is not SDP.
     pub const UNSUPPORTED_MEDIA_TYPE: Status = Status(415);
     /// No such stream or track.
     pub const NOT_FOUND: Status = Status(404);
-    /// Not for this resource; `Allow` tells what is.
+    /// Not allowed for this resource; `Allow` has the methods that are.
     pub const METHOD_NOT_ALLOWED: Status = Status(405);
-    /// The client does not take the only format there is.
+    /// The client does not accept the only available format.
     pub const NOT_ACCEPTABLE: Status = Status(406);
     /// Over a limit.
     pub const TOO_LARGE: Status = Status(413);
-    /// The parameter asked for is not understood.
+    /// The requested parameter is not supported.
     pub const PARAMETER_NOT_UNDERSTOOD: Status = Status(451);
     /// The limit of clients is reached.
     pub const NOT_ENOUGH_BANDWIDTH: Status = Status(453);
-    /// No such session, or not yours.
+    /// No such session, or it belongs to another client.
     pub const SESSION_NOT_FOUND: Status = Status(454);
-    /// Not in this state; `Allow` tells what is.
+    /// Not allowed in this state; `Allow` has the methods that are.
     pub const METHOD_NOT_VALID: Status = Status(455);
-    /// The URL names all tracks where one is wanted, or something that is not in the session.
+    /// The URL names all tracks where one is required, or something that is not in the session.
     pub const AGGREGATE_NOT_ALLOWED: Status = Status(459);
-    /// The URL names one track where all are wanted.
+    /// The URL names one track where all are required.
     pub const ONLY_AGGREGATE: Status = Status(460);
-    /// None of the transports asked for is possible.
+    /// None of the requested transports is possible.
     pub const UNSUPPORTED_TRANSPORT: Status = Status(461);
-    /// A method that nobody knows.
+    /// An unknown method.
     pub const NOT_IMPLEMENTED: Status = Status(501);
     /// The source has never been up.
     pub const UNAVAILABLE: Status = Status(503);
     /// Another version than 1.0.
     pub const VERSION_NOT_SUPPORTED: Status = Status(505);
-    /// `Require` names what the server does not have.
+    /// `Require` names something that the server does not support.
     pub const OPTION_NOT_SUPPORTED: Status = Status(551);
 
-    /// The phrase behind the code.
+    /// The reason phrase.
     pub fn reason(self) -> &'static str {
         match self.0 {
             200 => "OK",
@@ -158,7 +168,7 @@ impl Response {
         response.header("Server", SERVER)
     }
 
-    /// One more header. Control characters in the value become spaces, so that no value can make a line of its own.
+    /// Adds a header. Control characters in the value become spaces, so that it cannot start another line.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.head.extend_from_slice(name.as_bytes());
         self.head.extend_from_slice(b": ");
@@ -167,7 +177,7 @@ impl Response {
         self
     }
 
-    /// The body and its type. Without one the response has no `Content-Length` (RFC 2326 section 12.14).
+    /// Adds a body with its type. Without a body, the response has no `Content-Length` (RFC 2326 section 12.14).
     pub fn body(mut self, content_type: &str, body: Bytes) -> Self {
         let length = body.len().to_string();
         self.body = Some(body);

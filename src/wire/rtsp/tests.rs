@@ -95,6 +95,7 @@ fn other_protocols_are_known_by_their_first_bytes() {
     assert_eq!(fault(b"GET / HTTP/1.1\r\nHost: x\r\n"), (Fault::Http, 0));
     assert_eq!(fault(b"SSH-2.0-OpenSSH_9\r\n"), (Fault::NotRtsp, 0));
     assert_eq!(fault(b"\x00\x01"), (Fault::NotRtsp, 0));
+    assert_eq!(fault(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"), (Fault::ProxyProtocol, 4));
     assert_eq!(fault(b"\xffOPTIONS"), (Fault::NotRtsp, 0));
     assert_eq!(fault(b"AB\x00"), (Fault::NotRtsp, 2));
     assert_eq!(fault(b"OPTIONS * RTSP/1.0\r\n\r\n:"), (Fault::NotRtsp, 22));

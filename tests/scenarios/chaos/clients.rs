@@ -1,5 +1,4 @@
-//! Clients that behave in every way that clients should not, and some that just come and go. None of them fails a scenario: the
-//! relay may close whom it likes.
+//! Clients that misbehave in every way, and some that only come and go. None of them fails a scenario: the relay may close any of them.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -437,9 +436,9 @@ fn pesters_the_pages(target: Target, rng: &mut Rng) -> Option<()> {
     let mut stream = TcpStream::connect_timeout(&target.http, PATIENCE).ok()?;
     stream.set_read_timeout(Some(Duration::from_millis(100))).ok()?;
     let request = [
-        "GET /status HTTP/1.1\r\nHost: x\r\n\r\n",
-        "GET /metrics HTTP/1.1\r\nHost: x\r\n",
-        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\nx",
+        "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\n",
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\nx",
         "\0\u{1}\u{2}rubbish\r\n\r\n",
         "OPTIONS rtsp://x RTSP/1.0\r\nCSeq: 1\r\n\r\n",
     ][rng.usize(..5)];

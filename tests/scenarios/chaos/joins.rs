@@ -1,4 +1,4 @@
-//! Thousands of clients that come, see a frame, and go.
+//! Thousands of clients that connect, receive a frame, and leave.
 
 use super::QUIET_MAX;
 use crate::harness::http::{get, http_address, sum};

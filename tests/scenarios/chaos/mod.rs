@@ -1,10 +1,10 @@
-//! Disasters in an order that a seed repeats, and whether the relay is afterwards as it was before.
+//! Random failures in an order that a seed reproduces; afterwards the relay must be in the state it was in before.
 //!
-//! Cameras die, hang, flap, drip and send rubbish; clients do worse; the relay itself is stopped and goes on. Beside all that some
-//! players do nothing wrong, and must not be closed or see a torn frame. When everybody has left, connections, sessions, sends
-//! in flight and descriptors are what they were.
+//! Cameras die, hang, flap, send slowly and send garbage; clients misbehave; the relay itself is stopped and resumed. Meanwhile some
+//! well-behaved players must not be closed or receive a torn frame. When all clients have left, connections, sessions, sends
+//! in flight and descriptors must be back at their first values.
 //!
-//! In the usual test run this takes seconds. `tests/soak` runs it for minutes, and judges the memory too if it is long enough.
+//! The usual test run takes seconds. `tests/soak` runs it for minutes and, if it runs long enough, checks memory too.
 
 mod clients;
 mod joins;
@@ -256,7 +256,7 @@ impl<F: Fn()> Drop for AtEnd<F> {
 
 /// The relay's memory over the time.
 #[derive(Default)]
-struct Course(Vec<(Duration, Memory)>);
+pub(crate) struct Course(pub Vec<(Duration, Memory)>);
 
 impl Course {
     /// The means around a moment, of resident and of own memory, in KiB.
@@ -416,7 +416,7 @@ fn direct(
 }
 
 /// The memory at the end is within [`GROWTH_MAX`] of that at [`SETTLED`], if it went on for long enough to tell.
-fn judge(course: &Course, lasts: Duration) {
+pub(crate) fn judge(course: &Course, lasts: Duration) {
     if lasts < JUDGED_FROM {
         let [lasts, least] = [lasts, JUDGED_FROM].map(|time| time.as_secs_f64() / 60.0);
         println!("MEMORY NOT JUDGED: {lasts:.1} minutes are too short to tell a leak; {least:.0} are needed");

@@ -1,4 +1,4 @@
-//! Networks that break between the relay and its clients, or its camera, without a word to either end.
+//! Networks that break between the relay and its clients or its camera, with no notice to either end.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

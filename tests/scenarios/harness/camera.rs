@@ -1,4 +1,4 @@
-//! A camera that sends what a scenario tells it, when it tells it: H.264 and PCMU over interleaved RTP.
+//! A camera that sends what a scenario tells it, when told: H.264 and PCMU over interleaved RTP.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -54,7 +54,12 @@ pub struct Place {
 impl Place {
     /// One on 127.0.0.1.
     pub fn reserve() -> Place {
-        let socket = bound("127.0.0.1:0".parse().unwrap());
+        Place::reserve_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    /// One at an address; port 0 stands for a free one.
+    pub fn reserve_at(address: SocketAddr) -> Place {
+        let socket = bound(address);
         let address = socket.local_addr().unwrap().as_socket().unwrap();
         Place { _reserved: socket, address }
     }
@@ -71,8 +76,8 @@ impl Place {
 }
 
 /// A socket that others may share the address of as long as it does not listen.
-fn bound(address: SocketAddr) -> socket2::Socket {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+pub(super) fn bound(address: SocketAddr) -> socket2::Socket {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.bind(&address.into()).unwrap_or_else(|error| panic!("bind {address}: {error}"));
     socket

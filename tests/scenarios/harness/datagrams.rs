@@ -1,4 +1,4 @@
-//! Where a player takes datagrams, beside others that do the same.
+//! UDP ports for a player, safe beside other players that run in parallel.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -21,11 +21,18 @@ impl Ports {
 
     /// A pair on an address.
     pub fn bind_at(ip: IpAddr) -> Ports {
+        Ports::bind_beside(SocketAddr::new(ip, 0))
+    }
+
+    /// A pair on the address of a socket, whose zone it has too.
+    pub fn bind_beside(mut address: SocketAddr) -> Ports {
         loop {
-            let one = UdpSocket::bind((ip, 0)).expect("a port");
+            address.set_port(0);
+            let one = UdpSocket::bind(address).expect("a port");
             let port = port_of(&one);
+            address.set_port(port ^ 1);
             // Another program may have the neighbour.
-            let Ok(other) = UdpSocket::bind((ip, port ^ 1)) else { continue };
+            let Ok(other) = UdpSocket::bind(address) else { continue };
             return if port.is_multiple_of(2) {
                 Ports { rtp: one, rtcp: other }
             } else {

@@ -1,4 +1,4 @@
-//! As much of RFC 6184 as shows whether a picture can be decoded.
+//! The part of RFC 6184 needed to tell whether a picture can be decoded.
 
 use super::rtsp::Packet;
 

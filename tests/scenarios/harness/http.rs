@@ -1,4 +1,4 @@
-//! What the relay says over HTTP.
+//! A client for the relay's HTTP server.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,9 +8,19 @@ use super::{DEADLINE, wait_until};
 
 /// Where the relay serves HTTP.
 pub fn http_address(relay: &Relay) -> SocketAddr {
+    listens_for(relay, "http")
+}
+
+/// Where it serves the same by TLS.
+pub fn https_address(relay: &Relay) -> SocketAddr {
+    listens_for(relay, "https")
+}
+
+fn listens_for(relay: &Relay, what: &str) -> SocketAddr {
+    let said = format!("listening for {what} ");
     let mut found = None;
-    wait_until("the relay says where it listens for http", DEADLINE, || {
-        found = address_after(&relay.printed(), |line| line.contains("listening for http "));
+    wait_until(&format!("the relay says where it listens for {what}"), DEADLINE, || {
+        found = address_after(&relay.printed(), |line| line.contains(&said));
         found.is_some()
     });
     found.unwrap()
@@ -20,7 +30,7 @@ pub fn http_address(relay: &Relay) -> SocketAddr {
 pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: here\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");

@@ -1,8 +1,12 @@
-//! Scenarios run beside one another, but for those that measure or that change the machine: they run alone.
+//! Scenarios run in parallel, except those that measure or that change the machine: they run alone.
 
 use std::fs::File;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sched::{CloneFlags, unshare};
+
+use super::DEADLINE;
+use super::program::run;
 
 /// Held while a scenario runs. A file lock, so that it works between processes too.
 pub struct Turn {
@@ -38,6 +42,21 @@ pub fn is_root() -> bool {
 pub fn cannot_run(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "cannot run here: {why}");
     eprintln!("SKIPPED: {why}");
+}
+
+/// Gives this thread and its children a network of their own, whose loopback is up and all ports of which are free. Where that cannot be had
+/// it says so, as [`cannot_run`] does, and gives `false`.
+pub fn has_own_network() -> bool {
+    if !is_root() {
+        cannot_run("a network namespace needs root");
+        return false;
+    }
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        cannot_run(&format!("a network namespace: {error}"));
+        return false;
+    }
+    run(DEADLINE, "ip", &["link", "set", "lo", "up"]).expect_silent_success();
+    true
 }
 
 /// A count of the kernel's, of the calling thread's network namespace: a protocol and a name in /proc/net/snmp (RFC 4022, RFC 4113).

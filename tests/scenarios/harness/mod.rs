@@ -1,17 +1,23 @@
-//! What the scenarios share: the relay as a child process, other programs under a deadline, a raw RTSP client and a camera
+//! What the scenarios share: the relay as a child process, other programs with a deadline, a raw RTSP client, and a camera
 //! that does exactly what a scenario tells it.
 
+pub mod browser;
 pub mod camera;
+pub mod chromium;
 pub mod datagrams;
+pub mod firefox;
 pub mod h264;
 pub mod http;
 pub mod machine;
 pub mod net;
 pub mod program;
+pub mod publisher;
 pub mod relay;
 pub mod rtsp;
+pub mod scripted;
 pub mod servers;
 pub mod vitals;
+pub mod websocket;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! A small network of its own: namespaces joined by a bridge. Nothing that a scenario sends leaves it.
+//! A separate small network: namespaces joined by a bridge. Nothing that a scenario sends leaves it.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -54,6 +54,11 @@ impl Net {
         format!("{}s", self.name)
     }
 
+    /// The name of a client's namespace, for a thread that is to [`enter`] it.
+    pub fn name_of(&self, number: u8) -> String {
+        self.client(number)
+    }
+
     fn client(&self, number: u8) -> String {
         format!("{}c{number}", self.name)
     }
@@ -72,6 +77,16 @@ impl Net {
     /// Lets no packet of more than `bytes` through to a client.
     pub fn shorten(&self, number: u8, bytes: u16) {
         ip(&format!("-n {} route add {}/32 dev {BRIDGE} mtu {bytes}", self.server(), Net::address(number)));
+    }
+
+    /// Gives a client, or the server, one more address.
+    pub fn add_address(&self, client: Option<u8>, address: &str) {
+        let (namespace, interface) = match client {
+            Some(number) => (self.client(number), "eth0"),
+            None => (self.server(), BRIDGE),
+        };
+        let at_once = if address.contains(':') { " nodad" } else { "" };
+        ip(&format!("-n {namespace} addr add {address} dev {interface}{at_once}"));
     }
 
     /// Cuts a client off: nothing comes through its cable, and neither end is told.
@@ -103,7 +118,8 @@ impl Net {
     }
 }
 
-fn enter(namespace: &str) {
+/// Moves the calling thread to a namespace.
+pub fn enter(namespace: &str) {
     let file = std::fs::File::open(format!("/var/run/netns/{namespace}")).expect("the namespace");
     nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
 }

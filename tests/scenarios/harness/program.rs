@@ -1,4 +1,4 @@
-//! Other programs, under a hard deadline, with what they print.
+//! Other programs, with a hard deadline and their captured output.
 
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};

@@ -1,4 +1,4 @@
-//! An RTSP client that does exactly what a scenario tells it, however odd (RFC 2326).
+//! An RTSP client that does exactly what a scenario tells it, valid or not (RFC 2326).
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -212,11 +212,14 @@ impl Client {
 
     /// Sends bytes as they are.
     pub fn send_raw(&mut self, bytes: &[u8]) {
-        let sent = match &mut self.tls {
+        self.try_send(bytes).expect("send");
+    }
+
+    fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.tls {
             Some(tls) => Stream::new(&mut **tls, &mut self.stream).write_all(bytes),
             None => self.stream.write_all(bytes),
-        };
-        sent.expect("send");
+        }
     }
 
     /// The text of a request, with the next `CSeq` and the session.
@@ -258,7 +261,7 @@ impl Client {
     pub fn is_served(&mut self, method: &str, url: &str) -> bool {
         let text = self.compose(method, url, &[]);
         let end = Instant::now() + DEADLINE;
-        self.stream.write_all(text.as_bytes()).is_ok()
+        self.try_send(text.as_bytes()).is_ok()
             && matches!(self.read(end), Ok(Some(Incoming::Answer(Answer { status: 200, .. }))))
     }
 

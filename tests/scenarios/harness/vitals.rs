@@ -1,4 +1,4 @@
-//! What the relay holds at a moment: of the system by /proc, of its clients by what it tells itself. The leak check compares them.
+//! The resources that the relay holds at a moment: system resources from /proc, clients from its own report. The leak check compares them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ pub struct Vitals {
     pub sessions: u64,
     /// Clients that play.
     pub clients: u64,
-    /// Send operations queued or under way.
+    /// Send operations that are queued or in flight.
     pub in_flight: u64,
 }
 
@@ -98,4 +98,11 @@ impl Memory {
         };
         Memory { resident: bytes("Rss:"), anonymous: bytes("Anonymous:") }
     }
+}
+
+/// The most memory that the relay has had resident so far, in bytes (`VmHWM`, proc_pid_status(5)).
+pub fn peak(relay: &Relay) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.pid())).expect("/proc of the relay");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1_024
 }

@@ -3,15 +3,17 @@
 use openh264::OpenH264API;
 use openh264::decoder::{DecodeOptions, DecodedYUV, DecoderConfig, Flush};
 use openh264::formats::YUVSource as _;
+use rtsprelay::media::codec::annex_b::nal_units;
+use rtsprelay::media::codec::sps::{Sps, Vui};
 
-use super::sps::{Sps, is_b_slice};
+use super::sps::{colour, is_b_slice};
 use super::{Backend, PIXELS_MAX};
 use crate::picture::{Colour, Pixels, Plane};
 
 /// A decoder and what it does not tell of the stream.
 pub struct H264 {
     decoder: openh264::decoder::Decoder,
-    sps: Option<Sps>,
+    sps: Option<(Sps, Vui)>,
     /// Pictures come in another order than they are to be shown in. The decoder must then keep some back; for all other
     /// streams that would only be delay.
     reorders: bool,
@@ -31,17 +33,18 @@ impl H264 {
         for nal in nal_units(data) {
             match nal.first().map(|header| header & 0x1f) {
                 Some(7) => {
-                    let sps = Sps::parse(nal).ok_or("H.264: unreadable sequence parameter set")?;
-                    if sps.width * sps.height > PIXELS_MAX {
-                        return Err(format!("H.264: a picture of {}x{} is too large", sps.width, sps.height));
+                    let (sps, vui) = Sps::h264_with_vui(nal).ok_or("H.264: unreadable sequence parameter set")?;
+                    let (width, height) = sps.coded;
+                    if u64::from(width) * u64::from(height) > PIXELS_MAX {
+                        return Err(format!("H.264: a picture of {width}x{height} is too large"));
                     }
-                    self.reorders = match sps.reorder {
+                    self.reorders = match vui.reorder {
                         Some(count) => count > 0,
                         None => self.reorders && !sps.in_order,
                     };
-                    self.sps = Some(sps);
+                    self.sps = Some((sps, vui));
                 }
-                Some(1) if !self.reorders && self.sps.is_some_and(|sps| sps.reorder.is_none()) => {
+                Some(1) if !self.reorders && self.sps.is_some_and(|(_, vui)| vui.reorder.is_none()) => {
                     self.reorders = is_b_slice(nal);
                 }
                 _ => {}
@@ -54,7 +57,7 @@ impl H264 {
 impl Backend for H264 {
     fn decode(&mut self, data: &[u8], out: &mut dyn FnMut(Pixels)) -> Result<(), String> {
         self.look(data)?;
-        let colour = self.sps.map(|sps| sps.colour());
+        let colour = self.sps.map(|(sps, vui)| colour(&sps, &vui));
         let flush = if self.reorders { Flush::NoFlush } else { Flush::Flush };
         let options = DecodeOptions::new().flush_after_decode(flush);
         match self.decoder.decode_with_options(data, options) {
@@ -81,20 +84,4 @@ fn pixels(yuv: &DecodedYUV<'_>, colour: Option<Colour>) -> Option<Pixels> {
         v: Plane::from_rows(yuv.v(), v_stride, across, down)?,
         colour: colour.unwrap_or(Colour::unspecified(height)),
     })
-}
-
-/// The NAL units between start codes.
-fn nal_units(data: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = data;
-    std::iter::from_fn(move || {
-        let start = find_start_code(rest)? + 3;
-        let nal = &rest[start..];
-        let end = find_start_code(nal).unwrap_or(nal.len());
-        rest = &nal[end..];
-        Some(&nal[..end])
-    })
-}
-
-fn find_start_code(data: &[u8]) -> Option<usize> {
-    data.windows(3).position(|window| window == [0, 0, 1])
 }

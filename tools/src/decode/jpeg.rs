@@ -19,7 +19,7 @@ impl Backend for Jpeg {
         let rgb = decoder.decode().map_err(|error| format!("JPEG: {error}"))?;
         let (width, height) = decoder.dimensions().ok_or("JPEG: no size")?;
         if rgb.len() < width * height * 3 {
-            return Err("JPEG: fewer pixels than its size tells".to_owned());
+            return Err("JPEG: fewer pixels than its size implies".to_owned());
         }
         out(Pixels::rgb(width, height, rgb));
         Ok(())

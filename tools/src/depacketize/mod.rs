@@ -1,4 +1,4 @@
-//! From RTP payloads to frames: sans-IO, and forgiving, because a viewer is what one looks at broken streams with.
+//! Assembles frames from RTP payloads: sans-IO, and tolerant, because a viewer is used to look at broken streams.
 
 mod h26x;
 mod jpeg;
@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::frame::{Codec, Frame};
 
-/// The largest frame that is kept, in bytes; what is longer is thrown away as damaged.
+/// Maximum size of a frame in bytes; a longer one is discarded as damaged.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// What is known of a packet beside its payload.

@@ -1,0 +1,141 @@
+//! Places of HTTP connections. Who has not asked yet, who asks for pages, and who probes or scrapes have places of their own, so that a
+//! crowd of one kind leaves the others theirs.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use tokio::task::AbortHandle;
+
+use crate::crowd::{Crowd, Place, origin};
+use crate::web::route;
+
+/// What a connection was last asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Nothing yet.
+    Unknown,
+    /// Pages, or what programs ask of streams.
+    Pages,
+    /// Whether the relay is well, or what it has counted.
+    Probe,
+}
+
+impl Purpose {
+    /// Of a request for this path.
+    pub(super) fn of(path: &str) -> Purpose {
+        if route::is_probe(path) { Purpose::Probe } else { Purpose::Pages }
+    }
+
+    /// Connections at a time; one more ends the oldest of the address that has most, so that nobody who is silent keeps others out.
+    const fn places(self) -> usize {
+        match self {
+            Purpose::Unknown | Purpose::Pages => 32,
+            Purpose::Probe => 16,
+        }
+    }
+}
+
+/// The connections there are, by their purpose.
+#[derive(Debug, Default)]
+pub(super) struct Places(RefCell<[Crowd<AbortHandle>; 3]>);
+
+/// A connection's place, which is free when this is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    places: Rc<Places>,
+    origin: Cell<IpAddr>,
+    at: Cell<Option<(Purpose, Place)>>,
+}
+
+impl Seat {
+    /// Of a connection from that address. It has no place until its task is known.
+    pub(super) fn new(places: &Rc<Places>, peer: IpAddr) -> Rc<Seat> {
+        Rc::new(Seat { places: Rc::clone(places), origin: Cell::new(origin(peer)), at: Cell::new(None) })
+    }
+
+    /// This task serves the connection; it is aborted when the place is needed for another.
+    pub(super) fn is_of(&self, task: AbortHandle) {
+        self.take(Purpose::Unknown, task);
+    }
+
+    /// The connection is asked for something.
+    pub(super) fn asked(&self, purpose: Purpose) {
+        if self.at.get().is_some_and(|(of, _)| of != purpose)
+            && let Some(task) = self.leave()
+        {
+            self.take(purpose, task);
+        }
+    }
+
+    /// The connection turns out to be from that address.
+    pub(super) fn is_from(&self, peer: IpAddr) {
+        if self.origin.replace(origin(peer)) != origin(peer)
+            && let Some((purpose, _)) = self.at.get()
+            && let Some(task) = self.leave()
+        {
+            self.take(purpose, task);
+        }
+    }
+
+    fn take(&self, purpose: Purpose, task: AbortHandle) {
+        let mut crowds = self.places.0.borrow_mut();
+        let crowd = &mut crowds[purpose as usize];
+        while crowd.len() >= purpose.places() {
+            let oldest = crowd.first_to_go(fastrand::u64(..)).map(|(place, _)| place);
+            let Some(connection) = oldest.and_then(|place| crowd.remove(place)) else { break };
+            connection.abort();
+        }
+        self.at.set(Some((purpose, crowd.add(task, self.origin.get()))));
+    }
+
+    /// The task, if the place has not been given to another.
+    fn leave(&self) -> Option<AbortHandle> {
+        let (purpose, place) = self.at.take()?;
+        self.places.0.borrow_mut()[purpose as usize].remove(place)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_crowd_of_pages_leaves_probes_their_places() {
+        let tasks = tokio::task::LocalSet::new();
+        tasks
+            .run_until(async {
+                let places = Rc::default();
+                let come = |last: u8, path: Option<&str>| {
+                    let seat = Seat::new(&places, IpAddr::from([192, 0, 2, last]));
+                    let task = tokio::task::spawn_local(std::future::pending::<()>());
+                    seat.is_of(task.abort_handle());
+                    path.into_iter().for_each(|path| seat.asked(Purpose::of(path)));
+                    (seat, task)
+                };
+                let (_probe, scrape) = come(1, Some("/metrics"));
+                let (_late, asks) = come(1, None);
+                let crowd: Vec<_> = (0..100).map(|last| come(last + 2, Some("/+tiles"))).collect();
+                while crowd.iter().filter(|(_, task)| task.is_finished()).count() < 100 - Purpose::Pages.places() {
+                    tokio::task::yield_now().await;
+                }
+                assert!(!scrape.is_finished() && !asks.is_finished());
+                let left = crowd.iter().filter(|(_, task)| !task.is_finished()).count();
+                assert_eq!(left, Purpose::Pages.places());
+                let taken = |purpose: Purpose| places.0.borrow()[purpose as usize].len();
+                assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe), taken(Purpose::Unknown)), (left, 1, 1));
+                // Who asks for something else moves; who has gone leaves nothing.
+                crowd.last().unwrap().0.asked(Purpose::Probe);
+                assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe)), (left - 1, 2));
+                drop(crowd);
+                assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe)), (0, 1));
+            })
+            .await;
+    }
+}

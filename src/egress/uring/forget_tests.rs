@@ -1,0 +1,46 @@
+//! Until when a ring's slot keeps a client's connection.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use super::*;
+use crate::egress::probe::probe;
+use crate::egress::runtime::Runtime;
+use crate::egress::tests::{ENTRIES, Rig, token};
+use crate::egress::*;
+
+#[test]
+fn a_slot_keeps_its_clients_descriptor_from_all_others_until_the_client_is_forgotten() {
+    if probe().is_err() {
+        return;
+    }
+    Runtime::new(IoKind::Uring).unwrap().block_on(async {
+        let egress = Box::new(UringEgress::new(ENTRIES).unwrap());
+        let mut rig = Rig { kind: IoKind::Uring, egress, done: HashMap::new() };
+        let (conn, mut far) = rig.connect();
+        rig.send(0, &conn, &[b"media"]);
+        rig.wait_ok(0, 5).await;
+        far.read_exact(&mut [0; 5]).unwrap();
+        far.set_nonblocking(true).unwrap();
+        let number = conn.fd().unwrap().as_raw_fd();
+        drop(conn);
+        // Another client's end is not this one's.
+        rig.egress.forget(Token { generation: token(0).generation + 1, ..token(0) });
+        for _ in 0..100 {
+            // Whatever closes by being let go of is closed by then.
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let (next, _far) = rig.connect();
+        assert_ne!(next.fd().unwrap().as_raw_fd(), number);
+        rig.egress.forget(token(0));
+        let closed = async {
+            while far.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), closed).await.expect("nothing else keeps the connection");
+    });
+}

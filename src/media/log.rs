@@ -1,0 +1,607 @@
+//! The log: the newest chunks of a stream, in order and numbered. Each shard keeps one for each stream that it serves.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, Range};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::chunk::{Chunk, ChunkKind, ChunkState, Run, Span};
+use super::rendering::{Datagrams, Form, Interleaved, Piece, Rendered, Rendering};
+use super::saved::Moment;
+use super::{Description, TrackId};
+use crate::limits::{KEYFRAME_KEPT_S, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_S, TRACKS_MAX};
+
+/// Bytes of overhead of each allocation.
+const ALLOCATION_BYTES: usize = 16;
+
+/// Bytes of the two counters before a shared value.
+const COUNTS_BYTES: usize = 2 * size_of::<usize>();
+
+/// Fixed cost of a chunk besides its bytes: the struct and its two lists.
+const CHUNK_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<Chunk>() + 3 * ALLOCATION_BYTES;
+
+/// Cost of each of its packets: an entry in both lists.
+const PACKET_PRICE_BYTES: usize = size_of::<Span>() + size_of::<Run>();
+
+/// Cost of a chunk in each shard: an entry, the unused capacity of a growing list, and the shard's own counter.
+const SHARD_PRICE_BYTES: usize = 2 * size_of::<Entry>() + PIECE_PRICE_BYTES;
+
+/// Cost of a [`Piece`] besides the memory that it points to.
+const PIECE_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<bytes::Bytes>() + ALLOCATION_BYTES;
+
+/// Cost of each packet of datagrams besides the packet: its entry, its run and its I/O vector.
+const DATAGRAM_PRICE_BYTES: usize = PACKET_PRICE_BYTES + size_of::<libc::iovec>();
+
+/// A list whose length shrinks to this many entries keeps its capacity.
+const ROOM_KEPT: usize = 64;
+
+/// A chunk in the log, with the renderings that the shard has made of it.
+#[derive(Debug)]
+pub struct Entry {
+    chunk: Arc<Chunk>,
+    /// The shard's own reference count, in addition to the chunk's: cloning for a client touches no memory that another shard touches.
+    shared: Piece,
+    /// The other forms that clients have needed.
+    renderings: SmallVec<[(Form, Rendered); 1]>,
+    datagrams: Option<Rc<Datagrams>>,
+    /// Bytes of memory that it costs, with its renderings, and in the other shards.
+    cost: usize,
+}
+
+impl Entry {
+    /// An entry without renderings, in the log of one of this many shards.
+    pub(crate) fn new(chunk: Arc<Chunk>, shards: usize) -> Entry {
+        let cost = chunk.bytes.len()
+            + CHUNK_PRICE_BYTES
+            + chunk.packets.len() * PACKET_PRICE_BYTES
+            + shards * SHARD_PRICE_BYTES;
+        let shared = Piece::from(chunk.bytes.clone());
+        Entry { chunk, shared, renderings: SmallVec::new(), datagrams: None, cost }
+    }
+
+    /// The chunk itself.
+    pub fn chunk(&self) -> &Arc<Chunk> {
+        &self.chunk
+    }
+
+    /// The chunk's bytes with `channel`, rendered on first use.
+    pub fn piece(&mut self, channel: u8) -> Piece {
+        if channel == self.chunk.channel() {
+            return self.shared.clone();
+        }
+        let rendered = self.rendered(Form::Interleaved(channel));
+        let rendered = rendered.unwrap_or_else(|| {
+            let mut rendering = Interleaved(channel);
+            let made = rendering.render(&[&self.chunk]);
+            self.keep(rendering.form(), made)
+        });
+        rendered.body.expect("any chunk can be interleaved")
+    }
+
+    /// The chunk in another form, if that has been made.
+    fn rendered(&self, form: Form) -> Option<Rendered> {
+        self.renderings.iter().find(|(of, _)| *of == form).map(|(_, rendered)| rendered.clone())
+    }
+
+    fn keep(&mut self, form: Form, made: Rendered) -> Rendered {
+        // Many frames share one head.
+        self.cost += made.body.as_ref().map_or(0, |body| body.len() + PIECE_PRICE_BYTES);
+        self.renderings.push((form, made.clone()));
+        made
+    }
+
+    /// The chunk as sent to UDP clients.
+    pub fn datagrams(&mut self) -> Rc<Datagrams> {
+        let Entry { chunk, datagrams, cost, .. } = self;
+        Rc::clone(datagrams.get_or_insert_with(|| {
+            *cost += size_of::<Datagrams>() + 3 * ALLOCATION_BYTES + chunk.packets.len() * DATAGRAM_PRICE_BYTES;
+            Rc::new(Datagrams::of(chunk))
+        }))
+    }
+}
+
+/// A mutable entry of a [`Log`], which accounts for new renderings.
+#[derive(Debug)]
+pub struct EntryMut<'a> {
+    entry: &'a mut Entry,
+    cost: &'a mut usize,
+}
+
+impl EntryMut<'_> {
+    /// As [`Entry::piece`].
+    pub fn piece(&mut self, channel: u8) -> Piece {
+        self.priced(|entry| entry.piece(channel))
+    }
+
+    /// As [`Entry::datagrams`].
+    pub fn datagrams(&mut self) -> Rc<Datagrams> {
+        self.priced(Entry::datagrams)
+    }
+
+    fn priced<T>(&mut self, make: impl FnOnce(&mut Entry) -> T) -> T {
+        let before = self.entry.cost;
+        let made = make(self.entry);
+        *self.cost += self.entry.cost - before;
+        made
+    }
+}
+
+impl Deref for EntryMut<'_> {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        self.entry
+    }
+}
+
+/// What [`Log::append`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// The chunk follows the previous one.
+    Next,
+    /// Chunks are missing before it; all older ones have been dropped.
+    AfterGap,
+}
+
+/// The newest chunks of one stream.
+///
+/// It keeps all chunks since the older of the last keyframe (of every video track that is not silent) and `age` ago. Before that it
+/// keeps audio for another [`SKIP_KEPT_S`] (at most [`SKIP_KEPT_BYTES_MAX`]), for clients that were busy for longer. If it costs more
+/// than `bytes_max`, the oldest frames are dropped, and with them possibly the keyframe at which new clients would start
+/// ([`Log::cached_start`]). The limit is on the memory that chunks cost ([`Log::cost`]), not just on the media: a frame of one byte
+/// costs half a kilobyte.
+#[derive(Debug)]
+pub struct Log {
+    entries: VecDeque<Entry>,
+    first: u64,
+    /// Chunks that have left `entries`, of the tracks in `audio`.
+    sound: VecDeque<Entry>,
+    sound_bytes: usize,
+    audio: [bool; TRACKS_MAX],
+    /// Of `entries` and `sound`.
+    bytes: usize,
+    /// What these cost.
+    cost: usize,
+    /// Number of shards that keep such a log.
+    shards: usize,
+    age: Duration,
+    bytes_max: usize,
+    /// Number of the newest chunk that starts a keyframe, for each track, while the log has it.
+    keyframes: [Option<u64>; TRACKS_MAX],
+    /// When the newest media chunk of each track arrived.
+    heard: [Option<Instant>; TRACKS_MAX],
+    overflowed: bool,
+    /// Chunks below this number that are gone were dropped because of `bytes_max` while they were still young.
+    forced_below: u64,
+}
+
+/// A log as plain data, without its limits and renderings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogState {
+    first: u64,
+    entries: Vec<ChunkState>,
+    sound: Vec<ChunkState>,
+    audio: [bool; TRACKS_MAX],
+    keyframes: [Option<u64>; TRACKS_MAX],
+    heard: [Option<Moment>; TRACKS_MAX],
+    overflowed: bool,
+    forced_below: u64,
+}
+
+impl Log {
+    /// Its contents as plain data.
+    pub fn save(&self, now: Instant) -> LogState {
+        let chunks = |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.chunk.save(now)).collect();
+        LogState {
+            first: self.first,
+            entries: chunks(&self.entries),
+            sound: chunks(&self.sound),
+            audio: self.audio,
+            keyframes: self.keyframes,
+            heard: self.heard.map(|heard| heard.map(|at| Moment::of(at, now))),
+            overflowed: self.overflowed,
+            forced_below: self.forced_below,
+        }
+    }
+
+    /// Replaces its contents by saved ones. Its limits stay, and apply from the next [`Log::trim`] on.
+    pub fn restore(&mut self, now: Instant, state: LogState) {
+        let shards = self.shards;
+        let entries = |chunks: Vec<ChunkState>| -> VecDeque<Entry> {
+            chunks.into_iter().map(|chunk| Entry::new(Arc::new(Chunk::restore(now, chunk)), shards)).collect()
+        };
+        let bytes = |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.chunk.bytes.len()).sum::<usize>();
+        (self.entries, self.sound) = (entries(state.entries), entries(state.sound));
+        self.sound_bytes = bytes(&self.sound);
+        self.bytes = bytes(&self.entries) + self.sound_bytes;
+        self.cost = self.entries.iter().chain(&self.sound).map(|entry| entry.cost).sum();
+        self.first = state.first;
+        (self.audio, self.keyframes) = (state.audio, state.keyframes);
+        self.heard = state.heard.map(|heard| heard.map(|at| at.at(now)));
+        (self.overflowed, self.forced_below) = (state.overflowed, state.forced_below);
+    }
+
+    /// An empty log that keeps chunks for `age`, costing at most `bytes_max` bytes. `shards`, at least one, is how many shards keep a
+    /// log of the same stream; the chunks themselves exist once.
+    pub fn new(age: Duration, bytes_max: usize, shards: usize) -> Self {
+        Log {
+            entries: VecDeque::new(),
+            first: 0,
+            sound: VecDeque::new(),
+            sound_bytes: 0,
+            audio: [false; TRACKS_MAX],
+            bytes: 0,
+            cost: 0,
+            shards,
+            age,
+            bytes_max,
+            keyframes: [None; TRACKS_MAX],
+            heard: [None; TRACKS_MAX],
+            overflowed: false,
+            forced_below: 0,
+        }
+    }
+
+    /// Changes the limits, from the next [`Log::trim`] on.
+    pub fn set_bounds(&mut self, age: Duration, bytes_max: usize) {
+        self.age = age;
+        self.bytes_max = bytes_max;
+    }
+
+    /// Sets which tracks are audio; initially none.
+    pub fn describe(&mut self, description: &Description) {
+        self.audio = [false; TRACKS_MAX];
+        for (audio, track) in self.audio.iter_mut().zip(&description.tracks) {
+            *audio = track.is_audio();
+        }
+    }
+
+    /// Number of the oldest chunk from which on the log is complete; [`Log::head`] if it is empty.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Number that the next chunk will have.
+    pub fn head(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// Bytes of media in the log, without renderings.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes of memory that the log costs: the media, the overhead of each chunk and packet here and in the other shards, and this
+    /// shard's renderings.
+    pub fn cost(&self) -> usize {
+        self.cost
+    }
+
+    /// False after the keyframe at which clients would start was dropped because of `bytes_max`, until the next keyframe.
+    pub fn cached_start(&self) -> bool {
+        !self.overflowed
+    }
+
+    /// Whether the chunk with that number is gone although it was younger than `age`, because of `bytes_max` or a gap.
+    pub fn forced_out(&self, number: u64) -> bool {
+        number < self.first && number < self.forced_below
+    }
+
+    /// The chunk with that number, if it is not older than [`Log::first`] and has arrived.
+    pub fn get(&self, number: u64) -> Option<&Entry> {
+        self.entries.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Like [`Log::get`], for making renderings.
+    pub fn get_mut(&mut self, number: u64) -> Option<EntryMut<'_>> {
+        let entry = self.entries.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)?;
+        Some(EntryMut { entry, cost: &mut self.cost })
+    }
+
+    /// The oldest chunk in the log from `number` on; before [`Log::first`] there is only audio.
+    pub fn next(&self, number: u64) -> Option<&Entry> {
+        if number >= self.first {
+            return self.get(number);
+        }
+        self.sound.get(self.sound_from(number)).or_else(|| self.entries.front())
+    }
+
+    /// Like [`Log::next`], for making renderings.
+    pub fn next_mut(&mut self, number: u64) -> Option<EntryMut<'_>> {
+        if number >= self.first {
+            return self.get_mut(number);
+        }
+        let at = self.sound_from(number);
+        let entry = self.sound.get_mut(at).or_else(|| self.entries.front_mut())?;
+        Some(EntryMut { entry, cost: &mut self.cost })
+    }
+
+    /// The chunk with that number in another form; for a form made of whole frames, the frame that ends with this chunk. `None` if the
+    /// log lacks a part of it.
+    pub fn rendered<R: Rendering>(&mut self, number: u64, rendering: &mut R) -> Option<Rendered> {
+        if let Some(made) = self.entry(number)?.rendered(rendering.form()) {
+            return Some(made);
+        }
+        let chunk = Arc::clone(&self.entry(number)?.chunk);
+        let made = if !R::WHOLE_FRAMES || chunk.frame_start {
+            rendering.render(&[&chunk])
+        } else {
+            let of_frame =
+                |other: &&Chunk| (other.kind, other.track, other.frame) == (ChunkKind::Media, chunk.track, chunk.frame);
+            let mut parts: SmallVec<[&Chunk; 8]> = SmallVec::new();
+            for part in self.newest_first(self.first..number + 1).filter(of_frame) {
+                parts.push(part);
+                if part.frame_start {
+                    break;
+                }
+            }
+            parts.reverse();
+            if !parts.first()?.frame_start {
+                return None;
+            }
+            rendering.render(&parts)
+        };
+        let mut entry = self.next_mut(number)?;
+        Some(entry.priced(|entry| entry.keep(rendering.form(), made)))
+    }
+
+    /// The entry with exactly that number, including audio before [`Log::first`].
+    fn entry(&self, number: u64) -> Option<&Entry> {
+        self.next(number).filter(|entry| entry.chunk.number == number)
+    }
+
+    /// The entries with those numbers, newest first.
+    pub fn newest_first(&self, numbers: Range<u64>) -> impl Iterator<Item = &Chunk> {
+        let place = |number: u64| (number.saturating_sub(self.first) as usize).min(self.entries.len());
+        let sound = self.sound.range(self.sound_from(numbers.start)..self.sound_from(numbers.end)).rev();
+        let entries = self.entries.range(place(numbers.start)..place(numbers.end)).rev();
+        entries.chain(sound).map(|entry| entry.chunk.as_ref())
+    }
+
+    fn sound_from(&self, number: u64) -> usize {
+        self.sound.partition_point(|entry| entry.chunk.number < number)
+    }
+
+    /// Number of the newest chunk that starts a keyframe of `track`.
+    pub fn newest_keyframe(&self, track: TrackId) -> Option<u64> {
+        self.keyframes[usize::from(track.0)]
+    }
+
+    /// The chunks with which a log elsewhere can start: those from the keyframe on at which new clients start, if there is one.
+    pub fn since_keyframe(&self) -> impl Iterator<Item = &Arc<Chunk>> {
+        let keyframe = self.keyframes.iter().flatten().copied().min().filter(|_| self.cached_start());
+        let from = keyframe.map_or(self.entries.len(), |number| number.saturating_sub(self.first) as usize);
+        self.entries.range(from.min(self.entries.len())..).map(|entry| &entry.chunk)
+    }
+
+    /// Drops everything; the next chunk will have that number.
+    pub fn begin_at(&mut self, number: u64) {
+        self.first = number;
+        self.forced_below = number;
+        self.overflowed = false;
+        self.heard = [None; TRACKS_MAX];
+        self.empty();
+    }
+
+    /// Drops everything; numbering continues.
+    pub fn clear(&mut self) {
+        self.first = self.head();
+        self.forced_below = self.first;
+        self.empty();
+    }
+
+    fn empty(&mut self) {
+        // Also frees the capacity.
+        self.entries = VecDeque::new();
+        self.sound = VecDeque::new();
+        (self.bytes, self.sound_bytes, self.cost) = (0, 0, 0);
+        self.keyframes = [None; TRACKS_MAX];
+    }
+
+    /// No client will start at the current keyframes, and they need not be kept for that.
+    pub fn forget_keyframes(&mut self) {
+        self.keyframes = [None; TRACKS_MAX];
+    }
+
+    /// Appends the next chunk.
+    pub fn append(&mut self, chunk: Arc<Chunk>) -> Appended {
+        let mut appended = Appended::Next;
+        if chunk.number != self.head() {
+            if self.head() != 0 || !self.entries.is_empty() {
+                appended = Appended::AfterGap;
+            }
+            self.empty();
+            self.first = chunk.number;
+            self.forced_below = chunk.number;
+        }
+        if chunk.starts_keyframe() {
+            self.keyframes[usize::from(chunk.track.0)] = Some(chunk.number);
+            self.overflowed = false;
+        }
+        if chunk.kind == ChunkKind::Media {
+            self.heard[usize::from(chunk.track.0)] = Some(chunk.arrival);
+        }
+        self.bytes += chunk.bytes.len();
+        let entry = Entry::new(chunk, self.shards);
+        self.cost += entry.cost;
+        self.entries.push_back(entry);
+        appended
+    }
+
+    /// Drops chunks that are no longer needed at `now`, oldest first, and passes each to `gone`.
+    pub fn trim(&mut self, now: Instant, mut gone: impl FnMut(Entry)) {
+        for (keyframe, heard) in self.keyframes.iter_mut().zip(&self.heard) {
+            // Otherwise a track that has stopped for good would keep the others' chunks forever.
+            let silent = heard.is_none_or(|at| now.saturating_duration_since(at).as_secs() >= KEYFRAME_KEPT_S);
+            *keyframe = keyframe.filter(|_| !silent);
+        }
+        let keyframe = self.keyframes.iter().flatten().copied().min();
+        loop {
+            let over = self.cost > self.bytes_max;
+            if over && self.forget_sound() {
+                continue;
+            }
+            let Some(entry) = self.entries.front() else { break };
+            let young = now.saturating_duration_since(entry.chunk.arrival) <= self.age;
+            let needed = keyframe.is_some_and(|keyframe| self.first >= keyframe);
+            if !over && (young || needed) {
+                break;
+            }
+            // Whatever the limit, the newest chunk stays until it has been offered to the clients.
+            if over && self.entries.len() == 1 {
+                break;
+            }
+            if over && needed {
+                self.overflowed = true;
+            }
+            if young {
+                self.forced_below = self.first + 1;
+            }
+            let entry = self.entries.pop_front().expect("front was there");
+            for keyframe in &mut self.keyframes {
+                *keyframe = keyframe.filter(|number| *number != self.first);
+            }
+            self.first += 1;
+            if self.is_sound(&entry.chunk) {
+                self.sound_bytes += entry.chunk.bytes.len();
+                self.sound.push_back(entry);
+            } else {
+                self.bytes -= entry.chunk.bytes.len();
+                self.cost -= entry.cost;
+                gone(entry);
+            }
+        }
+        let kept = Duration::from_secs(SKIP_KEPT_S);
+        while let Some(entry) = self.sound.front()
+            && (self.sound_bytes > SKIP_KEPT_BYTES_MAX || now.saturating_duration_since(entry.chunk.arrival) > kept)
+        {
+            self.forget_sound();
+        }
+        give_back_room(&mut self.entries);
+        give_back_room(&mut self.sound);
+        self.check();
+    }
+
+    /// Checks the counters against the contents. For large logs the check would be too expensive.
+    fn check(&self) {
+        const LOOKED_AT_MAX: usize = 1_000;
+        if cfg!(debug_assertions) && self.entries.len() + self.sound.len() <= LOOKED_AT_MAX {
+            let sums = self
+                .sound
+                .iter()
+                .chain(&self.entries)
+                .fold((0, 0), |(bytes, cost), entry| (bytes + entry.chunk.bytes.len(), cost + entry.cost));
+            assert_eq!((self.bytes, self.cost), sums);
+        }
+    }
+
+    /// Drops the oldest audio; false if there is none from before [`Log::first`].
+    fn forget_sound(&mut self) -> bool {
+        let Some(entry) = self.sound.pop_front() else { return false };
+        self.sound_bytes -= entry.chunk.bytes.len();
+        self.bytes -= entry.chunk.bytes.len();
+        self.cost -= entry.cost;
+        true
+    }
+
+    /// Whether the chunk is a whole audio frame.
+    fn is_sound(&self, chunk: &Chunk) -> bool {
+        let whole = chunk.kind == ChunkKind::Media && chunk.frame_start && chunk.frame_end;
+        whole && self.audio[usize::from(chunk.track.0)]
+    }
+}
+
+/// Frees most of the capacity that a burst has left in a list: at most four times its length stays.
+fn give_back_room(entries: &mut VecDeque<Entry>) {
+    let wanted = entries.len().max(ROOM_KEPT);
+    if entries.capacity() > 4 * wanted {
+        entries.shrink_to(2 * wanted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::rendering::Piece;
+
+    fn chunk(number: u64, arrival: Instant, bytes: usize) -> Arc<Chunk> {
+        Arc::new(Chunk {
+            number,
+            track: TrackId(0),
+            kind: ChunkKind::Media,
+            frame: number,
+            frame_start: true,
+            frame_end: true,
+            keyframe: number == 0,
+            arrival,
+            first_seq: number as u16,
+            rtp_time: 0,
+            bytes: bytes::Bytes::from(vec![0; bytes]),
+            packets: Box::new([Span { offset: 4, len: (bytes - 4) as u16 }]),
+            runs: Box::new([Run { first: 0, count: 1, segment: (bytes - 4) as u16 }]),
+        })
+    }
+
+    #[test]
+    fn tiny_frames_cost_what_they_take() {
+        const BYTES_MAX: usize = 1 << 20;
+        let now = Instant::now();
+        let held = |shards| {
+            let mut log = Log::new(Duration::from_secs(60), BYTES_MAX, shards);
+            for number in 0..200_000 {
+                log.append(chunk(number, now, 17));
+                log.trim(now, |_| {});
+            }
+            assert!(log.cost() <= BYTES_MAX && log.bytes() == log.entries.len() * 17);
+            log.entries.len()
+        };
+        // What a shard allocates for each: the chunk with its two lists, an entry in a list that may be half empty, a reference count.
+        let least = size_of::<Chunk>() + size_of::<Entry>() + size_of::<Piece>();
+        assert!(held(1) < BYTES_MAX / least, "{}", held(1));
+        assert!(held(8) < held(1) / 3, "{} and {}", held(8), held(1));
+        // Normal frames have little overhead.
+        let mut log = Log::new(Duration::from_secs(60), BYTES_MAX, 2);
+        for number in 0..100 {
+            log.append(chunk(number, now, 20_000));
+            log.trim(now, |_| {});
+        }
+        assert!(log.bytes() > BYTES_MAX * 9 / 10, "{}", log.bytes());
+    }
+
+    #[test]
+    fn what_is_made_for_clients_is_counted_and_goes_with_its_chunk() {
+        let now = Instant::now();
+        let mut log = Log::new(Duration::ZERO, 1 << 20, 1);
+        log.append(chunk(0, now, 1_000));
+        let before = log.cost();
+        log.get_mut(0).unwrap().piece(0);
+        assert_eq!(log.cost(), before, "its own channel is there already");
+        log.get_mut(0).unwrap().piece(7);
+        let rendered = log.cost();
+        assert!(rendered >= before + 1_000);
+        log.get_mut(0).unwrap().piece(7);
+        assert_eq!(log.cost(), rendered, "made once");
+        log.next_mut(0).unwrap().datagrams();
+        assert!(log.cost() > rendered);
+        log.forget_keyframes();
+        log.trim(now + Duration::from_secs(1), |_| {});
+        assert_eq!((log.bytes(), log.cost(), log.entries.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_room_of_a_burst_is_given_back() {
+        let now = Instant::now();
+        let mut log = Log::new(Duration::from_secs(1), 1 << 30, 1);
+        for number in 0..100_000 {
+            log.append(chunk(number, now, 17));
+        }
+        assert!(log.entries.capacity() >= 100_000);
+        log.forget_keyframes();
+        log.trim(now + Duration::from_secs(2), |_| {});
+        assert!(log.entries.is_empty() && log.entries.capacity() <= 4 * ROOM_KEPT, "{}", log.entries.capacity());
+    }
+}

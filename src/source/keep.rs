@@ -1,0 +1,56 @@
+//! Runs a source of any kind as long as it is wanted.
+
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+
+use super::cameras::Cameras;
+use super::feed::Feed;
+use super::pattern::{Emitted, Pattern};
+use super::shared::stopped;
+use super::spec::{SourceKind, SourceSpec};
+use super::timeline::{SenderReport, to_ntp};
+use crate::media::{SourceState, StreamSink};
+
+/// Runs the source until the stop.
+pub(super) async fn keep<P: StreamSink>(
+    spec: &SourceSpec,
+    cameras: &mut Cameras<'_>,
+    feed: &mut Feed<'_, P>,
+    stop: &mut watch::Receiver<bool>,
+    random: &mut impl FnMut() -> f64,
+) {
+    match &spec.kind {
+        SourceKind::Cameras(_) => cameras.supervise(spec, feed, stop, random).await,
+        // Publishers connect by themselves.
+        SourceKind::Publisher { .. } => stopped(stop).await,
+        SourceKind::Test => {
+            tokio::select! {
+                biased;
+                () = stopped(stop) => {}
+                () = play_pattern(feed) => {}
+            }
+        }
+    }
+}
+
+/// Plays the test pattern forever.
+async fn play_pattern<P: StreamSink>(feed: &mut Feed<'_, P>) {
+    let mut pattern = Pattern::new(Instant::now());
+    feed.state(SourceState::Connecting);
+    feed.connected(pattern.tracks());
+    loop {
+        let due = pattern.deadline();
+        sleep_until(feed.deadline().map_or(due, |deadline| deadline.min(due)).into()).await;
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        pattern.emit(now, wall, |track, emitted| match emitted {
+            Emitted::Packet(packet) => feed.packet(track, now, packet),
+            Emitted::Report(rtp_time) => feed.sender_report(track, now, SenderReport { ntp: to_ntp(wall), rtp_time }),
+        });
+        feed.drained(now);
+        if feed.deadline().is_some_and(|deadline| deadline <= now) {
+            feed.tick(now, wall);
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! What the scenarios do with a real browser that has no window.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::DEADLINE;
+
+/// A browser with one page.
+pub trait Browser {
+    /// Opens a page.
+    fn open(&self, url: &str);
+
+    /// What a function's body returns in the page.
+    fn run(&self, script: &str) -> Value;
+
+    /// Waits until an expression holds in the page.
+    fn wait(&self, what: &str, expression: &str) {
+        let mut last = Value::Null;
+        let script = format!(
+            "return [Boolean({expression}), JSON.stringify([window.view && {{...window.view, ages: undefined, tracks: undefined}}, document.getElementById('says').textContent, document.getElementById('why').textContent])];"
+        );
+        let started = Instant::now();
+        while last[0] != true {
+            assert!(started.elapsed() < DEADLINE, "{what}: {last}");
+            last = self.run(&script);
+        }
+    }
+}

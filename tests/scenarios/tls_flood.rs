@@ -1,0 +1,160 @@
+//! A flood of TLS handshakes, more than the relay can compute.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+use crate::harness::machine::alone;
+use crate::harness::program::run;
+use crate::harness::relay::Relay;
+use crate::harness::rtsp::Client;
+use crate::harness::{DEADLINE, scratch_file, wait_until};
+
+/// A certificate with an RSA key, the dearest to compute with, and the key; both files are removed with it.
+pub struct Rsa(PathBuf, PathBuf);
+
+impl Rsa {
+    pub fn new() -> Rsa {
+        let made = Rsa(scratch_file("rsa.pem"), scratch_file("rsa-key.pem"));
+        let (path, key) = (made.0.to_str().unwrap(), made.1.to_str().unwrap());
+        let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"];
+        let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
+        let openssl = run(DEADLINE, "openssl", &[&request[..], &names, &["-keyout", key, "-out", path]].concat());
+        assert!(openssl.status.success(), "{openssl:?}");
+        made
+    }
+
+    /// The keys of the configuration.
+    pub fn keys(&self) -> String {
+        format!("tls_certificate = {:?}\ntls_key = {:?}\n", self.0, self.1)
+    }
+
+    /// What a client needs that trusts it alone.
+    pub fn trusted(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&self.0).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(rtsprelay::trust::provider());
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        Arc::new(config.with_root_certificates(roots).with_no_client_auth())
+    }
+}
+
+impl Drop for Rsa {
+    fn drop(&mut self) {
+        for file in [&self.0, &self.1] {
+            // Scratch files; the build directory's cleaning takes what stays.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// The client's end of a connection.
+pub fn connection(trusted: &Arc<ClientConfig>) -> ClientConnection {
+    ClientConnection::new(Arc::clone(trusted), ServerName::try_from("127.0.0.1").unwrap()).unwrap()
+}
+
+#[test]
+fn players_come_in_while_many_addresses_begin_handshakes_that_they_never_end() {
+    const PLAYERS: usize = 10;
+    /// Handshakes a second of all attackers: more than a core can compute with a key of RSA (some 1,000), and few enough that the
+    /// attackers leave the machine to the relay.
+    const RATE: u32 = 1_500;
+    /// Handshakes that are not done, which the attackers hold.
+    const HELD: usize = 3_000;
+    const ATTACKERS: u8 = 2;
+    let _turn = alone();
+    let certificate = Rsa::new();
+    let keys = certificate.keys();
+    let relay = Relay::configured(&format!(
+        "listen = [\"127.0.0.1:0\"]\nlisten_tls = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n{keys}\n\
+         [[stream]]\nname = \"t\"\nsource = \"test\"\n"
+    ))
+    .serving("/");
+    let trusted = certificate.trusted();
+    let address = relay.tls_address();
+    let hello = {
+        let mut bytes = Vec::new();
+        connection(&trusted).write_tls(&mut bytes).unwrap();
+        bytes
+    };
+    let (over, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        // Whatever comes of it, the flood ends with the test.
+        let _ends = Over(&over);
+        for attacker in 0..ATTACKERS {
+            let (over, sent, hello) = (&over, &sent, &hello);
+            scope.spawn(move || {
+                let mut open = std::collections::VecDeque::new();
+                let began = Instant::now();
+                for number in 0_u32.. {
+                    // What a busy machine has kept from being sent is made up for.
+                    let due = began + Duration::from_secs(1) * number / (RATE / u32::from(ATTACKERS));
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let [_, high, low, _] = (number % 60_000).to_be_bytes();
+                    let [.., last] = number.to_be_bytes();
+                    let from = IpAddr::from([127, 10 + attacker, high.wrapping_add(low), last]);
+                    let Some(mut stream) = try_from(from, address) else { continue };
+                    if stream.write_all(hello).is_ok() {
+                        sent.fetch_add(1, Ordering::Relaxed);
+                        open.push_back(stream);
+                    }
+                    if open.len() > HELD / usize::from(ATTACKERS) {
+                        open.pop_front();
+                    }
+                }
+            });
+        }
+        wait_until("the flood is there", DEADLINE, || sent.load(Ordering::Relaxed) >= 2 * HELD);
+        let begun = sent.load(Ordering::Relaxed);
+        for player in 0..PLAYERS {
+            let mut tries = 0;
+            wait_until(&format!("player {player} comes in"), 2 * DEADLINE, || {
+                tries += 1;
+                plays(address, &trusted)
+            });
+            println!("player {player} came in at try {tries}");
+        }
+        println!("beside {} handshakes", sent.load(Ordering::Relaxed) - begun);
+    });
+}
+
+/// Says that it is over when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn try_from(from: IpAddr, address: SocketAddr) -> Option<std::net::TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
+    socket.bind(&SocketAddr::new(from, 0).into()).ok()?;
+    socket.connect_timeout(&address.into(), Duration::from_secs(5)).ok()?;
+    Some(socket.into())
+}
+
+/// Whether somebody who connects now is answered by TLS.
+fn plays(address: SocketAddr, trusted: &Arc<ClientConfig>) -> bool {
+    let Some(stream) = try_from([127, 0, 0, 1].into(), address) else { return false };
+    stream.set_read_timeout(Some(Duration::from_secs(12))).unwrap();
+    let (mut stream, mut tls) = (stream, connection(trusted));
+    while tls.is_handshaking() {
+        if tls.complete_io(&mut stream).is_err() {
+            return false;
+        }
+    }
+    let mut client = Client::over(stream).by_tls(tls);
+    // The relay may have made room for others before it read the end of the handshake.
+    client.is_served("DESCRIBE", &format!("rtsps://{address}/t"))
+}

@@ -1,0 +1,487 @@
+//! Thousands of simulated clients that join, leave, stall, read slowly, pause and recover, on a virtual clock, against the real shard:
+//! its RTSP server, log, cursors and operations, with a scripted egress instead of the kernel.
+//!
+//! Every run prints its seed; `RTSPRELAY_SIM_SEED=… cargo test --test simulation` repeats it.
+
+mod camera;
+mod homes;
+mod names;
+mod player;
+mod world;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use rtsprelay::egress::sim::{Reading, SimEgress};
+use rtsprelay::egress::{Conn, Datagram};
+use rtsprelay::limits::{OP_BYTES_MAX, OUTAGE_REPORT_S, SKIP_KEPT_S};
+use rtsprelay::media::{StreamEvent, StreamId};
+use rtsprelay::metrics::ReportRequest;
+use rtsprelay::session::{ServerConfig, SessionIds, SessionLimit};
+use rtsprelay::shard::core::{Core, CoreConfig, Start, StreamSetup, UdpSockets};
+
+use camera::{Absence, Camera};
+use player::Client;
+
+const STREAM: StreamId = StreamId::first(0);
+const AGE: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(10);
+/// What a log may cost in most rounds: more than there ever is to hold, with what is made of it for clients on other channels.
+const LOG_BYTES: usize = 512 * 1024 * 1024;
+/// The same in the others: a keyframe with all that is made of it.
+const SMALL_LOG_BYTES: usize = 12 * 1024 * 1024;
+/// State as another process reads it.
+fn written_and_read<T: serde::Serialize + serde::de::DeserializeOwned>(state: &T) -> T {
+    let written = serde_json::to_string(state).expect("plain data");
+    serde_json::from_str(&written).expect("what was written")
+}
+
+struct Simulation {
+    core: Core<SimEgress>,
+    camera: Camera,
+    rng: fastrand::Rng,
+    now: Instant,
+    /// By slot.
+    clients: BTreeMap<u32, Client>,
+    /// The slot of whoever plays by UDP from that address.
+    by_address: HashMap<IpAddr, u32>,
+    joined: u64,
+    left: u64,
+    skips_seen: u64,
+    stalled_closed: u64,
+    log_bytes: usize,
+    log_bytes_most: u64,
+    stopping: bool,
+    steps: u64,
+    /// Reports of outages, to whoever has left.
+    reports: u64,
+    /// Differs where anything that a client was sent differs in length or time.
+    digest: u64,
+}
+
+impl Simulation {
+    fn new(seed: u64, start: Start, log_bytes: usize) -> Self {
+        let now = Instant::now();
+        let config = CoreConfig {
+            age: AGE,
+            log_bytes,
+            stall_timeout: STALL,
+            streams: vec![StreamSetup::plain(STREAM, "cam", start)],
+            server: ServerConfig {
+                shard: 0,
+                shards: 1,
+                session_timeout: Duration::from_secs(60),
+                handshake_timeout: Duration::from_secs(10),
+                limit: SessionLimit::new(100_000),
+                udp_ports: Some((9000, 9001)),
+                own_ports: None,
+                ids: SessionIds::Seeded(seed),
+                loads: None,
+            },
+        };
+        let udp = UdpSockets { rtp: Datagram::Scripted, rtcp: Datagram::Scripted };
+        let mut core = Core::new(now, config, SimEgress::new(), Some(udp));
+        let mut camera = Camera::new(seed ^ 0x5151, now);
+        for event in camera.due(now) {
+            tell(&mut core, now, event);
+        }
+        Simulation {
+            core,
+            camera,
+            rng: fastrand::Rng::with_seed(seed),
+            now,
+            clients: BTreeMap::new(),
+            by_address: HashMap::new(),
+            joined: 0,
+            left: 0,
+            skips_seen: 0,
+            stalled_closed: 0,
+            log_bytes,
+            log_bytes_most: 0,
+            stopping: false,
+            steps: 0,
+            reports: 0,
+            digest: 0,
+        }
+    }
+
+    /// Everything that can be done at this moment is done.
+    fn settle(&mut self) {
+        loop {
+            let reaped = self.core.reap(self.now);
+            let more = self.core.drive(self.now);
+            let again = self.core.reap(self.now);
+            if !(reaped || more || again) {
+                break;
+            }
+        }
+        let sent = std::mem::take(&mut self.core.egress_mut().datagrams);
+        for (_, to, packet) in sent {
+            let Some(slot) = self.by_address.get(&to.ip()) else { continue };
+            let client = self.clients.get_mut(slot).expect("it has not left");
+            let track = usize::from(to.port() - 6000) / 2;
+            self.digest = self.digest.rotate_left(5) ^ u64::from(*slot) << 32 ^ packet.len() as u64;
+            client.packet(track, &packet, self.now, &self.camera);
+            Self::check_sound(&self.camera, self.now, self.log_bytes, client);
+        }
+        let mut answered = Vec::new();
+        for (slot, client) in &mut self.clients {
+            let bytes = self.core.egress_mut().take_received(*slot);
+            if bytes.is_empty() {
+                continue;
+            }
+            self.digest = self.digest.rotate_left(5) ^ u64::from(*slot) << 32 ^ bytes.len() as u64;
+            let answers = client.take(bytes, self.now, &self.camera);
+            Self::check_sound(&self.camera, self.now, self.log_bytes, client);
+            answered.extend(answers.into_iter().map(|answer| (*slot, answer)));
+        }
+        for (slot, answer) in answered {
+            self.answered(slot, &answer);
+        }
+        // Whoever the shard has closed is gone, and must have had a reason.
+        let core = &self.core;
+        let mut closed = Vec::new();
+        for (slot, client) in &self.clients {
+            if !core.is_there(client.token) {
+                closed.push(*slot);
+            }
+        }
+        for slot in closed {
+            let client = self.clients.remove(&slot).expect("listed");
+            assert!(
+                self.stopping || client.reading != Reading::AtOnce || client.since + STALL >= self.now,
+                "client {}: a healthy client was closed: {client:?}",
+                client.name
+            );
+            self.stalled_closed += 1;
+            self.retire(slot, client);
+        }
+    }
+
+    /// However slow a client is, a skip of video leaves out no sound that is not too old to be kept.
+    fn check_sound(camera: &Camera, now: Instant, log_bytes: usize, client: &mut Client) {
+        let Some(missed) = client.seen[1].missed.take() else { return };
+        // Who has no video skips to now, and a log that is too small keeps nothing.
+        if !client.wants[0] || client.has_paused || log_bytes < LOG_BYTES {
+            return;
+        }
+        let age = now - camera.audio_at[missed as usize];
+        let kept = Duration::from_secs(SKIP_KEPT_S);
+        assert!(age >= kept, "client {}: frame {missed} of the sound was left out at {age:?}", client.name);
+    }
+
+    fn retire(&mut self, slot: u32, client: Client) {
+        self.skips_seen += client.seen[0].gaps;
+        self.reports += client.reports;
+        self.left += 1;
+        if let Some(udp) = client.udp {
+            self.by_address.remove(&udp.ip());
+        }
+        self.core.egress_mut().renew(slot);
+    }
+
+    fn answered(&mut self, slot: u32, answer: &str) {
+        let client = self.clients.get_mut(&slot).expect("it was answered");
+        if let Some(line) = answer.lines().find(|line| line.starts_with("Session:")) {
+            let id = line["Session:".len()..].trim().split(';').next().expect("split gives one");
+            client.session = Some(id.to_string());
+        }
+        if let Some(line) = answer.lines().find(|line| line.contains("interleaved=")) {
+            let pair = line.split("interleaved=").nth(1).expect("found").split(';').next().expect("split gives one");
+            let channel: u8 = pair.split('-').next().expect("split gives one").parse().expect("a channel");
+            let track = client.setups[0];
+            client.channels.extend([(channel, track), (channel + 1, track)]);
+        }
+        if answer.contains("Transport:") {
+            client.setups.remove(0);
+            let request = match client.setups.first() {
+                Some(track) => Self::setup(client, *track),
+                None => client.request("PLAY", "", ""),
+            };
+            let token = client.token;
+            self.core.input(self.now, token, request.as_bytes());
+        }
+    }
+
+    fn setup(client: &mut Client, track: usize) -> String {
+        let transport = match client.udp {
+            Some(to) => {
+                let port = to.port() + track as u16 * 2;
+                format!("RTP/AVP;unicast;client_port={port}-{}", port + 1)
+            }
+            // Most take what is natural; some have wishes of their own.
+            None if client.name.is_multiple_of(4) => {
+                let channel = (client.name % 7) * 4 + track as u64 * 2;
+                format!("RTP/AVP/TCP;unicast;interleaved={}-{}", channel, channel + 1)
+            }
+            None => "RTP/AVP/TCP;unicast".to_string(),
+        };
+        client.request("SETUP", &format!("/trackID={track}"), &format!("Transport: {transport}\r\n"))
+    }
+
+    fn join(&mut self, udp: bool) {
+        let name = self.joined;
+        self.joined += 1;
+        let peer = SocketAddr::from(([127, 1, (name >> 8) as u8, name as u8], 5000));
+        let local = SocketAddr::from(([127, 0, 0, 1], 8554));
+        let token = self.core.connected(self.now, Conn::Scripted, peer, local, &[]).expect("it does not stop");
+        let wants = match self.rng.u8(0..10) {
+            0 => [true, false],
+            1 => [false, true],
+            _ => [true, true],
+        };
+        let mut client = Client {
+            name,
+            token,
+            reading: Reading::AtOnce,
+            since: self.now,
+            buffer: Vec::new(),
+            channels: Vec::new(),
+            wants,
+            seen: Default::default(),
+            session: None,
+            setups: (0..2).filter(|track| wants[*track]).collect(),
+            playing: udp,
+            paused: false,
+            has_paused: false,
+            cseq: 0,
+            udp: udp.then(|| SocketAddr::new(peer.ip(), 6000)),
+            reports: 0,
+        };
+        if udp {
+            self.by_address.insert(peer.ip(), token.slot);
+        }
+        let first = client.setups[0];
+        let request = Self::setup(&mut client, first);
+        self.clients.insert(token.slot, client);
+        self.core.input(self.now, token, request.as_bytes());
+    }
+
+    fn any_client(&mut self) -> Option<u32> {
+        self.rng.choice(self.clients.keys().copied().collect::<Vec<_>>())
+    }
+
+    /// One random thing that a client does.
+    fn disturb(&mut self) {
+        let Some(slot) = self.any_client() else { return };
+        let action = self.rng.u8(0..100);
+        let rate = self.rng.u64(10_000..400_000);
+        let client = self.clients.get_mut(&slot).expect("chosen");
+        if client.udp.is_some() && action < 80 {
+            return;
+        }
+        match action {
+            0..=24 => self.read(slot, Reading::Rate(rate)),
+            25..=39 => self.read(slot, Reading::Stalled),
+            40..=69 => self.read(slot, Reading::AtOnce),
+            70..=74 => self.read(slot, Reading::Broken),
+            75..=79 if client.playing && client.reading == Reading::AtOnce => {
+                let method = if client.paused { "PLAY" } else { "PAUSE" };
+                client.paused = !client.paused;
+                client.has_paused = true;
+                client.since = self.now;
+                let request = client.request(method, "", "");
+                let token = client.token;
+                self.core.input(self.now, token, request.as_bytes());
+            }
+            80..=89 => {
+                let client = self.clients.remove(&slot).expect("chosen");
+                self.core.disconnected(self.now, client.token);
+                if client.udp.is_some() {
+                    // Its session lives on until it times out; nobody listens there any more.
+                }
+                self.retire(slot, client);
+            }
+            // The system is short of memory for a moment: it is sent the rest a little later.
+            90..=95 => {
+                let bytes = self.rng.usize(0..20_000);
+                self.core.egress_mut().refuse(slot, bytes, libc::ENOBUFS);
+            }
+            _ => {}
+        }
+    }
+
+    fn read(&mut self, slot: u32, reading: Reading) {
+        let client = self.clients.get_mut(&slot).expect("chosen");
+        client.reading = reading;
+        client.since = self.now;
+        self.core.egress_mut().set_reading(slot, reading);
+    }
+
+    fn step(&mut self, elapsed: Duration) {
+        self.now += elapsed;
+        self.core.egress_mut().advance(elapsed);
+        for event in self.camera.due(self.now) {
+            tell(&mut self.core, self.now, event);
+        }
+        if self.rng.u16(0..1_000) == 0 {
+            // Text takes its time; what is large is plain data all the same.
+            let state = self.core.save_log(self.now, STREAM);
+            let is_small = self.log_bytes < LOG_BYTES;
+            let state = if is_small { written_and_read(&state) } else { state };
+            self.core.restore_log(self.now, STREAM, state);
+        }
+        if self.core.next_timeout(self.now) <= self.now {
+            self.core.timeout(self.now);
+        }
+        self.settle();
+        self.check();
+    }
+
+    /// While the camera is away, whoever reads is sent something of each track all the time.
+    fn check_outage(&self) {
+        let patience = Duration::from_secs(OUTAGE_REPORT_S) + Duration::from_millis(300);
+        if self.stopping || self.camera.away.is_none_or(|(since, _)| since + patience >= self.now) {
+            return;
+        }
+        for client in self.clients.values() {
+            let settled = client.since + patience < self.now && client.playing && !client.paused;
+            if client.reading != Reading::AtOnce || !settled {
+                continue;
+            }
+            for track in [0, 1].into_iter().filter(|track| client.wants[*track]) {
+                let heard = client.seen[track].heard.map(|at| self.now - at);
+                let good = heard.is_some_and(|silence| silence <= patience);
+                assert!(good, "client {}: nothing of track {track} for {heard:?}", client.name);
+            }
+        }
+    }
+
+    /// The log is bounded. Looked at now and then alone: a report costs more than a step.
+    fn check_log(&mut self) {
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        self.core.report(self.now, ReportRequest { reply, clients: false });
+        let snapshot = answer.try_recv().expect("it answers at once");
+        let log_bytes = snapshot.streams[0].log_bytes;
+        self.log_bytes_most = self.log_bytes_most.max(log_bytes);
+        assert!(log_bytes as usize <= self.log_bytes + 2 * 64 * 1024, "the log holds {log_bytes} bytes");
+    }
+
+    /// What must hold at every moment.
+    fn check(&mut self) {
+        let blocked = self.core.egress_mut().blocked_bytes();
+        assert!(blocked <= self.core.links() * OP_BYTES_MAX, "{blocked} bytes are in flight");
+        self.check_outage();
+        self.steps += 1;
+        if self.steps.is_multiple_of(50) {
+            self.check_log();
+        }
+        // A client that reads has everything: it never waits for one that does not.
+        let newest = self.camera.video_frame;
+        for client in self.clients.values() {
+            // After a skip it may have to wait for the next keyframe, which a camera that is away does not send.
+            let waited = Duration::from_millis(40 * self.camera.gop + 3_500);
+            let settled = client.since.max(self.camera.back) + waited < self.now && self.camera.away.is_none();
+            if client.reading == Reading::AtOnce && client.playing && !client.paused && settled {
+                for (track, newest) in [(0, newest), (1, self.camera.audio_frame)] {
+                    let seen = &client.seen[track];
+                    let (true, Some(last)) = (client.wants[track], seen.last) else { continue };
+                    let missing = newest - 1 - last;
+                    // The frame that is being sent may still be on its way; a large keyframe is paced over UDP.
+                    let most = if client.udp.is_some() { 4 } else { 1 };
+                    assert!(missing <= most, "client {}: {missing} frames behind on track {track}", client.name);
+                }
+            }
+        }
+    }
+}
+
+/// Tells the shard what the source says.
+fn tell(core: &mut Core<SimEgress>, now: Instant, event: StreamEvent) {
+    match event {
+        StreamEvent::Described(description) => core.described(now, STREAM, description),
+        StreamEvent::Chunk(chunk) => core.chunk(now, STREAM, chunk),
+        StreamEvent::State(state) => core.source(now, STREAM, state),
+    }
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("RTSPRELAY_SIM_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..));
+    println!("RTSPRELAY_SIM_SEED={seed}");
+    seed
+}
+
+/// What has come of one round.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    joined: u64,
+    skips: u64,
+    saved: u64,
+    /// Reports of outages that clients were sent.
+    reports: u64,
+    digest: u64,
+}
+
+fn play(seed: u64) -> Outcome {
+    let start = if seed.is_multiple_of(3) { Start::Live } else { Start::Cached };
+    let log_bytes = if seed.is_multiple_of(4) { SMALL_LOG_BYTES } else { LOG_BYTES };
+    let mut simulation = Simulation::new(seed, start, log_bytes);
+    for step in 0..3_000 {
+        if simulation.clients.len() < 120 && simulation.rng.u8(0..10) < 2 {
+            let udp = simulation.rng.u8(0..8) == 0;
+            simulation.join(udp);
+        }
+        if simulation.rng.u8(0..4) == 0 {
+            simulation.disturb();
+        }
+        if step % 1_000 == 999 {
+            let long = Duration::from_millis(simulation.rng.u64(0..1_500));
+            match simulation.rng.u8(0..3) {
+                0 => simulation.camera.leave(Absence::Pause, long),
+                // From keyframe to keyframe less than the 10 s after which any frame is taken for one.
+                1 => simulation.camera.leave(Absence::Silence, long * 3),
+                _ => simulation.camera.leave(Absence::Loss, long * 4),
+            }
+        }
+        let elapsed = Duration::from_millis(simulation.rng.u64(1..12));
+        simulation.step(elapsed);
+    }
+    simulation.stopping = true;
+    simulation.core.stop(simulation.now);
+    for _ in 0..200 {
+        simulation.step(Duration::from_millis(10));
+        if simulation.core.is_stopped() {
+            break;
+        }
+    }
+    assert!(simulation.core.is_stopped(), "{} links are left after a stop", simulation.core.links());
+    Outcome {
+        joined: simulation.joined,
+        skips: simulation.skips_seen + simulation.clients.values().map(|client| client.seen[0].gaps).sum::<u64>(),
+        saved: simulation.camera.saved,
+        reports: simulation.reports + simulation.clients.values().map(|client| client.reports).sum::<u64>(),
+        digest: simulation.digest,
+    }
+}
+
+#[test]
+fn clients_that_stall_join_leave_and_crawl_see_whole_frames_and_come_back_on_keyframes() {
+    if std::env::var_os("RTSPRELAY_SIM_LOG").is_some() {
+        tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::INFO).init();
+    }
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let mut all = Outcome::default();
+    for round in 0..16 {
+        let seed = rng.u64(..);
+        println!("round {round}: seed {seed}");
+        let outcome = play(seed);
+        if round == 0 {
+            assert_eq!(outcome, play(seed), "a seed does not say how a round goes");
+        }
+        all.joined += outcome.joined;
+        all.skips += outcome.skips;
+        all.saved += outcome.saved;
+        all.reports += outcome.reports;
+    }
+    let Outcome { joined, skips, saved, reports, .. } = all;
+    println!("{joined} clients, {skips} returns on a keyframe, {reports} reports of outages");
+    println!("{saved} times the pipeline was saved and restored");
+    assert!(saved > 100, "the pipeline was hardly saved");
+    assert!(joined > 2_000, "only {joined} clients took part");
+    assert!(skips > 300, "only {skips} skips: the rule was hardly tried");
+    assert!(reports > 500, "only {reports} reports of outages: the rule was hardly tried");
+}
