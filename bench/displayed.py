@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Measures how old the pictures are that ffplay and GStreamer's rtspsrc show, with start = "cached" and "live".
+"""Measures the age of the pictures that ffplay and GStreamer's rtspsrc show, with start = "cached" and "live".
 
     cargo build --release -p rtsprelay
     .venv/bin/python bench/displayed.py     # five minutes; tests/run --install installs what it needs
 
-The relay serves its test pattern. ffplay shows it on a virtual screen (Xvfb), which is grabbed 60 times a second; that adds up
-to 17 ms. GStreamer gives each picture, when its clock says that it is to be shown, to a pipe (fdsink sync=true) in the place of a
-window. What comes is compared with the pattern's 120 frames, which tells the number of the frame shown; when that frame was made
-is told by the stamps that a plain client reads from the same relay. Every join falls on another phase of the keyframe interval
+The relay serves its test pattern. ffplay shows it on a virtual screen (Xvfb), which is captured 60 times a second; that adds up
+to 17 ms. GStreamer writes each picture to a pipe (fdsink sync=true) instead of a window, when its clock says that it is due.
+Comparing the captured pictures with the pattern's 120 frames gives the number of the frame shown; the stamps that a plain client
+reads from the same relay give the time at which that frame was made. Every join happens in another phase of the keyframe interval
 (1 s).
 """
 
@@ -29,7 +29,7 @@ import numpy
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WIDTH, HEIGHT, FRAMES = 640, 360, 120
 STAMP = re.compile(rb"rtsprelay-stamp1([0-9a-fA-F]{16})([0-9a-fA-F]{16})")
-# Of the mean of all pixels; frames one after the other differ by more.
+# A difference of the mean of all pixels; consecutive frames differ by more.
 DIFFERENCE_MAX = 6.0
 
 PLAYERS = {
@@ -47,7 +47,7 @@ def command(player, url):
     if words[0] == "ffplay":
         size = ["-x", str(WIDTH), "-y", str(HEIGHT), "-noborder", "-left", "0", "-top", "0"]
         return [*words, *size, "-v", "error", url]
-    # Only the picture: a clock of a sound card would be one more thing that is measured.
+    # Only video: a sound card's clock would affect the measurement.
     return ["gst-launch-1.0", "-q", "rtspsrc", f"location={url}", "protocols=tcp", f"latency={words[0]}", "name=s",
             "s.", "!", "application/x-rtp,media=video", "!", "rtph264depay", "!", "h264parse", "!", "avdec_h264", "!",
             "videoconvert", "!", "video/x-raw,format=GRAY8", "!", "fdsink", "sync=true"]  # fmt: skip
@@ -70,7 +70,7 @@ def pattern():
 
 
 class Stamps(threading.Thread):
-    """Plays the stream and remembers when each frame was made."""
+    """Plays the stream and records when each frame was made."""
 
     def __init__(self, port):
         super().__init__(daemon=True)
@@ -102,7 +102,7 @@ class Stamps(threading.Thread):
             tail = data[-64:]
 
     def age(self, shown, at):
-        """The age at that moment of the newest frame that looks like this."""
+        """The age at this time of the newest frame that looks like this."""
         number = self.newest - (self.newest - shown) % FRAMES
         return at - self.made[number] if number in self.made else None
 
@@ -114,7 +114,7 @@ def free_port():
 
 
 def screen():
-    """A screen of the picture's size: its process and its name."""
+    """A virtual screen of the picture's size: its process and its name."""
     reader, writer = os.pipe()
     process = subprocess.Popen(
         ["Xvfb", "-displayfd", str(writer), "-screen", "0", f"{WIDTH}x{HEIGHT}x24", "-nolisten", "tcp"],
@@ -127,7 +127,7 @@ def screen():
 
 
 def shown_ages(player, url, stamps, frames, seconds):
-    """Ages of what one player shows, from its first picture on."""
+    """The ages of the pictures that one player shows, from the first one on."""
     processes = []
     ages, first = [], None
     try:
@@ -164,7 +164,7 @@ def shown_ages(player, url, stamps, frames, seconds):
                 ages.append(age)
     finally:
         for process in reversed(processes):
-            # A grabber that waits for its reader takes no notice of anything less.
+            # A capture process that waits for its reader reacts to nothing less.
             process.kill()
             process.wait(10)
     return ages, first - begun
@@ -172,9 +172,9 @@ def shown_ages(player, url, stamps, frames, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--joins", type=int, default=5, help="times that each player comes")
-    parser.add_argument("--seconds", type=float, default=5, help="time that each stays, from its first picture on")
-    parser.add_argument("--only", default="", help="the players whose name begins so")
+    parser.add_argument("--joins", type=int, default=5, help="number of times that each player joins")
+    parser.add_argument("--seconds", type=float, default=5, help="how long each stays after its first picture, in seconds")
+    parser.add_argument("--only", default="", help="only players whose name starts with this")
     parser.add_argument("--relay", type=pathlib.Path, default=ROOT / "target/release/rtsprelay")
     arguments = parser.parse_args()
     frames = pattern()
@@ -193,14 +193,14 @@ def main():
                     [arguments.relay, "run", "--config", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
                 )
                 try:
-                    # It listens well before; and the log has its first keyframe.
+                    # It listens well before that, and then the log has its first keyframe.
                     time.sleep(2)
                     stamps = Stamps(port)
-                    # Players that start on a cached keyframe are shown pictures of before they came.
+                    # Players that start at a cached keyframe show pictures from before they connected.
                     time.sleep(2)
                     medians, everything, firsts = [], [], []
                     for _ in range(arguments.joins):
-                        # At a random moment of the GOP.
+                        # At a random time within the GOP.
                         time.sleep(random.random())
                         ages, first = shown_ages(player, f"rtsp://127.0.0.1:{port}/t", stamps, frames, arguments.seconds)
                         medians.append(statistics.median(ages))

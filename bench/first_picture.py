@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures how long after PLAY the first packet comes: for players on the stream's home, and for each that is the only one of its stream on another shard.
+"""Measures the time from PLAY to the first packet: for players on the stream's home, and for single players on another shard.
 
     cargo build --release -p rtsprelay
     bench/first_picture.py
 
-Players come one after another. Those that the relay puts on the stream's home stay, until it has as many as make it put the next on the other
-shard, which has to subscribe to the stream for it. That one goes again, and the next takes its place. RTP-Info must name the very first packet of each.
+Players connect one after another. Those on the stream's home stay connected, until the relay assigns the next one to the other shard, which
+must subscribe to the stream for it. That one disconnects, and the next one takes its place. RTP-Info must name each player's very first packet.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Player:
 
 
 def drain(sockets):
-    """Reads what comes to those that stay."""
+    """Reads the data of the players that stay."""
     while True:
         ready, _, _ = select.select(list(sockets), [], [], 0.05)
         for one in ready:
@@ -89,8 +89,8 @@ def drain(sockets):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the relay is")
-    parser.add_argument("--players", type=int, default=50, help="of the other shard")
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds from one of them to the next")
+    parser.add_argument("--players", type=int, default=50, help="players on the other shard")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two of them")
     arguments = parser.parse_args()
     port = free_port()
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,7 +112,7 @@ def main():
                     stay.append(player.socket)
                 else:
                     player.socket.close()
-                    # Longer than the shard stays subscribed for nobody.
+                    # Longer than the shard stays subscribed without players.
                     time.sleep(arguments.pause)
         finally:
             relay.terminate()

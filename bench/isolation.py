@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Measures what clients that cannot keep up, stand still, come and go cost the others, and prints it as Markdown.
+"""Measures how clients that are slow, stall, join and leave affect the others, and prints the results as Markdown.
 
     cargo build --release -p rtsprelay -p rtsprelay-bench
-    bench/isolation.py                      # eleven minutes, on a machine that does nothing else
-    bench/isolation.py --quick              # a minute, to see that it works; its figures mean nothing
+    bench/isolation.py                      # eleven minutes, on an otherwise idle machine
+    bench/isolation.py --quick              # a minute, to check that it works; the figures are meaningless
     bench/isolation.py --only pairs,churn   # some of: pairs, gop5, stalled, churn
 
-The relay runs on core 0 with one worker; camera and players on core 1. Windows with and without the others take turns, because
-ratios within a pair count and absolutes belong to the machine.
+The relay runs on core 0 with one worker, camera and players on core 1. Windows with and without the other clients alternate, because
+only ratios within a pair are meaningful; absolute values depend on the machine.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def free_port():
 
 
 class Rig:
-    """A relay (or the bare loop), and the camera that it pulls: its own, or the one of another rig."""
+    """A relay (or the floor), and the camera that it pulls: its own, or another rig's."""
 
     def __init__(self, programs, camera=(), relay_keys="", relay=None, arguments=(), of=None, floor=False):
         self.programs = programs
@@ -73,7 +73,7 @@ class Rig:
                 with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                     connection.sendall(request)
                     if b" 200 " in connection.recv(4096)[:20]:
-                        # The first keyframes, and what is made once, are not to count in what is measured.
+                        # The first keyframes and one-time costs must not be part of the measurement.
                         time.sleep(2)
                         return
             except OSError:
@@ -170,7 +170,7 @@ def pairs(programs):
     with Rig(programs) as rig:
         for number in range(seconds(5, 1)):
             alone = with_others = None
-            # Every other pair begins with the other window.
+            # Every second pair starts with the other window.
             for others in (False, True) if number % 2 == 0 else (True, False):
                 if others:
                     with_others = rig.load(120, measured, "--slow", "10", "--stalled", "10")
@@ -212,12 +212,12 @@ def stalled(programs):
 
 
 def churn(programs):
-    """200 players that stay, beside 5,000 joins and leaves a minute."""
+    """200 players that stay, beside 5,000 joins and departures a minute."""
     print("\n## Players that come and go beside 200 that stay\n")
     head("window", "joins", "p99 of those who stay, ms", "their frames missing or damaged", "resident, MB", "descriptors")
     with Rig(programs) as rig:
         rig.load(300, 2)
-        # Nothing tells when the kernel and the allocator are done with those who have gone; so it is here and below.
+        # Nothing shows when the kernel and the allocator have finished with the players that left, here and below.
         time.sleep(2)
 
         def line(name, joins, report):
@@ -231,7 +231,7 @@ def churn(programs):
         row("nobody plays", "", "", "", f"{rig.resident() / 1e6:.1f}", rig.descriptors())
         first = line("alone", 0, rig.load(200, seconds(30, 3)))
         steady = rig.start_load(200, seconds(60, 4))
-        # Those who stay are there before the others come.
+        # The players that stay join before the others.
         time.sleep(2)
         guests = rig.start_load(40, seconds(60, 4), "--churn", str(5000 / 60))
         guests = report_of(guests)
@@ -248,7 +248,7 @@ SECTIONS = {"pairs": pairs, "gop5": gop5, "stalled": stalled, "churn": churn}
 def main():
     global QUICK
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a minute, to see that it works; its figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="a minute, to check that it works; the figures are meaningless")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of: {', '.join(SECTIONS)}")
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the programs are")
     arguments = parser.parse_args()

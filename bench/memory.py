@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measures what streams cost in memory beyond the media that their logs hold, and prints it as Markdown.
+"""Measures how much memory streams take besides the media in their logs, and prints it as Markdown.
 
     cargo build --release -p rtsprelay -p rtsprelay-bench
     bench/memory.py                     # 300 cameras of 2 Mbit/s, one player each, over ten GOPs
 
-The relay's resident memory less that of one without streams is divided by the sum of `rtsprelay_log_bytes`, both as means over all samples.
+The relay's resident memory, minus that of a relay without streams, is divided by the sum of `rtsprelay_log_bytes`, both as means over all samples.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the relay and the load generator are")
     parser.add_argument("--cameras", type=int, default=300)
-    parser.add_argument("--players", type=int, default=1, help="players of each camera")
+    parser.add_argument("--players", type=int, default=1, help="players per camera")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bitrate", default="2M", help="of each camera; at 25 frames a second, with a keyframe every 50")
     parser.add_argument("--seconds", type=int, default=20, help="time of the measurement: ten GOPs")
@@ -40,7 +40,7 @@ def main():
 
 
 def measured(arguments, cameras):
-    """Resident memory and the logs' bytes, means of a sample every 0.1 s."""
+    """Resident memory and the logs' size, as means of samples every 0.1 s."""
     with tempfile.TemporaryDirectory() as scratch:
         return sampled(arguments, cameras, pathlib.Path(scratch))
 
@@ -66,7 +66,7 @@ def sampled(arguments, cameras, scratch):
         with open(scratch / "log", "w") as log:
             relay = subprocess.Popen([arguments.programs / "rtsprelay", "run", "--config", config], stdout=log, stderr=log)
         started.append(relay)
-        # The logs fill until each has whole GOPs.
+        # The logs fill up until each has complete GOPs.
         time.sleep(10)
         if cameras and arguments.players:
             urls = [f"--url=rtsp://127.0.0.1:{rtsp}/{path}" for path in paths]

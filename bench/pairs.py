@@ -2,12 +2,12 @@
 """Compares the CPU of two relays that serve the same frames on the same core at the same time, and prints it as Markdown.
 
     cargo build --release -p rtsprelay -p rtsprelay-bench
-    bench/pairs.py --other ../before/target/release/rtsprelay            # a change: before and after
-    bench/pairs.py --other-arguments=--test-unmeasured                   # what counting and histograms cost (*)
-    bench/pairs.py --floor                                               # beside one blocking write a frame and client
+    bench/pairs.py --other ../before/target/release/rtsprelay            # before and after a change
+    bench/pairs.py --other-arguments=--test-unmeasured                   # the cost of counters and histograms (*)
+    bench/pairs.py --floor                                               # compared with one blocking write per frame and client
 
-A machine whose speed changes from one second to the next changes for both alike, so that a few pairs show what many turns of
-one after the other do not. (*) Needs a build with `--features rtsprelay/testing`. Which of the two is started, and asked by the players, first changes with every pair.
+If the machine's speed varies, it varies for both alike, so a few pairs show more than many measurements in turns.
+The order in which the two are started and played from alternates between pairs. (*) Needs a build with `--features rtsprelay/testing`.
 """
 
 import argparse
@@ -23,8 +23,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the relay and the load generator are")
     parser.add_argument("--other", type=pathlib.Path, help="the other relay; by default the same program")
-    parser.add_argument("--other-arguments", default="", help="what the other is started with besides, separated by spaces")
-    parser.add_argument("--floor", action="store_true", help="the other is the bare loop of `rtsprelay-bench floor`")
+    parser.add_argument("--other-arguments", default="", help="additional arguments for the other, separated by spaces")
+    parser.add_argument("--floor", action="store_true", help="compare with `rtsprelay-bench floor`")
     parser.add_argument("--clients", type=int, default=500, help="players of each of the two")
     parser.add_argument("--transport", choices=["tcp", "udp"], default="tcp")
     parser.add_argument("--seconds", type=int, default=8, help="time of each measurement")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What a hop costs in a tree of relays: players of an origin beside players of an edge that pulls from it, or of the last of a chain of
-edges, of the same frames at the same time, and prints it as Markdown.
+"""Measures what a hop costs in a tree of relays: players of an origin beside players of an edge that pulls from it, or of the last in a chain of
+edges, with the same frames at the same time. Prints the results as Markdown.
 
     cargo build --release -p rtsprelay -p rtsprelay-bench
-    bench/tree.py                        # 20 rounds, ten players at each of the two
-    bench/tree.py --clients 1            # what one stream that one person watches costs an edge
+    bench/tree.py                        # 20 rounds, ten players on each of the two
+    bench/tree.py --clients 1            # the cost of a single viewer on an edge
     bench/tree.py --hops 5               # an edge that pulls from an edge that … from the origin
 """
 
@@ -20,7 +20,7 @@ from isolation import ROOT, Rig, head, missing, report_of, row
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the relay and the load generator are")
-    parser.add_argument("--clients", type=int, default=10, help="players of the origin, and as many of the edge")
+    parser.add_argument("--clients", type=int, default=10, help="players of the origin, and of the edge")
     parser.add_argument("--hops", type=int, default=1, help="edges from the origin to the one that is measured")
     parser.add_argument("--seconds", type=int, default=4, help="time of each round")
     parser.add_argument("--rounds", type=int, default=20)
@@ -34,7 +34,7 @@ def main():
         for _ in range(arguments.hops):
             edge = chain.enter_context(Rig(arguments.programs, of=types.SimpleNamespace(source=edge.url)))
         for number in range(arguments.rounds):
-            # Whoever is asked first changes from round to round.
+            # The order alternates from round to round.
             order = (origin, edge) if number % 2 else (edge, origin)
             loads = {rig: rig.start_load(arguments.clients, arguments.seconds, "--video-only") for rig in order}
             reports = [report_of(loads[rig]) for rig in (origin, edge)]

@@ -35,7 +35,7 @@ def compile_into(directory, program):
     def compiled(source):
         compiler = ["g++", "-std=c++20"] if source.suffix == ".cpp" else ["gcc"]
         target = directory / f"{source.name}.o"
-        # What a run before this one compiled stands, unless the source is newer.
+        # A previous run's binary is reused, unless the source is newer.
         if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
             part = target.with_suffix(".part")
             subprocess.run([*compiler, *FLAGS, *includes, "-c", source, "-o", part], check=True)
@@ -45,7 +45,7 @@ def compile_into(directory, program):
     print(f"compiling live555 in {directory}", file=sys.stderr)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, files))
-    # Named last, so that a compilation that was broken off leaves no program.
+    # Renamed at the end, so that an interrupted compilation leaves no binary.
     subprocess.run(["g++", *objects, "-o", directory / "unfinished"], check=True)
     (directory / "unfinished").rename(program)
 

@@ -25,7 +25,7 @@ def main():
     urls = arguments.sources.read_text().split()
     cameras = {urllib.parse.urlsplit(url).path.strip("/"): url for url in urls}
     configuration, options = KINDS[arguments.kind](f"127.0.0.1:{arguments.port}", cameras)
-    # Of this name alone, as there is one such server at a time. Whoever reads YAML reads JSON.
+    # A fixed name, because there is one such server at a time. A YAML parser also reads JSON.
     path = pathlib.Path(tempfile.gettempdir()) / f"rtsprelay-bench-{arguments.kind}-{os.getuid()}-{arguments.port}.yml"
     path.write_text(json.dumps(configuration))
     os.execvp(arguments.program, [arguments.program, *options, str(path)])

@@ -1,4 +1,4 @@
-"""Relays a camera with VLC, as a server to compare with. Over UDP only: VLC's RTSP server knows no interleaving.
+"""Relays a camera with VLC, as a server to compare with. Over UDP only: VLC's RTSP server does not support interleaving.
 
     vlc_relay.py CAMERA_URL [PORT]
 
@@ -18,7 +18,7 @@ MUX = ["-c", "copy", "-muxdelay", "0", "-muxpreload", "0", "-f", "mpegts", "-"]
 
 
 def feed(camera, pipe):
-    """Pulls the camera, and again when it goes away or is not there yet, until VLC has ended."""
+    """Pulls the camera, retrying when it disconnects or is not reachable yet, until VLC exits."""
     parent = os.getppid()
     while os.getppid() == parent:
         subprocess.run([*PULL, "-i", camera, *MUX], stdout=pipe, stderr=subprocess.DEVNULL)

@@ -18,7 +18,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "packaging" / "kubernetes"
 RELEASE = "1.30"
-# The last one of all: what an installation is made of.
+# The last one: a whole installation.
 WHOLE = ["base", "io-uring", "autoscaling/keda", "example"]
 
 wrong = []
@@ -86,7 +86,7 @@ def check_configuration(relay, documents):
     for pod in pods(documents):
         name = pod["metadata"]["name"]
         text = maps[name]["rtsprelay.toml"]
-        # The top ends where the first table begins; Debian's Python of 2023 reads TOML, older ones do not.
+        # The top level ends at the first table. Parsed by hand, because older Pythons have no TOML parser.
         top = dict(re.findall(r'^(\w+) = "?([^"\n]*?)"?(?:\s+#.*)?$', text.split("\n[")[0], re.MULTILINE))
         takes = seconds(top["drain"]) + seconds(top["drain_delay"]) + 2
         grace = pod["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -133,7 +133,7 @@ def check_metrics(texts, metrics):
             for label, value in re.findall(r'(\w+)="([^"]*)"', found[2] or ""):
                 labels.setdefault(label, set()).add(value)
     expect(len(told) > 50, f"few metrics: {sorted(told)}")
-    # What Prometheus puts in, and what changes from relay to relay.
+    # Labels that Prometheus adds, and those that differ between relays.
     free = {"instance", "stream", "job", "namespace", "pod", "service", "le"}
     asked = set()
     for where, text in texts.items():

@@ -30,7 +30,7 @@ def main():
         source.set_property("tls-database", Gio.TlsFileDatabase.new(sys.argv[4]))
     elif url.startswith("rtsps:"):
         source.set_property("tls-validation-flags", Gio.TlsCertificateFlags.NO_FLAGS)
-    # The times are those of the RTP timestamps, not of the arrival.
+    # The times follow from the RTP timestamps, not from the arrival.
     source.set_property("buffer-mode", 0)
     pipeline.add(source)
     loop = GLib.MainLoop()

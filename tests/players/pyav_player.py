@@ -41,7 +41,7 @@ def play(url, transport, frames):
                 seen["keyframe_first"] = packet.is_keyframe
             for frame in packet.decode():
                 seen["width"], seen["height"] = frame.width, frame.height
-                # A demuxer that has heard of no sender report knows no time.
+                # Without a sender report the demuxer has no wall-clock time.
                 if frame.time is not None:
                     seen["times"].append(float(frame.time))
             if len(seen["times"]) >= frames:

@@ -41,7 +41,7 @@ OTHERS = {
     "pcmu": (160, 8000, 1, "mulawenc ! rtppcmupay pt=0"),
     "ac3": (1536, 48000, 2, "avenc_ac3 ! rtpac3pay pt=96"),
 }
-# What only GStreamer knows.
+# Codecs that only GStreamer supports.
 UNKNOWN = (
     "fakesrc is-live=true do-timestamp=true sizetype=fixed sizemax=64 filltype=pattern datarate=6400 format=time ! "
     "application/x-whatever ! rtpgstpay pt=98 name=pay0"
@@ -83,7 +83,7 @@ def main():
     for path, launch in launches.items():
         factory = GstRtspServer.RTSPMediaFactory()
         factory.set_launch("( " + launch + " )")
-        # One encoder, however many sessions.
+        # One encoder for all sessions.
         factory.set_shared(True)
         server.get_mount_points().add_factory("/" + path, factory)
     loop = GLib.MainLoop()

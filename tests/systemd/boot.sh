@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Boots a real systemd as PID 1 in private namespaces, runs one command on the host with its pid in $INIT, and ends it all.
+# Boots a real systemd as PID 1 in private namespaces, runs one command on the host with its pid in $INIT, and shuts it down.
 #
 #   boot.sh ROOTFS COMMAND [ARG...]
 #
-# Needs root, debootstrap, iproute2, and a kernel with cgroup v2. The root file system is made once, with debootstrap from the
-# apt source that this machine uses itself, and kept; what the guest writes goes to memory and is gone with it. Every mount,
-# process and address lives in the new namespaces: the machine is not changed.
+# Needs root, debootstrap, iproute2, and a kernel with cgroup v2. The root file system is created once, with debootstrap from this
+# machine's own apt source, and kept; what the guest writes stays in memory and is lost at its end. All mounts,
+# processes and addresses are in the new namespaces: the machine is not changed.
 set -euo pipefail
 ROOTFS=$(realpath -m "$1")
 shift
 export ROOTFS
 
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-# An HTTP source of the suite's component main, the distribution's own file first; nothing if there is none.
+# An HTTP source of the suite's component main, from the distribution's own file if possible; nothing if there is none.
 apt_source() {
     local file
     for file in /etc/apt/sources.list.d/{debian,ubuntu}.sources /etc/apt/sources.list \
@@ -50,7 +50,7 @@ if [ ! -e "$ROOTFS/.complete" ]; then
     rm -rf --one-file-system "$ROOTFS"
     mkdir -p "$(dirname "$ROOTFS")"
     source=$(apt_source)
-    # In a mount namespace of its own: what debootstrap mounts is gone with it, even if it is killed.
+    # In a separate mount namespace: debootstrap's mounts disappear with it, even if it is killed.
     unshare --mount --propagation private \
         debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps \
         "$suite" "$ROOTFS" ${source:+"$source"} >"$ROOTFS.log" 2>&1 || { tail -n 20 "$ROOTFS.log" >&2; exit 1; }
@@ -81,7 +81,7 @@ ip link set lo up
 cd "$root"
 pivot_root . mnt
 umount -l /mnt
-# A manager in a container leaves this to whoever starts it; without it no service is given its credentials.
+# In a container, systemd expects this to be set up from outside; without it no service gets its credentials.
 mount --make-rshared /
 export container=other
 exec /sbin/init --log-target=journal systemd.unified_cgroup_hierarchy=1
@@ -89,11 +89,11 @@ exec /sbin/init --log-target=journal systemd.unified_cgroup_hierarchy=1
 boot_log=$(mktemp)
 unshare --pid --mount --net --uts --ipc --cgroup --fork --kill-child bash -c "$setup" </dev/null >"$boot_log" 2>&1 &
 outer=$!
-# --kill-child takes init with it.
+# --kill-child also kills init.
 trap 'kill -KILL $outer 2>/dev/null || true; wait $outer 2>/dev/null || true; rm -f "$boot_log" "$boot_log.state"' EXIT
 
-# The state that the guest's own systemd tells. As long as the child of unshare is not that systemd, it has the root of this
-# machine still, and systemctl there would ask this machine's.
+# The state according to the guest's own systemd. Until the child of unshare has become that systemd, it still has this machine's
+# root, and systemctl there would query this machine's systemd.
 state() {
     INIT=$(pgrep -P "$outer" | head -n 1 || true)
     [ -n "$INIT" ] && [ "$(cat "/proc/$INIT/comm" 2>/dev/null)" = systemd ] || return 0
@@ -108,7 +108,7 @@ until state >"$boot_log.state" && grep -E 'running|degraded' "$boot_log.state" >
         [ -z "$INIT" ] || nsenter -t "$INIT" -a systemctl list-jobs --no-pager >&2 || true
         exit 1
     fi
-    # Nothing tells another namespace that a system has started.
+    # There is no notification to another namespace that the system has started.
     sleep 0.2
 done
 export INIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The package under a real systemd: service.sh PACKAGE.deb, run by boot.sh, which says in $INIT whose namespaces to work in.
+# Tests the package under a real systemd: service.sh PACKAGE.deb, run by boot.sh, with the guest's pid in $INIT.
 set -Eeuo pipefail
 trap 'echo "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
-# No `grep -q` behind a pipe here: it leaves at the first match, and its writer then dies of SIGPIPE.
+# No `grep -q` after a pipe here: it exits at the first match, and the writer is then killed by SIGPIPE.
 here=$(dirname "$0")
 deb=$1
 probed=$(mktemp)
@@ -41,7 +41,7 @@ configure() { # TEXT OF STREAMS... [head in $head]
 }
 
 step "install"
-# On a fast machine it is started here more often within 10 s than systemd allows by default.
+# On a fast machine it is started more often within 10 s than systemd allows by default.
 mkdir -p "/proc/$INIT/root/run/systemd/system/rtsprelay.service.d"
 printf '[Unit]\nStartLimitIntervalSec=0\n' >"/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/starts.conf"
 cp "$deb" "/proc/$INIT/root/root/rtsprelay.deb"
@@ -57,7 +57,7 @@ step "start"
 configure one
 guest systemctl start rtsprelay || fail "it does not start"
 [ "$(show ActiveState)" = active ] || fail "not active after READY"
-# Ready is who listens; until its camera has answered it says 503.
+# The service is ready when it listens; until its camera has answered, it answers 503.
 within 10 bash -c "nsenter -t $INIT -a systemctl show -P StatusText rtsprelay | grep '1 of 1 streams live' >/dev/null"
 plays one || fail "the stream does not play"
 echo "status: $(show StatusText)"
@@ -81,7 +81,7 @@ configure one two
 guest systemctl reload rtsprelay
 within 10 plays two
 wait $player || fail "the player of the first stream was cut off"
-# Time stamps in 90 kHz, 3,000 a frame; how the player places its very first ones is its own affair.
+# Timestamps at 90 kHz, 3,000 per frame; how the player places the very first ones does not matter.
 awk -F, '!/^#/ { if (n++ > 1 && $2 - last > 4500) { print "gap at", $2, "after", last; bad = 1 }; last = $2 }
     END { print n, "frames, every one"; exit bad || n < 60 }' "$frames" || fail "the player of the first stream lost frames"
 rm -f "$frames"
@@ -122,7 +122,7 @@ guest systemctl restart rtsprelay
 inner=$(show MainPID)
 pid=
 for status in /proc/[0-9]*/status; do
-    # Other processes may end in the meantime.
+    # Other processes may end meanwhile.
     if grep -qsE "^NSpid:.*[[:space:]]$inner\$" "$status" && grep -qs '^Name:[[:space:]]*rtsprelay$' "$status"; then
         pid=$(cut -d/ -f3 <<<"$status")
     fi
@@ -141,7 +141,7 @@ guest systemctl daemon-reload
 step "syslog, and its restart"
 head='[report]\nsyslog = true\nevery = "1s"\n' configure one
 guest systemctl restart rtsprelay
-# What came by way of /dev/log, with the reports among it.
+# The lines received through /dev/log, including the reports.
 by_syslog() { guest journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep -c ' client.*; in \|listening' || true; }
 within 10 bash -c "nsenter -t $INIT -a journalctl --no-pager -o cat _TRANSPORT=syslog SYSLOG_IDENTIFIER=rtsprelay SYSLOG_FACILITY=3 | grep ' client.*; in ' >/dev/null"
 guest systemctl restart systemd-journald
