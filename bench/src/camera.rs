@@ -33,7 +33,7 @@ const TONE_EVERY: Duration = Duration::from_millis(20);
 /// Time after which a stream is looked at again at the latest, for its faults.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Bytes that come by a link in one piece: what a reader that keeps up finds there at once, of a camera at 100 Mbit/s.
+/// Bytes that arrive over a link in one piece: what a reader that keeps up finds at once, from a camera at 100 Mbit/s.
 const LINK_PIECE_BYTES: usize = 2048;
 
 /// Arguments of `camera`.
@@ -177,7 +177,7 @@ pub fn run(args: &Args) -> Result<(), String> {
             Ok(event) => {
                 let played = handle(&mut channels, event, args);
                 if let Some(index) = played {
-                    // What it begins with is due at once. Its next frame stands in the agenda already.
+                    // Its first data are due at once. Its next frame is in the agenda already.
                     channels[index].advance(Instant::now(), args, &server);
                 }
             }
@@ -315,7 +315,7 @@ impl Client {
         sent
     }
 
-    /// Writes what waits, as far as the socket takes it; whether there is a rest.
+    /// Writes the waiting bytes as far as the socket accepts them; returns whether any are left.
     fn flush(&mut self) -> bool {
         if !self.backlog.is_empty() {
             let sent = self.push(&self.backlog);
@@ -327,7 +327,7 @@ impl Client {
     /// Sends packets of a track, or reports of it; `false` if they were dropped.
     fn send(&mut self, track: usize, report: bool, burst: &mut Burst, udp: &UdpPair) -> bool {
         if self.paused {
-            // What it was sent before must end all the same, lest its framing be torn.
+            // Data that it was sent before must be completed nevertheless, or its framing would be torn.
             self.flush();
             return true;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 
-use crate::picture::Picture;
+use crate::picture::{FrameTooLarge, Picture};
 use rtsprelay::source::stamp::{H264_SEI, Stamp};
 
 /// RTP packets as an interleaved client receives them: for each `$`, channel, length and packet.
@@ -29,7 +29,7 @@ impl Burst {
         self.spans.push((start, start + len));
     }
 
-    /// Makes room for so many bytes of payload in packets of this size.
+    /// Reserves room for this many bytes of payload in packets of this size.
     pub fn reserve(&mut self, payload_bytes: usize, packet_bytes: usize) {
         // A few packets more, of the small NAL units; each has 4 bytes of framing, 12 of header and up to 2 of fragmenting.
         let packets = payload_bytes / packet_bytes + 4;
@@ -184,7 +184,7 @@ const REEL_GOPS: u64 = 2;
 
 impl Video {
     /// Video as configured, or why that cannot be.
-    pub fn new(config: VideoConfig, seed: u64) -> Result<Video, String> {
+    pub fn new(config: VideoConfig, seed: u64) -> Result<Video, FrameTooLarge> {
         let largest = Video::plain_bytes(&config) * config.keyframe_factor;
         let picture = Picture::new(largest as usize + 4096, seed)?;
         Ok(Video { picture, config, owed: 0.0, reel: None })
@@ -192,7 +192,7 @@ impl Video {
 
     /// The same, with pictures that are generated once and sent repeatedly with new stamps. Its clones share them, so that a frame
     /// costs hundreds of streams no more than its packets.
-    pub fn repeated(config: VideoConfig, seed: u64) -> Result<Video, String> {
+    pub fn repeated(config: VideoConfig, seed: u64) -> Result<Video, FrameTooLarge> {
         let mut video = Video::new(config, seed)?;
         let frames = 0..REEL_GOPS * video.config.gop;
         let slices = frames.map(|number| video.frame(number, 0).pop().expect("a frame ends with its slice"));

@@ -72,14 +72,25 @@ pub struct Picture {
     idr_id: u32,
 }
 
+/// The configured frames do not fit into the largest picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {bytes} bytes is too large; lower the bit rate or --keyframe-factor")]
+pub struct FrameTooLarge {
+    bytes: usize,
+}
+
+impl From<FrameTooLarge> for String {
+    fn from(error: FrameTooLarge) -> String {
+        error.to_string()
+    }
+}
+
 impl Picture {
     /// Pictures just large enough that one can have `frame_bytes_max`.
-    pub fn new(frame_bytes_max: usize, seed: u64) -> Result<Picture, String> {
+    pub fn new(frame_bytes_max: usize, seed: u64) -> Result<Picture, FrameTooLarge> {
         let fits = |&(_, _, wide, high): &(u32, u32, u32, u32)| (wide * high) as usize * PCM_BYTES >= frame_bytes_max;
         let Some((width, height, wide, high)) = SIZES.into_iter().find(fits) else {
-            return Err(format!(
-                "a frame of {frame_bytes_max} bytes is too large; lower the bit rate or --keyframe-factor"
-            ));
+            return Err(FrameTooLarge { bytes: frame_bytes_max });
         };
         let mut random = fastrand::Rng::with_seed(seed);
         let noise = std::iter::repeat_with(|| random.u8(16..=235)).take(64 * 1024 + PCM_BYTES).collect();

@@ -4,6 +4,49 @@
 /// Maximum size of a message; a peer that sends a longer one is not speaking RTSP.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
+/// Why bytes are not an RTSP message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The header block does not end within the maximum size.
+    #[error("a header block without end")]
+    Endless,
+    /// The header block is not UTF-8.
+    #[error("a header block that is not text")]
+    NotText,
+    /// A header line has no colon.
+    #[error("a header line without colon: {0:?}")]
+    HeaderLine(String),
+    /// The body's length is not a number.
+    #[error("Content-Length: {0}")]
+    ContentLength(String),
+    /// The body is too large.
+    #[error("a body of {0} bytes")]
+    BodyTooLarge(usize),
+}
+
+/// Why a URL cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Another scheme.
+    #[error("{0:?} does not begin with rtsp://, rtsps:// or ws://")]
+    Scheme(String),
+    /// No host.
+    #[error("{0:?} has no host")]
+    NoHost(String),
+}
+
+impl From<Malformed> for String {
+    fn from(error: Malformed) -> String {
+        error.to_string()
+    }
+}
+
+impl From<BadUrl> for String {
+    fn from(error: BadUrl) -> String {
+        error.to_string()
+    }
+}
+
 /// A request or a response.
 #[derive(Debug, PartialEq)]
 pub struct Message {
@@ -17,25 +60,25 @@ pub struct Message {
 
 impl Message {
     /// Parses the message at the start of `bytes`, and returns its size. `None`: it is incomplete.
-    pub fn parse(bytes: &[u8]) -> Result<Option<(Message, usize)>, String> {
+    pub fn parse(bytes: &[u8]) -> Result<Option<(Message, usize)>, Malformed> {
         let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
-            return if bytes.len() > MESSAGE_BYTES_MAX { Err("a header block without end".into()) } else { Ok(None) };
+            return if bytes.len() > MESSAGE_BYTES_MAX { Err(Malformed::Endless) } else { Ok(None) };
         };
-        let head = std::str::from_utf8(&bytes[..end]).map_err(|_| "a header block that is not text".to_string())?;
+        let head = std::str::from_utf8(&bytes[..end]).map_err(|_| Malformed::NotText)?;
         let mut lines = head.split("\r\n");
         let start = lines.next().unwrap_or_default().to_string();
         let mut headers = Vec::new();
         for line in lines {
-            let (name, value) = line.split_once(':').ok_or_else(|| format!("a header line without colon: {line:?}"))?;
+            let (name, value) = line.split_once(':').ok_or_else(|| Malformed::HeaderLine(line.to_string()))?;
             headers.push((name.trim().to_string(), value.trim().to_string()));
         }
         let mut message = Message { start, headers, body: Vec::new() };
         let length = match message.header("Content-Length") {
-            Some(text) => text.parse::<usize>().map_err(|_| format!("Content-Length: {text}"))?,
+            Some(text) => text.parse::<usize>().map_err(|_| Malformed::ContentLength(text.to_string()))?,
             None => 0,
         };
         if length > MESSAGE_BYTES_MAX {
-            return Err(format!("a body of {length} bytes"));
+            return Err(Malformed::BodyTooLarge(length));
         }
         let total = end + 4 + length;
         if bytes.len() < total {
@@ -80,10 +123,10 @@ pub struct Url {
 
 impl Url {
     /// Parses a URL; the default port is 554, or 322 with TLS, or 80 for a WebSocket.
-    pub fn parse(text: &str) -> Result<Url, String> {
+    pub fn parse(text: &str) -> Result<Url, BadUrl> {
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme @ ("rtsp" | "rtsps" | "ws"), rest)) => (scheme, rest),
-            _ => return Err(format!("{text:?} does not begin with rtsp://, rtsps:// or ws://")),
+            _ => return Err(BadUrl::Scheme(text.to_string())),
         };
         let tls = scheme == "rtsps";
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -95,7 +138,7 @@ impl Url {
             None => (None, authority),
         };
         if host.is_empty() {
-            return Err(format!("{text:?} has no host"));
+            return Err(BadUrl::NoHost(text.to_string()));
         }
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let port = match scheme {

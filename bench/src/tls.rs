@@ -51,7 +51,7 @@ impl Tls {
         Ok(())
     }
 
-    /// Reads what has come, decrypted; 0 bytes: the server has closed the connection.
+    /// Reads and decrypts received data; 0 bytes: the server has closed the connection.
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing, neither in the socket nor here; those of the socket, and of TLS.

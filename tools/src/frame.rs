@@ -50,10 +50,10 @@ pub struct Age {
 /// What the age of frames rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AgeClock {
-    /// Nothing yet: neither stamps nor sender reports have come.
+    /// Nothing yet: neither stamps nor sender reports have arrived.
     #[default]
     Unknown,
-    /// The time stamp in the frame itself, by the clock of the machine that runs the source.
+    /// The timestamp in the frame itself, from the clock of the source's machine.
     Stamp,
     /// The camera's sender reports (RFC 3550 section 6.4.1): right only if its clock agrees with this machine's.
     SenderReport,
@@ -79,7 +79,7 @@ pub struct Frame {
     pub timestamp: i64,
     /// When its last packet was read.
     pub arrived: Instant,
-    /// The same by the wall clock.
+    /// The same as wall-clock time.
     pub arrived_wall: SystemTime,
     /// The time stamp that it carries.
     pub stamp: Option<Stamp>,

@@ -80,7 +80,7 @@ pub fn run(player: &Arc<Player>, options: Options, stop: &dyn Fn() -> bool) -> i
     Ok(ending)
 }
 
-/// A line to standard output; one that nobody reads any more is no failure.
+/// Writes a line to standard output; it is no failure if nobody reads it any more.
 fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {

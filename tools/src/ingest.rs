@@ -329,7 +329,7 @@ fn from_ntp(ntp: u64) -> Option<SystemTime> {
     Some(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds as u32))
 }
 
-/// When a frame left its source: by its own stamp, else by the sender report.
+/// When a frame left its source: according to its own stamp, or else to the sender report.
 fn age(frame: &Frame, report: Option<(SystemTime, i64)>, clock_rate: u32) -> Option<Age> {
     if let Some(stamp) = frame.stamp {
         return Some(Age { left: stamp.wall(), clock: AgeClock::Stamp });

@@ -53,7 +53,7 @@ fn target(args: &Args) -> Result<Target, String> {
     Target::parse(&args.address, login).map_err(|reason| format!("cannot play `{}`: {reason}", target_shown(args)))
 }
 
-/// The address as far as it may be printed though it can't be read.
+/// The part of the address that may be printed even if it is invalid.
 fn target_shown(args: &Args) -> &str {
     args.address.rsplit('@').next().unwrap_or_default()
 }
@@ -121,7 +121,7 @@ fn show(
                 Err(reason) => {
                     Err(format!("cannot open a window: {reason}; use --terminal or --headless, or check the display"))
                 }
-                ending => ending,
+                Ok(ending) => Ok(ending),
             }
         }
     }
@@ -149,7 +149,7 @@ fn finish(args: &Args, player: &Player, ending: &Ending) -> Result<u8, String> {
         }
         Ending::TimeOver if picture.is_none() => {
             eprintln!("rtsprelay-view: no picture within the time given");
-            // Media came, or nobody was there to send any.
+            // Either media arrived, or the source sent none.
             if matches!(state, State::Away(_)) { NO_SERVER } else { NO_PICTURE }
         }
         Ending::TimeOver if args.frames.is_some() => TOO_FEW,

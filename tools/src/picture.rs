@@ -51,7 +51,7 @@ pub enum Matrix {
     Bt2020,
 }
 
-/// How the samples of a YUV picture stand for colours.
+/// How the samples of a YUV picture represent colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Colour {
     /// The matrix.
@@ -78,7 +78,7 @@ pub enum Pixels {
         u: Plane,
         /// Red difference.
         v: Plane,
-        /// What they stand for.
+        /// How they represent colours.
         colour: Colour,
     },
     /// Red, green, blue.
@@ -119,7 +119,7 @@ impl PictureInfo {
         }
     }
 
-    /// How old it is at `wall`, if that can be told.
+    /// Its age at `wall`, if known.
     pub fn age_at(&self, wall: SystemTime) -> Option<Duration> {
         self.age.map(|age| wall.duration_since(age.left).unwrap_or_default())
     }

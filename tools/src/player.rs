@@ -1,7 +1,7 @@
 //! Between the three threads: the one that receives, the one that decodes, and the one that shows.
 //!
 //! What is received is decoded at once, in order; only the newest picture is kept for showing. A decoder that can't keep up
-//! passes over frames up to a keyframe instead of falling behind.
+//! skips frames up to a keyframe instead of falling behind.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use crate::frame::{Codec, Frame};
 use crate::picture::Picture;
 use crate::stats::Stats;
 
-/// How long a frame may wait for the decoder while a newer keyframe is there.
+/// How long a frame may wait for the decoder while a newer keyframe is available.
 const LATE: Duration = Duration::from_millis(250);
 
 /// How long a frame may wait for the decoder at all.
@@ -178,7 +178,7 @@ impl Player {
         self.wake();
     }
 
-    /// A session begins.
+    /// A session starts.
     pub(crate) fn begin(&self, stream: StreamInfo) {
         let codec = stream.codec;
         lock(&self.screen).stream = Some(stream);
@@ -230,7 +230,7 @@ impl Player {
             let newest = queue.events.iter().rposition(|event| matches!(event, Event::Frame(it) if it.keyframe));
             let too_late = waited.is_some_and(|waited| waited > TOO_LATE);
             let drop_to = newest.or(too_late.then(|| queue.events.len() - 1)).unwrap_or(0);
-            // The session's beginning is never dropped.
+            // The session's start is never dropped.
             let begin = queue.events.iter().rposition(|event| matches!(event, Event::Begin(_))).map_or(0, |at| at + 1);
             if drop_to > begin {
                 queue.events.drain(begin..drop_to);

@@ -167,7 +167,7 @@ impl Stats {
         }
     }
 
-    /// A session begins; `clock_rate` is of its video, in Hz.
+    /// A session starts; `clock_rate` is that of its video, in Hz.
     pub fn connected(&mut self, clock_rate: u32, again: bool) {
         self.totals.reconnects += u64::from(again);
         self.jitter = Jitter { clock_rate: f64::from(clock_rate), ..Jitter::default() };
@@ -188,7 +188,7 @@ impl Stats {
         self.totals.audio_bytes += bytes as u64;
     }
 
-    /// Payloads against their format's rules, so many more.
+    /// This many more payloads were malformed.
     pub fn malformed(&mut self, count: u64) {
         self.totals.malformed += count;
     }
@@ -219,12 +219,12 @@ impl Stats {
             Outcome::WaitsForKeyframe => self.totals.dropped_waiting += 1,
             Outcome::Failed(reason) => {
                 self.totals.errors += 1;
-                self.last_error = Some(reason.clone());
+                self.last_error = Some(reason.to_string());
             }
         }
     }
 
-    /// So many frames were thrown away because newer ones were there.
+    /// This many frames were dropped because newer ones had arrived.
     pub fn late(&mut self, count: u64) {
         self.totals.dropped_late += count;
     }

@@ -75,7 +75,7 @@ impl View {
         self.note.as_ref().map(|(text, _)| text.clone())
     }
 
-    /// Writes the picture to a file and says so.
+    /// Writes the picture to a file, and reports it.
     pub fn snapshot(&mut self, picture: Option<&Picture>, path: Option<&std::path::Path>) {
         let Some(picture) = picture else { return self.say("no picture yet".to_owned()) };
         let path = path.map_or_else(|| crate::snapshot::name_of_now().into(), std::path::Path::to_path_buf);

@@ -4,8 +4,25 @@ use std::fmt;
 
 use percent_encoding::percent_decode_str;
 use retina::client::Credentials;
-use rtsprelay::source::camera::address::CameraAddress;
+use rtsprelay::source::camera::address::{AddressError, CameraAddress};
 use url::Url;
+
+/// Why an address cannot be played.
+#[derive(Debug, thiserror::Error)]
+pub enum BadTarget {
+    /// It needs TLS.
+    #[error("the viewer does not support TLS; use an rtsp:// URL with a port of `listen`")]
+    Tls,
+    /// It has no host.
+    #[error("no host in the address")]
+    NoHost,
+    /// The relay would reject it as a camera's address, too.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// It is not a URL.
+    #[error(transparent)]
+    Url(#[from] url::ParseError),
+}
 
 /// A stream's address.
 #[derive(Clone)]
@@ -18,19 +35,19 @@ pub struct Target {
 
 impl Target {
     /// Reads `HOST:PORT[/NAME]` or `rtsp://[USER:PASSWORD@]HOST[:PORT][/NAME]`; `login` goes before one in the URL.
-    pub fn parse(text: &str, login: Option<(String, String)>) -> Result<Self, String> {
+    pub fn parse(text: &str, login: Option<(String, String)>) -> Result<Self, BadTarget> {
         let text = text.trim();
         let full = if text.contains("://") { text.to_owned() } else { format!("rtsp://{text}") };
         if full.to_ascii_lowercase().starts_with("rtsps://") {
-            return Err("the viewer has no TLS; ask for the stream by rtsp:// at a port of `listen`".into());
+            return Err(BadTarget::Tls);
         }
-        let shown = CameraAddress::parse(&full).map_err(|error| error.to_string())?.to_string();
-        let mut url = Url::parse(&full).map_err(|error| error.to_string())?;
+        let shown = CameraAddress::parse(&full)?.to_string();
+        let mut url = Url::parse(&full)?;
         let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let own =
             (!url.username().is_empty()).then(|| (decode(url.username()), decode(url.password().unwrap_or_default())));
         let cleared = url.set_username("").and_then(|()| url.set_password(None));
-        cleared.map_err(|()| "no host in the address".to_owned())?;
+        cleared.map_err(|()| BadTarget::NoHost)?;
         let credentials = login.or(own).map(|(username, password)| Credentials { username, password });
         Ok(Target { url, credentials, shown })
     }
@@ -71,7 +88,7 @@ mod tests {
         assert_eq!(target.url().as_str(), "rtsp://127.0.0.1:8554/front");
         assert_eq!(target.to_string(), "rtsp://127.0.0.1:8554/front");
         assert!(Target::parse("http://x/", None).is_err());
-        assert!(Target::parse("rtsps://x/", None).is_err_and(|why| why.contains("TLS")));
+        assert!(Target::parse("rtsps://x/", None).is_err_and(|why| why.to_string().contains("TLS")));
         assert!(Target::parse("", None).is_err());
     }
 

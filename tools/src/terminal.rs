@@ -25,7 +25,7 @@ pub struct Options {
     pub until: Option<Instant>,
     /// Where `s` writes.
     pub snapshot: Option<std::path::PathBuf>,
-    /// Begin without status lines.
+    /// Starts without status lines.
     pub fullscreen: bool,
 }
 
@@ -279,13 +279,13 @@ fn emit(cells: &[Cell], before: &[Cell], columns: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\x1b[0m");
 }
 
-/// Keys as they are pressed, read on a thread of its own that ends with the program.
+/// Keys as they are pressed, read on a thread that ends with the program.
 fn keys() -> Receiver<Key> {
     let (send, keys) = mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok(count @ 1..) = io::stdin().read(&mut buffer) {
-            // An escape alone is a key; with more behind it, it is an arrow or the like.
+            // An escape byte alone is a key; with more after it, it is an arrow key or similar.
             if buffer[0] == 0x1b && count > 1 {
                 continue;
             }

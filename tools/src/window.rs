@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use winit::application::ApplicationHandler;
 use winit::dpi::LogicalSize;
+use winit::error::{EventLoopError, OsError};
 use winit::event::{ElementState, WindowEvent};
 use winit::event_loop::{ActiveEventLoop, ControlFlow, EventLoop, OwnedDisplayHandle};
 use winit::keyboard::{Key as WindowKey, NamedKey};
@@ -19,7 +20,7 @@ use crate::player::{Player, Screen};
 use crate::status::{self, HELP, Key, View};
 use crate::target::Target;
 
-/// How often to look after what no event tells: signals, the end of a second.
+/// How often to check what causes no event: signals, the end of a second.
 const TICK: Duration = Duration::from_millis(100);
 
 /// What to watch for.
@@ -29,25 +30,52 @@ pub struct Options {
     pub until: Option<Instant>,
     /// Where `s` writes.
     pub snapshot: Option<std::path::PathBuf>,
-    /// Begin in full screen.
+    /// Starts in full screen.
     pub fullscreen: bool,
 }
 
-/// Shows until the end. An error says why there can be no window.
-pub fn run(target: &Target, player: &Arc<Player>, options: Options, stop: &dyn Fn() -> bool) -> Result<Ending, String> {
-    // The display's libraries are looked for only now, and one that is missing makes a panic in some places.
-    let shown = catch_unwind(AssertUnwindSafe(|| show(target, player, options, stop)));
-    shown.unwrap_or_else(|_| Err("a library for the display is missing or broken".to_owned()))
+/// Why there is no window.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// No display, or no connection to it.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// The display refused the window.
+    #[error(transparent)]
+    Window(#[from] OsError),
+    /// The window's pixels cannot be drawn.
+    #[error(transparent)]
+    Surface(#[from] softbuffer::SoftBufferError),
+    /// A library panicked.
+    #[error("a library for the display is missing or broken")]
+    Library,
 }
 
-fn show(target: &Target, player: &Arc<Player>, options: Options, stop: &dyn Fn() -> bool) -> Result<Ending, String> {
-    let event_loop = EventLoop::<()>::with_user_event().build().map_err(|error| error.to_string())?;
+/// Shows the stream until the end. An error says why no window could be opened.
+pub fn run(
+    target: &Target,
+    player: &Arc<Player>,
+    options: Options,
+    stop: &dyn Fn() -> bool,
+) -> Result<Ending, WindowError> {
+    // The display's libraries are looked for only now, and one that is missing makes a panic in some places.
+    let shown = catch_unwind(AssertUnwindSafe(|| show(target, player, options, stop)));
+    shown.unwrap_or_else(|_| Err(WindowError::Library))
+}
+
+fn show(
+    target: &Target,
+    player: &Arc<Player>,
+    options: Options,
+    stop: &dyn Fn() -> bool,
+) -> Result<Ending, WindowError> {
+    let event_loop = EventLoop::<()>::with_user_event().build()?;
     let proxy = event_loop.create_proxy();
     player.set_waker(move || {
         // The loop is gone only when nothing is to be shown any more.
         let _ = proxy.send_event(());
     });
-    let context = softbuffer::Context::new(event_loop.owned_display_handle()).map_err(|error| error.to_string())?;
+    let context = softbuffer::Context::new(event_loop.owned_display_handle())?;
     let mut app = App {
         target,
         player,
@@ -61,7 +89,7 @@ fn show(target: &Target, player: &Arc<Player>, options: Options, stop: &dyn Fn()
         ending: None,
         failure: None,
     };
-    event_loop.run_app(&mut app).map_err(|error| error.to_string())?;
+    event_loop.run_app(&mut app)?;
     match (app.failure, app.ending) {
         (Some(failure), _) => Err(failure),
         (None, ending) => Ok(ending.unwrap_or(Ending::Asked)),
@@ -82,17 +110,17 @@ struct App<'a> {
     drawn: u64,
     view: View,
     ending: Option<Ending>,
-    failure: Option<String>,
+    failure: Option<WindowError>,
 }
 
 impl App<'_> {
-    fn open(&mut self, event_loop: &ActiveEventLoop) -> Result<(), String> {
+    fn open(&mut self, event_loop: &ActiveEventLoop) -> Result<(), WindowError> {
         let attributes = Window::default_attributes()
             .with_title(format!("rtsprelay-view {}", self.target))
             .with_inner_size(LogicalSize::new(960.0, 540.0))
             .with_fullscreen(self.options.fullscreen.then_some(Fullscreen::Borderless(None)));
-        let window = Rc::new(event_loop.create_window(attributes).map_err(|error| error.to_string())?);
-        let surface = Surface::new(&self.context, window.clone()).map_err(|error| error.to_string())?;
+        let window = Rc::new(event_loop.create_window(attributes)?);
+        let surface = Surface::new(&self.context, window.clone())?;
         self.shown = Some((window, surface));
         Ok(())
     }
@@ -128,20 +156,20 @@ impl App<'_> {
         event_loop.exit();
     }
 
-    fn draw(&mut self) -> Result<(), String> {
+    fn draw(&mut self) -> Result<(), WindowError> {
         let Some((window, surface)) = &mut self.shown else { return Ok(()) };
         let size = window.inner_size();
         let (Some(width), Some(height)) = (NonZeroU32::new(size.width), NonZeroU32::new(size.height)) else {
             return Ok(());
         };
-        surface.resize(width, height).map_err(|error| error.to_string())?;
-        let mut buffer = surface.buffer_mut().map_err(|error| error.to_string())?;
+        surface.resize(width, height)?;
+        let mut buffer = surface.buffer_mut()?;
         let (width, height) = (width.get() as usize, height.get() as usize);
         let mut canvas = Canvas { pixels: &mut buffer, width, height };
         paint_picture(&mut canvas, &self.screen);
         paint_text(&mut canvas, self.target, &self.screen, self.player, &mut self.view);
         window.pre_present_notify();
-        buffer.present().map_err(|error| error.to_string())?;
+        buffer.present()?;
         if self.screen.number != self.drawn {
             self.drawn = self.screen.number;
             self.player.stats().shown();

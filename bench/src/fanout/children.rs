@@ -30,7 +30,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// This program with other arguments, on one CPU if told.
+    /// This program with other arguments, on one CPU if given.
     pub fn own(name: &str, cpu: Option<usize>, arguments: &[String], log: &Path) -> Result<Process, String> {
         let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
         let mut command = Command::new(program);
@@ -140,7 +140,7 @@ fn last_words(log: &Path, own: bool) -> String {
     }
 }
 
-/// A run of the load generator, in a process of its own.
+/// A run of the load generator, in its own process.
 pub struct Load<'a> {
     /// The CPU that it runs on; any, if none.
     pub cpu: Option<usize>,

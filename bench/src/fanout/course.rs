@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Own;
+use super::summary::RATIO_ROUNDS_MIN;
+use super::{Own, machine};
 use crate::os;
 
 /// How an experiment goes.
@@ -80,7 +81,60 @@ impl Course {
     }
 }
 
-/// The files of an experiment under way: a line for each measurement, and what the programs print.
+/// The files that an experiment writes at its end.
+pub struct Files<'a> {
+    /// Their directory.
+    pub out: &'a Path,
+}
+
+impl Files<'_> {
+    /// Writes a file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<(), String> {
+        let path = self.out.join(name);
+        fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+    }
+
+    /// Writes a chart. `None` removes the file, because an earlier run's would be mistaken for this one's.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn chart(&self, name: &str, svg: Option<String>) -> Result<(), String> {
+        match svg {
+            Some(svg) => self.write(name, &svg),
+            None => {
+                let _ = fs::remove_file(self.out.join(name));
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes `summary.json`; returns the start of the table, with the machine and the `setting`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn summary(
+        &self,
+        course: &Course,
+        summaries: &impl Serialize,
+        setting: &str,
+        stopped: bool,
+    ) -> Result<String, String> {
+        self.write("summary.json", &serde_json::to_string_pretty(summaries).map_err(|e| e.to_string())?)?;
+        let mut table = format!("{}\n- {setting}\n- medians, in parentheses the range of the rounds\n", machine());
+        if stopped {
+            table.push_str("- **stopped early**: later rounds are missing\n");
+        }
+        if course.rounds < RATIO_ROUNDS_MIN {
+            table.push_str("- too few rounds for ratios\n");
+        }
+        Ok(table)
+    }
+}
+
+/// The files of a running experiment: a line for each measurement, and the output of the programs.
 pub struct Results {
     out: PathBuf,
     lines: fs::File,
@@ -90,7 +144,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Makes the directory, and begins the files anew.
+    /// Creates the directory, and starts new files.
     ///
     /// # Errors
     /// If it cannot be written to.

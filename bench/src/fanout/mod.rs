@@ -20,7 +20,7 @@ use crate::client::Transport;
 use crate::load::report::Report;
 use crate::os;
 use children::{Load, Process, free_port, wait_described, wait_ready};
-pub use course::{Course, Results};
+pub use course::{Course, Files, Results};
 
 /// A server that is already running.
 #[derive(Clone, Debug, PartialEq)]
@@ -368,11 +368,6 @@ fn line(m: &Measurement, rounds: usize, elapsed: Duration) -> String {
 
 fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Result<(), String> {
     let summaries = summary::summarize(measurements);
-    let write = |name: &str, text: &str| {
-        let path = args.out.join(name);
-        fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
-    };
-    write("summary.json", &serde_json::to_string_pretty(&summaries).map_err(|e| e.to_string())?)?;
     let setting = format!(
         "camera with {} Mbit/s and {} frames/s, {} rounds of {} s; servers on CPU {}, players and camera on CPU {}",
         args.bitrate as f64 / 1e6,
@@ -382,22 +377,13 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
         args.course.server_cpu,
         args.course.load_cpu
     );
-    let mut table = format!("{}\n- {setting}\n- medians, in parentheses the range of the rounds\n", machine());
-    if stopped {
-        table.push_str("- **stopped early**: later rounds are missing\n");
-    }
-    if args.course.rounds < summary::RATIO_ROUNDS_MIN {
-        table.push_str("- too few rounds for ratios\n");
-    }
+    let files = Files { out: &args.out };
+    let mut table = files.summary(&args.course, &summaries, &setting, stopped)?;
     table.push_str(&summary::markdown(&summaries));
     table.push_str(&summary::pacing(measurements, &paced_kind(args)));
-    write("table.md", &table)?;
+    files.write("table.md", &table)?;
     for (kind, name) in [("TCP", "tcp.svg"), ("UDP", "udp.svg")] {
-        match chart::svg(&summaries, kind, &setting) {
-            Some(svg) => write(name, &svg)?,
-            // A file of an earlier run would be mistaken for this one's.
-            None => drop(fs::remove_file(args.out.join(name))),
-        }
+        files.chart(name, chart::svg(&summaries, kind, &setting))?;
     }
     println!("{table}");
     Ok(())
@@ -422,7 +408,7 @@ pub fn machine() -> String {
     )
 }
 
-/// The date so many days after 1970-01-01, in the Gregorian calendar.
+/// The date this many days after 1970-01-01, in the Gregorian calendar.
 fn date(days: u64) -> String {
     let (mut year, mut left) = (1970, days);
     let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));

@@ -6,7 +6,6 @@ mod servers;
 mod summary;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +14,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::fanout::children::{Load, Process, wait_ready};
-use crate::fanout::{self, Course, Own, Results, machine, sleep};
+use crate::fanout::{self, Course, Files, Own, Results, sleep};
 use crate::load::report::{Report, Server};
 use crate::os;
 use crate::proc::{Activity, CpuSample, machine_busy_ns, resident_bytes};
@@ -107,7 +106,7 @@ struct Scene {
     frames: Frames,
 }
 
-/// The experiment under way.
+/// The running experiment.
 struct Fleet<'a> {
     args: &'a Args,
     log: PathBuf,
@@ -132,7 +131,7 @@ pub fn run(args: &Args) -> Result<(), String> {
     'all: for round in 0..args.course.rounds {
         for scene in &scenes(&args) {
             for turn in 0..contenders.len() {
-                // Each round begins with another one.
+                // Each round starts with another server.
                 let contender = &contenders[(turn + round) % contenders.len()];
                 let measurement = fleet.measure(scene, contender, round);
                 if stop.load(Ordering::Relaxed) {
@@ -283,7 +282,7 @@ impl Fleet<'_> {
         Ok((report, calls.transpose()?))
     }
 
-    /// What a server costs that nobody watches: its cost per frame is that of a camera's frame.
+    /// What a server costs without players: its cost per frame of a camera.
     fn unwatched(&self, scene: &Scene, pid: i32, beside: i32) -> Result<Report, String> {
         let sample = || {
             let (server, camera, own) =
@@ -332,11 +331,6 @@ fn camera_arguments(args: &Args, scene: &Scene) -> Vec<String> {
 
 fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Result<(), String> {
     let summaries = summary::summarize(measurements);
-    let write = |name: &str, text: &str| {
-        let path = args.out.join(name);
-        fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
-    };
-    write("summary.json", &serde_json::to_string_pretty(&summaries).map_err(|e| e.to_string())?)?;
     let place = if args.unpinned {
         "everything on every CPU".to_string()
     } else {
@@ -350,28 +344,19 @@ fn write_results(args: &Args, measurements: &[Measurement], stopped: bool) -> Re
         args.course.rounds,
         args.course.seconds.as_secs_f64(),
     );
-    let mut table = format!("{}\n- {setting}\n- medians, in parentheses the range of the rounds\n", machine());
-    if stopped {
-        table.push_str("- **stopped early**: later rounds are missing\n");
-    }
-    if args.course.rounds < fanout::summary::RATIO_ROUNDS_MIN {
-        table.push_str("- too few rounds for ratios\n");
-    }
+    let files = Files { out: &args.out };
+    let mut table = files.summary(&args.course, &summaries, &setting, stopped)?;
     table.push_str(&summary::markdown(&summaries));
     for &players in &args.players {
         let kinds = [Frames::Link, Frames::Whole].map(|frames| kind(args, players, frames));
         table.push_str(&summary::pacing(measurements, &kinds[0], &kinds[1]));
     }
     table.push_str(&summary::calls(measurements));
-    write("table.md", &table)?;
+    files.write("table.md", &table)?;
     for &players in &args.players {
         for (frames, word) in [(Frames::Whole, "whole"), (Frames::Link, "link")] {
             let name = format!("{players}-{word}.svg");
-            match summary::chart(&summaries, &kind(args, players, frames), &setting) {
-                Some(svg) => write(&name, &svg)?,
-                // A file of an earlier run would be mistaken for this one's.
-                None => drop(fs::remove_file(args.out.join(name))),
-            }
+            files.chart(&name, summary::chart(&summaries, &kind(args, players, frames), &setting))?;
         }
     }
     println!("{table}");

@@ -1,4 +1,4 @@
-//! The servers of `fleet`: how each is started and told its cameras.
+//! The servers of `fleet`: how each is started and configured with the cameras.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -82,7 +82,7 @@ impl Contender {
         Contender { name: Own::Floor.name().into(), kind: Kind::Proxy }
     }
 
-    /// A build of the relay; `tell_workers`: its name tells how many shards it has.
+    /// A build of the relay; with `tell_workers` its name includes the number of shards.
     pub fn relay(build: &Build, io: Own, workers: usize, tell_workers: bool) -> Result<Contender, String> {
         if !build.program.is_file() {
             return Err(format!("--build {}: there is no program {}", build.name, build.program.display()));
@@ -94,7 +94,7 @@ impl Contender {
         Ok(Contender { name, kind: Kind::Relay { program: build.program.clone(), io, workers } })
     }
 
-    /// Somebody else's server.
+    /// Another project's server.
     pub fn peer(peer: &Peer) -> Contender {
         Contender { name: peer.name.clone(), kind: Kind::Peer { command: peer.command.clone() } }
     }

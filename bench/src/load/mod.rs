@@ -33,7 +33,7 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 /// Time that is waited for every player's first keyframe at most.
 const FIRST_PICTURE_MAX: Duration = Duration::from_secs(12);
 
-/// What epoll tells when a connection ends.
+/// The epoll events at the end of a connection.
 const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 
 /// Time between reads of slow players.
@@ -485,7 +485,7 @@ impl<'a> Load<'a> {
             Progress::Plays(media) => {
                 self.joined += 1;
                 self.joining -= 1;
-                // By edge, so that one wait and one read a frame are enough; the change tells of what is there already.
+                // Edge-triggered, so that one wait and one read per frame are enough; the change reports data that has already arrived.
                 let normal = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
                 let flags = if player.role == Role::Normal { normal } else { EpollFlags::EPOLLRDHUP };
                 let mut watch = EpollEvent::new(flags, event_data(place, self.generations[place], 0));
@@ -505,7 +505,7 @@ impl<'a> Load<'a> {
         let Some(player) = &mut self.players[place] else { return Ok(()) };
         let totals = &mut self.totals[player.role as usize];
         let mut env = Env { totals, verify: self.verify.as_mut(), now_ns: os::wall_ns() };
-        player.receiver.interleaved(bytes, &mut env)
+        Ok(player.receiver.interleaved(bytes, &mut env)?)
     }
 
     /// Reads everything that waits in a player's connection. A read that does not fill the buffer has emptied it, except for the end

@@ -13,7 +13,7 @@ use crate::tls::Tls;
 /// How a player behaves once it plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Reads whatever is there.
+    /// Reads the available data.
     Normal,
     /// Reads this many bytes per second.
     Slow,
@@ -83,7 +83,7 @@ pub enum Progress {
 }
 
 impl Player {
-    /// Begins to connect.
+    /// Starts to connect.
     pub fn connect(
         url: &Url,
         url_index: u16,
@@ -167,7 +167,7 @@ impl Player {
         self.tls.is_some()
     }
 
-    /// Reads and goes on with the handshake.
+    /// Reads, and continues the handshake.
     pub fn ask(&mut self) -> Result<Progress, String> {
         let mut progress = self.ask_once()?;
         // The socket does not report what TLS has already read.

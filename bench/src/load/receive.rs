@@ -8,7 +8,7 @@ use rtsprelay::source::stamp::{self, Stamp};
 use super::websocket::Messages;
 use crate::client::{Codec, TrackInfo};
 use crate::nal;
-use crate::rtsp::Message;
+use crate::rtsp::{Malformed, Message};
 
 /// Bytes at the start of a packet that are parsed; the rest is only counted (and hashed, if requested).
 ///
@@ -17,6 +17,29 @@ const HEAD_BYTES: usize = 256;
 
 /// Minimum jump of the sequence number that counts as a new timeline instead of loss.
 const SEQUENCE_JUMP_MAX: i16 = 3000;
+
+/// Why a player can no longer follow its connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// Neither a packet nor a message.
+    #[error("byte {0:#04x} where a packet should begin")]
+    NoPacket(u8),
+    /// No frame of a WebSocket server.
+    #[error("bytes {0:#04x} {1:#04x} where a WebSocket frame should begin")]
+    NoFrame(u8, u8),
+    /// The server closed the WebSocket.
+    #[error("the server closed the WebSocket")]
+    Closed,
+    /// An invalid message.
+    #[error(transparent)]
+    Message(#[from] Malformed),
+}
+
+impl From<Broken> for String {
+    fn from(error: Broken) -> String {
+        error.to_string()
+    }
+}
 
 /// Counts over all players of one kind, during the measurement.
 #[derive(Clone, Debug)]
@@ -257,7 +280,7 @@ impl Receiver {
     }
 
     /// Processes bytes of the connection, however they are split. An error means that the framing is lost.
-    pub fn interleaved(&mut self, bytes: &[u8], env: &mut Env<'_>) -> Result<(), String> {
+    pub fn interleaved(&mut self, bytes: &[u8], env: &mut Env<'_>) -> Result<(), Broken> {
         self.ended_now = 0;
         if env.totals.measuring {
             env.totals.bytes += bytes.len() as u64;
@@ -277,7 +300,7 @@ impl Receiver {
         result
     }
 
-    fn take(&mut self, mut bytes: &[u8], env: &mut Env<'_>) -> Result<(), String> {
+    fn take(&mut self, mut bytes: &[u8], env: &mut Env<'_>) -> Result<(), Broken> {
         if !self.carry.is_empty() {
             let mut carry = std::mem::take(&mut self.carry);
             loop {
@@ -300,7 +323,7 @@ impl Receiver {
     }
 
     /// Processes bytes that start at a packet, or in the rest of one.
-    fn whole(&mut self, mut bytes: &[u8], env: &mut Env<'_>) -> Result<(), String> {
+    fn whole(&mut self, mut bytes: &[u8], env: &mut Env<'_>) -> Result<(), Broken> {
         loop {
             if self.skip > 0 {
                 let count = self.skip.min(bytes.len());
@@ -316,7 +339,7 @@ impl Receiver {
             if first != b'$' {
                 // An answer, or a request from the server, which need not be answered for media to continue.
                 if !first.is_ascii_uppercase() {
-                    return Err(format!("byte {first:#04x} where a packet should begin"));
+                    return Err(Broken::NoPacket(first));
                 }
                 match Message::parse(bytes)? {
                     Some((_, used)) => bytes = &bytes[used..],
@@ -516,7 +539,7 @@ impl Receiver {
 }
 
 /// Bytes that are needed to continue with the carried bytes. `more`: the number of bytes available after them.
-fn needed(carry: &[u8], more: usize) -> Result<usize, String> {
+fn needed(carry: &[u8], more: usize) -> Result<usize, Broken> {
     if carry[0] != b'$' {
         // An answer: complete, or everything there is.
         let complete = Message::parse(carry)?.is_some();

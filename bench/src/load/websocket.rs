@@ -2,7 +2,7 @@
 
 use rtsprelay::source::stamp;
 
-use super::receive::{Env, Receiver};
+use super::receive::{Broken, Env, Receiver};
 
 /// Bytes at the start of a message that are parsed: the boxes before the media, and the stamp in it.
 const HEAD_BYTES: usize = 448;
@@ -13,9 +13,9 @@ const HEADER_BYTES_MAX: usize = 10;
 /// The messages of one connection, however their bytes are split.
 #[derive(Debug, Default)]
 pub struct Messages {
-    /// The header of the next frame, as far as it has come.
+    /// The header of the next frame, as far as it has arrived.
     header: Vec<u8>,
-    /// The beginning of the message under way, and its bytes that are still to come.
+    /// The start of the current message, and the number of its bytes that are still to come.
     head: Vec<u8>,
     left: usize,
     hash: crc32fast::Hasher,
@@ -23,10 +23,10 @@ pub struct Messages {
 }
 
 /// The whole header in `bytes`: how many bytes it has, the opcode, and the payload's length.
-fn header(bytes: &[u8]) -> Result<Option<(usize, u8, usize)>, String> {
+fn header(bytes: &[u8]) -> Result<Option<(usize, u8, usize)>, Broken> {
     let [first, second, ..] = *bytes else { return Ok(None) };
     if first & 0xf0 != 0x80 || second & 0x80 != 0 {
-        return Err(format!("bytes {first:#04x} {second:#04x} where a WebSocket frame should begin"));
+        return Err(Broken::NoFrame(first, second));
     }
     Ok(match second {
         127 => bytes.get(2..10).map(|len| (10, len.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))),
@@ -38,7 +38,7 @@ fn header(bytes: &[u8]) -> Result<Option<(usize, u8, usize)>, String> {
 
 impl Messages {
     /// Processes bytes, and tells the receiver about each video frame that ends in them.
-    pub fn take(&mut self, mut bytes: &[u8], receiver: &mut Receiver, env: &mut Env<'_>) -> Result<(), String> {
+    pub fn take(&mut self, mut bytes: &[u8], receiver: &mut Receiver, env: &mut Env<'_>) -> Result<(), Broken> {
         while !bytes.is_empty() {
             if self.left == 0 {
                 let before = self.header.len();
@@ -50,7 +50,7 @@ impl Messages {
                 self.head.clear();
                 self.hash = crc32fast::Hasher::new();
                 if opcode == 8 {
-                    return Err("the server closed the WebSocket".into());
+                    return Err(Broken::Closed);
                 }
             }
             let part = &bytes[..bytes.len().min(self.left)];
@@ -68,7 +68,7 @@ impl Messages {
         Ok(())
     }
 
-    /// A message has come whole.
+    /// A message is complete.
     fn ended(&mut self, receiver: &mut Receiver, env: &mut Env<'_>) {
         // Only the video's fragments: audio was not requested.
         if let (2, [_, kind @ (1 | 2), ..]) = (self.opcode, &self.head[..]) {

@@ -141,7 +141,7 @@ struct Attack {
 }
 
 impl Attack {
-    /// Connects and sends bytes as far as due.
+    /// Connects and sends what is due.
     fn tick(&mut self) -> Result<(), String> {
         let now = Instant::now();
         let mut connects = 0;

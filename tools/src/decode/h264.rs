@@ -7,7 +7,7 @@ use rtsprelay::media::codec::annex_b::nal_units;
 use rtsprelay::media::codec::sps::{Sps, Vui};
 
 use super::sps::{colour, is_b_slice};
-use super::{Backend, PIXELS_MAX};
+use super::{Backend, DecodeError, PIXELS_MAX};
 use crate::picture::{Colour, Pixels, Plane};
 
 /// A decoder and what it does not tell of the stream.
@@ -21,22 +21,22 @@ pub struct H264 {
 
 impl H264 {
     /// A decoder; fails only when there is no memory.
-    pub fn new() -> Result<Self, String> {
+    pub fn new() -> Result<Self, DecodeError> {
         let config = DecoderConfig::new();
         let decoder = openh264::decoder::Decoder::with_api_config(OpenH264API::from_source(), config)
-            .map_err(|error| format!("openh264 does not start: {error}"))?;
+            .map_err(|error| DecodeError::Start(error.to_string()))?;
         Ok(H264 { decoder, sps: None, reorders: false })
     }
 
     /// Takes from the NAL units what the decoder does not tell.
-    fn look(&mut self, data: &[u8]) -> Result<(), String> {
+    fn look(&mut self, data: &[u8]) -> Result<(), DecodeError> {
         for nal in nal_units(data) {
             match nal.first().map(|header| header & 0x1f) {
                 Some(7) => {
-                    let (sps, vui) = Sps::h264_with_vui(nal).ok_or("H.264: unreadable sequence parameter set")?;
+                    let (sps, vui) = Sps::h264_with_vui(nal).ok_or(DecodeError::ParameterSet)?;
                     let (width, height) = sps.coded;
                     if u64::from(width) * u64::from(height) > PIXELS_MAX {
-                        return Err(format!("H.264: a picture of {width}x{height} is too large"));
+                        return Err(DecodeError::TooLarge(width.into(), height.into()));
                     }
                     self.reorders = match vui.reorder {
                         Some(count) => count > 0,
@@ -55,7 +55,7 @@ impl H264 {
 }
 
 impl Backend for H264 {
-    fn decode(&mut self, data: &[u8], out: &mut dyn FnMut(Pixels)) -> Result<(), String> {
+    fn decode(&mut self, data: &[u8], out: &mut dyn FnMut(Pixels)) -> Result<(), DecodeError> {
         self.look(data)?;
         let colour = self.sps.map(|(sps, vui)| colour(&sps, &vui));
         let flush = if self.reorders { Flush::NoFlush } else { Flush::Flush };
@@ -68,7 +68,7 @@ impl Backend for H264 {
                 Ok(())
             }
             Ok(None) => Ok(()),
-            Err(error) => Err(format!("H.264: {error}")),
+            Err(error) => Err(DecodeError::Rejected("H.264", error.to_string())),
         }
     }
 }

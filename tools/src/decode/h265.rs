@@ -2,7 +2,7 @@
 
 use rust_h265::{Frame, NalUnit, PixelData, parse_annex_b, parse_nal};
 
-use super::{Backend, PIXELS_MAX};
+use super::{Backend, DecodeError, PIXELS_MAX};
 use crate::picture::{Colour, Pixels, Plane};
 
 /// An access unit delimiter: it ends the picture before it, so that it need not wait for the next one to begin.
@@ -20,14 +20,14 @@ impl H265 {
         H265 { decoder: rust_h265::Decoder::with_limits(limits).with_display_order() }
     }
 
-    fn nal(&mut self, nal: &NalUnit<'_>, out: &mut dyn FnMut(Pixels)) -> Result<(), String> {
+    fn nal(&mut self, nal: &NalUnit<'_>, out: &mut dyn FnMut(Pixels)) -> Result<(), DecodeError> {
         let result = self.decoder.decode_nal(nal);
         while let Some(frame) = self.decoder.next_output() {
             if let Some(pixels) = pixels(frame) {
                 out(pixels);
             }
         }
-        result.map(drop).map_err(|error| format!("H.265: {error}"))
+        result.map(drop).map_err(|error| DecodeError::Rejected("H.265", error.to_string()))
     }
 }
 
@@ -38,7 +38,7 @@ impl Default for H265 {
 }
 
 impl Backend for H265 {
-    fn decode(&mut self, data: &[u8], out: &mut dyn FnMut(Pixels)) -> Result<(), String> {
+    fn decode(&mut self, data: &[u8], out: &mut dyn FnMut(Pixels)) -> Result<(), DecodeError> {
         let mut result = Ok(());
         for nal in parse_annex_b(data) {
             result = result.and(self.nal(&nal, out));

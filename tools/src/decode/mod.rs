@@ -28,7 +28,27 @@ const INSIDE_MAX: usize = 32;
 /// What the codec's own decoder must do.
 trait Backend: Send {
     /// Decodes one frame. Pictures that are ready go to `out`, in the order to show them.
-    fn decode(&mut self, data: &[u8], out: &mut dyn FnMut(Pixels)) -> Result<(), String>;
+    fn decode(&mut self, data: &[u8], out: &mut dyn FnMut(Pixels)) -> Result<(), DecodeError>;
+}
+
+/// Why a frame could not be decoded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The codec's decoder cannot be created; in its own words.
+    #[error("openh264 does not start: {0}")]
+    Start(String),
+    /// The sequence parameter set is invalid.
+    #[error("H.264: unreadable sequence parameter set")]
+    ParameterSet,
+    /// The picture has more than [`PIXELS_MAX`] pixels.
+    #[error("H.264: a picture of {0}x{1} is too large")]
+    TooLarge(u32, u32),
+    /// The decoder rejected the frame; the codec, and the decoder's own words.
+    #[error("{0}: {1}")]
+    Rejected(&'static str, String),
+    /// The decoder returned an incomplete picture.
+    #[error("{0}: no complete picture")]
+    Incomplete(&'static str),
 }
 
 /// What became of a frame.
@@ -40,8 +60,8 @@ pub enum Outcome {
     Damaged,
     /// It was passed over until the next keyframe.
     WaitsForKeyframe,
-    /// The decoder refused it; its words.
-    Failed(String),
+    /// It could not be decoded.
+    Failed(DecodeError),
 }
 
 /// A decoder with what a stream from a network needs around it: it starts at keyframes, and again after loss and errors.
@@ -125,7 +145,7 @@ impl Decoder {
     }
 }
 
-fn backend(codec: Codec) -> Result<Box<dyn Backend>, String> {
+fn backend(codec: Codec) -> Result<Box<dyn Backend>, DecodeError> {
     Ok(match codec {
         Codec::H264 => Box::new(H264::new()?),
         Codec::H265 => Box::new(H265::new()),

@@ -1,11 +1,11 @@
-//! What the decoder of H.264 keeps to itself: the colours that a sequence parameter set tells of, and B slices.
+//! What the H.264 decoder does not report: the colours in a sequence parameter set, and B slices.
 
 use rtsprelay::media::codec::bits::{Bits, unescape};
 use rtsprelay::media::codec::sps::{Sps, Vui};
 
 use crate::picture::{Colour, Matrix};
 
-/// What the samples stand for.
+/// How the samples represent colours.
 pub fn colour(sps: &Sps, vui: &Vui) -> Colour {
     let matrix = match vui.matrix {
         Some(1) => Some(Matrix::Bt709),

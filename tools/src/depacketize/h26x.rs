@@ -49,7 +49,7 @@ struct Open {
     keyframe: bool,
     damaged: bool,
     after_loss: bool,
-    /// Where the NAL unit in `data` begins whose fragments are coming.
+    /// The position in `data` of the NAL unit whose fragments are arriving.
     fragment: Option<usize>,
     /// Where parameter sets are in `data`, without start codes.
     sets: Vec<(u8, std::ops::Range<usize>)>,
@@ -81,7 +81,7 @@ impl Open {
 }
 
 impl H26x {
-    /// A depacketizer for H.264 or H.265 that begins with these parameter sets.
+    /// A depacketizer for H.264 or H.265 with these initial parameter sets.
     pub fn new(codec: Codec, parameter_sets: Vec<Vec<u8>>) -> Self {
         let mut it = H26x { codec, parameter_sets: Vec::new(), open: None, after_loss: false, malformed: 0 };
         for set in parameter_sets {
@@ -129,7 +129,7 @@ impl H26x {
         }
     }
 
-    /// Takes in one payload.
+    /// Processes one payload.
     pub fn push(&mut self, info: PacketInfo, payload: &[u8], out: &mut dyn FnMut(Frame)) {
         // Some cameras put Annex B into RTP.
         let payload =
@@ -151,7 +151,7 @@ impl H26x {
         let after_loss = self.after_loss;
         let open = self.open.get_or_insert_with(|| {
             let mut open = Open::new(info, after_loss);
-            // A frame that begins like one is whole, whatever was lost before.
+            // A frame that starts like one is complete, whatever was lost before.
             open.damaged = info.lost > 0 && !begins;
             open
         });
@@ -240,7 +240,7 @@ impl H26x {
         } else {
             let Some(open) = &mut self.open else { return false };
             if open.fragment.is_none() {
-                // Its beginning is lost; told already by the sequence numbers, if so.
+                // Its start is lost; the sequence numbers have already shown it.
                 open.damaged = true;
                 return open.after_loss;
             }

@@ -21,7 +21,7 @@ struct Open {
 }
 
 impl Jpeg {
-    /// Takes in one payload.
+    /// Processes one payload.
     pub fn push(&mut self, info: PacketInfo, payload: &[u8], out: &mut dyn FnMut(Frame)) {
         if self.open.as_ref().is_some_and(|open| open.info.timestamp != info.timestamp) {
             // Its end never came.
@@ -59,7 +59,7 @@ impl Jpeg {
         let open = self.open.get_or_insert_with(|| Open { info, data: Vec::new(), header: 0, damaged: true });
         open.info = info;
         if open.data.len() - open.header != header.offset || open.data.len() + header.rest.len() > FRAME_BYTES_MAX {
-            // Loss, which the sequence numbers have told.
+            // A loss that the sequence numbers have already shown.
             open.damaged = true;
             return Some(());
         }

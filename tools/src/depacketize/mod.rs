@@ -24,7 +24,7 @@ pub struct PacketInfo {
     pub lost: u32,
     /// When it was read.
     pub arrived: Instant,
-    /// The same by the wall clock.
+    /// The same as wall-clock time.
     pub arrived_wall: SystemTime,
 }
 
@@ -37,7 +37,7 @@ pub enum Depacketizer {
 }
 
 impl Depacketizer {
-    /// One for `codec`; `parameter_sets` are NAL units told in the description.
+    /// One for `codec`; `parameter_sets` are the NAL units in the description.
     pub fn new(codec: Codec, parameter_sets: Vec<Vec<u8>>) -> Self {
         match codec {
             Codec::H264 | Codec::H265 => Depacketizer::H26x(H26x::new(codec, parameter_sets)),
@@ -45,7 +45,7 @@ impl Depacketizer {
         }
     }
 
-    /// Takes in one packet's payload and hands frames that are complete to `out`.
+    /// Processes one packet's payload, and passes complete frames to `out`.
     pub fn push(&mut self, info: PacketInfo, payload: &[u8], out: &mut dyn FnMut(Frame)) {
         match self {
             Depacketizer::H26x(it) => it.push(info, payload, out),
