@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     rtsprelay::sys::note_descriptors();
     let (testing, arguments) = match Testing::take(std::env::args_os(), parse_duration) {
         Ok(taken) => taken,
-        Err(message) => return wrong(&message),
+        Err(error) => return wrong(&error),
     };
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,

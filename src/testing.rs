@@ -15,6 +15,17 @@ pub struct Testing {
     knobs: Knobs,
 }
 
+/// A `--test-` argument that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadArgument {
+    /// There is none of this name.
+    #[error("{0} is no argument of tests")]
+    Unknown(String),
+    /// Its value is not a time: the argument, and what is wrong.
+    #[error("{0}: {1}")]
+    Value(String, String),
+}
+
 /// The `--test-` arguments.
 #[cfg(feature = "testing")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +54,7 @@ impl Testing {
     pub fn take<E: Display>(
         mut arguments: impl Iterator<Item = OsString>,
         parse: fn(&str) -> Result<Duration, E>,
-    ) -> Result<(Testing, Vec<OsString>), String> {
+    ) -> Result<(Testing, Vec<OsString>), BadArgument> {
         let (mut knobs, mut others) = (Knobs::default(), Vec::new());
         while let Some(argument) = arguments.next() {
             let Some(text) = argument.to_str().filter(|text| text.starts_with("--test-")) else {
@@ -62,9 +73,9 @@ impl Testing {
                 "--test-delay" => &mut knobs.delay,
                 "--test-panic" => &mut knobs.panic,
                 "--test-nonce-lifetime" => &mut knobs.nonce_lifetime,
-                _ => return Err(format!("{name} is no argument of tests")),
+                _ => return Err(BadArgument::Unknown(name.to_owned())),
             };
-            *knob = Some(parse(&value).map_err(|error| format!("{name}: {error}"))?);
+            *knob = Some(parse(&value).map_err(|error| BadArgument::Value(name.to_owned(), error.to_string()))?);
         }
         Ok((Testing { knobs }, others))
     }
@@ -105,7 +116,7 @@ impl Testing {
     pub fn take<E>(
         arguments: impl Iterator<Item = OsString>,
         _parse: fn(&str) -> Result<Duration, E>,
-    ) -> Result<(Testing, Vec<OsString>), String> {
+    ) -> Result<(Testing, Vec<OsString>), BadArgument> {
         Ok((Testing {}, arguments.collect()))
     }
 
@@ -135,11 +146,31 @@ impl Testing {
     }
 }
 
+/// Counts how often a task is woken.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct WakeCount(std::sync::atomic::AtomicUsize);
+
+#[cfg(test)]
+impl WakeCount {
+    /// How often since this was last called.
+    pub(crate) fn take(&self) -> usize {
+        self.0.swap(0, std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+impl std::task::Wake for WakeCount {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
 
-    fn taken(line: &str) -> Result<(Testing, Vec<OsString>), String> {
+    fn taken(line: &str) -> Result<(Testing, Vec<OsString>), BadArgument> {
         Testing::take(line.split(' ').map(OsString::from), crate::config::parse_duration)
     }
 

@@ -236,7 +236,7 @@ impl Shard {
                 handshake_timeout: Duration::from_secs(10),
                 limit: SessionLimit::new(clients),
                 udp_ports: None,
-                own_ports: None,
+                all_ports: None,
                 ids: SessionIds::Seeded(1),
                 loads: None,
             },

@@ -18,7 +18,7 @@ fn access_of(users: Vec<User>, basic: bool, now: Instant) -> Arc<Access> {
     Access::new(users, basic, Duration::from_secs(10), Guard::new(&[1; 32], now))
 }
 
-/// What a client answers to the challenge at this place.
+/// A client's answer to the challenge at this index.
 fn digest(access: &Access, now: Instant, challenge: usize, user: &str, password: &str) -> String {
     let challenges = access.challenges(now, peer(1), false);
     auth::answer(&challenges[challenge], user, password, "DESCRIBE", URL).unwrap()
@@ -69,7 +69,7 @@ fn credentials_are_for_one_request_address_and_while() {
     let granted = |now, presented: Presented<'_>| matches!(access.check(now, &presented), Checked::Granted(_));
     assert!(granted(now, presented(&right)));
     assert!(granted(now, Presented { url: "rtsp://other.name:554/front/", ..presented(&right) }));
-    // Of another request: they open nothing, and are no guess.
+    // For another request: they grant nothing, and do not count as a guess.
     let other_method = Presented { method: "SETUP", ..presented(&right) };
     assert!(matches!(access.check(now, &other_method), Checked::Stale { expired: false, .. }));
     let other_url = Presented { url: "rtsp://h/back", ..presented(&right) };
@@ -80,10 +80,10 @@ fn credentials_are_for_one_request_address_and_while() {
     assert!(matches!(access.check(now, &other_address), Checked::Stale { expired: false, .. }));
     let later = now + Duration::from_secs(11);
     assert!(matches!(access.check(later, &presented(&right)), Checked::Stale { expired: true, .. }));
-    // A relay that has started anew knows nothing of it.
+    // A relay that has restarted does not know the nonce.
     let restarted = Access::new(access.users.clone(), false, Duration::from_secs(10), Guard::new(&[2; 32], now));
     assert!(matches!(restarted.check(now, &presented(&right)), Checked::Stale { expired: false, .. }));
-    // Who does not know the password is not told that the nonce is old.
+    // A client that does not know the password is not told that the nonce is old.
     let wrong = digest(&access, now, 0, "viewer", "guess");
     assert_eq!(reason(access.check(later, &presented(&wrong))), "wrong password");
 }
@@ -100,7 +100,7 @@ fn basic_is_taken_where_it_is_switched_on() {
     assert_eq!(reason(check("Basic dmlld2VyOndyb25n")), "wrong password");
     assert_eq!(reason(check("Basic bm9ib2R5OnNlY3JldA==")), "unknown user");
     assert_eq!(access.challenges(now, peer(1), false).len(), 3);
-    // A hash that is not there is not compared with.
+    // A missing hash is not compared.
     let sha256 = digest(&access, now, 0, "old", "secret");
     assert_eq!(reason(check(&sha256)), "no hash for this algorithm is configured");
     assert!(matches!(check(&digest(&access, now, 1, "old", "secret")), Checked::Granted(_)));
@@ -131,7 +131,7 @@ fn a_user_who_fails_often_at_an_address_is_not_heard_there_for_a_while() {
     }
     assert!(matches!(access.check(now, &presented(&right)), Checked::Refused));
     assert!(matches!(access.check(now, &Presented { authorization: None, ..presented("") }), Checked::Missing));
-    // Others, and who was there before, notice nothing.
+    // Other users, and users who were here before, are not affected.
     let known = |name| Presented { known: Some(name), ..presented(&right) };
     assert!(matches!(access.check(now, &known("guest")), Checked::Refused));
     let other = digest(&access, now, 0, "guest", "secret");
@@ -159,7 +159,7 @@ fn a_user_who_was_seen_there_is_heard_later_instead() {
     assert!(at > now);
     let waited = |value| access.check(at, &Presented { waited: true, ..presented(value) });
     assert!(matches!(waited(&right), Checked::Granted(_)));
-    // Who guesses waits as well, and learns no more than before.
+    // A client that guesses waits as well, and learns no more than before.
     assert!(matches!(access.check(at, &presented(&wrong)), Checked::Later(_)));
     assert_eq!(reason(waited(&wrong)), "wrong password");
 }

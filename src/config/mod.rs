@@ -140,7 +140,7 @@ pub enum PerAddress {
     Share,
     /// 0: no limit.
     All,
-    /// So many.
+    /// At most this many.
     Most(usize),
 }
 

@@ -1,10 +1,10 @@
-//! Every key, every refusal.
+//! Every key, and every error.
 
 use super::*;
 
 const STREAM_TOML: &str = "[[stream]]\nname = \"front\"\nsource = \"rtsp://192.0.2.10/stream1\"\n";
 
-/// The faults of a document with a good stream after `text`.
+/// The faults of a document with a valid stream after `text`.
 pub(super) fn faults(text: &str) -> Vec<String> {
     match Config::from_toml(&format!("{text}\n{STREAM_TOML}")) {
         Ok(_) => Vec::new(),
@@ -16,7 +16,7 @@ pub(super) fn config(text: &str) -> Config {
     Config::from_toml(&format!("{text}\n{STREAM_TOML}")).unwrap_or_else(|faults| panic!("{text}: {faults:?}"))
 }
 
-/// Asserts that `text` has exactly one fault, which begins with `line N: ` and says every one of `parts`.
+/// Asserts that `text` has exactly one fault, which starts with `line N: ` and contains all of `parts`.
 #[track_caller]
 pub(super) fn refused(text: &str, line: usize, parts: &[&str]) {
     let found = faults(text);
@@ -35,7 +35,7 @@ fn one_address_leaves_room_for_others() {
     assert_eq!(per_address("limits.clients = 8"), Some(16), "a small relay is not made smaller");
     assert_eq!(per_address("limits.clients_per_address = 0"), None);
     assert_eq!(per_address("limits.clients_per_address = 7"), Some(7));
-    // All who come there have one address.
+    // All clients on loopback have one address.
     assert_eq!(per_address("listen = [\"127.0.0.1:8554\", \"[::1]:8554\"]"), None);
     assert_eq!(per_address("listen = [\"127.0.0.1:8554\", \"192.0.2.1:8554\"]"), Some(2_500));
 }
@@ -141,7 +141,7 @@ fn sources_are_one_or_a_list_and_may_be_pulled_on_demand() {
     assert_eq!(list.on_demand_start, Duration::from_secs(10));
     let lazy = stream("source = \"test\"\non_demand = true\non_demand_stop = \"0s\"").on_demand.unwrap();
     assert_eq!(lazy.stop, Duration::ZERO);
-    // A client may have to wait for any that is pulled, when the relay has just started.
+    // When the relay has just started, a client may have to wait for any pulled stream.
     let waited_for = stream("source = \"test\"\non_demand_start = \"1s\"");
     assert_eq!((waited_for.on_demand, waited_for.on_demand_start), (None, Duration::from_secs(1)));
     let secure = stream(&format!("source = \"rtsps://a/\"\ntls_fingerprint = \"{}\"", "ab".repeat(32))).camera.tls;
@@ -170,7 +170,7 @@ fn an_unknown_key_is_answered_with_the_nearest_right_one() {
     refused("[queue]\n\nlog-bytes = \"1MiB\"", 3, &["did you mean queue.log_bytes?"]);
     refused("[limits]\nclient = 1", 2, &["did you mean limits.clients?"]);
     refused("[report]\nevry = \"1s\"", 2, &["did you mean report.every?"]);
-    // What other programs call it.
+    // The name that other programs use.
     let found = faults("[[stream]]\nname = \"a\"\nurl = \"rtsp://h/\"");
     assert!(found.contains(&"line 3: unknown key stream.url; did you mean stream.source?".into()), "{found:?}");
     let stream = "[[stream]]\nname = \"a\"\nsource = \"test\"\n";
@@ -327,7 +327,7 @@ fn the_sample_is_valid_and_says_the_defaults() {
     let sample = Config::from_toml(text).unwrap_or_else(|faults| panic!("{faults:?}"));
     let defaults = config("");
     assert_eq!(Config { streams: Vec::new(), ..sample }, Config { streams: Vec::new(), ..defaults });
-    // Every key of the contract is in it, live or commented out.
+    // Every documented key is in it, active or commented out.
     for section in SECTIONS {
         for key in section.keys.iter().filter(|key| **key != "multicast") {
             let written = |prefix: &str| text.lines().any(|line| line.trim_start_matches("# ").starts_with(prefix));
@@ -401,7 +401,7 @@ fn a_pattern_says_what_streams_made_by_name_are_like() {
     assert!(published.is_published() && published.wait() == Duration::from_secs(3));
     assert_eq!(published.stream("edge/xy").unwrap().on_demand, None);
     assert_eq!((published.streams_max, published.linger), (1_000, Duration::from_secs(60)));
-    // Nothing else need be there.
+    // No other stream is needed.
     let alone = Config::from_toml("[[stream]]\nname = \"*\"\nsource = \"publish\"").unwrap();
     assert_eq!((alone.streams.len(), alone.patterns.len()), (0, 1));
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::read::{Faults, Field};
 use super::{addresses, value};
-use crate::tls::{Identity, Part};
+use crate::tls::{Identity, PemFile};
 
 /// Settings for RTSPS.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,7 +78,7 @@ pub(super) fn tls<'d, 'i: 'd>(
             Some(TlsConfig { listen: addresses?, identity })
         }
         Err(error) => {
-            let field = if error.part() == Part::Certificate { certificate } else { key };
+            let field = if error.part() == PemFile::Certificate { certificate } else { key };
             field.fault(faults, error.to_string());
             None
         }

@@ -1,4 +1,4 @@
-//! `[[user]]`: every way to a password, every refusal.
+//! `[[user]]`: every way to give a password, every error.
 
 use super::Config;
 use super::tests::{config, faults, refused};
@@ -6,7 +6,7 @@ use crate::wire::auth::Algorithm;
 
 const USER: &str = "[[user]]\nname = \"viewer\"\n";
 
-/// A file in a directory of its own, with these permissions.
+/// A file in its own directory, with these permissions.
 fn file(name: &str, text: &str, mode: u32) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let name = format!("rtsprelay-test-{}-{}-{name}", std::process::id(), fastrand::u32(..));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::admission::SharedAdmission;
+use super::admission::{LimitReached, SharedAdmission};
 use super::failure::Failure;
 use super::proxied::{self, Refused};
 use crate::egress::Listener;
@@ -50,7 +50,7 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
 /// Where connections go: to the shard with the fewest, or with `secured` first to the TLS handshakes.
 #[derive(Clone)]
 pub(super) struct Entrance {
-    /// Whether they speak TLS.
+    /// Whether clients use TLS.
     pub secured: bool,
     /// The shards.
     pub shards: Rc<[ShardSender]>,
@@ -64,8 +64,8 @@ impl Entrance {
     /// Hands on a client's connection if it is admitted.
     ///
     /// # Errors
-    /// A sentence with the limit; the connection is closed.
-    fn enter(&self, stream: TcpStream, peer: SocketAddr) -> Result<(), String> {
+    /// The limit; the connection is closed.
+    fn enter(&self, stream: TcpStream, peer: SocketAddr) -> Result<(), LimitReached> {
         self.admission.borrow_mut().enter(peer)?;
         if let Some(tls) = &self.tls {
             // One for one: handshakes evicted for others of a burst are still counted.
@@ -92,7 +92,7 @@ impl Entrance {
             Ok::<_, Refused>((stream.into_std()?, client))
         };
         let (stream, client) = read.await.map_err(|why| proxied::refused(balancer, &why))?;
-        self.enter(stream, client).map_err(Some)
+        self.enter(stream, client).map_err(|limit| Some(limit.to_string()))
     }
 }
 
@@ -124,9 +124,7 @@ pub(super) async fn accept(listener: Listener, entrance: Entrance) {
                     entrance.enter(stream, peer)
                 } else if headers.len() >= PROXY_HEADERS_AWAITED_MAX {
                     process::limited(Limited::ProxyHeader);
-                    Err(format!(
-                        "{PROXY_HEADERS_AWAITED_MAX} connections of balancers wait for their PROXY protocol header: {peer} is refused"
-                    ))
+                    Err(LimitReached::ProxyHeaders { peer })
                 } else {
                     headers.spawn_local(entrance.clone().enter_proxied(stream, peer));
                     Ok(())

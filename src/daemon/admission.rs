@@ -7,8 +7,26 @@ use std::rc::Rc;
 
 use super::proxied::Balancers;
 use crate::crowd::origin;
-use crate::limits::{REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, connections_many, connections_max};
+use crate::limits::{
+    PROXY_HEADERS_AWAITED_MAX, REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, connections_many, connections_max,
+};
 use crate::metrics::{Limited, process};
+
+/// Why a new connection is closed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum LimitReached {
+    /// `limits.clients`.
+    #[error("{open} connections are open (limits.clients: {clients_max}): {peer} is refused")]
+    Clients { open: usize, clients_max: usize, peer: SocketAddr },
+    /// `limits.clients_per_address`.
+    #[error("{has} connections of its address are open (limits.clients_per_address = {max}): {peer} is refused")]
+    PerAddress { has: usize, max: usize, peer: SocketAddr },
+    /// Balancers' connections without their header.
+    #[error(
+        "{PROXY_HEADERS_AWAITED_MAX} connections of balancers wait for their PROXY protocol header: {peer} is refused"
+    )]
+    ProxyHeaders { peer: SocketAddr },
+}
 
 /// The connections, from accept to their end.
 #[derive(Debug)]
@@ -47,7 +65,7 @@ impl Admission {
         self.balancers = balancers;
     }
 
-    /// Who passes connections on.
+    /// The load balancers.
     pub(super) fn balancers(&self) -> &Balancers {
         &self.balancers
     }
@@ -56,19 +74,17 @@ impl Admission {
     /// SETUP can be answered 453.
     ///
     /// # Errors
-    /// A sentence with the limit, if the connection is to be closed.
-    pub(super) fn enter(&mut self, peer: SocketAddr) -> Result<(), String> {
+    /// The limit; the connection must be closed.
+    pub(super) fn enter(&mut self, peer: SocketAddr) -> Result<(), LimitReached> {
         let Admission { clients_max, shards, open, .. } = *self;
         if open >= connections_max(clients_max, shards) {
             process::limited(Limited::Connections);
-            return Err(format!("{open} connections are open (limits.clients: {clients_max}): {peer} is refused"));
+            return Err(LimitReached::Clients { open, clients_max, peer });
         }
         let has = self.by_origin.get(&origin(peer.ip())).copied().unwrap_or(0);
         if let Some(max) = self.per_address_max.filter(|max| has >= max + REFUSED_WITH_ANSWER_PER_ADDRESS_MAX) {
             process::limited(Limited::ConnectionsPerAddress);
-            return Err(format!(
-                "{has} connections of its address are open (limits.clients_per_address = {max}): {peer} is refused"
-            ));
+            return Err(LimitReached::PerAddress { has, max, peer });
         }
         *self.by_origin.entry(origin(peer.ip())).or_default() += 1;
         self.open += 1;

@@ -8,10 +8,10 @@ use tokio::time::sleep;
 
 use super::access::Entry;
 
-/// An answer whose body is there.
+/// A response with a complete body.
 pub(super) type Answer = Response<Full<Bytes>>;
 
-/// A short text, which nobody keeps.
+/// A short text that must not be cached.
 pub(super) fn said(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
@@ -22,12 +22,12 @@ pub(super) fn said(status: StatusCode, kind: &'static str, text: impl Into<Bytes
     response
 }
 
-/// A sentence for people; it needs no end of line.
+/// A sentence for people; it needs no line end.
 pub(super) fn plain(status: StatusCode, text: &str) -> Answer {
     said(status, "text/plain; charset=utf-8", format!("{text}\n"))
 }
 
-/// The answer to a request whose user is not known: `asked` where credentials are missing or wrong. With `tells_how` it has the challenges,
+/// The response to a request without a valid user; `asked` if credentials are missing or wrong. With `tells_how` it contains the challenges,
 /// for programs; a browser would open its own dialog for them.
 pub(super) async fn refused(entry: Entry, mut asked: Answer, tells_how: bool) -> Answer {
     let Entry::Asked(challenges, delay) = entry else {

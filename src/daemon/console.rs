@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::stat::fstat;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -220,16 +220,27 @@ where
 /// The default log level.
 const LEVEL: &str = "info";
 
+/// Why `RTSPRELAY_LOG` is invalid.
+#[derive(Debug, thiserror::Error)]
+enum BadLevels {
+    /// A word that is not a level.
+    #[error("{0:?} is no level")]
+    Unknown(String),
+    /// Not a list of levels.
+    #[error(transparent)]
+    Syntax(#[from] ParseError),
+}
+
 /// Parses `RTSPRELAY_LOG`: levels, for everything or for a module (`rtsprelay::source=debug`).
 ///
 /// # Errors
 /// Why it is invalid.
-fn levels(wanted: &str) -> Result<EnvFilter, String> {
+fn levels(wanted: &str) -> Result<EnvFilter, BadLevels> {
     // A word that is not a level would be taken as a module, and everything else would be silent.
     let is_odd = |part: &&str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
     match wanted.split(',').find(is_odd) {
-        Some(odd) => Err(format!("{odd:?} is no level")),
-        None => EnvFilter::try_new(wanted).map_err(|error| error.to_string()),
+        Some(odd) => Err(BadLevels::Unknown(odd.to_owned())),
+        None => Ok(EnvFilter::try_new(wanted)?),
     }
 }
 

@@ -46,12 +46,12 @@ pub(super) enum Event {
     },
 }
 
-/// An event as readers are told it.
+/// An event as readers receive it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EventText {
     /// The stream that it is about.
     pub stream: Arc<str>,
-    /// Whether it is about a client, and tells its address.
+    /// If it is about a client, its address.
     pub is_of_client: bool,
     /// It with the stream and when it happened, as JSON.
     pub text: Arc<str>,
@@ -94,7 +94,7 @@ impl Events {
     /// Reports an event of a stream.
     pub(super) fn tell(&self, stream: &str, event: &Event) {
         if self.queue.receiver_count() > 0 {
-            // Who has gone meanwhile needs no event.
+            // A reader that has gone meanwhile needs no event.
             let _ = self.queue.send(EventText {
                 stream: stream.into(),
                 is_of_client: matches!(event, Event::ClientCame { .. } | Event::ClientGone { .. }),

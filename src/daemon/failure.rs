@@ -1,4 +1,4 @@
-//! Why the relay, or a command to one that runs, has failed.
+//! Why the relay, or a command to a running one, failed.
 
 use thiserror::Error;
 

@@ -19,7 +19,7 @@ struct Pieces<'a> {
     bytes: &'a [u8],
     cut: usize,
     read: usize,
-    /// The reader has been told to come back for the second piece.
+    /// The reader was told to call again for the second piece.
     has_waited: bool,
 }
 

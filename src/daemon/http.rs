@@ -59,7 +59,7 @@ pub(super) struct Pages {
     pub site: Site,
     /// Answers programs.
     pub manage: Manage,
-    /// Tells what was counted.
+    /// Returns the counts.
     pub reporter: Rc<Mutex<Reporter>>,
     /// The shards.
     pub shards: Rc<[ShardSender]>,
@@ -72,23 +72,23 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// What a request is told that may be of a page in somebody's browser which reaches the relay by a name of its own author (DNS
-    /// rebinding): it asks by that name.
+    /// The response to a request that may come from a page in a browser which reaches the relay under its author's domain name (DNS
+    /// rebinding): the request has that name as its host.
     fn misdirected<B>(&self, request: &Request<B>) -> Option<Answer> {
         if self.on_loopback {
-            // A proxy has everybody come from this machine: what is open to it must not be so by the proxy's name.
+            // Behind a proxy all clients come from this machine: what is open to the machine must not be open under the proxy's name.
             let why = "these pages are for this machine: ask by an address or as localhost";
             let refused = || plain(StatusCode::MISDIRECTED_REQUEST, why);
             return (!upgrade::is_host_good(upgrade::host_asked(request), &[])).then(refused);
         }
-        // Elsewhere programs ask by whatever name leads here. Where there are users, a browser has no password for another's name.
+        // Elsewhere programs may use any name that leads here. With users, a browser has no password for an attacker's name.
         let is_open = self.manage.doors.basic().is_none() && !["/healthz", "/livez"].contains(&request.uri().path());
         let may_be_theirs = is_open && upgrade::may_be_script(request.headers());
         (may_be_theirs && !self.site.is_asked_by_its_name(request)).then(web::misdirected)
     }
 }
 
-/// What a client sends, of a relay that is told to be tested so, to have its code fail here.
+/// With this content a request makes the relay's code fail, if tests allow it.
 const ASKS_FOR_FAULT: (&str, &[u8]) = ("x-test-panic", b"page");
 
 /// Counts a panic that ends a connection, together with the task that owns this.
@@ -185,7 +185,7 @@ async fn accepted(listener: &Listener) -> (std::net::TcpStream, SocketAddr) {
     }
 }
 
-/// Answers what a connection asks, in a task of its own that keeps its place.
+/// Serves a connection, in a task that holds its place.
 fn take(stream: std::net::TcpStream, from: From, pages: &Pages, places: &Rc<Places>) {
     let Ok(mut stream) = tokio::net::TcpStream::from_std(stream) else { return };
     let seat = Seat::new(places, from.peer.ip());
@@ -194,7 +194,7 @@ fn take(stream: std::net::TcpStream, from: From, pages: &Pages, places: &Rc<Plac
     let connection = spawn_local(async move {
         let _counts = CountsPanic;
         let Some(from) = behind_balancer(&mut stream, from, &pages).await else { return };
-        // Among those of its own address, and not of all that the balancer passes on.
+        // It counts among the connections of its own address, and not of all that the balancer forwards.
         kept.is_from(from.peer.ip());
         let (asked, goes_on) = (Cell::new(0), Cell::new(false));
         let service = service_fn(|request: Request<Incoming>| {
@@ -245,7 +245,7 @@ async fn answer_one(
     last: bool,
 ) -> Result<Response<manage::Answer>, Infallible> {
     let path = request.uri().path();
-    // Browsers are told of events by a WebSocket.
+    // Browsers get events over a WebSocket.
     let is_socket = path == "/+events" && request.headers().contains_key(UPGRADE);
     let mut response = if !is_socket && Manage::is_for(path) {
         match pages.misdirected(&request) {

@@ -1,4 +1,4 @@
-//! Leaving: first the relay says so, then it stops accepting, then it disconnects clients, a few at a time.
+//! Leaving: first the relay reports it, then it stops accepting, then it disconnects clients, a few at a time.
 
 use std::time::{Duration, Instant, SystemTime};
 

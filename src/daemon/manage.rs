@@ -22,7 +22,7 @@ use crate::media::name::of_path;
 use crate::session::SessionKey;
 use crate::web::upgrade;
 
-/// The response: a page, or events for as long as somebody reads them.
+/// The response: a page, or events as long as somebody reads them.
 pub(super) type Answer = Either<Full<Bytes>, Stream>;
 
 /// Why a request goes no further.
@@ -61,7 +61,7 @@ pub(super) type Asks = mpsc::UnboundedSender<(Ask, oneshot::Sender<Reply>)>;
 /// Answers programs.
 #[derive(Clone)]
 pub(super) struct Manage {
-    /// Who may what.
+    /// Decides who may do what.
     pub doors: Doors,
     /// Whether all clients are local: then everyone may see the streams.
     pub on_loopback: bool,
@@ -162,7 +162,7 @@ impl Manage {
 
     /// Whether the requester may see every stream.
     pub(super) async fn may_see<B>(&self, request: &Request<B>, peer: IpAddr) -> Result<(), Refused> {
-        // A load balancer on this machine speaks for others.
+        // A load balancer on this machine forwards requests from others.
         if self.on_loopback && peer.to_canonical().is_loopback() {
             return Ok(());
         }

@@ -52,7 +52,7 @@ impl Relay {
         self.act().await;
     }
 
-    /// A source tells something.
+    /// A source's news.
     pub(super) async fn on_news(&mut self, id: StreamId, news: SourceNews) {
         let event = match &news {
             SourceNews::State(SourceState::Live) => Some(Event::Live),
@@ -95,7 +95,7 @@ impl Relay {
                 }
                 Act::NotUp { id, status, path } => {
                     if let (503, None, Some(name)) = (status, &path, self.streams.name(id)) {
-                        // Not as the log's stream: of many such names it tells of the first few.
+                        // Without the log's stream field: of many such names only the first few are logged.
                         warn!(
                             %name,
                             "no origin has played it within on_demand_start: given up; see that one can be reached, and that relays \
@@ -111,7 +111,7 @@ impl Relay {
         }
     }
 
-    /// Has the streams that there are now share what there is for all logs. Small differences are left alone.
+    /// Divides the memory for logs among the current streams. Ignores small differences.
     pub(super) fn share_logs(&mut self) {
         let share = self.config.log_bytes(self.streams.len());
         let full = share == self.config.queue.log_bytes && self.log_bytes != share;
@@ -125,7 +125,7 @@ impl Relay {
 
     async fn make(&mut self, config: &StreamConfig, via: Arc<str>, home: Option<u16>) {
         if self.streams.find(&config.name).is_some() {
-            // It was added while the request for it waited.
+            // It was added while its request waited.
             return self.registry.forget(Instant::now(), &config.name);
         }
         match self.streams.add(config, Some(via), home).await {
@@ -135,7 +135,7 @@ impl Relay {
                 process::count(Counter::StreamsMade);
                 match config.source {
                     SourceKind::Publisher { .. } => info!(stream = %config.name, "made"),
-                    // Whether there is such a stream is not known yet.
+                    // It is not known yet whether the stream exists.
                     _ => debug!(stream = %config.name, "made"),
                 }
                 self.events.tell(&config.name, &Event::Made);
@@ -147,7 +147,7 @@ impl Relay {
         }
     }
 
-    /// Makes the streams those of a configuration, and tells of those that come and go.
+    /// Changes the streams to those of a configuration, and reports those that are added and removed.
     ///
     /// # Errors
     /// As [`Streams::become_those`](super::streams::Streams::become_those).

@@ -1,5 +1,5 @@
-//! Places of HTTP connections. Who has not asked yet, who asks for pages, and who probes or scrapes have places of their own, so that a
-//! crowd of one kind leaves the others theirs.
+//! Places for HTTP connections. Connections without a request, those for pages, and those for monitoring have separate places, so that a
+//! crowd of one kind does not block the others.
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -10,24 +10,24 @@ use tokio::task::AbortHandle;
 use crate::crowd::{Crowd, Place, origin};
 use crate::web::route;
 
-/// What a connection was last asked for.
+/// What a connection last requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Nothing yet.
     Unknown,
-    /// Pages, or what programs ask of streams.
+    /// Pages, or data about streams.
     Pages,
-    /// Whether the relay is well, or what it has counted.
+    /// Health or metrics.
     Probe,
 }
 
 impl Purpose {
-    /// Of a request for this path.
+    /// The purpose of a request for this path.
     pub(super) fn of(path: &str) -> Purpose {
         if route::is_probe(path) { Purpose::Probe } else { Purpose::Pages }
     }
 
-    /// Connections at a time; one more ends the oldest of the address that has most, so that nobody who is silent keeps others out.
+    /// Connections at a time; one more evicts the oldest of the address that has most, so that silent clients do not block others.
     const fn places(self) -> usize {
         match self {
             Purpose::Unknown | Purpose::Pages => 32,
@@ -36,11 +36,11 @@ impl Purpose {
     }
 }
 
-/// The connections there are, by their purpose.
+/// The open connections, by purpose.
 #[derive(Debug, Default)]
 pub(super) struct Places(RefCell<[Crowd<AbortHandle>; 3]>);
 
-/// A connection's place, which is free when this is dropped.
+/// A connection's place, which is released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     places: Rc<Places>,
@@ -49,7 +49,7 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Of a connection from that address. It has no place until its task is known.
+    /// A connection from that address. It has no place until its task is known.
     pub(super) fn new(places: &Rc<Places>, peer: IpAddr) -> Rc<Seat> {
         Rc::new(Seat { places: Rc::clone(places), origin: Cell::new(origin(peer)), at: Cell::new(None) })
     }
@@ -59,7 +59,7 @@ impl Seat {
         self.take(Purpose::Unknown, task);
     }
 
-    /// The connection is asked for something.
+    /// The connection received a request for this path.
     pub(super) fn asked(&self, purpose: Purpose) {
         if self.at.get().is_some_and(|(of, _)| of != purpose)
             && let Some(task) = self.leave()
@@ -130,7 +130,7 @@ mod tests {
                 assert_eq!(left, Purpose::Pages.places());
                 let taken = |purpose: Purpose| places.0.borrow()[purpose as usize].len();
                 assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe), taken(Purpose::Unknown)), (left, 1, 1));
-                // Who asks for something else moves; who has gone leaves nothing.
+                // Changing the purpose changes the place, and a closed connection leaves nothing behind.
                 crowd.last().unwrap().0.asked(Purpose::Probe);
                 assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe)), (left - 1, 2));
                 drop(crowd);

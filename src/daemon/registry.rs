@@ -21,7 +21,7 @@ use crate::media::name::longest;
 use crate::media::{SourceState, StreamId};
 use crate::source::news::SourceNews;
 
-/// Why a stream that was made is gone.
+/// Why a created stream was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
     /// Its origins have no stream of that name.
@@ -30,16 +30,16 @@ pub enum Gone {
     Unwanted,
     /// Its publisher has been away for `linger`.
     Unpublished,
-    /// The relays pull it from one another.
+    /// The relays pull it from one another in a loop.
     Loop,
-    /// No origin has played it, within `on_demand_start` or before everybody had gone who asked for it.
+    /// No origin played it within `on_demand_start`, or before everyone who requested it gave up.
     NotUp,
-    /// The configuration has no place for it any more, or somebody has removed it.
+    /// It is no longer configured, or was removed.
     Removed,
 }
 
 impl Gone {
-    /// What it is called in events; stable.
+    /// Its name in events; stable.
     pub const fn name(self) -> &'static str {
         match self {
             Gone::NotFound => "not_found",
@@ -70,18 +70,18 @@ pub struct Wanted {
 /// Something to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Act {
-    /// Make this stream, and say so with [`Registry::made`].
+    /// Create this stream, then call [`Registry::made`].
     Make {
-        /// What it is like.
+        /// Its configuration.
         config: Box<StreamConfig>,
         /// The relays that the request for it has passed through.
         via: Arc<str>,
-        /// The shard that it is to live on: the one with its publisher's connection; `None` for whichever has least to do.
+        /// The shard that must be its home: the one with its publisher's connection; `None` for the least busy one.
         home: Option<u16>,
     },
     /// A client waits for a publisher of this name.
     Wait(Arc<str>),
-    /// Answer those who wait for the name, or those of them from one origin, with this status.
+    /// Answer the requests that wait for the name, or those from one origin, with this status.
     Refuse {
         /// The name.
         name: Arc<str>,
@@ -90,7 +90,7 @@ pub enum Act {
         /// The status.
         status: u16,
     },
-    /// Answer those who wait for the stream with this status; with 503 name the relays.
+    /// Answer the requests that wait for the stream with this status; with 503, name the relays.
     NotUp {
         /// The stream.
         id: StreamId,
@@ -110,19 +110,19 @@ pub enum Act {
     },
 }
 
-/// A stream that was made.
+/// A stream that was created.
 #[derive(Debug)]
 struct Made {
     /// `None` until [`Registry::made`].
     id: Option<StreamId>,
-    /// The pattern, as it is written.
+    /// The pattern as text.
     under: String,
     linger: Duration,
     published: bool,
     /// The address that requested the lookup, while it is in progress.
     lookup: Option<IpAddr>,
     was_live: bool,
-    /// When it goes, and why.
+    /// When it will be removed, and why.
     due: Option<(Instant, Gone)>,
 }
 
@@ -133,7 +133,7 @@ struct Waiting {
     until: Instant,
 }
 
-/// How many there are of something under a pattern.
+/// Counts per pattern.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Under {
     streams: usize,
@@ -157,31 +157,31 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The next thing to do.
+    /// The next action.
     pub fn next_act(&mut self) -> Option<Act> {
         self.acts.pop_front()
     }
 
-    /// How many streams there are.
+    /// The number of created streams.
     pub fn count(&self) -> usize {
         self.streams.len()
     }
 
-    /// The stream of that name as the patterns have it, if one of them makes it.
+    /// The configuration of the stream with this name, if a pattern creates it.
     pub fn config(&self, name: &str) -> Option<StreamConfig> {
         longest(&self.patterns, |one| &one.pattern, name)?.stream(name)
     }
 
-    /// The names of the streams that there are, in no order.
+    /// The names of the created streams, in no order.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.streams.keys()
     }
 
-    /// Somebody asks for a name that no stream has. `others` is how many streams there are beside the made ones.
+    /// A name that no stream has is requested. `others` is the number of other streams.
     pub fn wanted(&mut self, now: Instant, wanted: Wanted, others: usize) {
         self.forget_missing(now);
         if self.streams.contains_key(&wanted.name) {
-            // The shard hears of it, or has heard meanwhile.
+            // The shard will get the stream, or has got it meanwhile.
             return;
         }
         let Some(pattern) = longest(&self.patterns, |one| &one.pattern, &wanted.name) else {
@@ -210,7 +210,7 @@ impl Registry {
         self.waiting.push_back(Waiting { wanted, until: now + Duration::from_millis(LOOKUP_WAIT_MS) });
     }
 
-    /// The stream of that name was made.
+    /// The stream with this name was created.
     pub fn made(&mut self, name: &str, id: StreamId) {
         let Some((name, _)) = self.streams.get_key_value(name) else { return };
         let name = Arc::clone(name);
@@ -220,13 +220,13 @@ impl Registry {
         self.names.insert(id, name);
     }
 
-    /// The stream of that name could not be made.
+    /// The stream with this name could not be created.
     pub fn not_made(&mut self, now: Instant, name: &Arc<str>) {
         self.acts.push_back(Act::Refuse { name: Arc::clone(name), from: None, status: 503 });
         self.forget(now, name);
     }
 
-    /// A source tells something. What is about a stream that was not made by name is passed over.
+    /// A source's news. News about streams that were not created by name are ignored.
     pub fn news(&mut self, now: Instant, id: StreamId, news: &SourceNews) {
         let Some(name) = self.names.get(&id).cloned() else { return };
         let Some(made) = self.streams.get_mut(&name) else { return };
@@ -287,8 +287,8 @@ impl Registry {
         self.forget_missing(now);
     }
 
-    /// Sets the patterns. Streams that are kept under another pattern than before, or whose pattern has changed, go on by it; which are kept
-    /// is for the caller, by [`Registry::config`].
+    /// Sets the patterns. Streams under a changed or different pattern continue with the new one. The caller decides which are kept, with
+    /// [`Registry::config`].
     pub fn set_patterns(&mut self, patterns: Vec<PatternConfig>) {
         self.patterns = patterns;
         self.missing.clear();
@@ -304,7 +304,7 @@ impl Registry {
         }
     }
 
-    /// A stream is no more, or is one that is written down from now on: whoever wants it by name asks anew.
+    /// A stream was removed, or is configured from now on: requests for its name start over.
     pub fn forget(&mut self, now: Instant, name: &str) {
         self.end_lookup(now, name);
         self.set_due(name, None);
@@ -354,8 +354,8 @@ impl Registry {
         self.waiting.retain(|waiting| waiting.wanted.name != name);
         let made = Made { id: None, under, linger, published, lookup, was_live: false, due: None };
         self.streams.insert(Arc::clone(&name), made);
-        // A publisher is given time between ANNOUNCE and RECORD, however short `linger` is. And a lookup ends however often the stream is
-        // asked for meanwhile: behind servers that drop what tells of a loop, it may be the relay itself that asks.
+        // A publisher gets time between ANNOUNCE and RECORD, however short `linger` is. And a lookup ends however often the stream is
+        // requested meanwhile: behind servers that drop the ids of a loop, the relay itself may be requesting it.
         let due = if published {
             (now + Duration::from_secs(ANNOUNCED_WAIT_S), Gone::Unpublished)
         } else {
@@ -372,7 +372,7 @@ impl Registry {
         self.forget(now, name);
     }
 
-    /// A lookup has ended: others have their turn.
+    /// A lookup has ended: others get their turn.
     fn end_lookup(&mut self, now: Instant, name: &str) {
         let Some(made) = self.streams.get_mut(name) else { return };
         let Some(from) = made.lookup.take() else { return };
@@ -398,7 +398,7 @@ impl Registry {
                     if let Some(Waiting { wanted, .. }) = self.waiting.remove(at) {
                         self.make(now, wanted);
                     }
-                    // Others that waited for the same name are gone from before it as well.
+                    // Others that waited for the same name are already gone.
                     at = 0;
                 }
                 None => at += 1,

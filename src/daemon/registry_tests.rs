@@ -1,4 +1,4 @@
-//! Names asked for, found, not found, published and left; from a seed at the end.
+//! Names that are requested, found, not found, published and unused; the last test uses random operations from a seed.
 
 use super::*;
 use crate::config::SourceKind;
@@ -26,7 +26,7 @@ fn wanted(name: &str, peer: [u8; 4], publish: bool) -> Wanted {
 
 const PEER: [u8; 4] = [192, 0, 2, 1];
 
-/// What is to be done, in short words; what is made is made, with ids from `next` on.
+/// The actions, in short words; streams are created with ids from `next` on.
 fn act(registry: &mut Registry, next: &mut u16) -> Vec<String> {
     let mut said = Vec::new();
     while let Some(act) = registry.next_act() {
@@ -74,7 +74,7 @@ fn a_name_that_is_not_found_is_answered_from_memory_for_a_second() {
     assert_eq!(act(&mut registry, &mut next), ["404 edge/a"]);
     registry.wanted(now + Duration::from_millis(1_000), wanted("edge/a", PEER, false), 0);
     assert_eq!(act(&mut registry, &mut next), ["make edge/a"]);
-    // One that was live stays for its players.
+    // A stream that was live remains for its players.
     registry.news(now, StreamId::first(1), &SourceNews::State(SourceState::Live));
     registry.news(now, StreamId::first(1), &SourceNews::NotFound);
     registry.news(now + LINGER / 2, StreamId::first(1), &SourceNews::NotFound);
@@ -83,7 +83,7 @@ fn a_name_that_is_not_found_is_answered_from_memory_for_a_second() {
     assert_eq!(act(&mut registry, &mut next), [""; 0]);
     registry.tick(now + LINGER);
     assert_eq!(act(&mut registry, &mut next), ["remove edge/a not_found"]);
-    // And one that comes back stays.
+    // And one that comes back remains.
     registry.wanted(now, wanted("edge/b", PEER, false), 0);
     act(&mut registry, &mut next);
     for news in [SourceState::Live, SourceState::Down] {
@@ -171,7 +171,7 @@ fn a_lookup_ends_however_often_the_stream_is_asked_for() {
     assert_eq!((act(&mut registry, &mut next), registry.next_due()), (vec![], Some(now + wait)));
     registry.tick(now + wait);
     assert_eq!(act(&mut registry, &mut next), ["not up 503", "remove edge/a not_up"]);
-    // One that was live stays as long as somebody wants it.
+    // One that was live remains as long as it is requested.
     assert_eq!((registry.count(), registry.lookups.len(), registry.next_due()), (1, 0, None));
 }
 

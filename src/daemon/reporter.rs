@@ -72,7 +72,7 @@ pub(super) struct Watched {
     pub name: String,
     /// The shard that runs its source.
     pub home: u16,
-    /// What its source is doing now, once that has been told.
+    /// The state of its source, once it is known.
     pub state: Option<SourceState>,
 }
 

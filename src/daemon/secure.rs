@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::egress::Listener;
 use crate::metrics::lines::rfc3339;
 use crate::shard::inbox::{ControlSender, ShardSender};
-use crate::tls::{Identity, Limits, Tls};
+use crate::tls::{HandshakeLimits, Identity, Tls};
 
 /// Serves RTSPS; nothing without `listen_tls`.
 pub(super) struct Secured {
@@ -56,8 +56,8 @@ impl Secured {
 }
 
 /// What handshakes may take.
-pub(super) fn limits(config: &Config) -> Limits {
-    Limits { handshake_timeout: config.limits.handshake_timeout, clients: config.limits.clients }
+pub(super) fn limits(config: &Config) -> HandshakeLimits {
+    HandshakeLimits { handshake_timeout: config.limits.handshake_timeout, clients: config.limits.clients }
 }
 
 /// Lets the threads deliver the last bytes to clients, until the deadline at most.

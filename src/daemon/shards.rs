@@ -15,7 +15,7 @@ use crate::config::{Config, IoChoice, StreamConfig};
 use crate::egress::IoKind;
 use crate::limits::{STOP_MAX_MS, answered_beyond};
 use crate::media::StreamId;
-use crate::session::{Loads, OwnPorts, ServerConfig, SessionIds, SessionLimit};
+use crate::session::{Loads, ServerConfig, SessionIds, SessionLimit, UdpPorts};
 use crate::shard::core::{CoreConfig, StreamSetup};
 use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
@@ -67,7 +67,7 @@ fn start_shards_with(
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
     limit.set_max(config.limits.clients, config.clients_per_address());
-    let own_ports = OwnPorts::new(count, is_own_address);
+    let all_ports = UdpPorts::new(count, is_own_address);
     for ((shard, inbox), sender) in (0u16..).zip(inboxes).zip(&senders) {
         let server = ServerConfig {
             shard,
@@ -76,7 +76,7 @@ fn start_shards_with(
             handshake_timeout: config.limits.handshake_timeout,
             limit: Arc::clone(&limit),
             udp_ports: None,
-            own_ports: Some(Arc::clone(&own_ports)),
+            all_ports: Some(Arc::clone(&all_ports)),
             ids: SessionIds::Random,
             loads: Some(loads.clone()),
         };

@@ -38,7 +38,7 @@ impl StreamIds {
         Some(id)
     }
 
-    /// The shards have been told that the stream was removed.
+    /// The shards were told that the stream was removed.
     pub(super) fn removed(&mut self, id: StreamId) {
         self.leaving.insert(id, 0);
     }

@@ -226,7 +226,7 @@ impl Streams {
         let id = self.ids.borrow_mut().take()?;
         let home = home.unwrap_or_else(|| self.least_loaded());
         let new = setup(id, home, config);
-        // The home is told first: what others ask of it, once they know of the stream, must not come before.
+        // The home is told first: what other shards send it, once they know the stream, must not arrive earlier.
         self.start((id, home, Some(new.clone())), config, via);
         for (_, shard) in self.shards.iter().enumerate().filter(|(shard, _)| *shard != usize::from(home)) {
             shard.tell(ToShard::Stream(new.clone()));
@@ -244,7 +244,7 @@ impl Streams {
         true
     }
 
-    /// Starts a stream. Its home is told what it is like if it has not been told yet.
+    /// Starts a stream. Announces it to its home if that has not happened yet.
     fn start(
         &mut self,
         (id, home, setup): (StreamId, u16, Option<StreamSetup>),
@@ -257,7 +257,7 @@ impl Streams {
         self.running.push(Running { id, config: config.clone(), home, rules, stop, ended, via });
     }
 
-    /// Has the reports tell of a stream. Last, for it may take a moment: what the shards say of it has found its source meanwhile.
+    /// Adds a stream to the reports. Last, because it may take a moment, and what the shards report meanwhile is matched to its source.
     async fn watch(&self, id: StreamId, home: u16, config: &StreamConfig) {
         self.reporter.lock().await.add_stream(Watched { id, name: config.name.clone(), home, state: None });
     }

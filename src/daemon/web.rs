@@ -89,14 +89,14 @@ impl Visitor {
         is_opened && self.user.as_ref().is_none_or(|user| user.may(Right::Read, stream))
     }
 
-    /// Whether it may be told of an event; `None` if what let it in holds no more.
+    /// Whether it may see an event; `None` if its credentials are no longer valid.
     fn sees(&self, doors: &Doors, told: Option<&EventText>) -> Option<bool> {
         if self.expires.is_some_and(|at| at <= unix_s()) {
             return None;
         }
         let user = match &self.user {
             Some(was) => Some(doors.current(was)?),
-            // There are users now.
+            // Users have been configured meanwhile.
             None if doors.basic().is_some() => return None,
             None => None,
         };
@@ -116,12 +116,12 @@ fn header<'r>(request: &'r Request<Incoming>, name: &hyper::header::HeaderName) 
     request.headers().get(name).and_then(|value| value.to_str().ok())
 }
 
-/// The answer to what should ask for a WebSocket.
+/// The response to a request that should be for a WebSocket.
 fn no_websocket(why: &str) -> Answer {
     with(plain(StatusCode::UPGRADE_REQUIRED, why), UPGRADE, "websocket")
 }
 
-/// What a request is told that asks by a name which is none of this relay's.
+/// The response to a request with a host name that is not this relay's.
 pub(super) fn misdirected() -> Answer {
     let why = "this relay is not known by that name: ask by its address, or add the name to http_hosts";
     plain(StatusCode::MISDIRECTED_REQUEST, why)
@@ -135,7 +135,7 @@ fn with(mut answer: Answer, name: hyper::header::HeaderName, value: &str) -> Ans
 }
 
 impl Site {
-    /// Of that configuration.
+    /// With this configuration.
     pub(super) fn new(
         config: &Config,
         doors: Doors,
@@ -161,7 +161,7 @@ impl Site {
         };
     }
 
-    /// A stream's source has another state.
+    /// The state of a stream's source changed.
     pub(super) fn set_state(&self, id: StreamId, state: SourceState) {
         let mut watched = self.watched.borrow_mut();
         if let Some(watched) = watched.iter_mut().find(|watched| watched.id == id) {
@@ -169,7 +169,7 @@ impl Site {
         }
     }
 
-    /// Answers a request that is for the pages; gives back one that is not.
+    /// Answers a request for the pages; returns any other.
     ///
     /// # Errors
     /// The request, if it is not for the pages.
@@ -229,7 +229,7 @@ impl Site {
         None
     }
 
-    /// Whether a request asks by an address, as localhost, or by a name that the configuration has for the pages.
+    /// Whether a request's host is an address, localhost, or a name that is configured for the pages.
     pub(super) fn is_asked_by_its_name<B>(&self, request: &Request<B>) -> bool {
         upgrade::is_host_good(upgrade::host_asked(request), &self.rules.borrow().hosts)
     }
@@ -373,7 +373,7 @@ impl Site {
         })
     }
 
-    /// What happens to the streams that a browser may see.
+    /// Sends the events of the streams that a browser may see.
     async fn events(&self, request: Request<Incoming>, from: &From) -> Answer {
         if let Err(why) = upgrade::websocket_key(request.headers()) {
             return no_websocket(why);
@@ -386,7 +386,7 @@ impl Site {
         let (peer, admission, rules) = (from.peer, Rc::clone(&self.admission), Rc::clone(&self.rules));
         self.websocket(request, peer, move |stream, unread| {
             spawn_local(async move {
-                // Nobody here can say what somebody outside would: the pages are shut then.
+                // Nobody can decide here for the external server, so the pages are closed then.
                 let sees = |told: Option<&_>| visitor.sees(&doors, told).filter(|_| !rules.borrow().asks_outside);
                 web_events::pass_on(stream, &unread, events, sees).await;
                 admission.borrow_mut().gone(peer);
@@ -394,8 +394,8 @@ impl Site {
         })
     }
 
-    /// Answers with 101, and gives the connection with what has been read of it to `then`, which from there on sees to it that its end is
-    /// told to [`Site::admission`].
+    /// Answers with 101, and passes the connection with the data already read to `then`, which must report its end to
+    /// [`Site::admission`].
     fn websocket(
         &self,
         mut request: Request<Incoming>,
@@ -420,7 +420,7 @@ impl Site {
             let handed = timeout(Duration::from_secs(UPGRADE_MAX_S), upgraded).await.ok().and_then(Result::ok);
             match handed.and_then(|upgraded| upgraded.downcast::<TokioIo<TcpStream>>().ok()) {
                 Some(parts) => then(parts.io.into_inner(), parts.read_buf),
-                // It has gone before it was answered.
+                // It closed before it was answered.
                 None => admission.borrow_mut().gone(peer),
             }
         });

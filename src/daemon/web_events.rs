@@ -1,4 +1,4 @@
-//! `/+events` as a WebSocket: what happens to the streams that a browser may see, a text message each.
+//! `/+events` as a WebSocket: events of the streams that a browser may see, one per text message.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use super::events::{EventText, Events};
 use crate::limits::{WEBSOCKET_MESSAGES_PER_S_MAX, WEBSOCKET_PING_EVERY_S};
 use crate::wire::websocket::{self, CloseCode, Decoder, Message, Opcode};
 
-/// How long a reader may take for a message before its connection ends.
+/// How long a reader may take to receive a message before its connection ends.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
-/// Time after which a reader of which nothing was heard is taken for gone: it answers pings.
+/// A reader that sends nothing for this long counts as gone, because it should answer pings.
 const HEARD_MAX: Duration = Duration::from_secs(3 * WEBSOCKET_PING_EVERY_S);
 
-/// Passes events on until the reader has gone. `sees` says of each whether it is for this reader; `None` says that it may see nothing any
-/// more.
+/// Passes events on until the reader is gone. `sees` decides for each event whether the reader may see it; `None` means that it may see
+/// nothing any more.
 pub(super) async fn pass_on(
     stream: TcpStream,
     unread: &[u8],
@@ -31,7 +31,7 @@ pub(super) async fn pass_on(
     let mut reader = Reader { from, decoder: Decoder::default(), heard: Instant::now(), messages: (Instant::now(), 0) };
     reader.decoder.feed(unread);
     let mut pings = interval(Duration::from_secs(WEBSOCKET_PING_EVERY_S));
-    // The first one would come at once.
+    // The first one would be immediate.
     pings.reset();
     loop {
         let frames = tokio::select! {
@@ -61,25 +61,25 @@ pub(super) async fn pass_on(
     }
 }
 
-/// Whether the reader has taken it.
+/// Whether the reader has received it.
 async fn write(to: &mut OwnedWriteHalf, bytes: &[u8]) -> bool {
     bytes.is_empty() || timeout(WRITE_MAX, to.write_all(bytes)).await.is_ok_and(|written| written.is_ok())
 }
 
-/// What the browser sends.
+/// Messages from the browser.
 struct Reader {
     from: OwnedReadHalf,
     decoder: Decoder,
     heard: Instant,
-    /// Messages since a moment.
+    /// Number of messages since a time.
     messages: (Instant, u32),
 }
 
 impl Reader {
-    /// What is to be answered to what it sends next.
+    /// The response to its next messages.
     ///
     /// # Errors
-    /// The last bytes that it is sent.
+    /// The last bytes to send to it.
     async fn answer(&mut self) -> Result<Vec<u8>, Vec<u8>> {
         loop {
             match self.decoder.next_message() {
@@ -112,7 +112,7 @@ impl Reader {
         match message {
             Message::Ping(payload) => Ok(Some(websocket::frame(Opcode::Pong, &payload))),
             Message::Close => Err(websocket::close(CloseCode::Normal, "")),
-            // A newer page may say something.
+            // A newer page may send other messages.
             Message::Pong | Message::Text(_) | Message::Binary(_) => Ok(None),
         }
     }

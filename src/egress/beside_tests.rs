@@ -1,4 +1,4 @@
-//! Sockets of one client alone, bound to the shared one's port: nobody else may come in beside them.
+//! Sockets for single clients, bound to the shared socket's port: no other program may bind to it, too.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::Datagram;
 use super::runtime::Runtime;
 use super::tests::kinds;
 
-/// Somebody who shares the machine: binds where the socket is, as it is told to the kernel that others may.
+/// Another user of the machine: binds to the socket's address with the options that would allow it.
 fn bind_at(address: SocketAddr, share: fn(&Socket)) -> std::io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     share(&socket);
@@ -25,7 +25,7 @@ fn nobody_binds_beside_a_port_that_the_relay_shares_with_itself() {
             let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let (rtp, _rtcp) = Datagram::bind_pair(Ipv4Addr::LOCALHOST.into(), None, kind).unwrap();
             let to = client.local_addr().unwrap();
-            // More than one, and again when one has been given back.
+            // More than one, and again after one was released.
             let own = [rtp.beside(to).unwrap(), rtp.beside(to).unwrap()];
             drop(rtp.beside(to).unwrap());
             let again = rtp.beside(to).unwrap();
@@ -35,7 +35,7 @@ fn nobody_binds_beside_a_port_that_the_relay_shares_with_itself() {
             for at in [address, wildcard] {
                 bind_at(at, |socket| socket.set_reuse_address(true).unwrap()).expect_err("beside, by SO_REUSEADDR");
                 if Uid::effective().is_root() {
-                    // Another user of the machine, as far as this one thread's sockets are concerned.
+                    // Another user of the machine, as far as this thread's sockets are concerned.
                     let stranger = std::thread::spawn(move || {
                         setfsuid(Uid::from_raw(65_534));
                         bind_at(at, |socket| {
@@ -46,12 +46,12 @@ fn nobody_binds_beside_a_port_that_the_relay_shares_with_itself() {
                     stranger.join().unwrap().expect_err("beside, by SO_REUSEPORT");
                 }
             }
-            // What comes from others than those clients comes to the shared socket alone.
+            // Datagrams from others than those clients arrive only at the shared socket.
             let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             for number in 0..20_u8 {
                 other.send_to(&[number], address).unwrap();
                 let received = tokio::time::timeout(Duration::from_secs(10), rtp.recv_from(Vec::with_capacity(16)));
-                let (result, bytes) = received.await.expect("it comes to the shared socket");
+                let (result, bytes) = received.await.expect("it arrives at the shared socket");
                 assert_eq!((result.unwrap().1, bytes), (other.local_addr().unwrap(), vec![number]));
             }
         });

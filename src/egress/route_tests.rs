@@ -1,4 +1,4 @@
-//! Where datagrams leave from.
+//! The source address of datagrams.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::*;
 fn datagrams_leave_from_the_address_that_their_route_says() {
     on_both(async |rig| {
         let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-        // Loopback has a whole network of IPv4, which a socket of IPv6 carries as well.
+        // Loopback has a whole IPv4 network, which an IPv6 socket can use as well.
         let mapped = Ipv4Addr::new(127, 0, 0, 2).to_ipv6_mapped();
         for (any, to, from) in [
             (any[0], "127.0.0.1", "127.0.0.2".parse().unwrap()),
@@ -33,7 +33,7 @@ fn datagrams_leave_from_the_address_that_their_route_says() {
                     assert_eq!((count, sender), (len, SocketAddr::new(from.to_canonical(), port)), "{to} {plain}");
                 }
             }
-            // Nothing of it stays with the slot, whose next client has another route.
+            // Nothing of it remains in the slot, whose next client has another route.
             rig.egress.send_datagrams(token(0), &rtp, to.into(), &datagrams(&[7]), false);
             rig.wait_ok(0, 7).await;
             let (_, sender) = far.recv_from(&mut [0; 2000]).unwrap();

@@ -28,7 +28,7 @@ pub(super) fn kinds() -> Vec<IoKind> {
     }
 }
 
-/// An egress and the connections it sends on.
+/// An egress and the connections that it sends on.
 pub(super) struct Rig {
     pub(super) kind: IoKind,
     pub(super) egress: Box<dyn Egress>,
@@ -59,7 +59,7 @@ pub(super) fn on_both(test: impl AsyncFn(&mut Rig)) {
 }
 
 impl Rig {
-    /// A connection as a shard has it, and the client's end.
+    /// A connection as in a shard, and the client's end.
     pub(super) fn connect(&self) -> (Conn, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -75,7 +75,7 @@ impl Rig {
         assert!(pieces.is_empty());
     }
 
-    /// Moves what has completed to `done`.
+    /// Moves completions to `done`.
     pub(super) fn reap(&mut self) -> usize {
         let mut out = Vec::new();
         self.egress.reap(usize::MAX, &mut out);
@@ -107,7 +107,7 @@ impl Rig {
         assert_eq!((completion.bytes, completion.error.map(|e| e.to_string())), (bytes, None));
     }
 
-    /// Sends until the socket takes no more; the last operation, of `step` bytes, is left under way. Returns all bytes sent.
+    /// Sends until the socket takes no more; the last operation, of `step` bytes, remains in flight. Returns all bytes sent.
     fn block(&mut self, slot: u32, conn: &Conn, step: usize) -> usize {
         let part = vec![b'x'; step];
         let mut sent = 0;
@@ -115,7 +115,7 @@ impl Rig {
             self.send(slot, conn, &[&part]);
             self.egress.flush();
             sent += step;
-            // What is not complete after its submission waits for the client.
+            // An operation that is not complete after its submission waits for the client.
             self.reap();
             if self.done.remove(&slot).is_none() {
                 assert_eq!(self.egress.in_flight(), 1);
@@ -129,7 +129,7 @@ pub(super) fn token(slot: u32) -> Token {
     Token { slot, generation: 7 }
 }
 
-/// Reads on another thread until `len` bytes have come.
+/// Reads on another thread until `len` bytes have arrived.
 pub(super) fn read_on_thread(mut far: TcpStream, len: usize) -> std::thread::JoinHandle<(TcpStream, Vec<u8>)> {
     std::thread::spawn(move || {
         let mut bytes = vec![0; len];
@@ -241,7 +241,7 @@ fn a_cancelled_operation_tells_what_it_sent() {
         assert!(completion.bytes < 100_000);
         assert_eq!(rig.egress.in_flight(), 0);
         rig.egress.cancel(token(3));
-        // What it says was sent is what arrives.
+        // Exactly what the completion reports arrives.
         let before = sent - 100_000 + completion.bytes;
         conn.shutdown();
         drop(conn);
@@ -290,7 +290,7 @@ fn a_closed_client_ends_its_operation_with_an_error() {
         // A send after that.
         rig.send(0, &conn, &[b"late"]);
         assert_eq!(rig.wait(0).await.error.unwrap().raw_os_error(), Some(libc::EPIPE));
-        // Shut down on our side while blocked.
+        // Our end is shut down while a send is blocked.
         let (conn, _far) = rig.connect();
         rig.block(1, &conn, 100_000);
         conn.shutdown();
@@ -330,7 +330,7 @@ fn two_thousand_operations_go_in_one_flush() {
         let stats = rig.egress.stats();
         assert_eq!(stats.operations, 2000);
         if rig.kind == IoKind::Uring {
-            // Twice as many completions, where sends are zero-copy, take more calls to fetch.
+            // With zero-copy sends there are twice as many completions, which take more calls to fetch.
             let calls = if stats.zero_copy_copied > 0 { 2 } else { 1 } * 2000 / u64::from(ENTRIES) + 4;
             assert!(stats.submits <= calls, "{} submissions", stats.submits);
         }
@@ -344,7 +344,7 @@ fn an_egress_dropped_with_a_blocked_operation_ends() {
         rig.block(0, &conn, 100_000);
         rig.egress = Box::new(EpollEgress::new());
         drop(conn);
-        // The descriptor went with the operation, so the client sees the end.
+        // The descriptor was closed with the operation, so the client sees the end.
         { far }.read_to_end(&mut Vec::new()).unwrap();
     });
 }
@@ -359,7 +359,7 @@ fn random_operations_keep_every_stream_whole() {
     }
 }
 
-/// Clients that are sent to, read, are cancelled and go at random.
+/// Clients that are sent to, read, are cancelled and leave at random.
 struct Storm {
     random: fastrand::Rng,
     clients: Vec<StormClient>,
@@ -377,7 +377,7 @@ struct StormClient {
     conn: Conn,
     far: TcpStream,
     generation: u32,
-    /// Bytes completed, bytes of the operation under way, bytes read.
+    /// Bytes completed, bytes of the operation in flight, bytes read.
     sent: usize,
     asked: Option<usize>,
     read: usize,
@@ -473,7 +473,7 @@ impl StormClient {
     fn new(rig: &Rig, generation: u32) -> StormClient {
         let (conn, far) = rig.connect();
         far.set_nonblocking(true).unwrap();
-        // So that it blocks soon; less than a few loopback segments would make each wait for a window probe.
+        // So that it blocks soon; a smaller buffer than a few loopback segments would make each wait for a window probe.
         SockRef::from(&far).set_recv_buffer_size(256 * 1024).unwrap();
         StormClient { conn, far, generation, sent: 0, asked: None, read: 0, cancelled: false }
     }
@@ -502,7 +502,7 @@ impl StormClient {
         }
     }
 
-    /// Closes it; exactly what completions have told arrives.
+    /// Closes it; exactly what completions have reported arrives.
     fn end(mut self) {
         self.conn.shutdown();
         self.far.set_nonblocking(false).unwrap();
@@ -521,7 +521,7 @@ fn refusals_of_the_segmentation_are_told_apart() {
     assert_eq!(datagram_errno(libc::EAGAIN, Some(1400)), libc::EAGAIN);
 }
 
-/// Packets of these sizes, each of one byte value, as a chunk has them.
+/// Packets of these sizes, each filled with one byte value, as in a chunk.
 pub(super) fn datagrams(sizes: &[u16]) -> Rc<Datagrams> {
     let mut bytes = Vec::new();
     let mut packets = Vec::new();
@@ -535,8 +535,8 @@ pub(super) fn datagrams(sizes: &[u16]) -> Rc<Datagrams> {
     Rc::new(Datagrams::new(bytes.into(), packets.into(), runs))
 }
 
-/// The datagrams that come until `count` are there, and any beyond them. The kernel of a busy machine hands them over a moment after
-/// it has taken them.
+/// Receives datagrams until there are `count`, and any beyond them. The kernel of a busy machine delivers them a moment after
+/// accepting them.
 fn receive(socket: &UdpSocket, count: usize) -> Vec<(usize, u8)> {
     let mut all = Vec::new();
     let mut buf = vec![0; 70_000];
@@ -600,7 +600,7 @@ fn the_clients_of_a_chunk_share_its_datagrams() {
             assert!(rig.done.drain().all(|(_, done)| done.bytes == 3160 && done.error.is_none()));
             assert!(clients.iter().all(|far| receive(far, sizes.len()) == expected(&sizes)));
         }
-        assert!(chunks.iter().all(|chunk| Rc::strong_count(chunk) == 1), "a completed operation lets go of its chunk");
+        assert!(chunks.iter().all(|chunk| Rc::strong_count(chunk) == 1), "a completed operation releases its chunk");
     });
 }
 
@@ -610,7 +610,7 @@ fn no_run_is_sent_after_one_that_failed() {
         let (rtp, _rtcp) = Datagram::bind_pair(LOOPBACKS[0], None, rig.kind).unwrap();
         let far = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = far.local_addr().unwrap();
-        // The third run is one packet of more than a datagram can be.
+        // The third run is one packet that is too large for a datagram.
         let chunk = datagrams(&[10, 20, 65_530, 65_533, 5]);
         for plain in [false, true] {
             rig.egress.send_datagrams(token(0), &rtp, to.into(), &chunk, plain);
@@ -619,7 +619,7 @@ fn no_run_is_sent_after_one_that_failed() {
             assert_eq!(completion.bytes, 30);
             assert_eq!(receive(&far, 2), [(10, 0), (20, 1)]);
         }
-        // A later operation is not concerned.
+        // A later operation is not affected.
         rig.egress.send_datagrams(token(0), &rtp, to.into(), &datagrams(&[10]), false);
         rig.wait_ok(0, 10).await;
         // A failure in the first group of runs keeps the second from being sent.
@@ -641,7 +641,7 @@ fn the_packets_of_a_run_that_is_refused_go_one_by_one() {
         let to = far.local_addr().unwrap();
         let sizes = [10, 30_000, 30_000, 30_000, 700];
         let whole = datagrams(&sizes);
-        // The run in the middle is larger than a datagram may be, which is what the kernel says of a path's MTU as well.
+        // The middle run is too large for a datagram; the kernel reports a path's MTU with the same error.
         let run = |first, count, segment| Run { first, count, segment };
         let runs = Box::new([run(0, 1, 10), run(1, 3, 30_000), run(4, 1, 700)]);
         let chunk = Rc::new(Datagrams::new(whole.bytes().clone(), whole.packets.clone(), runs));
@@ -652,7 +652,7 @@ fn the_packets_of_a_run_that_is_refused_go_one_by_one() {
         assert_eq!(receive(&far, sizes.len()), expected(&sizes));
         rig.egress.send_datagrams(token(0), &rtp, to.into(), &datagrams(&[10, 10]), false);
         let completion = rig.wait(0).await;
-        assert!(completion.error.is_none() && !completion.unsegmented, "a later operation is not concerned");
+        assert!(completion.error.is_none() && !completion.unsegmented, "a later operation is not affected");
     });
 }
 

@@ -30,6 +30,17 @@ pub enum BadName {
     Character,
 }
 
+/// Why a pattern is invalid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPattern {
+    /// Something follows the `*`.
+    #[error("has something behind its *; write * as the last character alone")]
+    AfterStar,
+    /// What precedes the `*` cannot start a name.
+    #[error(transparent)]
+    Prefix(BadName),
+}
+
 /// Checks a name.
 ///
 /// # Errors
@@ -84,16 +95,16 @@ impl Pattern {
     /// Parses a pattern; `None` for a text without `*`, which is a name.
     ///
     /// # Errors
-    /// A sentence that says how to fix it: `*` is not the last character, or what precedes it cannot start a name.
-    pub fn parse(text: &str) -> Option<Result<Pattern, String>> {
+    /// `*` is not the last character, or what precedes it cannot start a name.
+    pub fn parse(text: &str) -> Option<Result<Pattern, BadPattern>> {
         let at = text.find('*')?;
         let prefix = &text[..at];
         if at + 1 != text.len() {
-            return Some(Err("has something behind its *; write * as the last character alone".into()));
+            return Some(Err(BadPattern::AfterStar));
         }
         // A valid prefix becomes a name with one more character.
         let read = match check(&format!("{prefix}x")) {
-            Err(bad) if !prefix.is_empty() => Err(bad.to_string()),
+            Err(bad) if !prefix.is_empty() => Err(BadPattern::Prefix(bad)),
             _ => Ok(Pattern { prefix: prefix.to_owned() }),
         };
         Some(read)

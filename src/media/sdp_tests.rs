@@ -4,7 +4,7 @@ use std::time::Instant;
 use super::*;
 use crate::wire::sdp::{MediaAttrs, RtpMap, media_attributes, static_payload};
 
-/// Every camera transcript of the test data with its name.
+/// Every camera transcript in the test data, with its name.
 fn cameras() -> Vec<(String, Vec<u8>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cameras");
     let mut found: Vec<_> = std::fs::read_dir(dir)
@@ -19,7 +19,7 @@ fn cameras() -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// The track that a media becomes, unless it has no payload type that anybody knows.
+/// The track for a media, unless its payload type is missing or unknown.
 fn track(media: &str, attrs: &MediaAttrs) -> Option<Track> {
     let map = attrs.rtpmap.clone().or_else(|| {
         let (encoding, clock_rate, channels) = static_payload(attrs.payload_type?)?;
@@ -45,7 +45,7 @@ fn every_camera_is_understood_and_served_on_without_its_address() {
         let mut medias = media_attributes(&text);
         let asked = text.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"m=")).count();
         assert_eq!(medias.len(), asked, "{name}");
-        // One camera offers a media of its own kind that has no payload type.
+        // One camera offers a media of a proprietary kind without a payload type.
         medias.retain(|media| track(&media.media, media).is_some());
         assert_eq!(medias.len(), asked - usize::from(name == "tplink_sdp.txt"), "{name}");
         let description =
@@ -54,7 +54,7 @@ fn every_camera_is_understood_and_served_on_without_its_address() {
         for forbidden in ["192.168", "10.0.", "rtsp://", "wowza"] {
             assert!(!served.contains(forbidden), "{name}: {served}");
         }
-        // A strict parser takes it, and ours finds everything again.
+        // A strict parser accepts it, and ours finds everything again.
         let strict =
             sdp_types::Session::parse(served.as_bytes()).unwrap_or_else(|err| panic!("{name}: {err}\n{served}"));
         assert_eq!(strict.medias.len(), medias.len());

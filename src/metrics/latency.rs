@@ -21,7 +21,7 @@ pub(crate) fn stream_histogram<C: Counter>() -> Histogram<C> {
     Histogram::new(2).expect("a constant number of digits is valid")
 }
 
-/// Counts a latency of [`micros`] in any histogram so many times.
+/// Counts a latency of [`micros`] in any histogram this many times.
 pub(crate) fn count<C: Counter>(histogram: &mut Histogram<C>, us: u64, times: C) {
     histogram.record_n(us.min(LATENCY_MAX_US), times).expect("a histogram has room up to the bound, or grows")
 }

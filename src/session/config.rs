@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::loads::Loads;
-use super::ports::OwnPorts;
+use super::ports::UdpPorts;
 use super::types::{SessionIds, SessionLimit};
 
 /// The parameters of a server.
@@ -23,7 +23,7 @@ pub struct ServerConfig {
     /// The shard's UDP ports for RTP and RTCP. `None`: UDP is answered 461.
     pub udp_ports: Option<(u16, u16)>,
     /// The UDP ports of all shards; with `None` it knows only its own.
-    pub own_ports: Option<Arc<OwnPorts>>,
+    pub all_ports: Option<Arc<UdpPorts>>,
     /// The source of session ids.
     pub ids: SessionIds,
     /// The number of connections of each shard; with `None` connections do not move to a stream's home.

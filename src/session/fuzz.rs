@@ -41,7 +41,7 @@ fn server(start: Instant, clients_max: usize) -> Server {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(clients_max),
         udp_ports: Some((7000, 7001)),
-        own_ports: None,
+        all_ports: None,
         ids: SessionIds::Seeded(1),
         loads: None,
     });
@@ -270,7 +270,7 @@ fn kind(event: &Event) -> &'static str {
     }
 }
 
-/// Whatever happens in whatever order, the server's books are right, and its shard is told of everything once, in
+/// Whatever happens in whatever order, the server's state is consistent, and its shard is told everything once, in
 /// order.
 pub fn operations(start: Instant, bytes: &[u8]) -> Seen {
     let mut driver = Driver::new(start);
@@ -284,7 +284,7 @@ pub fn operations(start: Instant, bytes: &[u8]) -> Seen {
         driver.server.start(driver.now, key, &[]);
         driver.known.insert(key, false);
     }
-    // Whoever is not heard of any more is forgotten.
+    // A client that is not heard of any more is forgotten.
     driver.now += TIMEOUT * 2;
     driver.server.timeout(driver.now);
     driver.drain();

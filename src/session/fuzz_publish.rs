@@ -242,7 +242,7 @@ pub fn publishers(start: Instant, data: &[u8]) {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(3),
         udp_ports: Some((7000, 7001)),
-        own_ports: None,
+        all_ports: None,
         ids: SessionIds::Seeded(1),
         loads: None,
     });

@@ -47,7 +47,7 @@ pub(crate) use auth::tell_failure;
 pub use config::ServerConfig;
 pub use loads::Loads;
 pub use named::NotMade;
-pub use ports::OwnPorts;
+pub use ports::UdpPorts;
 pub use server::Server;
 pub use types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, NameWanted, PlayTrack, SessionIds,

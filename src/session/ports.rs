@@ -19,7 +19,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 /// The UDP ports over all shards: no client may direct media to the relay's own ports, and each client port belongs to one session.
 /// Locked when a UDP session is set up or ends, never for media.
 #[derive(Debug)]
-pub struct OwnPorts {
+pub struct UdpPorts {
     own: Box<[OnceLock<(u16, u16)>]>,
     is_own_address: fn(IpAddr) -> bool,
     /// By canonical address.
@@ -49,10 +49,10 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl OwnPorts {
+impl UdpPorts {
     /// For this many shards, which have no ports yet. `is_own_address` says whether an address belongs to this machine.
-    pub fn new(shards: usize, is_own_address: fn(IpAddr) -> bool) -> Arc<OwnPorts> {
-        Arc::new(OwnPorts {
+    pub fn new(shards: usize, is_own_address: fn(IpAddr) -> bool) -> Arc<UdpPorts> {
+        Arc::new(UdpPorts {
             own: (0..shards).map(|_| OnceLock::new()).collect(),
             is_own_address,
             held: Mutex::default(),
@@ -133,7 +133,7 @@ impl OwnPorts {
 /// The UDP ports on which this shard's sessions receive media or publish. Addresses are canonical.
 #[derive(Debug)]
 pub(super) struct Ports {
-    all: Arc<OwnPorts>,
+    all: Arc<UdpPorts>,
     shard: u16,
     /// Players' sessions by their ports, and whether it is the RTCP port.
     players: HashMap<SocketAddr, (SessionKey, bool)>,
@@ -145,7 +145,7 @@ pub(super) struct Ports {
 
 impl Ports {
     /// For a shard with these `own` ports.
-    pub(super) fn new(all: Arc<OwnPorts>, shard: u16, own: Option<(u16, u16)>) -> Ports {
+    pub(super) fn new(all: Arc<UdpPorts>, shard: u16, own: Option<(u16, u16)>) -> Ports {
         if let Some(ports) = own {
             all.set(shard, ports);
         }
@@ -240,8 +240,8 @@ impl Ports {
     }
 
     /// Claims ports, of canonical addresses, over all shards; returns whether `holder` has them now. Another shard's session keeps its
-    /// ports if it belongs to another user, which `is_same_user` tells, or if it publishes and this one plays: a publisher must not be
-    /// ended for a player, and datagrams from there could not be told apart.
+    /// ports if it belongs to another user, which `is_same_user` decides, or if it publishes and this one plays: a publisher must not be
+    /// ended for a player, and datagrams from these ports could belong to either.
     pub(super) fn claim(
         &self,
         now: Instant,

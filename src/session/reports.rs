@@ -70,7 +70,7 @@ impl Server {
         }
     }
 
-    /// RTCP from a session's client, about `track` if its address tells.
+    /// RTCP from a session's client, about `track` if that follows from its address.
     fn report(&mut self, now: Instant, key: SessionKey, track: Option<TrackId>, compound: &[u8]) {
         if compound.len() > RTCP_BYTES_MAX {
             return self.count(Limited::RtcpMalformed);

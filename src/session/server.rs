@@ -9,7 +9,7 @@ use super::auth::Authentication;
 use super::config::ServerConfig;
 use super::connections::{Connection, Connections, Waiting};
 use super::ids::Ids;
-use super::ports::{OwnPorts, Ports};
+use super::ports::{Ports, UdpPorts};
 use super::sessions::{NewSession, Session, Sessions, SetUp, State};
 use super::streams::{KnownStreams, Multicast};
 use super::timers::{Timer, Timers};
@@ -52,13 +52,13 @@ impl Server {
     /// If `config.shard` is not below `config.shards`.
     pub fn new(config: ServerConfig) -> Self {
         assert!(config.shard < config.shards, "shard {} of {}", config.shard, config.shards);
-        let own_ports = config.own_ports.clone();
-        let own_ports = own_ports.unwrap_or_else(|| OwnPorts::new(config.shards.into(), |_| false));
+        let all_ports = config.all_ports.clone();
+        let all_ports = all_ports.unwrap_or_else(|| UdpPorts::new(config.shards.into(), |_| false));
         let ids = Ids::new(config.ids, config.shard, config.shards);
         Server {
             connections: Connections::new(config.ids.lots()),
             sessions: Sessions::new(ids, Arc::clone(&config.limit)),
-            ports: Ports::new(own_ports, config.shard, config.udp_ports),
+            ports: Ports::new(all_ports, config.shard, config.udp_ports),
             auth: Authentication::default(),
             streams: KnownStreams::default(),
             names: Arc::default(),

@@ -279,7 +279,7 @@ pub struct NameWanted {
 pub enum Event {
     /// Send these bytes before anything else on this connection.
     Answer {
-        /// To whom.
+        /// Its recipient.
         conn: ConnId,
         /// One whole RTSP response.
         bytes: Bytes,

@@ -58,7 +58,7 @@ enum Reached {
     Lost(Token),
 }
 
-/// An egress that does with its operations what it is told, whenever it is told.
+/// An egress that does with its operations what it is told to, when it is told to.
 #[derive(Default)]
 struct Hostile {
     operations: Vec<Operation>,
@@ -66,7 +66,7 @@ struct Hostile {
     reached: Vec<Reached>,
     /// Connections of which a part of an operation is missing: nothing may follow.
     broken: HashSet<Token>,
-    /// What is missing there because of a shortage. Whoever takes it may send it, and then more.
+    /// What is missing because of a shortage. Whoever takes it may send it, and then more.
     unsent: BTreeMap<u32, Vec<Piece>>,
     /// What is said of every client's pages.
     holds: bool,
@@ -80,7 +80,7 @@ impl Hostile {
             [libc::EAGAIN, libc::EMSGSIZE, libc::ENOBUFS, libc::ECONNREFUSED, libc::ENETUNREACH];
         let operation = self.operations.remove(index);
         let token = operation.token;
-        // One that is cancelled may all the same just have come to its end.
+        // A cancelled one may nevertheless have just completed.
         let errors = if let What::Stream(_) = operation.what { STREAM_ERRORS } else { DATAGRAM_ERRORS };
         let errno = match how % 8 {
             5.. if operation.cancelled => Some(libc::ECANCELED),
@@ -228,7 +228,7 @@ impl Viewer {
         seen.open = (index + 1 < total).then_some((frame, index + 1));
     }
 
-    /// Takes whole messages off the front of what has come.
+    /// Takes complete messages from the start of the data received.
     fn stream(&mut self, bytes: &[u8], torn: bool) {
         self.buffer.extend_from_slice(bytes);
         let buffer = std::mem::take(&mut self.buffer);
@@ -559,7 +559,7 @@ pub fn completions(start: Instant, data: &[u8]) {
             handshake_timeout: Duration::from_secs(10),
             limit: SessionLimit::new(6),
             udp_ports: Some((7000, 7001)),
-            own_ports: None,
+            all_ports: None,
             ids: SessionIds::Seeded(1),
             loads: None,
         },

@@ -93,7 +93,7 @@ impl Homes {
         self.homes.insert(stream, Home { source, publishing, task, removed: false });
     }
 
-    /// A stream was removed; its source has been told to stop.
+    /// A stream was removed; its source was told to stop.
     pub fn remove(&mut self, stream: StreamId) {
         if let Some(home) = self.homes.get_mut(&stream) {
             home.removed = true;

@@ -103,25 +103,15 @@ impl StreamSink for HomeSink {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
 
     use super::*;
     use crate::media::SourceState;
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::testing::WakeCount;
 
     #[test]
     fn the_shard_is_woken_once_for_what_waits_together_and_gets_it_in_order() {
         let local = Rc::new(Local::default());
-        let woken = Arc::new(Woken::default());
+        let woken = Arc::new(WakeCount::default());
         let waker = Waker::from(Arc::clone(&woken));
         local.register(&Context::from_waker(&waker));
         let (a, b) = (StreamId::first(0), StreamId::first(1));
@@ -129,7 +119,7 @@ mod tests {
         for (sink, state) in [(0, SourceState::Connecting), (1, SourceState::Live), (0, SourceState::Live)] {
             sinks[sink].accept(StreamEvent::State(state));
         }
-        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert_eq!(woken.take(), 1);
         let came: Vec<_> = std::iter::from_fn(|| local.pop()).collect();
         assert!(matches!(
             came[..],
@@ -140,6 +130,6 @@ mod tests {
             ] if (first, second, third) == (a, b, a)
         ));
         sinks[1].accept(StreamEvent::State(SourceState::Down));
-        assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+        assert_eq!(woken.take(), 1);
     }
 }

@@ -46,7 +46,7 @@ impl Bed {
         self.epoch + Duration::from_millis(ms)
     }
 
-    /// Appends a chunk of `bytes` whose single packet tells its number; returns the number.
+    /// Appends a chunk of `bytes` whose single packet contains its number; returns the number.
     fn chunk(&mut self, ms: u64, track: TrackId, frame: u64, flags: &str, bytes: usize) -> u64 {
         let number = self.number;
         self.number += 1;
@@ -74,8 +74,8 @@ impl Bed {
         number
     }
 
-    /// A picture every 33 ms, every `gop`th of them a keyframe, and 20 ms of PCMU every 20 ms; the log is trimmed as they come.
-    /// Returns the numbers of the sound.
+    /// A video frame every 33 ms, every `gop`th of them a keyframe, and 20 ms of PCMU every 20 ms; the log is trimmed as they arrive.
+    /// Returns the numbers of the audio chunks.
     fn camera(&mut self, ms: Range<u64>, gop: u64) -> Vec<u64> {
         let mut sound = Vec::new();
         for ms in ms {
@@ -95,7 +95,7 @@ impl Bed {
         self.log.get(number).expect("the log has it").chunk().track
     }
 
-    /// What a UDP client is sent, by its numbers.
+    /// The chunks that a UDP client is sent, by number.
     fn datagrams(&mut self, player: &mut Player, ms: u64) -> Vec<u64> {
         let now = self.at(ms);
         let next = || Some(player.next_chunk(&mut self.log, AGE, now)?.0);
@@ -107,7 +107,7 @@ impl Bed {
         Player::new(&self.description, &[(VIDEO, (0, 1)), (AUDIO, (2, 3))], &self.log, self.at(ms))
     }
 
-    /// One operation's chunks, by their numbers.
+    /// One operation's chunks, by number.
     fn fill(&mut self, player: &mut Player, ms: u64) -> Vec<u64> {
         let mut pieces = Vec::new();
         let mut arrivals: Vec<Instant> = Vec::new();
@@ -201,7 +201,7 @@ fn who_waits_for_a_keyframe_gets_all_the_sound_however_late() {
     let sound = bed.camera(1_000..2_500, 1_000);
     assert_eq!(bed.fill(&mut player, 2_500), sound);
     assert_eq!(player.take_notes().skips, 1);
-    // That operation stood behind the video that was on its way already.
+    // That operation waited behind the video that was already in flight.
     let sound = bed.camera(2_500..5_500, 1_000);
     assert_eq!(bed.fill(&mut player, 5_500), sound);
     assert_eq!(player.take_notes(), Notes::default(), "nothing more was left out");
@@ -243,7 +243,7 @@ fn of_much_or_old_sound_a_skip_keeps_the_newest() {
     let much: Vec<u64> = (750..1_050).map(|frame| bed.chunk(frame * 20, AUDIO, frame, "se", 996)).collect();
     assert_eq!(bed.fill(&mut player, 21_000), much[much.len() - SKIP_KEPT_BYTES_MAX / 1_000..]);
     assert_eq!(player.take_notes().skips, 1);
-    // The log itself keeps no more of what is behind the last keyframe.
+    // The log itself keeps no more of what precedes the last keyframe.
     bed.chunk(22_000, VIDEO, 700, "kse", 100);
     bed.log.trim(bed.at(23_500), |_| {});
     assert!(bed.log.bytes() <= SKIP_KEPT_BYTES_MAX + 104);
@@ -260,7 +260,7 @@ fn who_gets_sound_alone_skips_to_now() {
     let next = bed.camera(2_000..2_100, 30);
     assert_eq!(bed.fill(&mut player, 2_100), next);
     assert_eq!(player.take_notes(), Notes { skips: 1, lagging_frames: 95, log_bytes_frames: 0 });
-    // Nor is the sound sent that the log keeps for others.
+    // Nor is audio sent that the log keeps for others.
     bed.camera(2_100..6_000, 30);
     assert_eq!(bed.fill(&mut player, 6_000), [0u64; 0]);
 }
@@ -323,7 +323,7 @@ fn without_a_newer_keyframe_the_client_waits_at_the_head_and_audio_flows() {
 #[test]
 fn a_frame_whose_start_the_log_has_lost_is_never_begun() {
     let mut bed = Bed::new();
-    // What two of them cost.
+    // The size of two of them.
     let cost = bed.log.cost();
     bed.chunk(0, VIDEO, 0, "ks", 100);
     let room = (bed.log.cost() - cost) * 5 / 2;

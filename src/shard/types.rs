@@ -173,7 +173,7 @@ pub struct Still {
 pub struct Hosting {
     /// The stream.
     pub stream: StreamId,
-    /// What it is like, if the shard has not been told of it: whoever publishes to it the moment that it is there finds its source.
+    /// The stream, if the shard does not know it yet, so that a publisher that uses it immediately finds its source.
     pub setup: Option<StreamSetup>,
     /// The source.
     pub spec: SourceSpec,

@@ -267,7 +267,7 @@ impl<'a> Cameras<'a> {
         let Some(outage) = log.failed(Instant::now(), SystemTime::now(), fault, refused) else { return };
         feed.tell_live = true;
         if self.made && !feed.source().was_live() {
-            // Anybody may ask for names. This is no line about a stream: of many names the log tells of the first few.
+            // Any client may request names, so this is not logged per stream: of many names the log mentions the first few.
             return warn!(name = %feed.name, camera = %address, "{fault}");
         }
         let tries = outage.tries;
@@ -303,7 +303,7 @@ async fn asked_for(asked: &mut Option<watch::Receiver<u64>>, earliest: Instant) 
             return sleep_until(earliest.into()).await;
         }
     }
-    // Nobody can ask.
+    // Nobody can request it.
     std::future::pending().await
 }
 

@@ -18,15 +18,15 @@ pub(super) enum Play {
     Stream,
     /// Sends nothing at all.
     Stall,
-    /// Sends nothing more after so many packets a track.
+    /// Sends nothing more after this many packets per track.
     StallAfter(u32),
-    /// Sends nothing for a second after so many packets a track.
+    /// Sends nothing for a second after this many packets per track.
     PauseAfter(u32),
-    /// Closes the connection after so many packets a track.
+    /// Closes the connection after this many packets per track.
     CloseAfter(u32),
-    /// Changes its SSRC after so many packets a track.
+    /// Changes its SSRC after this many packets per track.
     ChangeSsrcAfter(u32),
-    /// Numbers its packets from the start again after so many a track.
+    /// Restarts its sequence numbers after this many packets per track.
     RenumberAfter(u32),
     /// Sends something that is not an RTP packet after this many packets.
     GarbleAfter(u32),
@@ -307,7 +307,7 @@ fn transport(
     Ok((status, transport))
 }
 
-/// Sends a packet of an interleaved track in so many pieces.
+/// Sends a packet of an interleaved track in this many pieces.
 fn dribble(writer: &mut TcpStream, packetizer: &mut Packetizer, count: u32, pieces: usize) -> std::io::Result<()> {
     let mut body = vec![1; DRIBBLED_BYTES - 12];
     body[..3].copy_from_slice(&[0x65, 0x88, 1]);

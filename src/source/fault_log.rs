@@ -16,9 +16,9 @@ const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
-/// What a log line says about an outage besides the fault.
+/// The failed attempts of an outage, for the log line about its fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Outage {
+pub(super) struct Attempts {
     /// When the first failed attempt was.
     pub since: SystemTime,
     /// Attempts that have failed since then, including this one.
@@ -57,14 +57,14 @@ impl<F: Clone + PartialEq> FaultLog<F> {
     }
 
     /// An attempt or a live session failed. Returns what to log, or `None`; `always` forces a line.
-    pub(super) fn failed(&mut self, now: Instant, wall: SystemTime, fault: &F, always: bool) -> Option<Outage> {
+    pub(super) fn failed(&mut self, now: Instant, wall: SystemTime, fault: &F, always: bool) -> Option<Attempts> {
         let live_since = self.live_since.take();
         if live_since.is_some_and(|since| now.saturating_duration_since(since) >= STEADY) {
             self.current = None;
         }
         let Some(current) = &mut self.current else {
             self.current = Some(Current { since: wall, tries: 1, known: vec![fault.clone()], logged: now, repeats: 0 });
-            return Some(Outage { since: wall, tries: 1 });
+            return Some(Attempts { since: wall, tries: 1 });
         };
         current.tries += 1;
         let is_new = !current.known.contains(fault);
@@ -78,7 +78,7 @@ impl<F: Clone + PartialEq> FaultLog<F> {
             return None;
         }
         current.logged = now;
-        Some(Outage { since: current.since, tries: current.tries })
+        Some(Attempts { since: current.since, tries: current.tries })
     }
 }
 

@@ -45,7 +45,7 @@ impl StreamSink for Checker {
         match msg {
             StreamEvent::Described(new) => {
                 if self.description.as_ref().is_none_or(|old| !old.continues_as(&new)) {
-                    // Sequence numbers of new tracks begin anew; frame numbers do not.
+                    // Sequence numbers of new tracks start again; frame numbers do not.
                     for (newest, _) in self.newest.iter_mut().zip(&new.tracks) {
                         if let Some(newest) = newest {
                             newest.ended = true;

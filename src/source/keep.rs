@@ -7,7 +7,7 @@ use tokio::time::sleep_until;
 
 use super::cameras::Cameras;
 use super::feed::Feed;
-use super::pattern::{Emitted, Pattern};
+use super::pattern::{Emitted, TestPattern};
 use super::shared::stopped;
 use super::spec::{SourceKind, SourceSpec};
 use super::timeline::{SenderReport, to_ntp};
@@ -37,7 +37,7 @@ pub(super) async fn keep<P: StreamSink>(
 
 /// Plays the test pattern forever.
 async fn play_pattern<P: StreamSink>(feed: &mut Feed<'_, P>) {
-    let mut pattern = Pattern::new(Instant::now());
+    let mut pattern = TestPattern::new(Instant::now());
     feed.state(SourceState::Connecting);
     feed.connected(pattern.tracks());
     loop {

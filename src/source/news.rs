@@ -36,7 +36,7 @@ impl NewsSender {
         NewsSender { stream, queue }
     }
 
-    /// Tells something.
+    /// Sends news.
     pub fn tell(&self, news: SourceNews) {
         // Nobody listens during a stop, when news have no effect.
         let _ = self.queue.send((self.stream, news));

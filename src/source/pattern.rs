@@ -71,7 +71,7 @@ impl Pace {
 
 /// Makes the packets of the test source. Has no clock of its own.
 #[derive(Clone, Debug)]
-pub struct Pattern {
+pub struct TestPattern {
     clip: Clip<'static>,
     tone: Tone,
     start: Instant,
@@ -84,10 +84,10 @@ pub struct Pattern {
     sei: Vec<u8>,
 }
 
-impl Pattern {
+impl TestPattern {
     /// A test source whose first frame is due at `start`.
     pub fn new(start: Instant) -> Self {
-        Pattern {
+        TestPattern {
             clip: Clip::built_in(),
             tone: Tone::default(),
             start,
@@ -126,7 +126,7 @@ impl Pattern {
         ]
     }
 
-    /// When [`Pattern::emit`] next has something.
+    /// When [`TestPattern::emit`] next has something.
     pub fn deadline(&self) -> Instant {
         self.video_pace.deadline().min(self.audio_pace.deadline())
     }
@@ -205,7 +205,7 @@ mod tests {
     /// Runs a pattern for `total`, waking at each deadline and `late` after it.
     fn run(total: Duration, late: Duration) -> (Got, u32) {
         let start = Instant::now();
-        let mut pattern = Pattern::new(start);
+        let mut pattern = TestPattern::new(start);
         let mut got = Got::default();
         let mut wakes = 0;
         loop {
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_long_sleep_is_left_out() {
         let start = Instant::now();
-        let mut pattern = Pattern::new(start);
+        let mut pattern = TestPattern::new(start);
         let mut got = Got::default();
         let wall = SystemTime::UNIX_EPOCH;
         pattern.emit(start, wall, |track, emitted| got.take(track, emitted));
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn a_short_delay_is_caught_up_in_order() {
         let start = Instant::now();
-        let mut pattern = Pattern::new(start);
+        let mut pattern = TestPattern::new(start);
         let mut order = Vec::new();
         pattern.emit(start + Duration::from_millis(100), SystemTime::UNIX_EPOCH, |track, emitted| {
             if let Emitted::Packet(packet) = emitted
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_sdp_tells_what_the_packets_are() {
-        let tracks = Pattern::new(Instant::now()).tracks();
+        let tracks = TestPattern::new(Instant::now()).tracks();
         assert_eq!(tracks[usize::from(VIDEO.0)].encoding, "H264");
         assert_eq!(tracks[usize::from(AUDIO.0)].encoding, "PCMU");
     }

@@ -1,4 +1,4 @@
-//! What comes out of the pipeline for what goes in.
+//! The pipeline's output for given input.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,7 +21,7 @@ const AUD: &[u8] = &[0x09, 0xf0];
 const SEI: &[u8] = &[0x06, 0x05, 0x01, 0x00, 0x80];
 const SPROP: &str = "packetization-mode=1; sprop-parameter-sets=Z2QADazZQUE=,aOvjyw==";
 
-/// A camera's side of a stream with video on track 0 and perhaps sound on track 1.
+/// A camera's side of a stream with video on track 0 and possibly audio on track 1.
 struct Rig {
     pipeline: Pipeline,
     out: Checker,
@@ -68,7 +68,7 @@ impl Rig {
         self.pipeline.packet(TrackId(track), self.now, &packet, &mut self.out);
     }
 
-    /// A frame of video, its last packet marked, 40 ms after the one before.
+    /// A video frame, its last packet marked, 40 ms after the previous one.
     fn frame(&mut self, payloads: &[&[u8]]) {
         for (index, payload) in payloads.iter().enumerate() {
             self.send(0, index + 1 == payloads.len(), payload);
@@ -111,7 +111,7 @@ fn a_frame_becomes_a_chunk_with_its_kind() {
     let stats = rig.pipeline.stats();
     assert_eq!((stats.tracks[0].frames, stats.tracks[0].keyframes, stats.tracks[0].packets), (3, 1, 6));
     assert_eq!(rig.out.descriptions, 1);
-    // The timestamps keep the camera's steps over its own wrap.
+    // The timestamps keep the camera's increments across its own wrap.
     let steps: Vec<_> = rig.chunks().windows(2).map(|w| w[1].rtp_time.wrapping_sub(w[0].rtp_time)).collect();
     assert_eq!(steps, [3_600, 3_600]);
 }
@@ -121,7 +121,7 @@ fn parameter_sets_that_a_keyframe_lacks_are_put_before_it() {
     let mut rig = Rig::h264(Some(SPROP));
     rig.frame(&[AUD, SEI, IDR]);
     assert_eq!(payloads(rig.chunks()[0]), [AUD, SEI, SPS, PPS, IDR]);
-    // Those that are there are not doubled, and those seen last are taken.
+    // Those that are present are not duplicated, and the latest are used.
     let other = [0x68, 0xeb, 0xe3, 0xff];
     rig.frame(&[&other, IDR]);
     assert_eq!(payloads(rig.chunks()[1]), [&other[..], SPS, IDR]);
@@ -129,7 +129,7 @@ fn parameter_sets_that_a_keyframe_lacks_are_put_before_it() {
     rig.frame(&[IDR, IDR]);
     assert_eq!(payloads(rig.chunks()[3]), [SPS, &other, IDR, IDR]);
     assert_eq!(rig.pipeline.stats().inserted, 5);
-    // In an aggregate they are there, too.
+    // Also within an aggregate.
     let mut aggregate = vec![0x78];
     for nal in [SPS, PPS, IDR] {
         aggregate.extend_from_slice(&(nal.len() as u16).to_be_bytes());
@@ -201,7 +201,7 @@ fn markers_on_every_slice_are_found_out() {
     }
     rig.frame(&[IDR]);
     let shape: Vec<_> = rig.chunks().iter().map(|c| (c.packets.len(), c.keyframe)).collect();
-    // Three frames fall apart, and nobody is let in at their second half; then it is known.
+    // Three frames are split, and no client may start in their second half; then the pattern is known.
     assert_eq!(shape[..6], [(1, true), (1, false), (1, true), (1, false), (1, true), (1, false)]);
     assert_eq!(shape[6..], [(2, true), (2, true), (2, true)]);
     assert_eq!(rig.notices(), [Notice::MarkerWrong { track: TrackId(0) }]);
@@ -235,7 +235,7 @@ fn packets_that_fill_a_datagram_pass_unchanged_and_stay_one_run() {
     let runs: Vec<_> = chunk.runs.iter().map(|run| (run.count, run.segment)).collect();
     assert_eq!(runs.last(), Some(&(4, 1_472)));
     assert_eq!(rig.pipeline.stats().fragmented, 0);
-    // A byte more, and it is cut to what passes IPv6, too.
+    // With one more byte, it is split into packets that also fit IPv6.
     let larger: Vec<u8> = full(&[0x41, 0x9a]).into_iter().chain([0x55]).collect();
     rig.frame(&[&larger]);
     let sizes: Vec<_> = packets(rig.chunks()[1]).iter().map(|packet| packet.len()).collect();
@@ -311,12 +311,12 @@ fn duplicates_are_dropped_and_a_sequence_may_begin_again() {
     rig.seq[0] = rig.seq[0].wrapping_sub(1);
     rig.frame(&[P]);
     assert_eq!((rig.chunks().len(), rig.pipeline.stats().late), (1, 1));
-    // Behind it comes a keyframe first.
+    // After it, a keyframe must come first.
     rig.seq[0] = 20_000;
     rig.frame(&[IDR]);
     assert_eq!(rig.chunks()[1].first_seq, rig.chunks()[0].first_seq.wrapping_add(1));
     assert_eq!((rig.pipeline.stats().restarts, rig.pipeline.stats().lost), (1, 0));
-    // A new beginning close behind is told from duplicates by going on.
+    // A new beginning shortly after is distinguished from duplicates because it continues.
     rig.seq[0] = 19_990;
     for _ in 0..8 {
         rig.frame(&[IDR]);
@@ -335,7 +335,7 @@ fn a_large_frame_goes_out_in_parts_of_one_kind() {
     }
     assert_eq!(rig.chunks().len(), 1);
     assert!(rig.chunks()[0].bytes.len() > 60_000);
-    // Less than 16 KiB stay open, more go out after 2 ms, when nothing is there to read.
+    // Less than 16 KiB remain open; more is sent after 2 ms without further data.
     rig.pipeline.drained(rig.now + Duration::from_millis(5), &mut rig.out);
     assert!(rig.chunks().len() == 1 || rig.chunks()[1].bytes.len() >= 16 * 1024);
     for _ in 0..20 {
@@ -385,7 +385,7 @@ fn sound_goes_out_packet_by_packet_as_it_is() {
 fn other_video_is_passed_on_whole() {
     let mut rig = Rig::new(vec![track("video", "JPEG", None)]);
     let mut packet = Header::write(true, 96, 1, 2, 7).to_vec();
-    // A contributing source, an extension and padding stay.
+    // A contributing source, an extension and padding remain.
     packet[0] = 0x80 | 0x20 | 0x10 | 1;
     packet.extend_from_slice(&[9, 9, 9, 9, 0xbe, 0xde, 0, 1, 1, 2, 3, 4]);
     packet.extend_from_slice(&[7; 3_000]);
@@ -418,13 +418,13 @@ fn a_track_without_keyframes_starts_anywhere_after_ten_seconds() {
 fn a_packet_of_another_payload_type_is_dropped_but_a_wrong_announcement_is_put_right() {
     let mut rig = Rig::h264(None);
     let stranger = |rig: &mut Rig, payload_type, sequence| {
-        // Its numbers, timestamps and SSRC are its own.
+        // Its sequence numbers, timestamps and SSRC are its own.
         let time = 1_000_000 + 3_600 * u32::from(sequence);
         let mut packet = Header::write(true, payload_type, sequence, time, 99).to_vec();
         packet.extend_from_slice(P);
         rig.pipeline.packet(TrackId(0), rig.now, &packet, &mut rig.out);
     };
-    // It may come first.
+    // It may be the first to arrive.
     stranger(&mut rig, 107, 40);
     for index in 0..30 {
         rig.frame(&[if index == 0 { IDR } else { P }]);
@@ -433,7 +433,7 @@ fn a_packet_of_another_payload_type_is_dropped_but_a_wrong_announcement_is_put_r
     let stats = rig.pipeline.stats();
     assert_eq!((rig.chunks().len(), stats.foreign, stats.restarts, stats.lost, stats.jumps), (30, 31, 0, 0, 0));
     assert_eq!(rig.notices(), [Notice::ForeignPayload { track: TrackId(0), payload_type: 107, seq: 40 }]);
-    // Where nothing else comes, the announced type is the wrong one.
+    // If nothing else arrives, the announced type is the wrong one.
     rig.connect(vec![track("video", "H264", None)]);
     for sequence in 0..25 {
         stranger(&mut rig, 98, sequence);
@@ -463,7 +463,7 @@ fn numbers_that_begin_again_keep_no_frame_back_while_timestamps_go_on() {
     rig.frame(&[P]);
     rig.seq[0] = 0;
     rig.frame(&[P]);
-    // In the middle of a frame, too.
+    // Also in the middle of a frame.
     rig.send(0, false, P);
     rig.seq[0] = 30_000;
     rig.frame(&[P]);
@@ -473,7 +473,7 @@ fn numbers_that_begin_again_keep_no_frame_back_while_timestamps_go_on() {
     let numbers: Vec<_> = rig.chunks().iter().map(|c| (c.first_seq, c.packets.len() as u16)).collect();
     assert!(numbers.windows(2).all(|pair| pair[1].0 == pair[0].0.wrapping_add(pair[0].1)), "{numbers:?}");
     assert_eq!(numbers[3].1, 2);
-    // Where timestamps break off too, another encoder has begun.
+    // If timestamps also jump, another encoder has started.
     rig.seq[0] = 0;
     rig.time[0] = rig.time[0].wrapping_add(1 << 30);
     rig.frame(&[P]);
@@ -501,7 +501,7 @@ fn after_a_break_comes_the_next_keyframe_first_and_no_number_is_missing() {
     assert!(chunks[seen].starts_keyframe() && chunks[seen].first_seq == before);
     assert_eq!(chunks[seen + 1].first_seq, next(chunks[seen]));
     assert_eq!(rig.pipeline.stats().unreferenced, 5);
-    // Frames are counted as received.
+    // Frames count as received.
     assert_eq!(rig.pipeline.stats().tracks[0].frames, 9);
 }
 
@@ -513,10 +513,10 @@ fn the_same_tracks_in_another_order_or_under_other_payload_types_are_the_same_st
     let mut rig = Rig::new(vec![track("video", "H264", main), described(sub), sound()]);
     rig.frame(&[IDR]);
     let before = rig.out.description.clone().unwrap();
-    // Sound first, the pictures swapped.
+    // Audio first, the video tracks swapped.
     let places = rig.connect(vec![sound(), track("video", "H264", sub), described(main)]);
     assert_eq!(places, [TrackId(2), TrackId(1), TrackId(0)]);
-    // Nothing tells the pictures apart but their places.
+    // Nothing distinguishes the video tracks but their positions.
     let places = rig.connect(vec![track("video", "H264", None), sound(), track("video", "H264", None)]);
     assert_eq!(places, [TrackId(0), TrackId(2), TrackId(1)]);
     let after = rig.out.description.clone().unwrap();
@@ -536,7 +536,7 @@ fn the_same_tracks_in_another_order_or_under_other_payload_types_are_the_same_st
     assert_eq!(chunks.len(), 2);
     assert_eq!(Header::parse(packets(chunks[1])[0]).unwrap().payload_type, 96);
     assert_eq!(chunks[1].first_seq, chunks[0].first_seq.wrapping_add(chunks[0].packets.len() as u16));
-    // A track that was not there is another stream.
+    // A track that did not exist makes it another stream.
     assert_eq!(rig.connect(vec![sound(), sound(), track("video", "H264", None)]).len(), 3);
     assert!(!before.continues_as(rig.out.description.as_ref().unwrap()));
 }
@@ -600,7 +600,7 @@ proptest! {
             }
             sent.push(nal);
         }
-        // The end of what is open.
+        // The end of the open frame.
         rig.frame(&[]);
         rig.frame(&[P]);
         let mut got: Vec<Vec<u8>> = Vec::new();
@@ -617,7 +617,7 @@ proptest! {
             }
         }
         prop_assert_eq!(got.pop(), Some(P.to_vec()));
-        // Parameter sets that were put in come on top; all that was sent is there in its order.
+        // Inserted parameter sets come in addition; everything that was sent is there in order.
         let mut rest = got.iter();
         for nal in &sent {
             prop_assert!(rest.any(|other| other == nal));

@@ -66,7 +66,7 @@ pub struct BacklogPart {
 const PACKET_OVERHEAD_BYTES: usize = 160;
 
 impl Backlog {
-    /// Whether so much is on the way that the publisher is better not read for a while.
+    /// Whether so much data is in flight that reading from the publisher should pause.
     pub fn is_long(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= PUBLISHED_BYTES_READ_MAX
     }

@@ -13,7 +13,7 @@ use crate::sys::Connection;
 
 /// The state of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
+pub struct SourceStatus {
     /// The state that the shards were last told.
     pub state: SourceState,
     /// Since when; `None` before the supervisor runs.
@@ -28,7 +28,7 @@ pub struct Status {
     pub next_try: Option<SystemTime>,
 }
 
-impl Status {
+impl SourceStatus {
     /// Sessions that received packets, except the first.
     pub fn reconnects(&self) -> u64 {
         self.sessions.saturating_sub(1)
@@ -40,7 +40,7 @@ pub struct Source {
     /// The pipeline; others than the supervisor read its counts.
     pub pipeline: RefCell<Pipeline>,
     /// The state of the source.
-    pub status: RefCell<Status>,
+    pub status: RefCell<SourceStatus>,
     /// The connections on which a camera's media arrive.
     pub connections: RefCell<Vec<Connection>>,
     /// Packets dropped before the pipeline, by reason, since the source was created.
@@ -54,8 +54,14 @@ pub struct Source {
 impl Source {
     /// A source that has not started.
     pub fn new(pipeline: Pipeline) -> Rc<Self> {
-        let status =
-            Status { state: SourceState::Down, since: None, sessions: 0, failures: 0, fault: None, next_try: None };
+        let status = SourceStatus {
+            state: SourceState::Down,
+            since: None,
+            sessions: 0,
+            failures: 0,
+            fault: None,
+            next_try: None,
+        };
         Rc::new(Source {
             pipeline: RefCell::new(pipeline),
             status: RefCell::new(status),

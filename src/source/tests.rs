@@ -1,4 +1,4 @@
-//! The supervisor against cameras that misbehave.
+//! The supervisor with misbehaving cameras.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use crate::egress::runtime::Runtime;
 use crate::media::chunk::{Chunk, ChunkKind};
 use crate::media::{SourceState, StreamEvent, StreamSink, TrackId};
 
-/// How long a test may wait for what must come.
+/// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Default)]
@@ -82,8 +82,8 @@ pub(super) fn live_times(times: usize) -> impl Fn(&Source, &Collector) -> bool {
     move |_, collector| collector.states().iter().filter(|state| **state == SourceState::Live).count() >= times
 }
 
-/// An address at which nothing listens. The system gives it to nobody else as long as the socket is there; a camera may be
-/// switched on at it.
+/// An address at which nothing listens. The system gives it to no other program while the socket exists; a camera can be
+/// started on it.
 fn nobody_listens() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("an option that every socket has");
@@ -106,7 +106,7 @@ fn a_frame_in_many_pieces_is_read_once_a_millisecond() {
         }
         bytes >= DRIBBLED_BYTES
     });
-    // Answers and the packets before it and behind it may take one each.
+    // Responses and the packets before and after them may take one each.
     let reads = read_at_its_end.get().expect("looked at");
     let most = begun.elapsed().as_millis() as u64 + 16;
     assert!(reads <= most, "{reads} reads in {most} ms");
@@ -158,7 +158,7 @@ fn an_answer_that_never_ends_is_not_read_for_long() {
     ] {
         let camera = FakeCamera::start(script);
         let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
-        // Nothing but what is read is to end it.
+        // Only missing data may end it.
         (spec.camera.timeouts.describe, spec.camera.timeouts.setup, spec.camera.timeouts.play) =
             (PATIENCE, PATIENCE, PATIENCE);
         (spec.camera.timeouts.silence, spec.camera.timeouts.teardown) = (PATIENCE, Duration::ZERO);
@@ -176,7 +176,7 @@ fn nothing_is_owed_to_a_camera_that_refuses_teardown() {
     let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
     spec.camera.timeouts.silence = Duration::from_millis(50);
     supervise(spec, |source, _| {
-        // Whatever speaks to a camera is its stream's supervisor, and ends with it.
+        // Everything that talks to a camera belongs to its stream's supervisor, and ends with it.
         assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
         source.status.borrow().sessions >= 4
     });
@@ -321,7 +321,7 @@ fn the_test_source_is_live_at_once() {
 fn a_camera_that_falls_silent_is_told_of_before_it_is_left() {
     let camera = FakeCamera::start(Script { plays: vec![Play::StallAfter(5), Play::Stream], ..Script::default() });
     let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
-    // Told of at half of it: longer than a busy machine keeps the camera from sending.
+    // Reported after half of it: longer than a busy machine keeps the camera from sending.
     spec.camera.timeouts.silence = Duration::from_secs(1);
     let (_, collector) = supervise(spec, live_times(2));
     use SourceState::{Connecting, Down, Live, Silent};
@@ -344,7 +344,7 @@ fn a_camera_that_is_silent_after_a_failure_stays_down_until_media_come() {
 fn a_pause_shorter_than_the_timeout_is_silence_and_no_end() {
     let camera = FakeCamera::start(Script { plays: vec![Play::PauseAfter(5)], ..Script::default() });
     let mut spec = spec(&format!("rtsp://{}/cam", camera.address));
-    // Told of at 50 ms; the camera pauses until that has happened.
+    // Reported after 50 ms; the camera pauses until that has happened.
     spec.camera.timeouts.silence = Duration::from_secs(20);
     spec.camera.timeouts.quiet = Duration::from_millis(50);
     let (source, collector) = supervise(spec, live_times(2));
@@ -395,8 +395,8 @@ fn an_on_demand_source_is_pulled_while_somebody_asks_for_it() {
                 wanted.send_modify(|demand| demand.shards = 0);
                 return false;
             }
-            // Somebody who asks and goes at once is served as well. Where the camera is not live before it is left again, he is
-            // as patient as the machine is slow.
+            // A client that requests the stream and leaves at once is served as well. It waits as long as the machine is slow, in case the
+            // camera is not live before the relay stops pulling it.
             (asked, 1, idle) if asked > 0 && idle == asked + 1 => wanted.send_modify(|demand| demand.asked += 1),
             (asked, 2, idle) => return idle == asked + 1,
             _ => return false,
@@ -407,7 +407,7 @@ fn an_on_demand_source_is_pulled_while_somebody_asks_for_it() {
     use SourceState::{Connecting, Down, Idle, Live};
     let mut states = collector.states();
     assert_eq!(states[..3], [Idle, Connecting, Live]);
-    // The tries that were too short.
+    // The attempts that were too short.
     let short = asked.get() - 2;
     for _ in 0..short {
         assert_eq!(states[3..5], [Idle, Connecting]);
@@ -420,7 +420,7 @@ fn an_on_demand_source_is_pulled_while_somebody_asks_for_it() {
 
 #[test]
 fn a_camera_that_is_down_is_tried_at_once_for_whoever_asks_unless_it_has_refused_the_password() {
-    // Nine tries and the waits between them take longer than a test may.
+    // Nine attempts and the waits between them take longer than a test may.
     const TRIES: u64 = 9;
     let refusing = FakeCamera::start(Script { setups: vec![461], ..Script::default() });
     let locking = FakeCamera::start(Script { credentials: Some(("admin", "right")), ..Script::default() });
@@ -477,7 +477,7 @@ fn datagrams_that_were_overtaken_are_put_in_their_place() {
     assert_eq!((source.status.borrow().failures, camera.count("TEARDOWN")), (0, 1));
 }
 
-/// What cameras have been reported to write.
+/// Deviations that have been reported of real cameras.
 #[test]
 fn a_camera_whose_answers_are_out_of_order_is_played_all_the_same() {
     let odd = |head: &'static str| Script { head, ..Script::default() };

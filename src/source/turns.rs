@@ -128,26 +128,16 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::testing::WakeCount;
 
     /// A task that counts how often it is woken.
-    struct Task(Arc<Woken>, Waker);
+    struct Task(Arc<WakeCount>, Waker);
 
     impl Task {
         fn new() -> Task {
-            let woken = Arc::new(Woken::default());
+            let woken = Arc::new(WakeCount::default());
             Task(Arc::clone(&woken), Waker::from(woken))
         }
 
@@ -156,7 +146,7 @@ mod tests {
         }
 
         fn woken(&self) -> bool {
-            self.0.0.swap(0, Ordering::Relaxed) > 0
+            self.0.take() > 0
         }
     }
 

@@ -19,7 +19,7 @@ use tokio_rustls::rustls::{self, AlertDescription, ServerConfig, ServerConnectio
 
 use super::carry::Established;
 use super::turns::Turns;
-use super::{Counted, Limits, TlsCounts, TlsOutcome};
+use super::{Counted, HandshakeLimits, TlsCounts, TlsOutcome};
 use crate::crowd::{Crowd, Place, origin};
 use crate::egress::Secured;
 use crate::limits::{TLS_SHARD_SEND_BUFFER_BYTES, tls_half_open_kept, tls_half_open_max};
@@ -44,7 +44,7 @@ pub(super) enum ToHandshakes {
     /// Use this configuration for handshakes from now on.
     Config(Arc<ServerConfig>),
     /// Apply these limits from now on.
-    Limits(Limits),
+    Limits(HandshakeLimits),
 }
 
 /// A connection that needs a handshake.
@@ -115,7 +115,7 @@ pub(super) struct Onward {
 pub(super) async fn serve(
     mut inbox: mpsc::UnboundedReceiver<ToHandshakes>,
     mut config: Arc<ServerConfig>,
-    mut limits: Limits,
+    mut limits: HandshakeLimits,
     onward: Onward,
     counts: Arc<TlsCounts>,
 ) {

@@ -26,7 +26,7 @@ pub struct Identity {
 
 /// The file with the error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum PemFile {
     /// `tls_certificate`.
     Certificate,
     /// `tls_key`.
@@ -38,7 +38,7 @@ pub enum Part {
 pub enum IdentityError {
     /// One of the files cannot be read.
     #[error("{1}")]
-    File(Part, #[source] PemFileError),
+    File(PemFile, #[source] PemFileError),
     /// The first file contains no certificate.
     #[error("{} holds no certificate; write the path of a PEM file (-----BEGIN CERTIFICATE-----) with the relay's own certificate first", .0.display())]
     NoCertificate(PathBuf),
@@ -85,11 +85,11 @@ pub enum IdentityError {
 
 impl IdentityError {
     /// The file with the error.
-    pub fn part(&self) -> Part {
+    pub fn part(&self) -> PemFile {
         match self {
             IdentityError::File(part, _) => *part,
-            IdentityError::NoCertificate(_) | IdentityError::BadCertificate { .. } => Part::Certificate,
-            _ => Part::Key,
+            IdentityError::NoCertificate(_) | IdentityError::BadCertificate { .. } => PemFile::Certificate,
+            _ => PemFile::Key,
         }
     }
 }
@@ -100,7 +100,7 @@ impl Identity {
     /// # Errors
     /// What is wrong, and with which file.
     pub fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
-        let chain = certificates(certificate).map_err(|error| IdentityError::File(Part::Certificate, error))?;
+        let chain = certificates(certificate).map_err(|error| IdentityError::File(PemFile::Certificate, error))?;
         if chain.is_empty() {
             return Err(IdentityError::NoCertificate(certificate.to_owned()));
         }
@@ -110,7 +110,7 @@ impl Identity {
             Err(PemError::NoItemsFound) => Ok(Err(IdentityError::NoKey(key.to_owned()))),
             Err(error) => Err(error),
         })
-        .map_err(|error| IdentityError::File(Part::Key, error))?;
+        .map_err(|error| IdentityError::File(PemFile::Key, error))?;
         let secret = found?;
         let config = config(chain.clone(), secret.clone_key()).map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {

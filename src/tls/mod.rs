@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use handshake::SecuredPage;
-pub use identity::{Identity, IdentityError, Part};
-pub use service::{Limits, Tls, TlsSender};
+pub use identity::{Identity, IdentityError, PemFile};
+pub use service::{HandshakeLimits, Tls, TlsSender};
 
 use crate::metrics::{Panicked, TlsCounts, TlsOutcome, process};
 

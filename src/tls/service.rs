@@ -16,9 +16,9 @@ use crate::limits::TLS_QUEUED_MAX;
 use crate::shard::inbox::{ControlSender, ShardSender};
 use crate::testing::Testing;
 
-/// Limits for connections before their handshake is complete.
+/// HandshakeLimits for connections before their handshake is complete.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct HandshakeLimits {
     /// Maximum duration of a handshake.
     pub handshake_timeout: Duration,
     /// `limits.clients`, from which the number of handshakes is derived.
@@ -74,7 +74,7 @@ impl TlsSender {
     }
 
     /// Sets the limits for handshakes from now on.
-    pub fn set_limits(&self, limits: Limits) {
+    pub fn set_limits(&self, limits: HandshakeLimits) {
         // As above.
         let _ = self.queue.send(ToHandshakes::Limits(limits));
     }
@@ -93,7 +93,7 @@ impl Tls {
     /// A thread or its runtime cannot be created.
     pub fn spawn(
         identity: &Identity,
-        limits: Limits,
+        limits: HandshakeLimits,
         carriers: usize,
         shards: Vec<ShardSender>,
         control: ControlSender,

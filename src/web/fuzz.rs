@@ -9,7 +9,7 @@ use super::route::{self, Route};
 use super::{page, upgrade};
 use crate::access::User;
 
-/// The first line is a path with its query; each further one a header.
+/// The first line is a path with its query; each further line is a header field.
 pub fn request(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut lines = text.lines();

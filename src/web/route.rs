@@ -27,10 +27,10 @@ pub enum Route {
     Other,
 }
 
-/// What programs ask for that watch the relay, whatever streams are called.
+/// The paths that monitoring requests, whatever streams are called.
 const PROBES: [&str; 4] = ["/metrics", "/status", "/healthz", "/livez"];
 
-/// Whether a path is asked for by programs that watch the relay.
+/// Whether monitoring requests this path.
 pub fn is_probe(path: &str) -> bool {
     PROBES.contains(&path)
 }

@@ -38,15 +38,15 @@ fn host_of(authority: &str) -> &str {
     name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name)
 }
 
-/// The host and port that a request asks: what stands in its first line goes before `Host` (RFC 9112 section 3.2.2). One that is no
-/// text is no name either.
+/// The host and port that a request is for: those in the request line take precedence over `Host` (RFC 9112 section 3.2.2). A value
+/// that is not text is not a name.
 pub fn host_asked<B>(request: &Request<B>) -> Option<&str> {
     let header = || request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
     request.uri().authority().map(|authority| authority.as_str()).or_else(header)
 }
 
-/// Whether a request may ask by this `Host`: an address, localhost, or one of the names configured. A page that reaches the relay by a
-/// name of its own author (DNS rebinding) asks by that name. Programs that say no host at all are no browsers.
+/// Whether a request may use this `Host`: an address, localhost, or a configured name. A page that reaches the relay under its
+/// author's domain name (DNS rebinding) uses that name. Programs that send no host at all are no browsers.
 pub fn is_host_good(host: Option<&str>, names: &[String]) -> bool {
     let Some(host) = host else { return true };
     let name = host_of(host);
@@ -63,13 +63,13 @@ pub fn is_own_origin(headers: &HeaderMap) -> bool {
     text(headers, HOST).is_some_and(|host| host.eq_ignore_ascii_case(authority))
 }
 
-/// Whether a browser sent the request; it must not be asked for a password by a dialog of its own.
+/// Whether a browser sent the request. A browser must not be sent a challenge that opens its own password dialog.
 pub fn is_browser(headers: &HeaderMap) -> bool {
     headers.contains_key(ORIGIN) || text(headers, USER_AGENT).is_some_and(|agent| agent.starts_with("Mozilla/"))
 }
 
-/// Whether a page's script may be asking: with each request a browser sends `Accept-Language` and `User-Agent`, which scripts can change
-/// and not take away.
+/// Whether a page's script may have sent the request: browsers send `Accept-Language` and `User-Agent` with each request, which scripts
+/// can change but not remove.
 pub fn may_be_script(headers: &HeaderMap) -> bool {
     headers.contains_key(ACCEPT_LANGUAGE) || is_browser(headers)
 }

@@ -58,7 +58,7 @@ pub fn proxy_headers(data: &[u8]) {
     assert!(data.starts_with(&proxy_protocol::SIGNATURE));
     assert!(proxy_protocol::HEAD_BYTES + head.rest_bytes() <= PROXY_HEADER_BYTES_MAX);
     let Some(whole) = rest.get(..head.rest_bytes()) else {
-        // The reader waits for the rest; what has come of it must break nothing.
+        // The reader waits for the rest; incomplete data must break nothing.
         head.client(rest);
         return;
     };
@@ -135,7 +135,7 @@ pub fn frames(data: &[u8]) {
     }
 }
 
-/// RTP and RTCP: what is told lies within the packet.
+/// RTP and RTCP: the parts found are within the packet.
 pub fn packets(bytes: &[u8]) {
     if let Ok(header) = rtp::Header::parse(bytes) {
         assert!(header.payload.start >= rtp::HEADER_BYTES);

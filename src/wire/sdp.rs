@@ -8,7 +8,7 @@ pub const TRACK_PREFIX: &str = "trackID=";
 /// The attribute that lists the relays that a stream has passed through.
 pub const PATH_ATTRIBUTE: &str = "x-rtsprelay-path";
 
-/// The direction of a media, from the point of view of whoever wrote the description.
+/// The direction of a media, from the point of view of the description's author.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The camera's `recvonly`, which cameras use for what they send.

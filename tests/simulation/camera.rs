@@ -12,61 +12,61 @@ use rtsprelay::wire::rtcp::SenderInfo;
 
 use super::written_and_read;
 
-/// Ticks a second of the picture and of the sound.
+/// Clock rates of video and audio, in Hz.
 const RATES: [u32; 2] = [90_000, 48_000];
 
-/// Our clock at the camera's beginning, as seconds from 1970: 5 s later NTP time wraps.
+/// Our clock when the camera starts, in seconds since 1970: 5 s later NTP time wraps.
 const BEGUN_S: u64 = (1 << 32) - 2_208_988_800 - 5;
 
 /// How the camera goes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absence {
-    /// It pauses for a moment, and nobody is told.
+    /// It pauses for a moment, and nothing else shows it.
     Pause,
-    /// It sends nothing, but its connection stands.
+    /// It sends nothing, but its connection stays open.
     Silence,
-    /// Its connection is lost, and all that a session has.
+    /// Its connection is lost, and with it the whole session.
     Loss,
 }
 
-/// A camera that sends video frames of few to many packets, and audio, through a pipeline of the relay.
+/// A camera that sends video frames of few to many packets, and audio, through a real pipeline.
 pub struct Camera {
     rng: fastrand::Rng,
     pipeline: Pipeline,
     made: Made,
     pub video_frame: u64,
     pub audio_frame: u64,
-    /// When each frame of the sound was sent.
+    /// When each audio frame was sent.
     pub audio_at: Vec<Instant>,
     seqs: [u16; 2],
-    /// The timestamps at its beginning.
+    /// The timestamps at its start.
     bases: [u32; 2],
     pub gop: u64,
     bitrate_scale: usize,
     /// The next frame is a keyframe, whatever its number.
     refresh: bool,
-    /// Parts of the frame that is being sent, with the moments they are due.
+    /// Parts of the current frame, with the times at which they are due.
     pending: VecDeque<(Instant, Vec<Vec<u8>>)>,
     next_video: Instant,
     next_audio: Instant,
     leaving: Option<(Absence, Duration)>,
     silent_until: Instant,
-    /// Since when it has been away, so that the shard knows, and how.
+    /// Since when it has been away as seen by the shard, and how.
     pub away: Option<(Instant, Absence)>,
-    /// When it came back last.
+    /// When it last came back.
     pub back: Instant,
-    /// When it began, by its clock and by ours.
+    /// When it started, by its clock and by ours.
     begun: (Instant, SystemTime),
-    /// When it sends sender reports next, if it sends any.
+    /// When it sends its next sender reports, if it sends any.
     next_report: Option<Instant>,
-    /// How far its NTP clock is ahead of ours, in NTP format.
+    /// By how much its NTP clock is ahead of ours, in NTP format.
     clock_ahead: i64,
-    /// The sender reports that the pipeline has made of each track.
+    /// The sender reports that the pipeline made for each track.
     pub told: [Vec<SenderInfo>; 2],
     pub saved: u64,
 }
 
-/// What the pipeline made since it was looked at.
+/// The pipeline's output since the last call.
 #[derive(Default)]
 struct Made(Vec<StreamEvent>);
 
@@ -77,7 +77,7 @@ impl StreamSink for Made {
 }
 
 impl Camera {
-    /// A camera that begins now. It sends sender reports, or leaves them to the relay.
+    /// A camera that starts now. It sends sender reports, or leaves them to the relay.
     pub fn new(seed: u64, now: Instant) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut camera = Camera {
@@ -109,7 +109,7 @@ impl Camera {
         camera
     }
 
-    /// Begins a session: nothing of the one before goes on.
+    /// Starts a session: nothing of the previous one continues.
     fn connect(&mut self, now: Instant) {
         self.pipeline.connected(now, vec![track("video", "VP8", 96), track("audio", "L16", 97)], &mut self.made);
         self.seqs = [self.rng.u16(..), self.rng.u16(..)];
@@ -118,7 +118,7 @@ impl Camera {
         self.next_report = self.next_report.map(|_| now);
     }
 
-    /// Has it go away, once the frame under way is sent.
+    /// Makes it go away once the current frame is sent.
     pub fn leave(&mut self, how: Absence, long: Duration) {
         self.leaving = Some((how, long));
     }
@@ -167,7 +167,7 @@ impl Camera {
             packet.extend_from_slice(&seq.to_be_bytes());
             packet.extend_from_slice(&rtp_time.to_be_bytes());
             packet.extend_from_slice(&[0, 0, 0, track]);
-            // The descriptor and the frame tag of VP8, by which the relay knows keyframes (RFC 7741 section 4).
+            // The descriptor and frame tag of VP8, by which the relay recognizes keyframes (RFC 7741 section 4).
             packet.extend_from_slice(&[if index == 0 { 0x10 } else { 0 }, u8::from(!keyframe)]);
             packet.extend_from_slice(&frame.to_be_bytes());
             packet.extend_from_slice(&(index as u32).to_be_bytes());
@@ -186,12 +186,12 @@ impl Camera {
         }
     }
 
-    /// What has come of what it has sent by `now`.
+    /// The part of what it sent that has arrived by `now`.
     pub fn due(&mut self, now: Instant) -> Vec<StreamEvent> {
         if let Some((how, long)) = self.leaving.take_if(|_| self.pending.is_empty()) {
             self.go(now, how, long);
         }
-        // A camera that falls silent does so between two frames, or the rest arrives late: its arrival is then late as well.
+        // A camera that falls silent does so between two frames, or the rest arrives late, and counts as late.
         if now >= self.silent_until || !self.pending.is_empty() {
             self.come_back(now);
             self.send_reports(now);
@@ -212,7 +212,7 @@ impl Camera {
         made
     }
 
-    /// Sends what it says of its clock, which is off by a little each time, and at times steps.
+    /// Sends a report with its clock, which is off by a little each time, and sometimes steps.
     fn send_reports(&mut self, now: Instant) {
         if self.next_report.is_none_or(|due| due > now) {
             return;
@@ -222,7 +222,7 @@ impl Camera {
             self.clock_ahead += self.rng.i64(-600..600) << 32;
         }
         for track in [0, 1] {
-            // Up to 31 ms either way.
+            // Up to 31 ms in either direction.
             let off = self.rng.i64(-(1 << 27)..1 << 27);
             let ntp = to_ntp(self.wall(now)).wrapping_add_signed(self.clock_ahead + off);
             let rtp_time = self.rtp_time(track, now);
@@ -269,13 +269,13 @@ impl Camera {
         }
     }
 
-    /// Takes note of a report that the pipeline has made: all of a track lie near one line, and go on along it.
+    /// Records a report made by the pipeline: all reports of a track are near one line, and continue along it.
     fn note(&mut self, chunk: &Chunk) {
         let track = usize::from(chunk.track.0);
         let told = SenderInfo::of(&chunk.bytes[INTERLEAVED_HEADER_BYTES..]).expect("a sender report");
         if let Some(before) = self.told[track].last() {
             let off = off_line(track, before, &told);
-            // A camera's own clock is passed on with a drift of up to 100 ms; the relay's is drawn by up to 2 ms.
+            // A camera's own clock is passed on with a drift of up to 100 ms; the relay's is corrected by up to 2 ms.
             let most = i64::from(RATES[track]) / if self.next_report.is_some() { 10 } else { 500 };
             assert!(off.abs() <= most + 2, "track {track}: {told:?} is off by {off} ticks from {before:?}");
             assert!(is_after(told.ntp, before.ntp), "track {track}: {told:?} after {before:?}");
@@ -284,14 +284,14 @@ impl Camera {
     }
 }
 
-/// Ticks by which `report` leaves the line that begins with `before`.
+/// By how many ticks `report` is off the line that starts with `before`.
 pub fn off_line(track: usize, before: &SenderInfo, report: &SenderInfo) -> i64 {
     let passed = i128::from(report.ntp.wrapping_sub(before.ntp) as i64);
     let ticks = (passed * i128::from(RATES[track])) >> 32;
     i64::from(report.rtp_time.wrapping_sub(before.rtp_time).wrapping_sub(ticks as u32) as i32)
 }
 
-/// Whether an NTP time is later than another, which may have been before the wrap.
+/// Whether an NTP time is later than another, which may be from before the wrap.
 pub fn is_after(ntp: u64, other: u64) -> bool {
     ntp.wrapping_sub(other) as i64 > 0
 }

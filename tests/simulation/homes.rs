@@ -1,5 +1,5 @@
-//! Streams that are published to: players and publishers come to whatever shard and go, publishers take over from one another, streams are
-//! removed and others get their places, and some shards are slower than others. All from a seed.
+//! Published streams: players and publishers connect to any shard and leave, publishers replace one another, streams are
+//! removed and others reuse their ids, and some shards are slower than others. Everything follows from a seed.
 
 use crate::world::{Doing, SHARDS, World};
 
@@ -34,7 +34,7 @@ impl World {
     }
 }
 
-/// What has come of one round.
+/// The results of one round.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
     played: u64,
@@ -96,7 +96,7 @@ fn players_on_any_shard_miss_nothing_of_streams_that_live_on_others() {
         println!("round {round}: seed {seed}");
         let outcome = play(seed);
         if round == 0 {
-            assert_eq!(outcome, play(seed), "a seed does not say how a round goes");
+            assert_eq!(outcome, play(seed), "a round is not determined by its seed");
         }
         all.played += outcome.played;
         all.crossed += outcome.crossed;

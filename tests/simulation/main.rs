@@ -27,11 +27,11 @@ use player::Client;
 const STREAM: StreamId = StreamId::first(0);
 const AGE: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_secs(10);
-/// What a log may cost in most rounds: more than there ever is to hold, with what is made of it for clients on other channels.
+/// The size limit of a log in most rounds: more than it ever holds, including its renderings for other channels.
 const LOG_BYTES: usize = 512 * 1024 * 1024;
-/// The same in the others: a keyframe with all that is made of it.
+/// The same in the other rounds: a keyframe with all its renderings.
 const SMALL_LOG_BYTES: usize = 12 * 1024 * 1024;
-/// State as another process reads it.
+/// State as read by another process.
 fn written_and_read<T: serde::Serialize + serde::de::DeserializeOwned>(state: &T) -> T {
     let written = serde_json::to_string(state).expect("plain data");
     serde_json::from_str(&written).expect("what was written")
@@ -44,7 +44,7 @@ struct Simulation {
     now: Instant,
     /// By slot.
     clients: BTreeMap<u32, Client>,
-    /// The slot of whoever plays by UDP from that address.
+    /// The slot of the client that plays over UDP from that address.
     by_address: HashMap<IpAddr, u32>,
     joined: u64,
     left: u64,
@@ -54,9 +54,9 @@ struct Simulation {
     log_bytes_most: u64,
     stopping: bool,
     steps: u64,
-    /// Reports of outages, to whoever has left.
+    /// Reports during outages, to clients that have left.
     reports: u64,
-    /// Differs where anything that a client was sent differs in length or time.
+    /// A hash that differs if anything sent to a client differs in length or time.
     digest: u64,
 }
 
@@ -75,7 +75,7 @@ impl Simulation {
                 handshake_timeout: Duration::from_secs(10),
                 limit: SessionLimit::new(100_000),
                 udp_ports: Some((9000, 9001)),
-                own_ports: None,
+                all_ports: None,
                 ids: SessionIds::Seeded(seed),
                 loads: None,
             },
@@ -106,7 +106,7 @@ impl Simulation {
         }
     }
 
-    /// Everything that can be done at this moment is done.
+    /// Does everything that can be done at this time.
     fn settle(&mut self) {
         loop {
             let reaped = self.core.reap(self.now);
@@ -139,7 +139,7 @@ impl Simulation {
         for (slot, answer) in answered {
             self.answered(slot, &answer);
         }
-        // Whoever the shard has closed is gone, and must have had a reason.
+        // Clients that the shard has disconnected are gone, and there must have been a reason.
         let core = &self.core;
         let mut closed = Vec::new();
         for (slot, client) in &self.clients {
@@ -159,16 +159,16 @@ impl Simulation {
         }
     }
 
-    /// However slow a client is, a skip of video leaves out no sound that is not too old to be kept.
+    /// However slow a client is, a skip of video drops no audio that is recent enough to be kept.
     fn check_sound(camera: &Camera, now: Instant, log_bytes: usize, client: &mut Client) {
         let Some(missed) = client.seen[1].missed.take() else { return };
-        // Who has no video skips to now, and a log that is too small keeps nothing.
+        // Clients without video skip to the head, and a log that is too small keeps nothing.
         if !client.wants[0] || client.has_paused || log_bytes < LOG_BYTES {
             return;
         }
         let age = now - camera.audio_at[missed as usize];
         let kept = Duration::from_secs(SKIP_KEPT_S);
-        assert!(age >= kept, "client {}: frame {missed} of the sound was left out at {age:?}", client.name);
+        assert!(age >= kept, "client {}: audio frame {missed} was dropped at the age of {age:?}", client.name);
     }
 
     fn retire(&mut self, slot: u32, client: Client) {
@@ -210,7 +210,7 @@ impl Simulation {
                 let port = to.port() + track as u16 * 2;
                 format!("RTP/AVP;unicast;client_port={port}-{}", port + 1)
             }
-            // Most take what is natural; some have wishes of their own.
+            // Most use the default channels; some request others.
             None if client.name.is_multiple_of(4) => {
                 let channel = (client.name % 7) * 4 + track as u64 * 2;
                 format!("RTP/AVP/TCP;unicast;interleaved={}-{}", channel, channel + 1)
@@ -262,7 +262,7 @@ impl Simulation {
         self.rng.choice(self.clients.keys().copied().collect::<Vec<_>>())
     }
 
-    /// One random thing that a client does.
+    /// One random action of a client.
     fn disturb(&mut self) {
         let Some(slot) = self.any_client() else { return };
         let action = self.rng.u8(0..100);
@@ -289,7 +289,7 @@ impl Simulation {
                 let client = self.clients.remove(&slot).expect("chosen");
                 self.core.disconnected(self.now, client.token);
                 if client.udp.is_some() {
-                    // Its session lives on until it times out; nobody listens there any more.
+                    // Its session remains until it times out; nothing receives there any more.
                 }
                 self.retire(slot, client);
             }
@@ -316,7 +316,7 @@ impl Simulation {
             tell(&mut self.core, self.now, event);
         }
         if self.rng.u16(0..1_000) == 0 {
-            // Text takes its time; what is large is plain data all the same.
+            // Conversion to text is slow; large states are plain data, too.
             let state = self.core.save_log(self.now, STREAM);
             let is_small = self.log_bytes < LOG_BYTES;
             let state = if is_small { written_and_read(&state) } else { state };
@@ -329,7 +329,7 @@ impl Simulation {
         self.check();
     }
 
-    /// While the camera is away, whoever reads is sent something of each track all the time.
+    /// While the camera is away, clients that read get something on each track all the time.
     fn check_outage(&self) {
         let patience = Duration::from_secs(OUTAGE_REPORT_S) + Duration::from_millis(300);
         if self.stopping || self.camera.away.is_none_or(|(since, _)| since + patience >= self.now) {
@@ -348,7 +348,7 @@ impl Simulation {
         }
     }
 
-    /// The log is bounded. Looked at now and then alone: a report costs more than a step.
+    /// The size of the log is limited. Checked only now and then, because a report costs more than a step.
     fn check_log(&mut self) {
         let (reply, mut answer) = tokio::sync::oneshot::channel();
         self.core.report(self.now, ReportRequest { reply, clients: false });
@@ -358,7 +358,7 @@ impl Simulation {
         assert!(log_bytes as usize <= self.log_bytes + 2 * 64 * 1024, "the log holds {log_bytes} bytes");
     }
 
-    /// What must hold at every moment.
+    /// The invariants.
     fn check(&mut self) {
         let blocked = self.core.egress_mut().blocked_bytes();
         assert!(blocked <= self.core.links() * OP_BYTES_MAX, "{blocked} bytes are in flight");
@@ -378,7 +378,7 @@ impl Simulation {
                     let seen = &client.seen[track];
                     let (true, Some(last)) = (client.wants[track], seen.last) else { continue };
                     let missing = newest - 1 - last;
-                    // The frame that is being sent may still be on its way; a large keyframe is paced over UDP.
+                    // The current frame may still be in transit; a large keyframe is paced over UDP.
                     let most = if client.udp.is_some() { 4 } else { 1 };
                     assert!(missing <= most, "client {}: {missing} frames behind on track {track}", client.name);
                 }
@@ -387,7 +387,7 @@ impl Simulation {
     }
 }
 
-/// Tells the shard what the source says.
+/// Passes the source's output to the shard.
 fn tell(core: &mut Core<SimEgress>, now: Instant, event: StreamEvent) {
     match event {
         StreamEvent::Described(description) => core.described(now, STREAM, description),
@@ -405,13 +405,13 @@ fn seed() -> u64 {
     seed
 }
 
-/// What has come of one round.
+/// The results of one round.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
     joined: u64,
     skips: u64,
     saved: u64,
-    /// Reports of outages that clients were sent.
+    /// Reports during outages that clients received.
     reports: u64,
     digest: u64,
 }
@@ -432,7 +432,7 @@ fn play(seed: u64) -> Outcome {
             let long = Duration::from_millis(simulation.rng.u64(0..1_500));
             match simulation.rng.u8(0..3) {
                 0 => simulation.camera.leave(Absence::Pause, long),
-                // From keyframe to keyframe less than the 10 s after which any frame is taken for one.
+                // The keyframe interval is less than the 10 s after which any frame is treated as one.
                 1 => simulation.camera.leave(Absence::Silence, long * 3),
                 _ => simulation.camera.leave(Absence::Loss, long * 4),
             }
@@ -470,7 +470,7 @@ fn clients_that_stall_join_leave_and_crawl_see_whole_frames_and_come_back_on_key
         println!("round {round}: seed {seed}");
         let outcome = play(seed);
         if round == 0 {
-            assert_eq!(outcome, play(seed), "a seed does not say how a round goes");
+            assert_eq!(outcome, play(seed), "a round is not determined by its seed");
         }
         all.joined += outcome.joined;
         all.skips += outcome.skips;
@@ -482,6 +482,6 @@ fn clients_that_stall_join_leave_and_crawl_see_whole_frames_and_come_back_on_key
     println!("{saved} times the pipeline was saved and restored");
     assert!(saved > 100, "the pipeline was hardly saved");
     assert!(joined > 2_000, "only {joined} clients took part");
-    assert!(skips > 300, "only {skips} skips: the rule was hardly tried");
-    assert!(reports > 500, "only {reports} reports of outages: the rule was hardly tried");
+    assert!(skips > 300, "only {skips} skips: the rule was hardly tested");
+    assert!(reports > 500, "only {reports} reports of outages: the rule was hardly tested");
 }

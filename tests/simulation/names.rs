@@ -1,5 +1,5 @@
-//! Streams that come and go by name: the control thread's registry and whole shards, under clients that come and go, origins that have
-//! streams and lose them, administrators who remove them and patterns that change. All from a seed.
+//! Streams that are created and removed by name: the control thread's registry and whole shards, with clients that come and go, origins
+//! that gain and lose streams, administrators who remove them and patterns that change. Everything follows from a seed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,48 +17,48 @@ use rtsprelay::source::news::SourceNews;
 use crate::camera::track;
 use crate::world::{Client, Doing, FRAME_EVERY, Made, Note, SHARDS, Told, World, frame};
 
-/// Names that are asked for.
+/// The names that are requested.
 const PULLED: [&str; 8] = ["edge/a0", "edge/a1", "edge/a2", "edge/a3", "edge/b0", "edge/b1", "edge/b2", "edge/b3"];
 const PUBLISHED: [&str; 5] = ["live/a0", "live/a1", "live/a2", "live/b0", "live/b1"];
 const NOBODYS: &str = "none/a0";
 
-/// How long a published stream stays when its publisher has gone.
+/// How long a published stream remains after its publisher left.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A request waits for its turn, for its stream, and for what is on its way: never longer.
+/// A request waits for its lookup's turn, for its stream, and for messages in transit, but never longer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(14);
 
-/// How an origin is with a name.
+/// What an origin does with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     Has,
     HasNot,
-    /// Nobody answers there.
+    /// Nothing listens there.
     Away,
-    /// It takes longer than anybody waits.
+    /// It takes longer than any request waits.
     Slow,
 }
 
-/// What a source that is pulled does.
+/// What a pulled source does.
 #[derive(Clone, Copy, Debug)]
 enum Pulling {
     Idle,
-    /// Its origin answers then.
+    /// When its origin answers.
     Asks(Instant),
-    /// Its next frame comes then.
+    /// When its next frame is due.
     Plays(Instant),
 }
 
-/// A source that is pulled while somebody wants it.
+/// A source that is pulled while it is wanted.
 pub struct Pull {
-    /// How long it is kept when nobody does.
+    /// How long it is kept when it is not.
     stop: Duration,
     pulling: Pulling,
     /// The shards that want it.
     wanting: [bool; SHARDS],
-    /// Somebody has begun to want it.
+    /// It is wanted now and was not before.
     asked: bool,
-    /// Since when nobody has.
+    /// Since when nobody has wanted it.
     unwanted: Option<Instant>,
     was_live: bool,
     seq: u16,
@@ -79,13 +79,13 @@ impl Pull {
     }
 }
 
-/// What makes streams by name.
+/// Creates streams by name.
 pub struct Names {
     registry: Registry,
-    /// Places that are given anew, before new ones are.
+    /// Free ids, which are reused before new ones are created.
     pub free: Vec<StreamId>,
     origins: [Origin; PULLED.len()],
-    /// What has come of it.
+    /// The results.
     counts: BTreeMap<&'static str, u64>,
 }
 
@@ -98,7 +98,7 @@ impl Names {
         PULLED.iter().position(|have| *have == name).map_or(Origin::HasNot, |at| self.origins[at])
     }
 
-    /// A request was refused, which a publisher's may be for other reasons.
+    /// A request was refused; a publisher's may be refused for other reasons, too.
     pub fn refused(&mut self, answer: &str, client: &Client) {
         if client.doing == Doing::SetsUp {
             let not_found = answer.starts_with("RTSP/1.0 404");
@@ -145,7 +145,7 @@ impl World {
         self.inboxes.iter_mut().for_each(|inbox| inbox.push_back(Note::Shard(message())));
     }
 
-    /// The control thread is told something.
+    /// A message to the control thread.
     pub fn told(&mut self, told: Told) {
         let now = self.now;
         match told {
@@ -195,7 +195,7 @@ impl World {
                         seq: self.rng.u16(..),
                         sent: 0,
                     });
-                    assert!(self.stream_of(&config.name).is_none(), "{} is made twice", config.name);
+                    assert!(self.stream_of(&config.name).is_none(), "{} is created twice", config.name);
                     self.start_stream(setup, pull);
                     self.names().registry.made(&config.name, id);
                     self.names().count("made");
@@ -229,7 +229,7 @@ impl World {
         self.remove_stream(id.index());
     }
 
-    /// Somebody removes a stream of that name, if there is one.
+    /// Somebody removes the stream with this name, if it exists.
     fn remove_named(&mut self, name: &str) {
         let Some(id) = self.stream_of(name).map(|stream| stream.setup.id) else { return };
         let now = self.now;
@@ -238,7 +238,7 @@ impl World {
         self.act();
     }
 
-    /// Other patterns hold from now on. Streams that still match go on.
+    /// Changes the patterns. Streams that still match continue.
     fn read_patterns(&mut self, all: bool) {
         let (now, patterns) = (self.now, patterns(all));
         let rules = rules(&patterns);
@@ -259,7 +259,7 @@ impl World {
         self.act();
     }
 
-    /// What is due at the registry, and what sources do that are pulled.
+    /// What is due in the registry, and what pulled sources do.
     pub fn names_step(&mut self) {
         let now = self.now;
         if self.names().registry.next_due().is_some_and(|due| due <= now) {
@@ -374,7 +374,7 @@ impl World {
     }
 }
 
-/// What has come of one round.
+/// The results of one round.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     counts: BTreeMap<&'static str, u64>,
@@ -400,7 +400,7 @@ fn play(seed: u64) -> Outcome {
         world.step(40);
     }
     world.settle();
-    // Nothing is left: no stream, no place that was not given back, nothing that is waited for, no client.
+    // Nothing is left: no stream, no id that was not released, no waiting request, no client.
     let there = world.streams.iter().filter(|stream| !stream.removed || stream.released < SHARDS).count();
     let places = world.streams.len();
     let (played, replaced, moved) = (world.played, world.replaced, world.moved);
@@ -422,7 +422,7 @@ fn streams_are_made_and_go_by_name_under_clients_on_all_shards() {
         println!("round {round}: seed {seed}");
         let outcome = play(seed);
         if round == 0 {
-            assert_eq!(outcome, play(seed), "a seed does not say how a round goes");
+            assert_eq!(outcome, play(seed), "a round is not determined by its seed");
         }
         for (what, count) in outcome.counts {
             *all.entry(what).or_default() += count;
@@ -432,8 +432,8 @@ fn streams_are_made_and_go_by_name_under_clients_on_all_shards() {
     for what in
         ["not_found", "unwanted", "unpublished", "not_up", "removed", "waited for", "answered 404", "answered 503"]
     {
-        assert!(all.get(what).is_some_and(|count| *count >= 10), "{what} is hardly tried: {all:?}");
+        assert!(all.get(what).is_some_and(|count| *count >= 10), "{what} is hardly tested: {all:?}");
     }
     assert!(all["made"] > 500 && all["played"] > 500 && all["kept"] > 50, "{all:?}");
-    assert_eq!(all["made"], all["places given back"], "each has gone whole");
+    assert_eq!(all["made"], all["places given back"], "each was removed completely");
 }

@@ -9,39 +9,39 @@ use rtsprelay::wire::rtcp::{self, SenderInfo};
 
 use super::camera::{Camera, is_after, off_line};
 
-/// Magic, frame number, packet number, packets of the frame, keyframe: what each simulated packet says of itself.
+/// Magic, frame number, packet number, packets of the frame, keyframe: the contents of each simulated packet.
 const LABEL_BYTES: usize = 8 + 4 + 4 + 1;
-/// The RTP header, and what stands before the label for the relay to know keyframes by.
+/// The RTP header, and the bytes before the label by which the relay recognizes keyframes.
 const HEADER_BYTES: usize = 12 + 2;
 
-/// How much earlier than our clock says a camera that comes back may report to be, in NTP format: it drifts by up to 100 ms, which is
-/// passed on, and its timestamps go on from when its packets came, some of which were late.
+/// By how much a returning camera may report an earlier time than our clock, in NTP format: it drifts by up to 100 ms, which is
+/// passed on, and its timestamps continue from when its packets arrived, some of which were late.
 const DRIFT_NTP: u64 = (1 << 32) / 4;
 
-/// What one client has seen of one track.
+/// What a client has seen of one track.
 #[derive(Default, Debug)]
 pub struct Seen {
-    /// The frame that packets are missing of, and the packet that comes next.
+    /// The incomplete frame, and the packet that is expected next.
     open: Option<(u64, u32)>,
     pub last: Option<u64>,
     frames: u64,
     pub gaps: u64,
-    /// The newest frame that it has missed before one that it got.
+    /// The newest frame that it missed before one that it received.
     pub missed: Option<u64>,
     last_seq: Option<u16>,
-    /// When it was sent anything of the track.
+    /// When it was last sent anything on the track.
     pub heard: Option<Instant>,
-    /// It has begun to play, and is sent the newest report first, and then perhaps older ones with the media.
+    /// It has just started to play, and gets the newest report first, and then possibly older ones with the media.
     begins: bool,
-    /// The pipeline's report that it was sent last, by its place.
+    /// The index of the last report from the pipeline that it was sent.
     told: Option<usize>,
-    /// The NTP time of the newest report, and of the newest one of an outage.
+    /// The NTP time of the newest report, and of the newest one during an outage.
     newest: Option<u64>,
     pub of_outage: Option<u64>,
 }
 
 impl Seen {
-    /// It asks to play.
+    /// Its requests to play.
     pub fn begin(&mut self) {
         self.begins = true;
         self.told = None;
@@ -57,7 +57,7 @@ pub struct Client {
     pub reading: Reading,
     pub since: Instant,
     pub buffer: Vec<u8>,
-    /// Each channel with its track.
+    /// The track of each channel.
     pub channels: Vec<(u8, usize)>,
     pub wants: [bool; 2],
     pub seen: [Seen; 2],
@@ -65,11 +65,11 @@ pub struct Client {
     pub setups: Vec<usize>,
     pub playing: bool,
     pub paused: bool,
-    /// It has paused, so that it may miss sound that is new.
+    /// It has paused, so it may miss recent audio.
     pub has_paused: bool,
     pub cseq: u32,
     pub udp: Option<SocketAddr>,
-    /// Reports of outages.
+    /// Reports during outages.
     pub reports: u64,
 }
 
@@ -83,7 +83,7 @@ impl Client {
         format!("{method} rtsp://127.0.0.1/cam{path} RTSP/1.0\r\nCSeq: {}\r\n{session}{headers}\r\n", self.cseq)
     }
 
-    /// Takes bytes in and checks them; returns the RTSP answers that were among them.
+    /// Receives and checks bytes; returns the RTSP responses among them.
     pub fn take(&mut self, bytes: Vec<u8>, now: Instant, camera: &Camera) -> Vec<String> {
         // Most of the time nothing is left over, and nothing is copied.
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -102,7 +102,7 @@ impl Client {
         answers
     }
 
-    /// Takes one packet or answer in; how many bytes it has, if it is whole.
+    /// Takes one packet or response; returns its size if it is complete.
     fn take_one(&mut self, rest: &[u8], now: Instant, camera: &Camera, answers: &mut Vec<String>) -> Option<usize> {
         let name = self.name;
         if *rest.first()? == b'$' {
@@ -169,7 +169,7 @@ impl Client {
         }
     }
 
-    /// A report, or a BYE at the end. A report is one that the pipeline has made, or goes on from one of them.
+    /// A report, or a BYE at the end. A report comes from the pipeline, or extrapolates one of the pipeline's.
     fn rtcp(&mut self, track: usize, packet: &[u8], now: Instant, camera: &Camera) {
         let name = self.name;
         assert!(rtcp::parse(packet).all(|part| part.is_ok()), "client {name}: a report in pieces");
@@ -186,7 +186,7 @@ impl Client {
                 seen.told = Some(place);
             }
         } else {
-            // Whoever reads is sent a report while the newest of the pipeline is the one that it goes on from.
+            // A client that reads is sent a report while it is extrapolated from the pipeline's newest.
             let from = if reads { told.len().saturating_sub(1) } else { 0 };
             let goes_on =
                 |told: &SenderInfo| off_line(track, told, &report).abs() <= 1 && told.packets <= report.packets;

@@ -1,4 +1,4 @@
-//! Several shards with their streams and clients, on a virtual clock: what is on its way between them takes its time, and some shards are
+//! Several shards with their streams and clients, on a virtual clock: messages between them take time, and some shards are
 //! slower than others. [`homes`](crate::homes) and [`names`](crate::names) say what happens.
 
 use std::collections::VecDeque;
@@ -23,26 +23,26 @@ pub const SHARDS: usize = 3;
 /// The time from one frame to the next.
 pub const FRAME_EVERY: Duration = Duration::from_millis(40);
 
-/// How many messages the control thread takes in at a step, of ten.
+/// Of ten messages, how many the control thread handles per step.
 const CONTROL_PACE: u8 = 8;
 
-/// What a frame's packets begin with: what the relay knows keyframes by, then the stream's number and the frame's.
+/// The start of a frame's packets: what the relay recognizes keyframes by, then the stream's number and the frame's.
 const LABEL: usize = 2 + 8 + 8;
 
-/// What is on its way to a shard.
+/// A message in transit to a shard.
 pub enum Note {
     Shard(ToShard),
-    /// The stream's source begins.
+    /// The stream's source starts.
     Host(StreamId),
 }
 
-/// What is on its way to the control thread.
+/// A message in transit to the control thread.
 pub enum Told {
     Shard(u16, ToControl),
     Source(StreamId, SourceNews),
 }
 
-/// What a pipeline made.
+/// A pipeline's output.
 #[derive(Default)]
 pub struct Made(pub Vec<StreamEvent>);
 
@@ -55,15 +55,15 @@ impl StreamSink for Made {
 /// A stream with its source.
 pub struct Stream {
     pub setup: StreamSetup,
-    /// Unlike any other's, at the same place or not.
+    /// A number that no other stream has, not even one with the same id.
     pub number: u64,
     pub removed: bool,
-    /// Shards that have let go of it.
+    /// Shards that have released it.
     pub released: usize,
-    /// None before its home has heard of it.
+    /// `None` before its home knows it.
     pub pipeline: Option<Pipeline>,
     publisher: Option<(u16, SessionKey)>,
-    /// Of one that is pulled.
+    /// For one that is pulled.
     pub pull: Option<Pull>,
     /// The newest frame that its source has made, and the newest keyframe.
     newest: Option<u64>,
@@ -88,22 +88,22 @@ pub struct Client {
     pub shard: usize,
     token: Token,
     peer: SocketAddr,
-    /// The name of the stream that it asks for.
+    /// The name of the requested stream.
     pub path: String,
-    /// The number of the one that it gets, once that is known.
+    /// The number of the stream that it gets, once that is known.
     pub number: Option<u64>,
     pub doing: Doing,
-    /// When it made its last request.
+    /// When it sent its last request.
     pub asked: Instant,
     session: String,
     buffer: Vec<u8>,
     cseq: u32,
-    /// Of a player: the sequence number that comes next, and the newest frame it got.
+    /// For a player: the next sequence number, and the newest frame that it received.
     next_seq: Option<u16>,
     frame: Option<u64>,
     /// The stream's newest frame when its PLAY was answered.
     begun_at: Option<u64>,
-    /// Of a publisher: its own numbers, and when it sends next.
+    /// For a publisher: its own numbers, and when it sends next.
     seq: u16,
     sent: u64,
     due: Instant,
@@ -118,13 +118,13 @@ pub struct World {
     pub inboxes: Vec<VecDeque<Note>>,
     /// The control thread's.
     pub control: VecDeque<Told>,
-    /// How many messages each shard takes in at a step, of ten.
+    /// Of ten messages, how many each shard handles per step.
     pub paces: Vec<u8>,
-    /// By their places.
+    /// By index.
     pub streams: Vec<Stream>,
-    /// The name of every stream that has been, by its number.
+    /// The names of all streams so far, by their number.
     named: Vec<String>,
-    /// What makes streams by name; `None` where they are written down.
+    /// Creates streams by name; `None` if they are configured.
     pub names: Option<Names>,
     pub clients: Vec<Client>,
     come: u64,
@@ -137,7 +137,7 @@ pub struct World {
 }
 
 impl World {
-    /// With so many streams that are written down and published to.
+    /// With this many configured streams that are published.
     pub fn new(seed: u64, streams: usize) -> World {
         let (now, loads) = (Instant::now(), Loads::new(SHARDS));
         let core = |shard: usize| {
@@ -148,9 +148,9 @@ impl World {
                 handshake_timeout: Duration::from_secs(10),
                 limit: SessionLimit::new(100_000),
                 udp_ports: None,
-                own_ports: None,
+                all_ports: None,
                 ids: SessionIds::Seeded(seed ^ shard as u64),
-                // In every second round nobody moves, and all that is watched or published crosses.
+                // In every second round no connection moves, and everything that is watched or published crosses threads.
                 loads: seed.is_multiple_of(2).then(|| loads.clone()),
             };
             let (age, stall_timeout) = (Duration::from_secs(5), Duration::from_secs(10));
@@ -198,7 +198,7 @@ impl World {
         self.start_stream(setup, None);
     }
 
-    /// The control thread tells of a stream, its home first, and has that host it.
+    /// The control thread announces a stream, to its home first, and makes it host the source.
     pub fn start_stream(&mut self, setup: StreamSetup, pull: Option<Pull>) {
         let (id, home) = (setup.id, usize::from(setup.home));
         let others = (0..SHARDS).filter(|shard| *shard != home);
@@ -227,12 +227,12 @@ impl World {
         }
     }
 
-    /// The stream of that name, if there is one.
+    /// The stream with this name, if it exists.
     pub fn stream_of(&self, name: &str) -> Option<&Stream> {
         self.streams.iter().find(|stream| !stream.removed && stream.setup.name == name)
     }
 
-    /// The stream that a client gets, if it is known and there.
+    /// The stream that a client gets, if it is known and exists.
     fn stream_for(&self, client: &Client) -> Option<&Stream> {
         self.streams.iter().find(|stream| !stream.removed && Some(stream.number) == client.number)
     }
@@ -245,7 +245,7 @@ impl World {
         }
     }
 
-    /// What the shards have for others is on its way from now on.
+    /// Puts the shards' messages to others in transit.
     pub fn post(&mut self) {
         for shard in 0..SHARDS {
             for Mail { to, what } in self.shards[shard].take_mail() {
@@ -267,7 +267,7 @@ impl World {
         }
     }
 
-    /// The control thread takes in the next message.
+    /// The control thread handles the next message.
     fn deliver_to_control(&mut self) -> bool {
         let Some(told) = self.control.pop_front() else { return false };
         match told {
@@ -305,7 +305,7 @@ impl World {
         (self.clients[at].shard, self.clients[at].token) = (to, token);
     }
 
-    /// A shard takes in the next message.
+    /// A shard handles the next message.
     fn deliver(&mut self, shard: usize) -> bool {
         let Some(note) = self.inboxes[shard].pop_front() else { return false };
         let (now, core) = (self.now, &mut self.shards[shard]);
@@ -334,7 +334,7 @@ impl World {
         true
     }
 
-    /// A stream's home begins with its source, unless the stream has gone meanwhile.
+    /// A stream's home starts its source, unless the stream has been removed meanwhile.
     fn hosts(&mut self, id: StreamId) {
         let seed = self.rng.u64(..);
         let stream = &mut self.streams[id.index()];
@@ -351,7 +351,7 @@ impl World {
         self.inboxes[usize::from(shard)].push_back(Note::Shard(ToShard::Publisher(session, verdict)));
     }
 
-    /// What the source of a stream does with its publishers: the newest takes over.
+    /// What a stream's source does with its publishers: the newest replaces the others.
     fn publishing(&mut self, id: StreamId, whose: (u16, SessionKey), what: Publishing) {
         let place = id.index();
         let stream = &mut self.streams[place];
@@ -393,7 +393,7 @@ impl World {
         }
     }
 
-    /// The source of the stream at a place has something.
+    /// The source of the stream with this index has something.
     pub fn hosted(&mut self, place: usize, event: StreamEvent) {
         let stream = &mut self.streams[place];
         if let StreamEvent::State(state) = event {
@@ -410,7 +410,7 @@ impl World {
         self.shards[usize::from(home)].hosted(self.now, id, event);
     }
 
-    /// Everything that can be done now is done, but for what is on its way.
+    /// Does everything that can be done now, except for messages in transit.
     fn drive(&mut self) {
         for shard in 0..SHARDS {
             let core = &mut self.shards[shard];
@@ -449,7 +449,7 @@ impl World {
         }
     }
 
-    /// Takes the next answer, and the packets before it.
+    /// Takes the next response, and the packets before it.
     fn take_piece(&mut self, at: usize) -> Option<String> {
         loop {
             let client = &mut self.clients[at];
@@ -469,7 +469,7 @@ impl World {
         }
     }
 
-    /// A player gets a packet: the one that its `RTP-Info` named, then each one that follows, all of them its stream's.
+    /// A player receives a packet: the one that its `RTP-Info` named, then each following one, all of its own stream.
     fn packet(&mut self, at: usize, packet: &[u8]) {
         let client = &mut self.clients[at];
         let seq = u16::from_be_bytes([packet[2], packet[3]]);
@@ -502,7 +502,7 @@ impl World {
     fn answered(&mut self, at: usize, answer: &str) {
         let client = &mut self.clients[at];
         if !answer.starts_with("RTSP/1.0 200") {
-            // Its stream is gone, or has nothing yet, or the shard knows of no stream that takes publishers.
+            // Its stream is gone, or has no media yet, or the shard knows of no stream with a publisher.
             let refused =
                 ["404", "405", "454", "503"].iter().any(|status| answer.starts_with(&format!("RTSP/1.0 {status}")));
             assert!(refused, "{answer} to {client:?}");
@@ -542,7 +542,7 @@ impl World {
         }
     }
 
-    /// Somebody comes to a shard and asks for a stream: the one of this number, if that is known.
+    /// A client connects to a shard and requests a stream: the one with this number, if that is known.
     pub fn join(&mut self, publishes: bool, path: String, number: Option<u64>) {
         let shard = self.rng.usize(..SHARDS);
         self.come += 1;
@@ -620,14 +620,14 @@ impl World {
             self.names_step();
         }
         for shard in 0..SHARDS {
-            // One that has much to do is late, and then catches up.
+            // A busy one falls behind, and then catches up.
             while self.rng.u8(0..10) < self.paces[shard] && self.deliver(shard) {}
         }
         while self.rng.u8(0..10) < CONTROL_PACE && self.deliver_to_control() {}
         self.drive();
     }
 
-    /// All that is on its way arrives.
+    /// Delivers all messages in transit.
     pub fn settle(&mut self) {
         loop {
             let mut any = false;
@@ -653,8 +653,8 @@ impl World {
     }
 }
 
-/// The packets of a frame, one to three of them, every twelfth one a keyframe, and the first. `seq` and `sent` are its sender's; the label
-/// is the stream's number and the frame's.
+/// The packets of a frame, one to three; every twelfth frame and the first are keyframes. `seq` and `sent` belong to its sender; the label
+/// has the stream's number and the frame's.
 pub fn frame(rng: &mut fastrand::Rng, seq: &mut u16, sent: &mut u64, label: (u64, u64)) -> Vec<Vec<u8>> {
     let (packets, keyframe) = (rng.u64(1..=3), sent.is_multiple_of(12));
     let made = (0..packets).map(|packet| {
@@ -662,7 +662,7 @@ pub fn frame(rng: &mut fastrand::Rng, seq: &mut u16, sent: &mut u64, label: (u64
         rtp.extend(seq.to_be_bytes());
         rtp.extend((*sent as u32 * 3_600).to_be_bytes());
         rtp.extend([0, 0, 0, 7]);
-        // VP8 (RFC 7741): the start of a partition in the first packet alone.
+        // VP8 (RFC 7741): the start of a partition only in the first packet.
         rtp.extend([if packet == 0 { 0x10 } else { 0 }, u8::from(!keyframe)]);
         rtp.extend(label.0.to_be_bytes());
         rtp.extend(label.1.to_be_bytes());

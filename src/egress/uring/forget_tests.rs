@@ -1,4 +1,4 @@
-//! Until when a ring's slot keeps a client's connection.
+//! How long a ring's slot keeps a client's connection.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
@@ -26,10 +26,10 @@ fn a_slot_keeps_its_clients_descriptor_from_all_others_until_the_client_is_forgo
         far.set_nonblocking(true).unwrap();
         let number = conn.fd().unwrap().as_raw_fd();
         drop(conn);
-        // Another client's end is not this one's.
+        // The end of another client has no effect.
         rig.egress.forget(Token { generation: token(0).generation + 1, ..token(0) });
         for _ in 0..100 {
-            // Whatever closes by being let go of is closed by then.
+            // Whatever closes when it is dropped is closed by then.
             tokio::task::yield_now().await;
         }
         assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);

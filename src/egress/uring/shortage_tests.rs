@@ -1,4 +1,4 @@
-//! What is made of a kernel that is short of memory.
+//! What happens when the kernel is short of memory.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -16,6 +16,13 @@ use crate::limits::SHORTAGE_PAUSE_MS;
 
 fn pieces() -> Vec<Piece> {
     ["abc", "defg", "h"].map(|text| Piece::from(Bytes::from_static(text.as_bytes()))).into()
+}
+
+/// A ring whose next submissions fail with these errors.
+fn refusing(errors: impl IntoIterator<Item = i32>) -> Rig {
+    let mut egress = UringEgress::new(ENTRIES).unwrap();
+    egress.refusals.script.extend(errors);
+    Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() }
 }
 
 fn bytes_of(pieces: &[Piece]) -> Vec<u8> {
@@ -37,8 +44,7 @@ fn an_operation_that_ends_with_a_shortage_gives_back_what_it_did_not_send() {
         return;
     }
     Runtime::new(IoKind::Uring).unwrap().block_on(async {
-        let rig =
-            Rig { kind: IoKind::Uring, egress: Box::new(UringEgress::new(ENTRIES).unwrap()), done: HashMap::new() };
+        let rig = refusing([]);
         let (Conn::Uring(stream, _), _far) = rig.connect() else { panic!("of that kind") };
         for (errno, rest) in [(libc::ENOBUFS, &b"fgh"[..]), (libc::ENOMEM, b"fgh"), (libc::ECONNRESET, b"")] {
             let mut slot = Slot::new();
@@ -58,16 +64,14 @@ fn refused_submissions_are_counted_and_tried_again_at_leisure() {
         return;
     }
     Runtime::new(IoKind::Uring).unwrap().block_on(async {
-        let mut egress = UringEgress::new(ENTRIES).unwrap();
-        egress.refusals.script.extend([libc::EAGAIN, libc::ENOMEM].repeat(REFUSED / 2));
-        let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
+        let mut rig = refusing([libc::EAGAIN, libc::ENOMEM].repeat(REFUSED / 2));
         let (conn, mut far) = rig.connect();
         rig.send(0, &conn, &[b"frame"]);
         let begun = Instant::now();
         rig.wait_ok(0, 5).await;
         far.read_exact(&mut [0; 5]).unwrap();
         assert_eq!(rig.egress.stats().submits_refused, REFUSED as u64);
-        // A pass tries a few times, and there is a pause between any two.
+        // A pass tries a few times, with a pause between any two attempts.
         assert!(begun.elapsed() >= Duration::from_millis(4 * SHORTAGE_PAUSE_MS), "{:?}", begun.elapsed());
         assert_eq!(rig.egress.in_flight(), 0);
     });
@@ -79,16 +83,14 @@ fn a_submission_refused_for_another_reason_is_tried_again_and_not_counted_as_a_s
         return;
     }
     Runtime::new(IoKind::Uring).unwrap().block_on(async {
-        let mut egress = UringEgress::new(ENTRIES).unwrap();
-        egress.refusals.script.extend([libc::EINVAL; 64]);
-        let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
+        let mut rig = refusing([libc::EINVAL; 64]);
         let (conn, mut far) = rig.connect();
         rig.send(0, &conn, &[b"frame"]);
         let begun = Instant::now();
         rig.wait_ok(0, 5).await;
         far.read_exact(&mut [0; 5]).unwrap();
         assert_eq!(rig.egress.stats().submits_refused, 0);
-        // At leisure as well: what goes on and on must not keep the shard from everything else.
+        // With pauses as well: a lasting failure must not keep the shard from everything else.
         assert!(begun.elapsed() >= Duration::from_millis(4 * SHORTAGE_PAUSE_MS), "{:?}", begun.elapsed());
     });
 }
@@ -99,14 +101,12 @@ fn a_ring_is_refused_until_it_has_taken_everything() {
         return;
     }
     Runtime::new(IoKind::Uring).unwrap().block_on(async {
-        let mut egress = UringEgress::new(ENTRIES).unwrap();
-        egress.refusals.script.extend([libc::ENOMEM; 4]);
-        let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
+        let mut rig = refusing([libc::ENOMEM; 4]);
         let (conn, _far) = rig.connect();
         rig.send(0, &conn, &[b"frame"]);
         rig.egress.flush();
         assert!(rig.egress.is_refused());
-        // Before the pause is over something else gives an occasion.
+        // Before the pause is over, another flush retries.
         rig.egress.flush();
         assert!(!rig.egress.is_refused());
         rig.wait_ok(0, 5).await;

@@ -1,4 +1,4 @@
-//! What zero-copy sends lend to the kernel, and when it is given back.
+//! Which memory zero-copy sends lend to the kernel, and when the kernel returns it.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -11,7 +11,7 @@ use crate::egress::runtime::Runtime;
 use crate::egress::tests::{ENTRIES, Rig, pattern, read_on_thread, token};
 use crate::egress::*;
 
-/// A ring that lends as `mode` says; none on a machine without io_uring or without zero-copy sends.
+/// A ring that lends according to `mode`; `None` on a machine without io_uring or zero-copy sends.
 fn lending(mode: ZeroCopy) -> Option<UringEgress> {
     probe().ok()?;
     let mut egress = UringEgress::new(ENTRIES).unwrap();
@@ -28,7 +28,7 @@ fn what_was_lent_is_kept_until_the_kernel_lets_go_of_it() {
         let mut rig = Rig { kind: IoKind::Uring, egress: Box::new(egress), done: HashMap::new() };
         let (conn, far) = rig.connect();
         let piece = Piece::from(Bytes::from(pattern(40_000, 3)));
-        // The client reads nothing: what the kernel has taken waits in the socket's queue, in the pages that it was lent.
+        // The client reads nothing: the data that the kernel accepted wait in the socket's queue, in the lent pages.
         let mut sent = 0;
         while rig.egress.in_flight() == 0 {
             rig.egress.send(token(0), &conn, &mut vec![piece.clone()], false);
@@ -43,7 +43,7 @@ fn what_was_lent_is_kept_until_the_kernel_lets_go_of_it() {
         assert!(rig.egress.holds(token(0)));
         assert!(!rig.egress.holds(Token { slot: 0, generation: 8 }), "another client's");
         assert!(piece.holders() > 1, "the kernel still reads them");
-        // A reset gives them back.
+        // A reset returns them.
         conn.reset_on_close().unwrap();
         conn.shutdown();
         drop(conn);

@@ -260,11 +260,7 @@ mod tests {
     use super::*;
 
     fn look(payloads: &[&[u8]]) -> Sight {
-        let mut sight = Sight::default();
-        for payload in payloads {
-            inspect(payload, &mut sight);
-        }
-        sight
+        Sight::of(inspect, payloads)
     }
 
     #[test]

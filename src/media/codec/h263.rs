@@ -54,18 +54,10 @@ fn picture(bytes: &[u8]) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn look(inspect: fn(&[u8], &mut Sight), payloads: &[&[u8]]) -> Sight {
-        let mut sight = Sight::default();
-        for payload in payloads {
-            inspect(payload, &mut sight);
-        }
-        sight
-    }
-
     // The first bytes of packets as ffmpeg sends them.
     #[test]
     fn the_pictures_type_tells_in_the_newer_format() {
-        let starts = |payloads: &[&[u8]]| look(inspect, payloads).starts();
+        let starts = |payloads: &[&[u8]]| Sight::of(inspect, payloads).starts();
         assert!(starts(&[&[4, 0, 0x80, 0x02, 0x0c, 0x04, 0x1e], &[0, 0, 0x0f, 0x54]]));
         assert!(!starts(&[&[4, 0, 0x80, 0x06, 0x0e, 0x02, 0x02], &[0, 0, 0x55, 0xea]]));
         // With PLUSPTYPE.
@@ -82,7 +74,7 @@ mod tests {
 
     #[test]
     fn the_pictures_type_tells_in_the_older_format() {
-        let starts = |payloads: &[&[u8]]| look(inspect_rfc2190, payloads).starts();
+        let starts = |payloads: &[&[u8]]| Sight::of(inspect_rfc2190, payloads).starts();
         let key: &[u8] = &[0, 0x60, 0, 0, 0, 0, 0x80, 0x02, 0x0c, 0x04];
         assert!(starts(&[key, &[0x80, 0x60, 0, 0, 0, 0, 0, 0, 3, 0xf2]]));
         assert!(!starts(&[&[0, 0x70, 0, 1, 0, 0, 0x80, 0x06, 0x0e, 0x02], &[0x80, 0x60, 0, 0, 0x80, 0, 0, 0, 0x1b]]));

@@ -111,7 +111,7 @@ fn is_intra_slice(body: &[u8]) -> bool {
     zeros <= 3 && matches!((bits >> (15 - 2 * zeros)) - 1, 2 | 4 | 7 | 9)
 }
 
-/// Whether a NAL unit is a B slice (section 7.3.3, table 7-6); one that is cut short is none.
+/// Whether a NAL unit is a B slice (section 7.3.3, table 7-6); `false` if it is truncated.
 pub(super) fn is_b_slice(nal: &[u8]) -> bool {
     // IDR pictures have none. Two numbers, which take less than eight bytes.
     let Some((1, head)) = nal.split_first().map(|(first, rest)| (first & 0x1f, &rest[..rest.len().min(8)])) else {

@@ -118,6 +118,16 @@ impl Sight {
         self.sets & set as u8 != 0
     }
 
+    /// What `inspect` finds in the payloads of one frame.
+    #[cfg(test)]
+    fn of(inspect: fn(&[u8], &mut Sight), payloads: &[&[u8]]) -> Sight {
+        let mut sight = Sight::default();
+        for payload in payloads {
+            inspect(payload, &mut sight);
+        }
+        sight
+    }
+
     fn add(&mut self, set: ParameterSet) {
         self.sets |= set as u8;
     }

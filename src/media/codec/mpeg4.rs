@@ -45,11 +45,7 @@ mod tests {
     const REST: &[u8] = &[0xe5, 0x19, 0x9b];
 
     fn look(payloads: &[&[u8]]) -> Sight {
-        let mut sight = Sight::default();
-        for payload in payloads {
-            inspect(payload, &mut sight);
-        }
-        sight
+        Sight::of(inspect, payloads)
     }
 
     #[test]

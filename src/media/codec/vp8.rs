@@ -31,11 +31,7 @@ mod tests {
     use super::*;
 
     fn starts(payloads: &[&[u8]]) -> bool {
-        let mut sight = Sight::default();
-        for payload in payloads {
-            inspect(payload, &mut sight);
-        }
-        sight.starts()
+        Sight::of(inspect, payloads).starts()
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Guarded {
         self.rig.drain(0);
     }
 
-    /// The credentials for a request, by the last challenge of the connection.
+    /// The credentials for a request, for the connection's last challenge.
     fn credentials(&mut self, conn: u32, who: &str, line: &str) -> String {
         if self.nonces[conn as usize].is_empty() {
             let reply = self.rig.ask(conn, "DESCRIBE rtsp://h/", &[]);
@@ -91,7 +91,7 @@ impl Guarded {
         session
     }
 
-    /// A request with wrong credentials, which nothing is answered to yet.
+    /// A request with wrong credentials, which is not answered yet.
     fn wrong(&mut self, conn: u32, who: &str) {
         let line = format!("DESCRIBE {FRONT}");
         let credentials = self.credentials(conn, who, &line);
@@ -121,7 +121,7 @@ fn a_stranger_is_asked_and_told_nothing() {
         assert!(challenges[0].contains("algorithm=SHA-256") && challenges[1].contains("algorithm=MD5"));
         assert!(!challenges[0].contains("stale"));
     }
-    // Neither does OPTIONS tell of sessions, though they are asked after with it.
+    // Nor does OPTIONS reveal whether a session exists.
     assert_eq!(rig.status(0, "OPTIONS *", &["Session: 0000000000000001"]), 200);
     assert_eq!(rig.server.counters().auth_failed, 0);
 }
@@ -132,7 +132,7 @@ fn who_knows_the_password_plays() {
     let session = guarded.play(0, "viewer");
     let named = format!("Session: {session}");
     assert_eq!(guarded.ask(0, "viewer", &format!("GET_PARAMETER {FRONT}"), &[&named]).status, 200);
-    // A player that keeps alive with OPTIONS, and tells its name only when it is asked.
+    // A player that sends OPTIONS as keep-alive, and credentials only after a challenge.
     assert_eq!(guarded.rig.status(0, "OPTIONS *", &[&named]), 200);
     assert_eq!(guarded.rig.status(0, &format!("PAUSE {FRONT}"), &[&named]), 401);
     assert_eq!(guarded.ask(0, "viewer", &format!("TEARDOWN {FRONT}"), &[&named]).status, 200);
@@ -183,7 +183,7 @@ fn a_wrong_password_delays_its_own_connection_alone() {
     let mut guarded = guarded();
     guarded.rig.connect(1);
     guarded.wrong(0, "viewer:guess");
-    // What comes behind waits as well.
+    // Requests after it wait as well.
     guarded.rig.cseq += 1;
     let text = format!("OPTIONS * RTSP/1.0\r\nCSeq: {}\r\n\r\n", guarded.rig.cseq);
     assert!(guarded.rig.send(0, text.as_bytes()).is_empty());
@@ -199,9 +199,9 @@ fn a_wrong_password_delays_its_own_connection_alone() {
     };
     assert_eq!((Reply::read(first).status, Reply::read(second).status), (401, 200));
     assert_eq!(guarded.rig.server.counters().auth_failed, 1);
-    // The right one is taken at once.
+    // The right one is accepted at once.
     assert_eq!(guarded.ask(0, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 200);
-    // A connection that goes while it waits leaves nothing behind.
+    // A connection that closes while its request waits leaves nothing behind.
     guarded.wrong(1, "viewer:guess");
     guarded.rig.server.disconnected(guarded.rig.now, ConnId(1));
     guarded.rig.wait(seconds(2));
@@ -219,7 +219,7 @@ fn a_user_who_fails_often_at_an_address_is_refused_there_and_others_are_not() {
     let refused = guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]);
     assert_eq!((refused.status, refused.header("Retry-After")), (403, "60"));
     assert_eq!(guarded.rig.server.counters().auth_refused, 1);
-    // Other users of the same address come in, and the same user from another.
+    // Other users at the same address are admitted, and the same user at another address.
     guarded.rig.connect(0);
     assert_eq!(guarded.ask(0, "guest", "DESCRIBE rtsp://h/audio", &[]).status, 200);
     guarded.rig.connect_from(2, "192.0.2.99:5".parse().unwrap());
@@ -236,10 +236,10 @@ fn a_user_who_was_there_comes_in_later_while_others_fail_in_that_name() {
         guarded.rig.wait(seconds(1));
         guarded.rig.take_events();
     }
-    // Who plays already plays on, also from the same address.
+    // Clients that play already continue, also at the same address.
     let named = format!("Session: {playing}");
     assert_eq!(guarded.ask(0, "viewer", &format!("GET_PARAMETER {FRONT}"), &[&named]).status, 200);
-    // A new connection is not answered at once, the right password or not, and then as it deserves.
+    // A new connection is not answered at once, with the right password or not, and then gets the proper answer.
     for (who, status) in [("viewer", "200"), ("viewer:guess", "401")] {
         guarded.rig.connect(2);
         guarded.wrong(2, who);
@@ -274,11 +274,11 @@ fn a_stale_nonce_is_replaced_and_the_session_lives_on() {
         let challenges = challenges(&reply);
         assert!(challenges.iter().all(|value| value.contains(", stale=true")), "{challenges:?}");
         guarded.nonces[0] = challenges[0].clone();
-        // Heard, though it was not answered: a player that never comes to terms with nonces is not cut off in mid-play.
+        // It counts as a sign of life, though it was refused: a player that never handles nonces right is not cut off during playback.
         assert_eq!(guarded.rig.server.sessions(), 1);
     }
     assert_eq!(guarded.ask(0, "viewer", &format!("GET_PARAMETER {FRONT}"), &[&named]).status, 200);
-    // Whoever says goodbye is not asked to say it again.
+    // A client that ends its session is not asked for credentials again.
     guarded.rig.wait(seconds(45));
     assert_eq!(guarded.ask(0, "viewer", &format!("TEARDOWN {FRONT}"), &[&named]).status, 200);
     assert_eq!(guarded.rig.server.counters().auth_failed, 0);
@@ -293,7 +293,7 @@ fn an_overheard_goodbye_opens_nothing_once_its_nonce_is_old() {
     guarded.rig.wait(seconds(45));
     guarded.rig.connect(2);
     let named = format!("Session: {}", guarded.play(2, "viewer"));
-    // A connection that has shown nothing that is still good, of the same address.
+    // A connection from the same address that has presented nothing that is still valid.
     let reply = guarded.rig.ask(1, &line, &[&overheard, &named]);
     assert!(reply.status == 401 && challenges(&reply)[0].contains("stale=true"), "{reply:?}");
     assert_eq!(guarded.rig.server.sessions(), 1);
@@ -318,7 +318,7 @@ fn who_is_one_user_cannot_go_on_guessing_at_another() {
         guarded.rig.wait(seconds(1));
         guarded.rig.take_events();
     }
-    // Even the right one is not heard now, and its own is.
+    // Even the right one is refused now, while its own user is admitted.
     assert_eq!(guarded.ask(1, "viewer", &format!("DESCRIBE {FRONT}"), &[]).status, 403);
     assert_eq!(guarded.ask(1, "guest", "DESCRIBE rtsp://h/audio", &[]).status, 200);
 }
@@ -332,12 +332,12 @@ fn ports_of_another_user_are_not_taken_over() {
     let line = format!("SETUP {FRONT}/trackID=0");
     let udp = "Transport: RTP/AVP;unicast;client_port=5000-5001";
     let session = guarded.ask(0, "viewer", &line, &[udp]).session();
-    // The same address: a translated one, or another user of the machine.
+    // The same address: translated, or another user of the machine.
     guarded.rig.connect(1);
     assert_eq!(guarded.ask(1, "other", &line, &[udp]).status, 461);
     assert_eq!(guarded.rig.limited(Limited::UdpPorts), 1);
     assert!(guarded.rig.server.session_info(session).is_some());
-    // Its own user's player, which has started again.
+    // Its own user's player, restarted.
     assert_eq!(guarded.ask(1, "viewer", &line, &[udp]).status, 200);
     assert_eq!((guarded.rig.server.sessions(), guarded.rig.server.session_info(session).is_some()), (1, false));
 }
@@ -362,7 +362,7 @@ fn a_player_is_sent_nothing_at_a_port_that_another_user_has() {
     }
     assert_eq!(guarded.rig.limited(Limited::UdpPorts), taken.len() as u64);
     assert!(guarded.rig.server.session_info(session).is_some());
-    // Its own user's player, which has started again and has one of the ports by chance.
+    // Its own user's player, restarted, which got one of the ports by chance.
     assert_eq!(guarded.ask(2, "viewer", &line, &[&udp("5003-5000")]).status, 200);
     assert_eq!((guarded.rig.server.sessions(), guarded.rig.server.session_info(session).is_some()), (2, false));
 }
@@ -397,7 +397,7 @@ fn a_setup_that_is_refused_for_its_ports_ends_nobody() {
     guarded.rig.connect(1);
     assert_eq!(guarded.announce(1, "camera"), 200);
     let publisher = set_up(&mut guarded, 1, "5004-5005").session();
-    // One port is its own user's, the other another one's.
+    // One port belongs to its own user, the other to another user.
     guarded.rig.connect(2);
     assert_eq!(guarded.announce(2, "camera"), 200);
     assert_eq!(set_up(&mut guarded, 2, "5004-5001").status, 461);
@@ -413,12 +413,12 @@ fn credentials_cannot_be_used_for_anything_else() {
     let mut guarded = guarded();
     let line = format!("DESCRIBE {FRONT}");
     let seen = guarded.credentials(0, "viewer", &line);
-    // From another address: the nonce is not for it.
+    // From another address: the nonce is not valid for it.
     guarded.rig.connect_from(1, "192.0.2.77:1000".parse().unwrap());
     let reply = guarded.rig.ask(1, &line, &[&seen]);
     assert!(reply.status == 401 && challenges(&reply)[0].contains("stale=true"));
     assert_eq!(guarded.rig.status(0, &line, &[&seen]), 200);
-    // For another stream or method: they open nothing, but whoever sends them knows the password.
+    // For another stream or method: they grant nothing, but the client that sends them knows the password.
     for line in ["DESCRIBE rtsp://h/audio", "SETUP rtsp://h/front/trackID=0"] {
         assert_eq!(guarded.rig.status(0, line, &[&seen]), 401);
     }
@@ -461,7 +461,7 @@ fn a_session_is_its_users_own() {
     let session = guarded.play(0, "viewer");
     guarded.rig.connect(1);
     let named = format!("Session: {session}");
-    // The same address, another user with every right to the stream.
+    // The same address, and another user with all rights to the stream.
     let mut users = users();
     users.push(user("other"));
     guarded.set_users(users);

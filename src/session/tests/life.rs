@@ -19,13 +19,13 @@ fn a_connection_that_sends_no_whole_request_is_closed() {
     rig.connect(1);
     rig.connect(2);
     rig.wait(seconds(9));
-    // Pieces of a request are none.
+    // Incomplete requests do not count.
     rig.send(0, b"OPTIONS * RTSP");
     assert_eq!(rig.status(1, "OPTIONS *", &[]), 200);
     rig.wait(seconds(1));
     rig.events.sort_by_key(|event| format!("{event:?}"));
     assert_eq!(rig.take_events(), [closed(0, CloseReason::Handshake), closed(2, CloseReason::Handshake)]);
-    // One that began with a request must finish the next one in that time too.
+    // A connection that started with a request must complete the next one within that time, too.
     rig.send(1, b"OPTIONS * RTSP");
     rig.wait(seconds(9));
     rig.send(1, b"/1.0\r\n");
@@ -60,7 +60,7 @@ fn any_request_and_any_rtcp_keep_a_udp_session_alive() {
         rig.wait(seconds(50));
         rig.server.rtcp(rig.now, from.parse().unwrap(), &receiver_report(0xa));
     }
-    // What is no RTCP, or a stranger's, is no life.
+    // Invalid RTCP, or a stranger's, is no sign of life.
     rig.wait(seconds(50));
     rig.server.rtcp(rig.now, "192.0.2.1:5001".parse().unwrap(), b"nonsense");
     rig.server.rtcp(rig.now, "192.0.2.9:5001".parse().unwrap(), &receiver_report(0xa));
@@ -84,7 +84,7 @@ fn a_request_that_names_no_session_speaks_for_those_of_its_connection() {
     assert_eq!(rig.take_events(), [closed(1, CloseReason::Handshake)]);
     rig.connect(1);
     rig.wait(seconds(9));
-    // Another connection's does not.
+    // Activity of another connection does not count.
     rig.ask(1, "OPTIONS *", &[]);
     rig.wait(seconds(51));
     assert_eq!(rig.take_events()[0], ended(key, EndReason::Timeout));
@@ -99,7 +99,7 @@ fn a_player_over_tcp_that_never_sends_anything_is_not_cut() {
         rig.wait(seconds(60));
     }
     assert!(rig.take_events().is_empty());
-    // One that paused takes no data, and must show life like any other.
+    // A paused session takes no data, and must show signs of life like any other.
     assert_eq!(rig.status(0, "PAUSE rtsp://h/front", &[&format!("Session: {key}")]), 200);
     rig.wait(seconds(59));
     assert_eq!(rig.take_events(), [Event::Pause { session: key }]);
@@ -153,9 +153,9 @@ fn reports_are_taken_in_from_their_channel_between_requests() {
     rig.play(0, key);
     let mut bytes = interleaved::frame(3, &receiver_report(0xb));
     bytes.extend_from_slice(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n");
-    // A player that reports on everything in one place is understood by the source it names.
+    // A player that sends all reports on one channel is understood by the SSRC in them.
     bytes.extend_from_slice(&interleaved::frame(1, &receiver_report(0xb)));
-    // On a channel that is no track's RTCP nothing is expected.
+    // On a channel that is not a track's RTCP channel nothing is expected.
     bytes.extend_from_slice(&interleaved::frame(0, b"media"));
     bytes.extend_from_slice(&interleaved::frame(9, &receiver_report(0xa)));
     for piece in bytes.chunks(5) {
@@ -183,7 +183,7 @@ fn reports_over_udp_are_told_apart_by_port_where_the_source_is_unknown() {
     rig.server.rtcp(rig.now, "192.0.2.1:5003".parse().unwrap(), &receiver_report(0xfff));
     rig.drain(0);
     assert!(matches!(rig.take_events()[..], [Event::ReceiverReport { track: TrackId(1), .. }]));
-    // With a second session at that address, a port that nobody named tells nothing.
+    // With a second session at that address, data from an unknown port belong to neither.
     rig.connect(1);
     rig.set_up_udp(1, 6000);
     rig.server.rtcp(rig.now, "192.0.2.1:9999".parse().unwrap(), &rtcp::bye(1, "x"));
@@ -242,7 +242,7 @@ fn another_shards_session_moves_the_connection_with_all_unread_bytes() {
     let replies = second.send(7, bytes);
     assert_eq!(replies.iter().map(|reply| reply.header("CSeq")).collect::<Vec<_>>(), ["2", "3"]);
     assert_eq!(replies[0].status, 200);
-    // What carries interleaved media stays where it is.
+    // A connection with interleaved media stays where it is.
     first.connect(1);
     let own = first.set_up_tcp(1);
     assert_eq!(first.status(1, "PAUSE rtsp://h/front", &[&format!("Session: {key}")]), 454);
@@ -287,14 +287,14 @@ fn a_changed_source_ends_what_does_not_play() {
     rig.play(1, paused);
     assert_eq!(rig.status(1, "PAUSE rtsp://h/front", &[&format!("Session: {paused}")]), 200);
     rig.take_events();
-    // The same tracks once more change nothing.
+    // Repeating the same tracks changes nothing.
     rig.server.set_description(StreamId::first(0), Some(fuzz::description("h264", rig.now)));
     assert_eq!(rig.server.sessions(), 2);
     rig.server.set_description(StreamId::first(0), Some(fuzz::description("H265", rig.now)));
     rig.drain(0);
     let reason = EndReason::SourceChanged;
     assert_eq!(rig.take_events(), [ended(paused, reason), closed(1, CloseReason::SessionEnded(reason))]);
-    // The one that plays is the shard's to end; should it pause before, it cannot go on.
+    // The shard ends the session that plays; if it pauses before that, it cannot resume.
     let session = format!("Session: {playing}");
     assert_eq!(rig.status(0, "PAUSE rtsp://h/front", &[&session]), 200);
     assert_eq!(rig.status(0, "PLAY rtsp://h/front", &[&session]), 454);
@@ -370,11 +370,11 @@ fn what_opens_a_path_is_neither_a_report_nor_a_fault() {
     let mut rig = rig();
     let key = rig.set_up_udp(0, 5000);
     rig.play(0, key);
-    // Two sessions: what comes from another port cannot be told whose it is.
+    // Two sessions: packets from another port cannot be attributed.
     rig.connect(1);
     let other = rig.set_up_udp(1, 6000);
     let rtp_header = b"\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
-    // ffmpeg's and retina's, live555's (so VLC's) in both orders of bytes, an empty one, zeros.
+    // Packets of ffmpeg and retina, of live555 (and so VLC) in both byte orders, an empty one, zeros.
     let openings: [&[u8]; 5] = [rtp_header, b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce", b"", b"\0\0\0\0\0\0\0\0"];
     for (port, opening) in [5000, 5001, 6002, 6003, 9999].into_iter().flat_map(|port| openings.map(|is| (port, is))) {
         let from = SocketAddr::from(([192, 0, 2, 1], port));
@@ -384,7 +384,7 @@ fn what_opens_a_path_is_neither_a_report_nor_a_fault() {
     // GStreamer sends 200 random bytes, from its RTP port and to the relay's.
     rig.server.rtp(rig.now, "192.0.2.1:5000".parse().unwrap(), &[0xd1; 200]);
     rig.server.rtp(rig.now, "192.0.2.1:9999".parse().unwrap(), &[0x53; 200]);
-    // One in a hundred of them begins like a report.
+    // One in a hundred of them starts like a report.
     rig.server.rtp(rig.now, "192.0.2.1:5000".parse().unwrap(), &[&[0x81, 201][..], &[0xd1; 198]].concat());
     assert_eq!((rig.limited(Limited::RtcpMalformed), rig.limited(Limited::RtcpUnasked)), (0, 0));
     // A report is one wherever it is sent; what is neither is still counted.
@@ -437,7 +437,7 @@ fn a_player_with_a_connection_for_each_request_has_its_whole_time() {
     rig.wait(seconds(1));
     rig.server.disconnected(rig.now, ConnId(0));
     rig.wait(seconds(50));
-    // And so does one that has come back by another connection once.
+    // And so does one that has returned on another connection once.
     rig.connect(1);
     assert_eq!(rig.status(1, "GET_PARAMETER rtsp://h/front", &[&format!("Session: {key}")]), 200);
     rig.wait(seconds(30));

@@ -1,4 +1,4 @@
-//! What strangers may make grow.
+//! Limits on what unauthenticated clients can consume.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ fn whoever_has_most_connections_without_a_session_makes_room() {
     let expected: Vec<u32> = (1..=most + 1).collect();
     assert_eq!(closed, expected, "the oldest ones of the flood, and neither the honest one nor the player");
     assert_eq!(rig.status(1_000, "OPTIONS *", &[]), 200);
-    // One of another address finds room as well.
+    // A connection from another address also gets a place.
     rig.connect_from(2_000, "192.0.2.8:5".parse().unwrap());
     assert_eq!(rig.status(2_000, "OPTIONS *", &[]), 200);
     assert_eq!(rig.server.sessions(), 1);
@@ -44,7 +44,7 @@ fn all_players_of_a_small_relay_may_be_there_without_a_session() {
     for clients in [1, 2, 11, 40, 64, 100, 127, STRANGERS_MIN] {
         for shards in [1, 3] {
             let mut rig = rig_with(ServerConfig { shards, limit: SessionLimit::new(clients), ..config() });
-            // There is one already. The acceptor gives each shard as many.
+            // One exists already. The acceptor gives each shard the same number.
             let share = clients.div_ceil(shards.into()) as u32;
             for conn in 1..share {
                 rig.connect(conn);
@@ -60,7 +60,7 @@ fn connections_without_a_session_leave_places_however_many_sessions_there_are() 
     for (clients, players) in [(1, 0), (10, 0), (10, 9), (100, 60), (10_000, 8_000)] {
         let limit = SessionLimit::new(clients);
         let mut rig = rig_with(ServerConfig { limit: limit.clone(), ..config() });
-        // Of other shards.
+        // Sessions of other shards.
         (0..players).for_each(|_| limit.begun("192.0.2.9".parse().unwrap()));
         let all = clients + answered_beyond(clients);
         let mut open = 1;
@@ -85,7 +85,7 @@ fn they_leave_places_however_many_shards_there_are() {
         let all = connections_many(clients, shards.into());
         let mut open = rigs.len();
         for rig in &mut rigs {
-            // There is one already in each.
+            // One exists already in each.
             for conn in 1..=all as u32 {
                 rig.connect(conn);
                 rig.drain(conn);
@@ -119,7 +119,7 @@ fn many_requests_are_answered_later_and_too_many_close_the_connection() {
     }
     let closed = Event::Close { conn: ConnId(1), reason: CloseReason::Flood };
     assert!(rig.take_events().contains(&closed));
-    // Who comes back from there has no allowance but what comes back, and others have theirs.
+    // A new connection from there has only the allowance that has grown back, and others have theirs.
     rig.connect(2);
     assert_eq!(rig.send(2, &burst).len(), 0);
     rig.now += seconds(1) / REQUESTS_PER_S_MAX;
@@ -147,7 +147,7 @@ fn a_connection_and_an_address_get_only_so_many_sessions() {
     assert_eq!(rig.limited(Limited::SessionsPerAddress), 1);
     rig.connect_from(2, "192.0.2.9:5".parse().unwrap());
     assert_eq!(rig.status(2, "SETUP rtsp://h/front/trackID=0", &one_more), 200);
-    // What has ended makes room.
+    // A session that has ended makes room.
     rig.wait(seconds(61));
     rig.connect(3);
     assert_eq!(rig.status(3, "SETUP rtsp://h/front/trackID=0", &one_more), 200);
@@ -155,13 +155,13 @@ fn a_connection_and_an_address_get_only_so_many_sessions() {
 
 #[test]
 fn ports_of_other_services_are_not_sent_to() {
-    let shared = OwnPorts::new(2, |_| false);
-    let mut rig = rig_with(ServerConfig { shards: 2, own_ports: Some(Arc::clone(&shared)), ..config() });
+    let shared = UdpPorts::new(2, |_| false);
+    let mut rig = rig_with(ServerConfig { shards: 2, all_ports: Some(Arc::clone(&shared)), ..config() });
     for ports in ["53-54", "1022-1023", "5000-1", "0-1"] {
         let transport = format!("Transport: RTP/AVP;unicast;client_port={ports}");
         assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &[&transport]), 461, "{ports}");
     }
-    // The relay's own, of a client on its machine, whichever of its loopback addresses that has.
+    // The relay's own ports, for a client on its machine, on any of its loopback addresses.
     rig.connect_from(3, "127.0.0.9:5".parse().unwrap());
     assert_eq!(
         rig.status(3, "SETUP rtsp://h/front/trackID=0", &["Transport: RTP/AVP;unicast;client_port=7000-7001"]),
@@ -171,7 +171,7 @@ fn ports_of_other_services_are_not_sent_to() {
     let own = ["Transport: RTP/AVP;unicast;client_port=7000-7001"];
     assert_eq!(rig.status(1, "SETUP rtsp://h/front/trackID=0", &own), 461);
     assert_eq!(rig.status(0, "SETUP rtsp://h/front/trackID=0", &own), 200);
-    // Nor those of another of its shards, which have come to be known since.
+    // Nor those of another of its shards, which have been announced since.
     shared.set(1, (7010, 7011));
     for (pair, status) in
         [("7010-7011", 461), ("7009-7010", 461), ("7011-7012", 461), ("7000-7001", 461), ("7012-7013", 200)]
@@ -210,7 +210,7 @@ fn random_ids_tell_their_shard_and_nothing_else() {
         assert!(keys.iter().all(|key| key.0 % 3 == u64::from(shard)));
         all.extend(keys);
     }
-    // Of the same server, started anew, nothing comes again.
+    // Another server with the same seed repeats nothing.
     all.extend(draw(0));
     let bits = all.iter().fold((0, u64::MAX), |(or, and), key| (or | key.0, and & key.0));
     assert_eq!((bits.0 >> 3, bits.1 >> 3), (u64::MAX >> 3, 0), "every bit varies");

@@ -52,7 +52,7 @@ fn describe_tells_the_base_the_tracks_and_no_address() {
         assert!(reply.body.contains("a=control:trackID=0\r\n") && reply.body.contains("a=control:trackID=1\r\n"));
     }
     assert_eq!(rig.status(0, "DESCRIBE rtsp://h/front", &["Accept: text/plain"]), 406);
-    // A session that is long gone does not matter to it.
+    // It ignores a session that no longer exists.
     assert_eq!(rig.status(0, "DESCRIBE rtsp://h/front", &["Session: 0123456789abcdef"]), 200);
 }
 
@@ -132,7 +132,7 @@ fn play_answers_before_media_and_tells_where_they_begin() {
     assert_eq!(rig.server.poll_event(), Some(Event::Play { session: key, conn, stream, tracks, resumed: false }));
     assert_eq!(rig.server.poll_event(), None, "nothing behind a PLAY goes before its answer");
     assert!(!rig.server.session_info(key).unwrap().playing);
-    // One track has sent already, the other has not: its first number and its clock are told.
+    // One track has sent already, the other has not: its first sequence number and its clock are named.
     let later = rig.now + seconds(2);
     rig.server.start(later, key, &[FirstPacket { track: TrackId(0), seq: 65_535, rtp_time: u32::MAX }]);
     let replies = rig.drain(0);
@@ -234,10 +234,10 @@ fn teardown_ends_the_session_and_leaves_the_connection() {
     assert_eq!(rig.take_events(), [Event::End { session: key, reason: EndReason::Teardown }]);
     assert_eq!(rig.server.sessions(), 0);
     assert_eq!(rig.status(0, "TEARDOWN rtsp://h/front/", &[&session]), 454);
-    // The same channels are free again for the same connection.
+    // The same channels are free again on the same connection.
     let again = rig.set_up_tcp(0);
     assert_ne!(again, key);
-    // Before they play, a track can go alone; the last one takes the session with it.
+    // Before they play, a single track can be removed; the last one ends the session.
     let session = format!("Session: {again}");
     assert_eq!(rig.status(0, "TEARDOWN rtsp://h/front/trackID=0", &[&session]), 200);
     assert_eq!(rig.server.session_info(again).unwrap().tracks.len(), 1);
@@ -317,7 +317,7 @@ fn a_session_is_its_makers_alone() {
     for method in ["PLAY", "TEARDOWN", "GET_PARAMETER"] {
         assert_eq!(rig.status(1, &format!("{method} rtsp://h/front"), &[&format!("Session: {key}")]), 454);
     }
-    // From another connection of the same address it is, also in the other spelling of that address.
+    // From another connection of the same address it is, also with the address in its other notation.
     rig.connect_from(2, "[::ffff:192.0.2.1]:50000".parse().unwrap());
     rig.play(2, key);
 }
@@ -350,7 +350,7 @@ fn who_names_no_session_means_the_only_one_of_the_connection() {
     let tcp = |channel: u16| format!("Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{}", channel + 1);
     for (conn, first, second) in [(0, udp(5000), udp(5002)), (1, tcp(0), tcp(2))] {
         rig.connect(conn);
-        // In one go: neither knows of a session yet.
+        // In one go: neither request names a session yet.
         let setup = |track: u8, cseq: u8, transport: &str| {
             format!("SETUP rtsp://h/front/trackID={track} RTSP/1.0\r\nCSeq: {cseq}\r\n{transport}\r\n\r\n")
         };
@@ -379,7 +379,7 @@ fn who_names_none_of_several_sessions_is_asked_which() {
     for method in ["PLAY", "PAUSE", "TEARDOWN"] {
         assert_eq!(rig.status(0, &format!("{method} rtsp://h/front/"), &[]), 454, "{method}");
     }
-    // Another connection's is not meant either.
+    // Nor is another connection's session meant.
     assert_eq!(rig.status(0, "TEARDOWN rtsp://h/front/", &[&format!("Session: {first}")]), 200);
     rig.connect(1);
     assert_eq!(rig.status(1, "PLAY rtsp://h/front/", &[]), 454);

@@ -17,7 +17,7 @@ use super::*;
 use crate::media::{Description, StreamId, TrackId};
 use crate::metrics::Limited;
 
-/// A response taken apart.
+/// A parsed response.
 #[derive(Debug)]
 struct Reply {
     status: u16,
@@ -64,7 +64,7 @@ struct Rig {
     server: Server,
     now: Instant,
     cseq: u32,
-    /// Events other than answers and plays, since they were last looked at.
+    /// Events other than answers and plays since the last call.
     events: Vec<Event>,
     plays: Vec<Event>,
 }
@@ -77,7 +77,7 @@ fn config() -> ServerConfig {
         handshake_timeout: Duration::from_secs(10),
         limit: SessionLimit::new(100),
         udp_ports: Some((7000, 7001)),
-        own_ports: None,
+        all_ports: None,
         ids: SessionIds::Seeded(42),
         loads: None,
     }
@@ -120,7 +120,7 @@ impl Rig {
         self.server.connected(self.now, ConnId(conn), from, "198.51.100.1:8554".parse().unwrap());
     }
 
-    /// Sends bytes and returns what is answered on that connection.
+    /// Sends bytes and returns the responses on that connection.
     fn send(&mut self, conn: u32, bytes: &[u8]) -> Vec<Reply> {
         self.server.input(self.now, ConnId(conn), bytes);
         self.drain(conn)
@@ -150,7 +150,7 @@ impl Rig {
         replies
     }
 
-    /// One request, which one answer comes to. `line` is method and URL.
+    /// One request with one response. `line` is method and URL.
     fn ask(&mut self, conn: u32, line: &str, headers: &[&str]) -> Reply {
         self.cseq += 1;
         let mut text = format!("{line} RTSP/1.0\r\nCSeq: {}\r\n", self.cseq);
@@ -186,7 +186,7 @@ impl Rig {
         std::mem::take(&mut self.events)
     }
 
-    /// Sets up tracks of `front` with a transport each.
+    /// Sets up tracks of `front`, each with a transport.
     fn set_up(&mut self, conn: u32, transports: &[&str]) -> SessionKey {
         let mut key = None;
         for (index, transport) in transports.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Names under patterns: what waits, for how long, and what comes of it.
+//! Names that match patterns: which requests wait, for how long, and how they are answered.
 
 use super::*;
 use crate::media::name::{NamePattern, NameRules, Pattern};
@@ -52,7 +52,7 @@ fn a_request_for_a_name_waits_for_its_stream() {
     rig.server.set_path(MADE, "up, upper".into());
     let described = rig.ask(0, "DESCRIBE rtsp://h/edge/a", &[]);
     assert!(described.body.contains("a=x-rtsprelay-path:up, upper, own\r\n"), "{described:?}");
-    // No other name of the pattern waits for less, and none beside it at all.
+    // No other name of the pattern waits for less, and none outside it waits.
     for url in ["edge/", "edge", "edgy/a", "edge/trackID=0", "edge/a+b", "edge/../a"] {
         assert_eq!(rig.status(0, &format!("DESCRIBE rtsp://h/{url}"), &[]), 404, "{url}");
     }
@@ -92,7 +92,7 @@ fn a_refusal_is_for_those_who_were_meant() {
     rig.server.refuse_named(rig.now, "edge/a", None, &NotMade { status: 404, path: None });
     assert_eq!(rig.drain(1)[0].status, 404);
     rig.server.check();
-    // One that has gone is not waited for.
+    // A client that disconnected no longer waits.
     rig.in_vain(0, "DESCRIBE rtsp://h/edge/a", "");
     rig.wanted();
     rig.server.disconnected(rig.now, ConnId(0));

@@ -41,7 +41,7 @@ fn a_request_waits_for_the_stream_and_nobody_else_does() {
     rig.connect(1);
     rig.ask_in_vain(0, "DESCRIBE rtsp://h/back");
     assert_eq!(rig.demands(), [true]);
-    // What comes behind it waits as well, to be answered in its turn.
+    // Requests after it wait as well, and are answered in their turn.
     rig.ask_in_vain(0, "OPTIONS *");
     assert_eq!(rig.status(1, "DESCRIBE rtsp://h/front", &[]), 200);
     let replies = rig.wake(0);
@@ -93,12 +93,12 @@ fn a_stream_that_was_up_and_sleeps_again_is_waited_for_too() {
     rig.server.set_asleep(rig.now, BACK, true);
     rig.ask_in_vain(0, "DESCRIBE rtsp://h/back");
     assert_eq!(rig.wake(0).len(), 1);
-    // Others never sleep.
+    // Streams that are always pulled have no demand.
     rig.server.set_asleep(rig.now, FRONT, true);
     assert_eq!(rig.status(0, "DESCRIBE rtsp://h/front", &[]), 200);
 }
 
-/// `back` is pulled all the time, and has never been up.
+/// `back` is always pulled, and has never been up.
 fn starting() -> Rig {
     let mut rig = rig();
     rig.server.set_first_wait(BACK, Some(WAIT));
@@ -116,7 +116,7 @@ fn a_stream_that_has_never_been_up_is_waited_for_until_it_is_described() {
     rig.server.answer_held(rig.now, BACK);
     let replies = rig.drain(0);
     assert!(matches!(&replies[..], [reply] if reply.status == 200), "{replies:?}");
-    // From then on it has been up, whatever becomes of its source.
+    // From then on it counts as having been up, whatever its source does.
     rig.server.set_source(rig.now, BACK, SourceState::Down);
     assert_eq!(rig.status(1, "DESCRIBE rtsp://h/back", &[]), 200);
     rig.take_events();
@@ -183,11 +183,11 @@ fn a_player_of_datagrams_that_is_silent_without_media_lives_through_an_outage_un
         rig.wait(seconds(59));
     }
     assert_eq!((rig.server.session_info(leaves), ended(&mut rig)), (None, 1));
-    // Nothing has been heard of it for long.
+    // It has been silent for long.
     rig.server.disconnected(rig.now, ConnId(2));
     rig.wait(Duration::ZERO);
     assert_eq!((rig.server.session_info(later), ended(&mut rig)), (None, 1));
-    // What it owes a sign of life for begins with the media.
+    // Its time for signs of life starts with the media.
     rig.server.set_source(rig.now, FRONT, SourceState::Live);
     rig.wait(seconds(59));
     assert!(rig.server.session_info(stays).is_some());

@@ -10,26 +10,26 @@ fn udp(ports: &str) -> String {
     format!("Transport: RTP/AVP;unicast;client_port={ports}")
 }
 
-/// A machine of two addresses.
+/// A machine with two addresses.
 fn is_own_address(ip: IpAddr) -> bool {
     ["192.0.2.1", "198.51.100.1"].iter().any(|own| own.parse() == Ok(ip))
 }
 
 /// Two shards of one relay, with the ports 7000, 7001 and 7010, 7011.
 fn shards() -> [Rig; 2] {
-    let ports = OwnPorts::new(2, is_own_address);
+    let ports = UdpPorts::new(2, is_own_address);
     [0, 1].map(|shard| {
         let own = (7000 + 10 * shard, 7001 + 10 * shard);
         let ids = SessionIds::Seeded(42);
-        let own_ports = Some(Arc::clone(&ports));
-        rig_with(ServerConfig { shard, shards: 2, udp_ports: Some(own), own_ports, ids, ..config() })
+        let all_ports = Some(Arc::clone(&ports));
+        rig_with(ServerConfig { shard, shards: 2, udp_ports: Some(own), all_ports, ids, ..config() })
     })
 }
 
 #[test]
 fn no_address_of_the_machine_leads_back_to_the_relay() {
     let [mut rig, _] = shards();
-    // Connection 0 comes from the first of the machine's addresses to the second.
+    // Connection 0 is from the first of the machine's addresses to the second.
     for (pair, status) in [("7000-7001", 461), ("7010-7011", 461), ("6999-7000", 461), ("7002-7003", 200)] {
         assert_eq!(rig.status(0, SET_UP, &[&udp(pair)]), status, "{pair}");
     }
@@ -55,7 +55,7 @@ fn a_player_that_starts_again_at_another_shard_gets_its_media_once() {
     let before = here.set_up_udp(0, 5000);
     here.play(0, before);
     let other = here.set_up_udp(0, 5100);
-    // Its ports are one address's; those of the same numbers elsewhere are others.
+    // Its ports belong to one address; the same numbers at another are different ports.
     there.connect_from(1, "192.0.2.9:5".parse().unwrap());
     there.set_up_udp(1, 5000);
     let due = here.server.next_timeout();
@@ -67,7 +67,7 @@ fn a_player_that_starts_again_at_another_shard_gets_its_media_once() {
     assert_eq!(here.take_events(), [Event::End { session: before, reason: EndReason::Replaced }]);
     assert!(here.server.session_info(other).is_some());
     assert_eq!(here.server.next_timeout(), due);
-    // What has come after keeps its ports, and gives them up in its turn.
+    // A later session keeps its ports, and gives them up in its turn.
     assert!(there.server.session_info(after).is_some());
     there.wait(seconds(0));
     let again = here.set_up_udp(0, 5000);
@@ -98,7 +98,7 @@ fn a_port_of_another_shards_publisher_is_no_players() {
     assert_eq!(publish(&mut here), 200);
     there.connect_from(1, "127.0.0.1:6".parse().unwrap());
     assert_eq!(there.status(1, SET_UP, &[&udp("6001-6002")]), 461);
-    // The encoder that has started again has them.
+    // The restarted encoder has them.
     there.server.set_published(StreamId::first(1), true);
     announce(&mut there, 1);
     assert_eq!(publish(&mut there), 200);
@@ -159,7 +159,7 @@ fn of_two_users_who_ask_two_shards_at_once_for_a_port_one_gets_it() {
     let [mut here, mut there] = shards();
     set_users([&mut here, &mut there], true);
     let arrived = AtomicUsize::new(0);
-    // Both have come so often; a barrier that sleeps would wake one long before the other.
+    // Both threads arrive at the same count; a barrier that sleeps would wake one long before the other.
     let meet = |times: usize| {
         arrived.fetch_add(1, Ordering::SeqCst);
         let since = Instant::now();
@@ -171,7 +171,7 @@ fn of_two_users_who_ask_two_shards_at_once_for_a_port_one_gets_it() {
     let ask = |mut rig: Rig, credentials: &str, ports: &str| {
         let credentials = format!("Authorization: Basic {credentials}");
         let round = |round: usize| {
-            // No faster than a client may ask.
+            // No faster than a client may send requests.
             rig.now += Duration::from_millis(100);
             meet(2 * round + 1);
             let reply = rig.ask(0, SET_UP, &[&credentials, &udp(ports)]);

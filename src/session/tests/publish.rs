@@ -6,7 +6,7 @@ const SDP: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\
                    m=audio 0 RTP/AVP 97\r\na=rtpmap:97 MPEG4-GENERIC/44100/2\r\na=control:streamid=1\r\n";
 const BACK: StreamId = StreamId::first(1);
 
-/// `back` is published; connection 1 is on this machine.
+/// `back` is published; connection 1 is from this machine.
 fn publishing() -> Rig {
     let mut rig = rig();
     rig.server.set_published(BACK, true);
@@ -44,7 +44,7 @@ impl Rig {
         key.unwrap()
     }
 
-    /// RECORD, which the shard is asked about; gives the tracks.
+    /// Sends RECORD, about which the shard is asked; returns the tracks.
     fn record(&mut self, conn: u32, key: SessionKey) -> Vec<String> {
         self.cseq += 1;
         let text = format!("RECORD rtsp://h/back RTSP/1.0\r\nCSeq: {}\r\nSession: {key}\r\n\r\n", self.cseq);
@@ -66,6 +66,17 @@ impl Rig {
     }
 }
 
+/// Connection 1 publishes `back` from the ports 6000 to 6003.
+fn publishing_over_udp() -> (Rig, SessionKey) {
+    let mut rig = publishing();
+    let transports = ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"];
+    let key = rig.set_up_publisher(1, transports);
+    rig.record(1, key);
+    rig.server.recording(rig.now, key);
+    rig.drain(1);
+    (rig, key)
+}
+
 const TCP: [&str; 2] = ["RTP/AVP/TCP;unicast;interleaved=0-1", "RTP/AVP/TCP;unicast;interleaved=2-3"];
 
 #[test]
@@ -74,7 +85,7 @@ fn a_publisher_over_tcp_records_once_it_is_let() {
     assert!(rig.ask(1, "OPTIONS *", &[]).header("Public").contains("ANNOUNCE, SETUP, PLAY, RECORD"));
     let key = rig.set_up_publisher(1, TCP);
     assert_eq!(rig.record(1, key), ["H264", "MPEG4-GENERIC"]);
-    // Nothing is taken before the answer.
+    // Nothing is accepted before the answer.
     rig.send(1, b"$\x00\x00\x03abc");
     assert!(rig.take_events().is_empty());
     rig.server.recording(rig.now, key);
@@ -89,14 +100,7 @@ fn a_publisher_over_tcp_records_once_it_is_let() {
 
 #[test]
 fn a_publisher_over_udp_is_known_by_its_ports() {
-    let mut rig = publishing();
-    let key = rig.set_up_publisher(
-        1,
-        ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"],
-    );
-    rig.record(1, key);
-    rig.server.recording(rig.now, key);
-    rig.drain(1);
+    let (mut rig, key) = publishing_over_udp();
     rig.server.rtcp(rig.now, "127.0.0.1:6002".parse().unwrap(), b"media");
     rig.server.rtcp(rig.now, "127.0.0.1:6001".parse().unwrap(), b"report");
     rig.server.rtcp(rig.now, "127.0.0.1:6004".parse().unwrap(), b"stranger");
@@ -147,7 +151,7 @@ fn a_publisher_over_udp_goes_with_its_connection_whoever_names_its_session() {
     rig.server.check();
     assert_eq!(rig.status(2, "TEARDOWN rtsp://h/back", &[&session]), 200);
     rig.take_events();
-    // Its connection can begin anew.
+    // Its connection can start over.
     let transport = "Transport: RTP/AVP/UDP;unicast;client_port=6000-6001";
     assert_eq!(rig.status(1, "SETUP rtsp://h/back/streamid=0", &[transport]), 200);
     rig.server.disconnected(rig.now, ConnId(1));
@@ -172,7 +176,7 @@ fn a_publisher_leaves_with_all_of_its_tracks() {
 fn a_publishers_session_is_not_set_up_as_a_players() {
     const PORTS: [&str; 2] = ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"];
     let mut rig = publishing();
-    // What an earlier publisher had: more tracks than this one.
+    // From an earlier publisher with more tracks than this one.
     let mut before = (*fuzz::description("H264", rig.now)).clone();
     before.tracks.push(before.tracks[1].clone());
     rig.server.set_description(BACK, Some(Arc::new(before)));
@@ -234,7 +238,6 @@ fn a_publisher_that_there_is_no_room_for_ends_nobody() {
 
 #[test]
 fn an_encoder_that_starts_again_finds_room_beside_its_last_session() {
-    const TCP: [&str; 2] = ["RTP/AVP/TCP;unicast;interleaved=0-1", "RTP/AVP/TCP;unicast;interleaved=2-3"];
     let limit = SessionLimit::new(2);
     limit.set_max(2, Some(1));
     let mut rig = rig_with(ServerConfig { limit, ..config() });
@@ -246,13 +249,13 @@ fn an_encoder_that_starts_again_finds_room_beside_its_last_session() {
         rig.set_up_publisher(conn, TCP);
     }
     let publish = ["SETUP rtsp://h/back/streamid=0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1;mode=record"];
-    // A third of one address is none that starts again, and no player has a place of theirs.
+    // A third publisher of one address is not a restarted one, and players have no share of these places.
     rig.connect_from(3, "127.0.0.1:3".parse().unwrap());
     assert_eq!(rig.announce(3, "rtsp://h/back"), 200);
     assert_eq!(rig.status(3, publish[0], &publish[1..]), 453);
     rig.connect_from(4, "192.0.2.7:4".parse().unwrap());
     assert_eq!(rig.status(4, setup[0], &setup[1..]), 453);
-    // All together they have only so many.
+    // All of them together have a limit, too.
     rig.server.set_limits(seconds(60), seconds(10), 2, None);
     for conn in 10..20 {
         rig.connect_from(conn, format!("127.0.0.1:{conn}").parse().unwrap());
@@ -262,7 +265,7 @@ fn an_encoder_that_starts_again_finds_room_beside_its_last_session() {
     assert_eq!(rig.server.sessions(), 2 + publishers_beyond(2));
 }
 
-/// As ffmpeg announces raw sound and data: dynamic payload types without `a=rtpmap`.
+/// As ffmpeg announces raw audio and data: dynamic payload types without `a=rtpmap`.
 const PARTLY_READABLE: &str = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
     m=audio 0 RTP/AVP 97\r\nb=AS:1536\r\na=control:streamid=0\r\n\
     m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:streamid=1\r\n\
@@ -298,7 +301,7 @@ fn a_publisher_of_nothing_that_can_be_read_is_told_so() {
     let sdp = "v=0\r\ns=x\r\nt=0 0\r\nm=audio 0 RTP/AVP 97\r\na=control:streamid=0\r\n";
     assert_eq!(rig.announce_tracks(1, "rtsp://h/back", sdp), 415);
     assert_eq!(rig.announce_tracks(1, "rtsp://h/back", "v=0\r\ns=x\r\nt=0 0\r\n"), 400);
-    // One that leaves out all but such a track has nothing to record.
+    // A publisher that sets up only such a track has nothing to record.
     assert_eq!(rig.announce_tracks(1, "rtsp://h/back", PARTLY_READABLE), 200);
     let key = rig.ask(1, "SETUP rtsp://h/back/streamid=2", &[&format!("Transport: {}", TCP[0])]).session();
     assert_eq!(rig.status(1, "RECORD rtsp://h/back", &[&format!("Session: {key}")]), 455);
@@ -329,7 +332,7 @@ fn a_publisher_pauses_and_goes_on() {
     assert_eq!(rig.drain(1)[0].status, 200);
     rig.send(1, b"$\x00\x00\x03def");
     assert_eq!(rig.packets(), [(0, false, b"def".to_vec())]);
-    // The end of rtspclientsink.
+    // The end of rtspclientsink's session.
     assert_eq!(rig.status(1, "PAUSE rtsp://h/back", &[&session]), 200);
     assert_eq!(rig.status(1, "TEARDOWN rtsp://h/back", &[&session]), 200);
     let ended = Event::End { session: key, reason: EndReason::Teardown };
@@ -372,14 +375,7 @@ fn a_publisher_that_names_no_session_means_its_own() {
 
 #[test]
 fn media_from_another_port_than_announced_is_no_report() {
-    let mut rig = publishing();
-    let key = rig.set_up_publisher(
-        1,
-        ["RTP/AVP/UDP;unicast;client_port=6000-6001", "RTP/AVP/UDP;unicast;client_port=6002-6003"],
-    );
-    rig.record(1, key);
-    rig.server.recording(rig.now, key);
-    rig.drain(1);
+    let (mut rig, _) = publishing_over_udp();
     for port in [40_000, 40_002] {
         rig.server.rtp(rig.now, SocketAddr::from(([127, 0, 0, 1], port)), b"\x80\x60media-media");
     }

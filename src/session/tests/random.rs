@@ -8,8 +8,8 @@ fn start() -> Instant {
     Instant::now()
 }
 
-/// A conversation as a player has it, pipelined, with oddities between. The ids are those that the seed of
-/// [`fuzz::conversation`] gives, so that sessions are really found.
+/// A typical conversation of a player, pipelined, with oddities in between. The session ids are those that the seed of
+/// [`fuzz::conversation`] produces, so that sessions are really found.
 fn conversation(choices: &[u8]) -> Vec<u8> {
     let events = fuzz::conversation(
         start(),

@@ -14,10 +14,10 @@ fn channels_asked_for_are_given_and_chosen_where_they_are_not() {
     let reply = setup(&mut rig, 0, 0, "RTP/AVP/TCP;unicast;interleaved=4-5;mode=\"PLAY\"", None);
     assert_eq!(reply.header("Transport"), "RTP/AVP/TCP;unicast;interleaved=4-5;ssrc=0000000A");
     let key = reply.session();
-    // Taken by the first track: its own are given.
+    // Taken by the first track: the default channels are assigned.
     let reply = setup(&mut rig, 0, 1, "RTP/AVP/TCP;interleaved=4-5", Some(key));
     assert_eq!(reply.header("Transport"), "RTP/AVP/TCP;unicast;interleaved=2-3;ssrc=0000000B");
-    // Set up anew, with one half taken, by a single number, in upper case, and with none at all.
+    // Set up again, with one of them taken, with a single number, in upper case, and without channels.
     let again = |rig: &mut Rig, transport: &str| {
         let reply = setup(rig, 0, 0, transport, Some(key));
         reply.header("Transport").split(';').nth(2).unwrap().to_owned()
@@ -55,7 +55,7 @@ fn the_first_acceptable_of_a_list_is_taken_and_none_is_461() {
         assert_eq!((reply.status, reply.get("Session")), (461, None), "{none}");
     }
     assert_eq!(rig.status(1, "SETUP rtsp://h/front/trackID=0", &[]), 400);
-    // A client that fell through may retry on the same connection.
+    // A client whose SETUP was refused may retry on the same connection.
     assert_eq!(setup(&mut rig, 1, 0, "RTP/AVP/TCP;interleaved=0-1", None).status, 200);
 }
 
@@ -102,10 +102,10 @@ fn while_playing_nothing_is_set_up() {
     let reply = setup(&mut rig, 0, 1, "RTP/AVP/TCP", Some(key));
     assert_eq!((reply.status, reply.session()), (455, key));
     assert!(reply.header("Allow").contains("PAUSE") && !reply.header("Allow").contains("SETUP"));
-    // Nor is a second session that would share the connection.
+    // Nor is a second session on the same connection.
     assert_eq!(setup(&mut rig, 0, 1, "RTP/AVP/TCP", None).status, 455);
     assert_eq!(rig.status(0, "PAUSE rtsp://h/front", &[&format!("Session: {key}")]), 200);
-    // What has played goes on with the tracks that it has.
+    // A session that has played continues with the tracks that it has.
     assert_eq!(setup(&mut rig, 0, 1, "RTP/AVP/TCP", Some(key)).status, 455);
 }
 
@@ -123,7 +123,7 @@ fn a_player_that_sends_its_setups_in_one_go_gets_one_session() {
     let replies = rig.send(0, text.as_bytes());
     assert_eq!((replies.len(), replies[0].session()), (2, replies[1].session()));
     assert_eq!(rig.server.sessions(), 1);
-    // Another stream in the same connection is refused.
+    // Another stream on the same connection is refused.
     assert_eq!(rig.status(0, "SETUP rtsp://h/audio", &["Transport: RTP/AVP/TCP"]), 455);
 }
 
@@ -160,7 +160,7 @@ fn no_track_is_rendered_for_more_channels_than_the_limit() {
             assert!(reply.header("Transport").contains("interleaved=0-1"));
         }
     }
-    // The connection that made one is gone: there is room for another.
+    // The connection that created one is closed: there is room for another.
     rig.server.disconnected(rig.now, ConnId(0));
     rig.connect(50);
     let reply = setup(&mut rig, 50, 0, "RTP/AVP/TCP;interleaved=200-201", None);
@@ -176,7 +176,7 @@ fn a_player_that_starts_again_on_the_same_ports_gets_its_media_once() {
     let new = rig.set_up_udp(1, 5000);
     assert_eq!(rig.take_events(), [Event::End { session: old, reason: EndReason::Replaced }]);
     assert_eq!(rig.server.session_keys().collect::<Vec<_>>(), [new]);
-    // Another address has ports of its own.
+    // Another address has its own ports.
     rig.connect_from(2, "192.0.2.2:4000".parse().unwrap());
     rig.set_up_udp(2, 5000);
     assert_eq!(rig.server.sessions(), 2);
@@ -203,7 +203,7 @@ fn multicast_is_the_streams_own_group_for_all() {
     let reply = setup(&mut rig, 0, 0, "RTP/AVP;multicast;destination=224.9.9.9;port=7000-7001", None);
     assert_eq!(reply.header("Transport"), "RTP/AVP;multicast;destination=239.1.2.3;port=5000-5001;ttl=4;ssrc=0000000A");
     let key = reply.session();
-    // One kind for all tracks of a session.
+    // All tracks of a session use the same kind of transport.
     assert_eq!(setup(&mut rig, 0, 1, "RTP/AVP;unicast;client_port=8000-8001", Some(key)).status, 461);
     let reply = setup(&mut rig, 0, 1, "RTP/AVP;multicast", Some(key));
     assert_eq!(reply.header("Transport"), "RTP/AVP;multicast;destination=239.1.2.3;port=5002-5003;ttl=4;ssrc=0000000B");

@@ -511,7 +511,7 @@ impl<E: Egress> Core<E> {
 
     fn forget(&mut self, slot: u32) {
         let link = self.links.remove(slot as usize);
-        debug_assert!(link.playing.is_none(), "whoever plays is taken out of the stream first");
+        debug_assert!(link.playing.is_none(), "a playing link must leave its stream first");
         self.egress.forget(Token { slot, generation: link.generation });
         match link.kind {
             Kind::Udp { own_sockets: Some(own), .. } => self.paths.gone(&own),

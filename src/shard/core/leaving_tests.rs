@@ -1,4 +1,4 @@
-//! Who is sent away when, and with what.
+//! Which clients are disconnected when, and what they are sent.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the log says of clients.
+//! Log lines about clients.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::shard::types::{Group, Start, StreamSetup};
 
 const STREAM: StreamId = StreamId::first(0);
 
-/// Lines as they were written.
+/// The lines written.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -29,7 +29,7 @@ impl io::Write for Lines {
     }
 }
 
-/// The lines that `work` has the log say; each of them has all of `fields` in it.
+/// The lines logged by `work`; each of them contains all of `fields`.
 fn said(fields: &[&str], work: impl FnOnce()) -> Vec<String> {
     let lines = Lines::default();
     let writer = lines.clone();
@@ -43,7 +43,7 @@ fn said(fields: &[&str], work: impl FnOnce()) -> Vec<String> {
     lines
 }
 
-/// One with the stream `front`.
+/// A core with the stream `front`.
 pub(super) fn serving(now: Instant) -> Core<SimEgress> {
     let mut core = core(now);
     let front = StreamSetup::plain(STREAM, "front", Start::Live);
@@ -65,7 +65,7 @@ pub(super) fn ask(core: &mut Core<SimEgress>, now: Instant, token: Token, line: 
     String::from_utf8_lossy(&core.egress_mut().take_received(token.slot)).into_owned()
 }
 
-/// Sets the video up; gives the header that names the session.
+/// Sets the video up; returns the `Session` header.
 pub(super) fn set_up(core: &mut Core<SimEgress>, now: Instant, token: Token, transport: &str) -> String {
     let answer = ask(core, now, token, "SETUP rtsp://h/front/trackID=0", &format!("Transport: {transport}"));
     let session = answer.split_once("Session: ").and_then(|(_, rest)| rest.split_once(';')).map(|(session, _)| session);

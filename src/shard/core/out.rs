@@ -9,7 +9,7 @@ use crate::shard::types::{Handover, Lingering};
 pub struct Mail {
     /// The shard.
     pub to: u16,
-    /// What it is told.
+    /// The message.
     pub what: ToShard,
 }
 

@@ -18,7 +18,7 @@ const STREAM: StreamId = StreamId::first(0);
 const VIDEO: TrackId = TrackId(0);
 const NTP: u64 = 0xffff_fffe_8000_0000;
 const RTP_TIME: u32 = u32::MAX - 1_000;
-/// Payload bytes of each packet of media.
+/// Payload bytes of each media packet.
 const PAYLOAD: usize = 50;
 
 struct Rig {
@@ -49,7 +49,7 @@ impl Rig {
         while self.core.drive(self.now) | self.core.reap(self.now) {}
     }
 
-    /// Lets time pass, and the shard look at it when it wants to.
+    /// Advances the time, and runs the shard's timers when they are due.
     fn wait(&mut self, for_so_long: Duration) {
         let end = self.now + for_so_long;
         loop {
@@ -70,7 +70,7 @@ impl Rig {
         self.settle();
     }
 
-    /// A whole keyframe of three packets.
+    /// A complete keyframe of three packets.
     fn media(&mut self) {
         let (mut bytes, mut packets) = (Vec::new(), Vec::new());
         for seq in 0..3 {
@@ -118,7 +118,7 @@ impl Rig {
         answer
     }
 
-    /// Plays these tracks by the transports given; gives the connection, and the header that names the session.
+    /// Plays these tracks over these transports; returns the connection, and the `Session` header.
     fn play(&mut self, last: u8, transports: &[(u8, &str)]) -> (Token, String) {
         let token = self.connect(last);
         let mut session = "X: y".to_owned();
@@ -132,7 +132,7 @@ impl Rig {
         (token, session)
     }
 
-    /// What a TCP client has been sent since: each packet with its channel.
+    /// What a TCP client was sent since the last call: each packet with its channel.
     fn received(&mut self, token: Token) -> Vec<(u8, Vec<u8>)> {
         let bytes = self.core.egress_mut().take_received(token.slot);
         let (mut rest, mut packets) = (&bytes[..], Vec::new());
@@ -173,13 +173,13 @@ fn reports_go_on_from_the_sources_last_one_until_it_is_back() {
         else {
             panic!("{video:?}")
         };
-        // Since the report: the 250 ms are the shard's own beat.
+        // The time since the report: the 250 ms are the shard's own interval.
         let elapsed = ntp.wrapping_sub(NTP) as f64 / f64::from(u32::MAX);
         assert!((f64::from(seconds)..=f64::from(seconds) + 0.25).contains(&elapsed), "{elapsed}");
         let ticks = rtp_time.wrapping_sub(RTP_TIME) as f64;
         assert!((ticks - elapsed * 90_000.0).abs() <= 1.0, "{ticks} ticks in {elapsed} s");
         assert_eq!((ssrc, packets, octets), (0xa, 7 + 3, 700 + 3 * PAYLOAD as u32));
-        // The name that ties the tracks together stays.
+        // The CNAME that connects the tracks stays.
         assert!(video.windows(13).any(|window| window == b"of the source"));
         let silent = Packet::ReceiverReport { ssrc: 0xb, reports: Vec::new() };
         assert_eq!(parts(sound), [silent, Packet::SourceDescription]);
@@ -187,7 +187,7 @@ fn reports_go_on_from_the_sources_last_one_until_it_is_back() {
         assert_eq!(rig.received(token), []);
         rig.wait(Duration::from_millis(1));
     }
-    // Nothing of it is in the log or in the counts of media.
+    // None of it is in the log or in the counts of media.
     assert_eq!(rig.core.streams[0].log.head(), head);
     let after = rig.core.metrics.snapshot();
     assert!(after.streams[0].latency.is_none(), "no media was sent since");
@@ -195,7 +195,7 @@ fn reports_go_on_from_the_sources_last_one_until_it_is_back() {
     rig.state(SourceState::Live);
     rig.wait(SECOND * 10);
     assert_eq!(rig.received(token), [], "the source reports by itself");
-    // The next outage begins anew.
+    // The next outage starts over.
     rig.media();
     rig.received(token);
     rig.state(SourceState::Silent);
@@ -203,7 +203,7 @@ fn reports_go_on_from_the_sources_last_one_until_it_is_back() {
     rig.media();
     assert_eq!(rig.received(token).len(), 3);
     rig.wait(SECOND + SECOND / 2);
-    assert_eq!(rig.received(token), [], "something came all the same");
+    assert_eq!(rig.received(token), [], "something was sent");
     rig.wait(SECOND);
     assert_eq!(rig.received(token).len(), 2);
 }
@@ -218,7 +218,7 @@ fn whoever_begins_after_a_silent_source_has_reported_is_sent_nothing_older() {
     rig.received(first);
     rig.wait(SECOND * 2 + SECOND / 4);
     assert_eq!(rig.received(first).len(), 1, "a report of the outage");
-    // The source says how its clock lies when the report of the outage is half a second old.
+    // The source reports its clock when the report of the outage is half a second old.
     rig.wait(SECOND / 2);
     let compound = rtcp::sender_report(0xa, NTP.wrapping_add(3 << 32), RTP_TIME, 7, 700, "of the source");
     rig.chunk(Chunk::report(0, VIDEO, rig.now, RTP_TIME, &compound));
@@ -237,7 +237,7 @@ fn datagrams_and_a_group_get_their_reports_at_the_rtcp_ports() {
     let socket = Some(Datagram::Scripted);
     rig.core.set_group(STREAM, Group { address: group, ttl: 1, receivers: Arc::default(), socket });
     rig.core.described(rig.now, STREAM, fuzz::description("H264", rig.now));
-    // One takes the sound alone, one has joined the group.
+    // One receives only the audio, one has joined the group.
     rig.play(1, &[(1, "RTP/AVP;unicast;client_port=6002-6003")]);
     rig.play(2, &[(0, "RTP/AVP;multicast")]);
     rig.media();
@@ -259,7 +259,7 @@ fn a_client_that_does_not_read_is_sent_the_newest_reports_alone_and_one_that_pau
     let (slow, _) = rig.play(2, &[(0, "RTP/AVP/TCP")]);
     rig.report();
     rig.state(SourceState::Down);
-    // It takes nothing at all, as if its socket were full.
+    // It takes nothing, as if its socket were full.
     rig.core.egress_mut().set_reading(slow.slot, Reading::Rate(0));
     rig.core.egress_mut().fill(slow.slot);
     rig.received(slow);
@@ -270,7 +270,7 @@ fn a_client_that_does_not_read_is_sent_the_newest_reports_alone_and_one_that_pau
     rig.settle();
     let got = rig.received(slow);
     let ages = got.iter().map(|(_, packet)| SenderInfo::of(packet).unwrap().ntp.wrapping_sub(NTP) >> 32);
-    // The one that was under way, and the newest.
+    // The one that was in flight, and the newest.
     assert_eq!(ages.collect::<Vec<_>>(), [2, 8]);
 }
 
@@ -284,10 +284,10 @@ fn whoever_begins_in_an_outage_is_sent_the_newest_reports_at_once_and_those_of_o
     rig.wait(SECOND * 3);
     let (token, session) = rig.play(2, &[(0, "RTP/AVP/TCP")]);
     rig.wait(Duration::from_millis(1));
-    // It came with the answer, which was taken.
+    // It was sent with the answer, which was taken.
     assert_eq!(rig.received(token), []);
     rig.ask(token, "PAUSE rtsp://h/a", &session);
-    // Other tracks: those of before are ended, and nothing of them is told.
+    // Other tracks: sessions with the previous ones end, and get no report.
     rig.core.described(rig.now, STREAM, fuzz::description("H265", rig.now));
     rig.settle();
     for slot in 0..2 {

@@ -1,4 +1,4 @@
-//! Who gets sockets of its own, when, and for how long.
+//! Which clients get their own sockets, when, and for how long.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) fn core(now: Instant) -> Core<SimEgress> {
             handshake_timeout: Duration::from_secs(10),
             limit: SessionLimit::new(1_000),
             udp_ports: Some((9000, 9001)),
-            own_ports: None,
+            all_ports: None,
             ids: SessionIds::Seeded(1),
             loads: None,
         },
@@ -49,7 +49,7 @@ fn check(core: &mut Core<SimEgress>, now: Instant) {
     core.paths.check(now, &mut core.links, &core.streams);
 }
 
-/// Clients with sockets of their own; the core's count is the same.
+/// The number of clients with their own sockets, which equals the core's count.
 fn owners(core: &Core<SimEgress>) -> usize {
     let own = |kind: &Kind| matches!(kind, Kind::Udp { own_sockets: Some(own), .. } if own.rtcp.is_none());
     let count = core.links.iter().filter(|(_, link)| own(&link.kind)).count();
@@ -79,7 +79,7 @@ fn a_path_is_found_backed_up_before_a_small_buffer_is_full() {
     let runtime = crate::egress::runtime::Runtime::new(crate::egress::IoKind::Epoll).unwrap();
     runtime.block_on(async {
         let (rtp, _rtcp) = Datagram::bind_pair([127, 0, 0, 1].into(), None, crate::egress::IoKind::Epoll).unwrap();
-        // What a socket gets without CAP_NET_ADMIN where net.core.wmem_max is as the kernel sets it.
+        // The buffer of a socket without CAP_NET_ADMIN with the kernel's default for net.core.wmem_max.
         let fd = rtp.fd().unwrap();
         socket2::SockRef::from(&fd).set_send_buffer_size(212_992).unwrap();
         let room = rtp.send_buffer().unwrap();
@@ -162,7 +162,7 @@ fn what_is_not_needed_for_a_while_is_taken_back() {
     let almost = now + Duration::from_secs(DATAGRAM_OWN_S) - Duration::from_millis(1);
     check(&mut core, almost);
     assert_eq!(owners(&core), 3);
-    // Not under an operation.
+    // Not during an operation.
     let over = now + Duration::from_secs(DATAGRAM_OWN_S);
     core.links[clients[0].slot as usize].busy = Some(over);
     check(&mut core, over);

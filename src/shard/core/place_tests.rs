@@ -1,4 +1,4 @@
-//! A removed stream's place goes to another stream, and nobody takes the one for the other.
+//! A removed stream's index is reused for another stream, and nobody confuses the two.
 
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ fn a_place_is_given_back_when_the_last_client_has_had_its_farewell() {
     let token = client(&mut core, now);
     let session = set_up(&mut core, now, token, "RTP/AVP/TCP;unicast;interleaved=0-1");
     ask(&mut core, now, token, "PLAY rtsp://h/front", &session);
-    // It does not read: its farewell waits.
+    // It does not read: its BYE waits.
     core.egress_mut().set_reading(token.slot, Reading::Rate(0));
     core.chunk(now, OLD, chunk(0, now));
     core.drive(now);

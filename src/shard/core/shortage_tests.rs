@@ -1,4 +1,4 @@
-//! Shortages of memory: who waits for how long, and what is left of it.
+//! Shortages of memory: which operations wait for how long, and what remains afterwards.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ fn connect(core: &mut Core<SimEgress>, now: Instant) -> Token {
     core.connected(now, Conn::Scripted, at([192, 0, 2, 1]), at([192, 0, 2, 9]), &[]).expect("it does not stop")
 }
 
-/// Everything that can be done at this moment is done; what the client has got by it.
+/// Does everything that can be done at this time; returns what the client received.
 fn settle(core: &mut Core<SimEgress>, now: Instant, token: Token) -> Vec<u8> {
     if core.next_timeout(now) <= now {
         core.timeout(now);
@@ -51,7 +51,7 @@ fn what_there_is_no_memory_for_is_sent_later_byte_for_byte() {
         got.extend(settle(&mut core, now, token));
         assert_eq!(got, whole[..7 * (count + 1)]);
         assert_eq!(put_off(&mut core, now), count as u64 + 1);
-        // Until then nothing is tried, whatever else is to be sent.
+        // Until then nothing is tried, whatever else must be sent.
         core.input(now, token, OPTIONS);
         let operations = core.egress_mut().stats().operations;
         assert_eq!(settle(&mut core, now + PAUSE / 2, token), b"");
@@ -95,7 +95,7 @@ fn who_goes_meanwhile_leaves_nothing() {
     let next = connect(&mut core, now);
     assert_eq!(next.slot, token.slot);
     assert_eq!(settle(&mut core, now + PAUSE, next), b"");
-    // A stop does not wait for memory for ever either.
+    // A stop does not wait for memory forever either.
     core.input(now, next, OPTIONS);
     core.egress_mut().refuse(next.slot, 5, libc::ENOBUFS);
     settle(&mut core, now, next);
@@ -170,7 +170,7 @@ fn the_time_in_which_the_system_takes_no_sends_is_not_the_clients() {
     let token = connect(&mut core, now);
     core.egress_mut().set_reading(token.slot, Reading::Rate(0));
     while core.egress_mut().blocked_bytes() == 0 {
-        // No faster than a client may ask.
+        // No faster than a client may send requests.
         now += Duration::from_secs(1);
         core.input(now, token, OPTIONS);
         settle(&mut core, now, token);
@@ -181,7 +181,7 @@ fn the_time_in_which_the_system_takes_no_sends_is_not_the_clients() {
         settle(&mut core, now, token);
         assert_eq!(core.links(), 1);
     }
-    // What went before is not forgotten for it.
+    // Its history is not forgotten.
     for second in 1.. {
         assert!(second < 25, "it is closed some time");
         core.egress_mut().refused = second % 2 == 0;

@@ -1,4 +1,4 @@
-//! Where clients begin while a camera is silent.
+//! Where clients start while a camera is silent.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::session::fuzz;
 
 const STREAM: StreamId = StreamId::first(0);
 
-/// A new client plays; gives the sequence number that it is told to begin with.
+/// A new client plays; returns the first sequence number that it is told.
 fn begins_with(core: &mut Core<SimEgress>, now: Instant) -> String {
     let token = client(core, now);
     let mut ask = |line: &str, header: &str| {
@@ -44,7 +44,7 @@ fn who_joins_while_the_camera_is_silent_is_not_sent_the_last_picture_once_more()
     for _ in 0..2 {
         assert_eq!(begins_with(&mut core, now), "3", "what comes next");
     }
-    // It goes on within the same pictures: whoever comes now can decode them.
+    // It continues within the same GOP: new clients can decode it.
     core.source(now, STREAM, SourceState::Live);
     assert_eq!(begins_with(&mut core, now), "2");
 }

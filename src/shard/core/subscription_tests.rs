@@ -1,4 +1,4 @@
-//! Two shards with one stream: what crosses, when, and what a client on the other shard gets.
+//! Two shards with one stream: what is sent between them, when, and what a client on the other shard gets.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ const STREAM: StreamId = StreamId::first(0);
 const HOME: usize = 0;
 const OTHER: usize = 1;
 
-/// A home and another shard, with what is on its way between them.
+/// A home and another shard, with the messages in transit between them.
 struct Pair {
     now: Instant,
     shards: [Core<SimEgress>; 2],
-    /// By the shard that it goes to.
+    /// By destination shard.
     under_way: [VecDeque<ToShard>; 2],
 }
 
@@ -41,7 +41,7 @@ fn core(now: Instant, shard: u16) -> Core<SimEgress> {
             handshake_timeout: Duration::from_secs(10),
             limit: SessionLimit::new(100),
             udp_ports: None,
-            own_ports: None,
+            all_ports: None,
             ids: SessionIds::Seeded(u64::from(shard)),
             loads: None,
         },
@@ -49,7 +49,7 @@ fn core(now: Instant, shard: u16) -> Core<SimEgress> {
     Core::new(now, config, SimEgress::new(), None)
 }
 
-/// A frame; one that decoding can start at, or not.
+/// A frame; whether decoding can start at it.
 fn frame(number: u64, keyframe: bool, arrival: Instant) -> Arc<Chunk> {
     Arc::new(Chunk { keyframe, rtp_time: number as u32 * 3_600, ..(*chunk(number, arrival)).clone() })
 }
@@ -64,13 +64,13 @@ impl Pair {
         pair
     }
 
-    /// The source has made something.
+    /// The source's output.
     fn hosted(&mut self, event: StreamEvent) {
         self.shards[HOME].hosted(self.now, STREAM, event);
         self.post();
     }
 
-    /// What the shards have for one another is under way from now on.
+    /// Puts the shards' messages to each other in transit.
     fn post(&mut self) {
         for shard in &mut self.shards {
             for Mail { to, what } in shard.take_mail() {
@@ -79,7 +79,7 @@ impl Pair {
         }
     }
 
-    /// One message arrives.
+    /// Delivers one message.
     fn deliver(&mut self, to: usize) -> bool {
         let Some(message) = self.under_way[to].pop_front() else { return false };
         let (now, core) = (self.now, &mut self.shards[to]);
@@ -90,19 +90,19 @@ impl Pair {
             ToShard::Snapshot { stream, epoch, snapshot } => core.snapshot_came(now, stream, epoch, *snapshot),
             ToShard::Described(stream, description) => core.described(now, stream, description),
             ToShard::Source(stream, state) => core.source(now, stream, state),
-            _ => panic!("shards say nothing else to one another here"),
+            _ => panic!("unexpected message between shards"),
         }
         self.post();
         true
     }
 
-    /// All that is under way arrives.
+    /// Delivers all messages in transit.
     fn settle(&mut self) {
         self.post();
         while self.deliver(HOME) || self.deliver(OTHER) {}
     }
 
-    /// Time in which shards look after what is due.
+    /// Advances the time in which shards run their timers.
     fn wait(&mut self, seconds: u64) {
         for _ in 0..seconds * 4 {
             self.now += Duration::from_millis(250);
@@ -111,7 +111,7 @@ impl Pair {
         }
     }
 
-    /// A client of the other shard asks, and what has been answered when everything has arrived.
+    /// A client of the other shard sends a request; returns the response once everything has been delivered.
     fn ask(&mut self, token: Token, line: &str, header: &str) -> String {
         let mut answer = ask(&mut self.shards[OTHER], self.now, token, line, header);
         self.settle();
@@ -158,7 +158,7 @@ fn play_waits_for_the_snapshot_and_begins_at_the_newest_keyframe() {
     let (token, session) = pair.client();
     let before = ask(&mut pair.shards[OTHER], pair.now, token, PLAY, &session);
     assert_eq!(before, "", "its stream is not here yet");
-    // What the source makes meanwhile comes behind the snapshot, or in it.
+    // What the source sends meanwhile follows the snapshot, or is in it.
     pair.post();
     pair.hosted(StreamEvent::Chunk(frame(25, false, pair.now)));
     assert!(pair.deliver(HOME));
@@ -191,7 +191,7 @@ fn what_an_earlier_subscription_left_under_way_is_told_apart() {
     let (token, session) = pair.client();
     pair.ask(token, PLAY, &session);
     let Subscription::Live(first) = pair.subscription() else { panic!("{:?}", pair.subscription()) };
-    // Chunks of it are under way while the shard unsubscribes and subscribes again.
+    // Its chunks are in transit while the shard unsubscribes and subscribes again.
     pair.hosted(StreamEvent::Chunk(frame(1, false, pair.now)));
     pair.shards[OTHER].disconnected(pair.now, token);
     let chunk = pair.under_way[OTHER].pop_front();
@@ -207,7 +207,7 @@ fn what_an_earlier_subscription_left_under_way_is_told_apart() {
     pair.settle();
     let answer = pair.received(token);
     assert!(answer.contains("seq=0;") && answer.matches("$\0\0\u{c}").count() == 2, "{answer}");
-    // The home has one subscriber, by the newest of its names.
+    // The home has one subscriber, with the newest of its epochs.
     let home = &pair.shards[HOME].streams[0].subscribers;
     assert!(matches!(home[..], [Subscriber { shard: 1, epoch }] if epoch == first + 1), "{home:?}");
 }
@@ -231,12 +231,12 @@ fn who_comes_back_soon_finds_the_stream_still_there() {
 #[test]
 fn a_session_that_waits_for_its_stream_can_end() {
     let mut pair = Pair::new();
-    // It goes away.
+    // It leaves.
     let (token, session) = pair.client();
     ask(&mut pair.shards[OTHER], pair.now, token, PLAY, &session);
     pair.shards[OTHER].disconnected(pair.now, token);
     assert!(pair.shards[OTHER].awaiting.is_empty());
-    // The stream has other tracks before its snapshot is here.
+    // The stream gets other tracks before its snapshot has arrived.
     let (token, session) = pair.client();
     ask(&mut pair.shards[OTHER], pair.now, token, PLAY, &session);
     pair.hosted(StreamEvent::Described(fuzz::description("H265", pair.now)));

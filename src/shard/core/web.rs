@@ -211,7 +211,7 @@ impl<E: Egress> Core<E> {
         }
     }
 
-    /// A stream may have come up: browsers that wait for it start.
+    /// A stream may have started: browsers that wait for it start, too.
     pub(super) fn web_up(&mut self, now: Instant, id: StreamId) {
         for slot in self.web_waiting(|web| web.client.stream == id) {
             if self.server.web_wait(now, id).is_none() {
@@ -220,7 +220,7 @@ impl<E: Egress> Core<E> {
         }
     }
 
-    /// A stream is no more: browsers that wait for it need not wait on.
+    /// A stream was removed: browsers that wait for it stop waiting.
     pub(super) fn end_web_waiting(&mut self, now: Instant, id: StreamId) {
         for slot in self.web_waiting(|web| web.client.stream == id) {
             self.web_end(now, slot, CloseCode::TryAgain, &EndReason::StreamRemoved.to_string());

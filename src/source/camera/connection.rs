@@ -426,8 +426,8 @@ impl Link {
         None
     }
 
-    /// Writes what waits, reads what is there, and gives what came of it; pending if nothing did. `due` is when the caller wants its
-    /// turn, beside the client's own times. `drained` is called when nothing more is there to read, and tells what the media show
+    /// Writes what waits, reads what has arrived, and returns the result; pending if there is none. `due` is when the caller wants its
+    /// turn, besides the client's own times. `drained` is called when there is nothing more to read, and returns what the media show
     /// then.
     fn turn<M: Media>(
         &mut self,

@@ -56,7 +56,7 @@ pub enum Fault {
     /// The session played, but no packet arrived.
     #[error("{}", no_media(*limit, *from))]
     Silent {
-        /// For so long.
+        /// For this long.
         limit: Duration,
         /// Datagrams from this address were ignored.
         from: Option<IpAddr>,

@@ -67,7 +67,8 @@ impl Pauses {
     }
 }
 
-/// The end of the step, counted from `begun`, that `until` lies in. It is never sooner than asked: who is woken sooner is not woken again.
+/// The end of the step, counted from `begun`, that `until` is in. It is never earlier than requested, because a task that is woken
+/// earlier is not woken again.
 fn stepped(begun: Instant, until: Instant) -> Instant {
     let step = u128::from(CAMERA_PAUSES_TOGETHER_US) * 1_000;
     let over = until.saturating_duration_since(begun).as_nanos() % step;

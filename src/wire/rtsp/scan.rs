@@ -30,7 +30,7 @@ const RTCP_BYTES_MIN: usize = 8;
 /// The contents of an interleaved channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Channel {
-    /// Nobody set it up.
+    /// It was not set up.
     #[default]
     Unassigned,
     /// RTP, with the SSRC of its newest packet once there was one.

@@ -2,7 +2,7 @@ use super::*;
 use crate::wire::interleaved::frame;
 use crate::wire::rtp::Header;
 
-/// What a scanner found, without borrows.
+/// What a scanner found, owned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Answer(u16, Vec<(String, String)>, Vec<u8>),
@@ -19,7 +19,7 @@ fn scanner() -> Scanner {
     scanner
 }
 
-/// Feeds `bytes` in pieces of `step`; bytes of rubbish in a row are added up.
+/// Feeds `bytes` in pieces of `step`; consecutive bytes of rubbish are added up.
 fn seen(bytes: &[u8], step: usize) -> Vec<Seen> {
     let mut scanner = scanner();
     let mut out: Vec<Seen> = Vec::new();
@@ -44,7 +44,7 @@ fn seen(bytes: &[u8], step: usize) -> Vec<Seen> {
 
 fn packet(seq: u16, payload: usize) -> Vec<u8> {
     let mut packet = Header::write(false, 96, seq, 1_000, 0x1234_5678).to_vec();
-    // Every byte that a frame or a message could begin with is in it.
+    // It contains every byte with which a frame or a message can start.
     packet.extend((0..payload).map(|at| (at % 251) as u8));
     packet
 }

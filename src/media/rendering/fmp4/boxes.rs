@@ -8,7 +8,7 @@ const TRACK_ID: u32 = 1;
 /// A track as described by its initialization segment.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackInfo<'a> {
-    /// Ticks a second.
+    /// Ticks per second.
     pub timescale: u32,
     /// Width and height of the picture; `None` for audio.
     pub picture: Option<(u16, u16)>,
@@ -21,7 +21,7 @@ pub struct TrackInfo<'a> {
 pub struct Sample {
     /// Bytes.
     pub size: u32,
-    /// Ticks that it lasts.
+    /// Duration in ticks.
     pub duration: u32,
 }
 

@@ -44,7 +44,7 @@ pub struct Aac {
     pub config: Vec<u8>,
     /// The audio object type.
     pub object: u8,
-    /// Samples a second.
+    /// Samples per second.
     pub rate: u32,
     /// Channels.
     pub channels: u16,
@@ -129,8 +129,8 @@ impl Format {
         Some(Init { codec, segment, picture: None })
     }
 
-    /// That of video with these parameter sets (H.264, H.265), or with this key frame's bytes (AV1, VP9). `None` if they do not say what
-    /// it takes. `in_order` says that H.264 is certain to show its pictures in the order in which they are decoded.
+    /// That of video with these parameter sets (H.264, H.265), or with this key frame's bytes (AV1, VP9). `None` if they lack the
+    /// necessary information. `in_order`: the H.264 stream is known to show its pictures in decoding order.
     pub fn video_init(&self, timescale: u32, sets: &[Vec<u8>], frame: &[u8], in_order: bool) -> Option<Init> {
         let (codec, kind, picture, config) = match self {
             Format::Nal(Codec::H264) => avc(sets, in_order)?,
@@ -147,7 +147,7 @@ impl Format {
 
 type Config = (String, [u8; 4], (u16, u16), Vec<u8>);
 
-/// The sequence parameter set of H.264 that counts: the last one.
+/// The sequence parameter set of H.264 that applies: the last one.
 pub(super) fn avc_sps(sets: &[Vec<u8>]) -> Option<&[u8]> {
     let is_sps = |set: &&Vec<u8>| set.len() >= 4 && set[0] & 0x1f == 7;
     sets.iter().rfind(is_sps).map(Vec::as_slice)
@@ -189,7 +189,7 @@ fn hevc(sets: &[Vec<u8>]) -> Option<Config> {
     let sps = of(33).next_back()?;
     let told = Sps::h265(sps)?;
     let rbsp = crate::media::codec::bits::unescape(sps);
-    // Behind the header of two bytes: ids and sub-layers, then the general profile, tier and level.
+    // After the header of two bytes: ids and sub-layers, then the general profile, tier and level.
     let (layers, profile) = (*rbsp.get(2)?, rbsp.get(3..15)?);
     let mut out = Vec::new();
     boxes::boxed(&mut out, b"hvcC", |out| {
@@ -202,7 +202,7 @@ fn hevc(sets: &[Vec<u8>]) -> Option<Config> {
         out.push(3);
         for kind in [32, 33, 34] {
             let sets: Vec<_> = of(kind).collect();
-            // All of them are here, and none in the samples.
+            // All of them are here, and none are in the samples.
             out.push(0x80 | kind);
             boxes::u16(out, sets.len() as u16);
             for set in sets {

@@ -1,4 +1,4 @@
-//! The body of the fuzz target: any packets as frames of any codec become fragments that keep what they promise.
+//! The body of the fuzz target: any packets, as frames of any codec, become valid fragments.
 #![allow(missing_docs)]
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::media::rendering::Rendering;
 use crate::media::{Description, Track, TrackId};
 use crate::wire::rtp;
 
-/// Encodings, their media, ticks a second, channels and format parameters.
+/// Encodings, their media, clock rates, channels and format parameters.
 const TRACKS: [(&str, &str, u32, u16, &str); 11] = [
     ("H264", "video", 90_000, 0, "packetization-mode=1;sprop-parameter-sets=Z0LAHtkDxWhAAAADAEAAAAwDxYuS,aMuMsg=="),
     ("H265", "video", 90_000, 0, ""),
@@ -73,7 +73,7 @@ pub(super) fn description(which: usize, now: Instant) -> Arc<Description> {
     })
 }
 
-/// Parses what is sent: WebSocket frames, each complete, and in binary ones boxes, each complete.
+/// Parses the output: complete WebSocket frames, and in binary ones complete boxes.
 fn look(mut message: &[u8]) {
     while !message.is_empty() {
         let (start, len) = match message[1] {
@@ -103,8 +103,8 @@ fn boxes(mut bytes: &[u8]) {
     }
 }
 
-/// The first byte chooses a codec; then come frames: how many packets, whether it is a keyframe, how much time has passed, and packets of
-/// so many bytes.
+/// The first byte chooses a codec. Then frames follow: the number of packets, whether it is a keyframe, the time passed, and the sizes
+/// of the packets.
 pub fn fragments(data: &[u8]) {
     let Some((&which, mut rest)) = data.split_first() else { return };
     let now = Instant::now();

@@ -120,7 +120,7 @@ struct TrackState {
     init: Option<(Init, Piece)>,
     /// Parameter sets from the description, for key frames that have none.
     described: Vec<Vec<u8>>,
-    /// Of H.264.
+    /// Whether the H.264 stream shows its pictures in decoding order.
     order: Order,
     last: Option<Last>,
 }
@@ -189,7 +189,7 @@ impl Fragments {
         Arc::ptr_eq(&self.description, description)
     }
 
-    /// The description changed in a way that can be continued.
+    /// The description changed, but the stream can be continued.
     pub fn describe(&mut self, description: &Arc<Description>) {
         self.description = Arc::clone(description);
         for (state, track) in self.tracks.iter_mut().zip(&description.tracks) {
@@ -408,7 +408,7 @@ fn video(
     })
 }
 
-/// Notes whether the stream still shows its pictures in the order in which they are decoded.
+/// Records whether the stream still shows its pictures in decoding order.
 fn note_order(order: &mut Order, unit: &AccessUnit, (first, last): (&Chunk, &Chunk), shown: i64) {
     if let Some(sps) = format::avc_sps(&unit.sets) {
         order.set(sps);

@@ -1,42 +1,42 @@
-//! Whether an H.264 stream shows its pictures in the order in which they are decoded, where its parameter sets do not say.
+//! Finds out whether an H.264 stream shows its pictures in decoding order, if its parameter sets do not say.
 
-/// A frame as it has come.
+/// A frame as received.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Came {
-    /// Its number on the track, and the sequence numbers of its first packet and of the one behind its last.
+    /// Its number on the track, and the sequence numbers of its first packet and of the one after its last.
     pub(super) frame: u64,
     pub(super) sequence: (u16, u16),
     /// When it is shown, in ticks.
     pub(super) shown: i64,
     /// Whether decoding can start at it.
     pub(super) is_key: bool,
-    /// Whether nothing of it is missing.
+    /// Whether it is complete.
     pub(super) is_whole: bool,
     /// Whether it has a B slice.
     pub(super) has_b: bool,
 }
 
-/// What the frames of one sequence parameter set have shown.
+/// What the frames since a sequence parameter set have shown.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Order {
     sps: Vec<u8>,
-    /// The newest of the frames since a keyframe, if none of them is missing.
+    /// The newest frame since a keyframe, if none of the frames in between is missing.
     unbroken: Option<Came>,
-    /// A B slice has come. An encoder that makes some makes more, so that the next GOP without proves nothing.
+    /// A B slice was seen. An encoder that makes some will make more, so the next GOP without one proves nothing.
     reorders: bool,
-    /// A whole GOP came without one.
+    /// A complete GOP without one was seen.
     is_certain: bool,
 }
 
 impl Order {
-    /// The parameter set of the next frame; another one than before says that all may be different.
+    /// The parameter set of the next frame; a different one invalidates what is known.
     pub(super) fn set(&mut self, sps: &[u8]) {
         if self.sps != sps {
             *self = Order { sps: sps.to_vec(), ..Order::default() };
         }
     }
 
-    /// The next frame of the track has come.
+    /// The track's next frame.
     pub(super) fn take(&mut self, came: Came) {
         if came.has_b {
             self.reorders = true;
@@ -49,7 +49,7 @@ impl Order {
         self.unbroken = Some(came).filter(|_| came.is_whole && (came.is_key || follows));
     }
 
-    /// Whether pictures are certain to be shown in the order in which they are decoded.
+    /// Whether pictures are known to be shown in decoding order.
     pub(super) fn is_certain(&self) -> bool {
         self.is_certain
     }
@@ -71,7 +71,7 @@ mod tests {
         }
     }
 
-    /// After which frames it is certain, of frames that `change` has changed; two parameter sets if `sets` says from where on.
+    /// After which frames it is known, for frames changed by `change`; with a second parameter set from frame `sets` on.
     fn certain(change: impl Fn(&mut Came), sets: Option<u64>) -> Vec<u64> {
         let mut order = Order::default();
         let mut found = Vec::new();
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn it_takes_a_whole_gop_without_b_slices() {
         assert_eq!(certain(|_| (), None), (5..25).collect::<Vec<_>>());
-        // Something is missing of the first: the second decides.
+        // The first GOP is incomplete: the second decides.
         for missing in [
             (|came: &mut Came| came.is_whole = came.frame != 3) as fn(&mut Came),
             |came| came.frame += u64::from(came.frame > 3),

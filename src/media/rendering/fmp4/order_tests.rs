@@ -1,4 +1,4 @@
-//! Initialization segments of what x264 makes: they say that pictures come in order when that is certain, and no longer when it is not.
+//! Initialization segments of streams by x264: they state that pictures are in order when that is certain, and stop when it is not.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,12 +30,12 @@ fn sps_in(segment: &[u8]) -> Vec<u8> {
     segment[at + 2..at + 2 + len].to_vec()
 }
 
-/// Whether x264 made a B frame of it: others refer to all other frames.
+/// Whether x264 encoded it as a B frame, to which no other frame refers.
 fn is_b(frame: &ClipFrame<'_>) -> bool {
     frame.nals.iter().any(|nal| nal[0] == 0x01)
 }
 
-/// The sequence parameter sets that browsers are told, each with the frame that it comes before. `camera` makes the stream's of x264's.
+/// The sequence parameter sets that browsers are sent, each with the frame before which it comes. `camera` changes the ones of x264.
 fn told<'a>(frames: impl Iterator<Item = &'a ClipFrame<'a>>, camera: fn(&[u8]) -> Vec<u8>) -> Vec<(usize, Vec<u8>)> {
     let now = Instant::now();
     let description = description(0, now);
@@ -43,7 +43,7 @@ fn told<'a>(frames: impl Iterator<Item = &'a ClipFrame<'a>>, camera: fn(&[u8]) -
     let (mut told, mut sequence) = (Vec::new(), 0u16);
     let frames: Vec<_> = frames.collect();
     for (number, frame) in frames.iter().enumerate() {
-        // A B frame comes behind the frame that is shown after it.
+        // A B frame arrives after the frame that is shown after it.
         let is_before_b = frames.get(number + 1).is_some_and(|next| is_b(next));
         let shown = number as u32 + u32::from(is_before_b) - u32::from(is_b(frame));
         let nals: Vec<Vec<u8>> =
@@ -87,17 +87,17 @@ fn a_gop_without_b_slices_is_told_and_a_later_b_slice_too() {
     assert_eq!(Sps::h264(&camera), Sps::h264(&certain));
     assert_ne!(camera, certain);
     let all = plain.frames.iter().chain(&reordered.frames).chain(&plain.frames);
-    // With the second keyframe it is certain; with the first one behind a B frame it is not, and it will not be again.
+    // With the second keyframe it is certain; with the first one after a B frame it is not, and never will be again.
     let expected = [(0, camera.clone()), (2, certain), (22, camera)];
     assert_eq!(told(all, stripped), expected);
-    // What x264 says itself stays.
+    // What x264 states itself remains.
     let all = plain.frames.iter().chain(&reordered.frames);
     assert_eq!(told(all, <[u8]>::to_vec), [(0, sps(&plain))]);
 }
 
 #[test]
 fn without_b_frames_it_is_told_at_once() {
-    // x264 writes pic_order_cnt_type 2 then.
+    // Then x264 writes pic_order_cnt_type 2.
     let stream = encoded(40, "keyint=10:min-keyint=10:scenecut=0:bframes=0");
     let clip = Clip::parse(&stream).unwrap();
     let sps = clip.frames[0].nals.iter().find(|nal| nal[0] & 0x1f == 7).unwrap();

@@ -43,7 +43,7 @@ pub(super) struct Access {
 pub(super) struct Sent {
     /// With credentials.
     with_credentials: bool,
-    /// Again so many times.
+    /// Number of repetitions.
     again: u8,
 }
 

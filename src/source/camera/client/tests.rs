@@ -34,7 +34,7 @@ const SDP: &str = "v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=control:*\
     m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:track1\r\n\
     m=audio 0 RTP/AVP 0\r\na=control:track2\r\n";
 
-/// A camera that is asked step by step.
+/// A camera that answers requests step by step.
 struct Rig {
     now: Instant,
     settings: Settings,
@@ -67,7 +67,7 @@ impl Rig {
         Rig::new(|_| {})
     }
 
-    /// What the client has sent since this was asked last, as text.
+    /// What the client has sent since the last call, as text.
     fn sent(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(self.client.out())).into_owned()
     }
@@ -76,7 +76,7 @@ impl Rig {
         self.client.receive(self.now, bytes, &mut self.got);
     }
 
-    /// Answers what was sent last with its own number.
+    /// Answers the last request with its own number.
     fn answer(&mut self, head: &str, body: &str) -> String {
         let sent = self.sent();
         let cseq = sent.rsplit("CSeq: ").next().and_then(|rest| rest.split('\r').next()).expect("a request").to_owned();
@@ -87,7 +87,7 @@ impl Rig {
         sent
     }
 
-    /// Up to the answer to the last SETUP: the PLAY is sent.
+    /// Up to the answer to the last SETUP: PLAY has been sent.
     fn set_up(&mut self) {
         assert!(
             self.answer("200 OK\nPublic: OPTIONS, DESCRIBE, GET_PARAMETER", "").starts_with("OPTIONS rtsp://cam/live")
@@ -99,13 +99,13 @@ impl Rig {
         assert!(second.contains("interleaved=2-3") && second.contains("Session: 12\r\n"), "{second}");
     }
 
-    /// The same without the first question, which has been asked.
+    /// The same without the first request, which has been sent.
     fn play_on(&mut self) {
         self.set_up();
         self.answer("200 OK", "");
     }
 
-    /// Puts a client in the place of this one that knows what a process would be told.
+    /// Replaces the client with one restored from its saved state.
     fn hand_over(&mut self) {
         let state = self.client.save(self.now).expect("it plays");
         let written = serde_json::to_string(&state).expect("plain data");
@@ -149,7 +149,7 @@ fn a_session_goes_from_options_to_packets_and_back() {
     rig.receive(&packet(0, 3, 9));
     rig.receive(&packet(0, 2, 9));
     rig.receive(&packet(0, 2, 9));
-    // What came in the wrong order is put right; what came twice is told apart by the pipeline.
+    // What arrived in the wrong order is sorted; the pipeline drops duplicates.
     assert_eq!(rig.got.packets, [(0, 1), (1, 5), (0, 2), (0, 3), (0, 2)]);
     rig.client.leave();
     let teardown = rig.sent();
@@ -213,16 +213,16 @@ fn a_session_is_kept_alive_by_what_the_camera_takes() {
     };
     let asked = alive(&mut rig);
     assert!(asked.contains("GET_PARAMETER rtsp://cam/live/ RTSP/1.0") && !asked.contains("OPTIONS"), "{asked}");
-    // Reports go beside it: two in ten seconds.
+    // Reports are sent besides: two in ten seconds.
     assert!(asked.matches("$\u{1}").count() >= 2, "{asked:?}");
-    // Refused, with another number than it has.
+    // Refused, with another number than the request's.
     rig.receive(b"RTSP/1.0 400 Bad Request\r\nCSeq: 1\r\n\r\n");
     assert!(alive(&mut rig).contains("OPTIONS rtsp"));
     rig.receive(b"RTSP/1.0 501 Not Implemented\r\n\r\n");
     assert!(alive(&mut rig).contains("SET_PARAMETER rtsp"));
     rig.receive(b"RTSP/1.0 451 No\r\n\r\n");
     for _ in 0..20 {
-        // Never answered again: what flows is life enough.
+        // Never answered again: arriving media are a sufficient sign of life.
         assert!(alive(&mut rig).contains("OPTIONS rtsp"));
     }
     assert_eq!(rig.events(), []);
@@ -298,7 +298,7 @@ fn basic_follows_a_refused_digest_only_where_it_may() {
         assert!(rig.answer("200 OK", "").contains("Authorization: Basic dTpw"));
         assert!(rig.sent().starts_with("DESCRIBE"));
     }
-    // Once.
+    // Only once.
     let mut rig = Rig::new(|settings| settings.basic = true);
     for _ in 0..3 {
         rig.answer(&both, "");
@@ -319,10 +319,10 @@ fn basic_follows_a_refused_digest_only_where_it_may() {
 #[test]
 fn answers_that_leave_things_out_are_enough() {
     let mut rig = Rig::plain();
-    // Nothing to OPTIONS in time, no session, no transport, no base.
+    // No answer to OPTIONS in time, no session, no transport, no base URL.
     rig.sent();
     rig.wait(Duration::from_secs(3));
-    // It comes late, and is no answer to DESCRIBE.
+    // It arrives late, and is no answer to DESCRIBE.
     rig.receive(b"RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\nWWW-Authenticate: Digest realm=\"r\", nonce=\"n\"\r\n\r\n");
     let asked = rig.sent();
     assert!(asked.contains("DESCRIBE") && asked.contains("OPTIONS"), "{asked}");
@@ -360,7 +360,7 @@ fn tracks_are_left_out_for_a_reason_and_asked_for_by_another_reading_of_their_ur
     assert!(left_out[0].1.contains("back channel") && left_out[1].1.contains("a=rtpmap"), "{left_out:?}");
     assert_eq!(left_out[2].0, "3 (audio PCMU)");
     assert!(rig.sent().starts_with("PLAY"));
-    // A picture that was there is not given up.
+    // A video track that worked before is not given up.
     let mut rig = Rig::new(|settings| settings.had_video = true);
     rig.answer("200 OK", "");
     rig.answer("200 OK\nContent-Base: rtsp://cam/", sdp);
@@ -383,7 +383,7 @@ fn each_step_has_its_time() {
     assert_eq!(rig.fault(), None);
     rig.wait(Duration::from_secs(1));
     assert!(matches!(rig.fault(), Some(Fault::TimedOut(Step::Setup, _))));
-    // The second track's, beside the picture's: it may do without it.
+    // The second track's SETUP, after the video's: it may do without it.
     assert_eq!(rig.client.learned().suspects, [1]);
     assert!(rig.sent().contains("TEARDOWN"));
     let mut rig = Rig::plain();
@@ -447,7 +447,7 @@ fn what_no_camera_says_ends_the_session() {
     assert_eq!(rig.fault(), Some(Fault::TooMuch(Step::Playing)));
 }
 
-/// A session that is written out and taken in at any byte goes on as if it had not been.
+/// A session that is saved and restored at any byte continues as if it had not been.
 #[test]
 fn a_session_that_plays_is_saved_and_restored_at_any_byte() {
     let challenge = format!("401 Unauthorized\n{DIGEST}");
@@ -455,7 +455,7 @@ fn a_session_that_plays_is_saved_and_restored_at_any_byte() {
     media.extend(packet(4, 8, 10));
     media.extend(frame(1, &crate::wire::rtcp::sender_report(9, 1 << 32, 0, 0, 0, "c")));
     media.extend(b"OPTIONS * RTSP/1.0\r\nCSeq: 9\r\n\r\n");
-    // Two that have changed places.
+    // Two in swapped order.
     media.extend([packet(0, 7, 9), packet(0, 6, 9), packet(0, 8, 9)].concat());
     let run = |cut: Option<usize>| {
         let mut rig = Rig::plain();
@@ -480,7 +480,7 @@ fn a_session_that_plays_is_saved_and_restored_at_any_byte() {
     for cut in 0..media.len() {
         assert_eq!(run(Some(cut)), whole, "handed over before byte {cut}");
     }
-    // Only one that plays can be.
+    // Only a playing session can be saved.
     assert!(Rig::plain().client.save(Instant::now()).is_none());
 }
 
