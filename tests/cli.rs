@@ -1,4 +1,4 @@
-//! The command line of the real binary: exit codes, error messages with their cure, reports, signals.
+//! The command line of the real binary: exit codes, error messages that say how to fix the problem, reports, signals.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than anything here takes on the slowest machine; a test that comes near it hangs.
+/// Longer than anything here takes on the slowest machine; a test that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn relay(arguments: &[&str]) -> Command {
@@ -31,7 +31,7 @@ fn outcome(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// A configuration file that goes away with its test.
+/// A configuration file, removed with its test.
 struct File(PathBuf);
 
 impl File {
@@ -48,12 +48,12 @@ impl File {
 
 impl Drop for File {
     fn drop(&mut self) {
-        // The next cleaning of the temporary directory takes what stays.
+        // If it remains, the next cleaning of the temporary directory removes it.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// A relay that runs; killed when dropped.
+/// A running relay, killed when dropped.
 struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -71,7 +71,7 @@ impl Running {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("the relay runs");
     }
 
-    /// The next line on standard output that has `part` in it.
+    /// The next line on standard output that contains `part`.
     fn line(&mut self, part: &str) -> String {
         loop {
             let mut line = String::new();
@@ -83,13 +83,13 @@ impl Running {
         }
     }
 
-    /// Waits for its end; gives the exit code, the rest of standard output, and standard error.
+    /// Waits for its end. Returns the exit code, the rest of standard output, and standard error.
     fn finish(mut self) -> (Option<i32>, String, String) {
         let (done, is_done) = mpsc::channel();
         let pid = Pid::from_raw(self.child.id() as i32);
         let guard = std::thread::spawn(move || {
             if is_done.recv_timeout(DEADLINE).is_err() {
-                // It may have ended in this very moment.
+                // It may just have ended.
                 let _ = kill(pid, Signal::SIGKILL);
             }
         });
@@ -106,7 +106,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // After `finish` there is nothing left to kill.
+        // After `finish` nothing is left to kill.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -144,7 +144,7 @@ fn wrong_arguments_exit_with_2() {
     ] {
         let (code, _, err) = outcome(arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {err}");
-        assert!(!err.is_empty(), "{arguments:?} is told nothing");
+        assert!(!err.is_empty(), "{arguments:?} gets no message");
     }
 }
 
@@ -184,7 +184,7 @@ fn check_tells_every_fault_with_file_and_line() {
     let (code, out, err) = outcome(&["check", "--config", good.path()]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
     assert_eq!(out, format!("{}: ok, 1 stream (a) at 0.0.0.0:8554\n", good.path()));
-    // A password that everybody can read is worth a word, and no more.
+    // A password in a world-readable file causes a warning, but no error.
     permit(0o644);
     let (code, _, err) = outcome(&["check", "--config", good.path()]);
     assert_eq!(code, Some(0));
@@ -232,7 +232,7 @@ fn sigusr1_prints_the_summary_and_it_goes_on() {
     running.line("report=interval");
     running.signal(Signal::SIGUSR1);
     running.line("report=summary");
-    // It reports on, and the pattern's frames come.
+    // It keeps reporting, and the pattern's frames arrive.
     loop {
         let line = running.line("report=interval");
         if line.contains("stream=test") && line.contains("state=live") && !line.contains(" fps=0.0 ") {
@@ -247,7 +247,7 @@ fn sigusr1_prints_the_summary_and_it_goes_on() {
 fn options_go_before_the_file() {
     let file = File::new(
         "override",
-        // Few clients: the relay warns of a limit of open files that is too low for the default.
+        // Few clients: otherwise the relay warns if the limit on open files is too low for the default.
         "listen = \"127.0.0.1:1\"\nworkers = 2\nreport.format = \"logfmt\"\nlimits.clients = 100\n[[stream]]\nname = \"a\"\nsource = \"test\"\n",
     );
     let mut running = Running::start(&[

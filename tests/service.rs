@@ -7,7 +7,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `cargo deb`, as tests/run installs it or as it is in the PATH.
+/// `cargo deb`, as installed by tests/run or from the PATH.
 fn cargo_deb() -> PathBuf {
     let own = root().join("target/tools/bin/cargo-deb");
     if own.exists() { own } else { "cargo-deb".into() }
@@ -34,7 +34,7 @@ fn the_package_runs_as_a_service() {
     }
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let deb = scratch.join("rtsprelay.deb");
-    // The very binary that the other tests try; a release build would be the same code, an hour of processor time later.
+    // The same binary as in the other tests; a release build would be the same code, after an hour of CPU time.
     let directory = Path::new(env!("CARGO_BIN_EXE_rtsprelay")).parent().unwrap();
     let profile = if directory.ends_with("release") { "release" } else { "dev" };
     if !directory.join("rtsprelay-view").exists() {
@@ -60,11 +60,11 @@ fn the_package_runs_as_a_service() {
     assert!(said.contains("nothing is left behind"));
 }
 
-/// What the package holds of man pages and completions is what the command line is now.
+/// The man pages and completions in the package match the command line.
 #[test]
 fn man_pages_and_completions_are_those_of_this_version() {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
-    // It is made anew each time.
+    // It is created anew each time.
     let _ = std::fs::remove_dir_all(&scratch);
     succeeds(Command::new(env!("CARGO_BIN_EXE_rtsprelay")).args(["generate", "--dir"]).arg(&scratch));
     let files = |directory: &Path| {
@@ -72,7 +72,7 @@ fn man_pages_and_completions_are_those_of_this_version() {
             .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
             .map(|entry| entry.unwrap().path())
             .map(|path| (path.file_name().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap()))
-            // The viewer's own test looks after these.
+            // The viewer's own test checks these.
             .filter(|(name, _)| !name.to_string_lossy().contains("rtsprelay-view"))
             .collect();
         files.sort();

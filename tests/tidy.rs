@@ -1,4 +1,4 @@
-//! The project's rules that a program can check.
+//! Rules of the project that a program can check.
 
 #[path = "tidy/rooms.rs"]
 mod rooms;
@@ -80,7 +80,7 @@ fn protocol_cores_are_told_the_time() {
             }
         }
     }
-    assert!(found.is_empty(), "these modules run on a virtual clock too: {found:#?}");
+    assert!(found.is_empty(), "these modules must also run on a virtual clock: {found:#?}");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn lines_of_the_log_write_the_stream_alike() {
     let mut found = Vec::new();
     for path in sources("src") {
         for (number, line) in code(&path) {
-            // Of a macro on one line, or of one field a line.
+            // A macro on one line, or with one field per line.
             let field = ["debug!(", "info!(", "warn!(", "error!("]
                 .iter()
                 .find_map(|start| line.split_once(start).map(|(_, rest)| rest))
@@ -123,7 +123,7 @@ fn unsafe_code_stays_in_its_place() {
             }
         }
     }
-    // The lines above that look for it.
+    // These are the lines above that look for it.
     found.retain(|line| !line.contains("tests/tidy.rs"));
     assert!(found.is_empty(), "unsafe code belongs in src/egress/uring/ and src/sys.rs: {found:#?}");
 }
@@ -134,7 +134,7 @@ fn every_dependency_has_its_reason() {
     let mut missing = Vec::new();
     for path in ["Cargo.toml", "bench/Cargo.toml", "tools/Cargo.toml", "fuzz/Cargo.toml"] {
         let manifest: toml::Table = fs::read_to_string(root().join(path)).unwrap().parse().unwrap();
-        // The table under the manifest's name, up to the next manifest's; what stands before its second column.
+        // The table under the manifest's name, up to the next manifest's; the text in its first column.
         let (_, reasons) = document.split_once(&format!("(`{path}`):")).unwrap_or_else(|| panic!("no table of {path}"));
         let reasons = reasons.split("Cargo.toml`):").next().unwrap();
         let names: Vec<&str> = reasons.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next()).collect();
@@ -175,7 +175,7 @@ fn links_in_the_documents_lead_somewhere() {
 /// Whether an SPDX expression can be met with the licences in `allowed`: any of an OR, all of an AND.
 fn is_met(expression: &str, allowed: &[&str]) -> bool {
     let expression = expression.trim();
-    // Operators outside parentheses, the weaker one first; "/" is how older manifests write OR.
+    // Operators outside parentheses, the weaker one first; older manifests write "/" for OR.
     for (operator, any) in [(" OR ", true), ("/", true), (" AND ", false)] {
         let mut depth = 0;
         let (mut parts, mut start) = (Vec::new(), 0);
@@ -222,7 +222,7 @@ fn dependencies_come_from_one_registry_under_licences_that_are_allowed() {
     };
     let allowed = strings("licenses", "allow");
     let allowed: Vec<&str> = allowed.iter().map(String::as_str).collect();
-    // What other platforms would need need not be here to be looked at.
+    // Crates for other platforms only need not be checked.
     let arguments =
         ["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform=x86_64-unknown-linux-gnu"];
     let mut packages = Vec::new();

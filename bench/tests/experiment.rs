@@ -1,4 +1,4 @@
-//! `fanout` runs the whole experiment, ends by itself, and leaves nothing behind, interrupted or not.
+//! `fanout` runs the whole experiment, ends by itself, and leaves nothing behind, even if interrupted.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,18 +11,18 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Held while a test runs: they measure, and would disturb each other.
+/// Held while a test runs, because the tests measure and would disturb each other.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A directory of this test's own.
+/// A directory for this test.
 fn directory(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("rtsprelay-fanout-{name}-{}", std::process::id()))
 }
 
-/// Processes whose command line speaks of a word, which is made unique by the test's directory.
+/// Processes whose command line contains a word, which the test's directory makes unique.
 fn processes_with(word: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
@@ -35,7 +35,7 @@ fn processes_with(word: &str) -> Vec<String> {
     found
 }
 
-/// Processes started by the experiment with this process id: each was told its parent's number.
+/// Processes started by the experiment with this process id: the parent's id is among their arguments.
 fn children_of(pid: u32) -> Vec<String> {
     processes_with(&format!("--parent {pid} "))
 }
@@ -43,7 +43,7 @@ fn children_of(pid: u32) -> Vec<String> {
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{what} did not come");
+        assert!(begun.elapsed() < Duration::from_secs(120), "timeout: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -88,7 +88,7 @@ fn what_cannot_be_measured_is_refused_at_once_with_its_cause() {
         (&["--load-cpu", "999"][..], "--load-cpu: cannot run on CPU 999"),
         (&["--relay", "/nowhere/rtsprelay", "--servers", "uring"], "the relay is not at /nowhere/rtsprelay"),
         (&["--peer", "x=rtsp://127.0.0.1:9/,999999999"], "there is no process 999999999"),
-        // What a child says is passed on.
+        // What a child prints is passed on.
         (&["--camera-listen", "192.0.2.1:1"], "camera ended at once: rtsprelay-bench: cannot listen at 192.0.2.1:1"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-bench"));

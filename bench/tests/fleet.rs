@@ -1,4 +1,4 @@
-//! `fleet` measures many cameras against the proxy and other servers, with figures that can be right, and leaves nothing behind.
+//! `fleet` measures many cameras against the proxy and other servers, with plausible figures, and leaves nothing behind.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_rtsprelay-bench");
 
-/// A directory of a test's own, removed at its end.
+/// A directory for one test, removed at its end.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -32,7 +32,7 @@ impl Drop for Directory {
     }
 }
 
-/// A camera or a proxy that runs. Killed when dropped.
+/// A running camera or proxy, killed when dropped.
 struct Serving {
     child: Child,
     /// The URL that it printed.
@@ -49,7 +49,7 @@ impl Serving {
         Serving { child, url: url.trim_end().to_string() }
     }
 
-    /// Where it serves, with `rtsp://` before it.
+    /// Its address, preceded by `rtsp://`.
     fn address(&self) -> &str {
         self.url.rsplit_once('/').expect("a path").0
     }
@@ -93,7 +93,7 @@ fn paths(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("--path=cam{number}")).collect()
 }
 
-/// A whole frame is mostly there in one read; by a link it comes in pieces that a player that keeps up finds one by one.
+/// A whole frame usually arrives in one read; over a slow link it arrives in pieces, and a player that keeps up reads each separately.
 #[test]
 fn a_link_gives_each_frame_in_many_reads() {
     let reads_a_frame = |link: &[&str]| {
@@ -111,7 +111,7 @@ fn a_link_gives_each_frame_in_many_reads() {
     assert!(whole < 2.0 && link > 2.0 * whole, "{whole} reads a whole frame, {link} by a link");
 }
 
-/// Two players of each of many cameras get the same bytes through the proxy, and of the right camera.
+/// Two players of each of many cameras get the same bytes through the proxy, and from the right camera.
 #[test]
 fn the_proxy_gives_every_player_its_camera_unchanged() {
     const CAMERAS: usize = 40;
@@ -131,14 +131,14 @@ fn the_proxy_gives_every_player_its_camera_unchanged() {
     assert_eq!(number(&report, "/normal/frames_missing"), 0.0, "{report}");
     assert_eq!(number(&report, "/normal/frames_damaged"), 0.0, "{report}");
     assert_eq!(number(&report, "/verified/different"), 0.0, "{report}");
-    // More than half of all frames of all players had another player's to be compared with.
+    // More than half of all frames of all players could be compared with another player's.
     assert!(number(&report, "/verified/compared") > 0.8 * number(&report, "/verified/frames"), "{report}");
-    // It reads by calls that the kernel counts, at least once a frame of a camera.
+    // It reads with calls that the kernel counts, at least one per frame of a camera.
     assert!(number(&report, "/server/reads") >= number(&report, "/normal/frames") / 2.0 * 0.9, "{report}");
     assert!(number(&report, "/server/wakes") > 0.0, "{report}");
 }
 
-/// Runs a quick fleet; gives its measurements and its table.
+/// Runs a short fleet. Returns its measurements and its table.
 fn quick(directory: &Directory, arguments: &[&str]) -> (Vec<Value>, String) {
     let output = fleet(&directory.0, arguments).output().expect("it runs");
     let results = fs::read_to_string(directory.file("results.jsonl")).expect("the results");
@@ -161,7 +161,7 @@ fn a_quick_fleet_gives_tables_and_charts_of_all_its_servers() {
         assert_eq!((number(one, "/clients"), number(one, "/report/normal/playing")), (clients, clients), "{one}");
         assert!(number(one, "/report/server/cpu_us_per_client_frame") > 0.0, "{one}");
         assert!(number(one, "/report/server/reads") > 0.0, "{one}");
-        // The camera is known, and no other work.
+        // The camera is recognized, and there is no other load.
         assert!(number(one, "/report/generator/beside_percent") > 0.0, "{one}");
         assert_eq!(number(one, "/report/normal/frames_damaged"), 0.0, "{one}");
     }
@@ -177,7 +177,7 @@ fn a_server_that_nobody_watches_is_measured_too() {
     let (all, table) = quick(&directory, &["--servers", "floor", "--players", "0", "--frames", "whole"]);
     assert_eq!(all.len(), 2, "{table}");
     for one in &all {
-        // It pulls its cameras all the same.
+        // It pulls its cameras nevertheless.
         assert!(number(one, "/report/server/reads") > 0.0 && number(one, "/report/server/cpu_percent") > 0.0, "{one}");
         assert_eq!(number(one, "/clients"), 0.0, "{one}");
     }
@@ -194,7 +194,7 @@ fn what_a_fleet_cannot_measure_is_refused_at_once_with_its_cause() {
         (&["--servers", "floor", "--peer", "floor=x {port} {sources}"], "two servers have the name \"floor\""),
         (&["--servers", "floor", "--peer", "x=/nowhere/at {port} {sources}"], "cannot start /nowhere/at"),
     ] {
-        // The quick run has numbers of its own.
+        // The quick run has its own numbers of cameras.
         let mut command = fleet(&directory.0, arguments);
         if arguments.contains(&"0") {
             command = Command::new(BENCH);
@@ -207,13 +207,13 @@ fn what_a_fleet_cannot_measure_is_refused_at_once_with_its_cause() {
     }
 }
 
-/// The scripts for other servers give them every camera, at the address asked for.
+/// The scripts for other servers configure every camera, at the requested address.
 #[test]
 fn other_servers_are_told_of_every_camera() {
     let directory = Directory::new("peers");
     let sources = directory.file("sources");
     fs::write(&sources, "rtsp://127.0.0.1:9/cam0\nrtsp://127.0.0.1:9/cam1\n").expect("it can be written");
-    // In the server's place: it prints its configuration, which comes last.
+    // A stand-in for the server: it prints its configuration, which is the last argument.
     let program = directory.file("server");
     fs::write(&program, "#!/bin/sh\nfor last; do :; done\ncat \"$last\"\nrm \"$last\"\n").expect("it can be written");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);

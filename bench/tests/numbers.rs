@@ -1,4 +1,4 @@
-//! The generator's numbers are right: what the camera did to the stream is what the report says, no more and no less.
+//! The generator's numbers are right: the report shows exactly what the camera did to the stream.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Held while a test runs: they measure, and would disturb each other.
+/// Held while a test runs, because the tests measure and would disturb each other.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -23,7 +23,7 @@ fn bench() -> Command {
     command
 }
 
-/// A camera or a floor that runs. Killed when dropped.
+/// A running camera or floor, killed when dropped.
 struct Serving {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -47,12 +47,12 @@ impl Serving {
         self.child.id() as i32
     }
 
-    /// Lets the time of an armed camera's faults run.
+    /// Starts the clock of an armed camera's faults.
     fn go(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGUSR1).expect("it runs");
     }
 
-    /// Ends it as Ctrl-C does, sees that it succeeds, and returns what else it printed.
+    /// Ends it as Ctrl-C does, checks that it succeeds, and returns the rest of its output.
     fn stop(mut self) -> String {
         kill(Pid::from_raw(self.pid()), Signal::SIGINT).expect("it runs");
         let mut rest = String::new();
@@ -62,7 +62,7 @@ impl Serving {
     }
 }
 
-/// A child that ends with its test, stopped or not.
+/// A child that ends with its test, even if it is stopped.
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -79,7 +79,7 @@ impl Drop for Serving {
     }
 }
 
-/// Runs `load` to its end and returns its report. When its measurement begins, `begun` is called.
+/// Runs `load` to its end and returns its report. Calls `begun` when its measurement begins.
 fn load_with(url: &str, arguments: &[&str], begun: impl FnOnce()) -> Value {
     let mut command = bench();
     command.args(["load", "--json", "--announce", "--url", url]).args(arguments);
@@ -107,7 +107,7 @@ fn number(value: &Value, path: &str) -> f64 {
     found.as_f64().unwrap_or_else(|| panic!("{path} is {found}"))
 }
 
-/// What the camera says that it did to its only stream.
+/// The camera's own account of what it did to its only stream.
 fn tally(camera: Serving) -> Value {
     let text = camera.stop();
     let all: Value = serde_json::from_str(text.trim()).unwrap_or_else(|e| panic!("{e}: {text:?}"));
@@ -117,7 +117,7 @@ fn tally(camera: Serving) -> Value {
 #[test]
 fn a_stall_is_reported_to_the_frame() {
     let _turn = turn();
-    // Within the measurement, and over long before it ends.
+    // Within the measurement, and long over before it ends.
     let camera = Serving::start(&["camera", "--audio", "--json", "--armed", "--fault", "stall=1s@500ms"]);
     let floor = Serving::start(&["floor", "--source", &camera.url]);
     let arguments = ["--clients", "4", "--warmup", "200ms", "--seconds", "5", "--verify"];
@@ -128,7 +128,7 @@ fn a_stall_is_reported_to_the_frame() {
     assert!(number(&truth, "/frames_missing") >= 29.0, "{truth}");
     assert_eq!(number(normal, "/frames_missing"), 4.0 * number(&truth, "/frames_missing"), "{report}");
     assert_eq!(number(normal, "/frames_damaged"), 0.0, "{report}");
-    // Frames were never made, so no packet is missing between those that came.
+    // These frames were never made, so no packet is missing between those that arrived.
     assert_eq!(number(normal, "/packets_missing"), 0.0, "{report}");
     let back = number(normal, "/resumed_on_keyframe") + number(normal, "/resumed_elsewhere");
     assert_eq!(back, 4.0, "{report}");
@@ -165,10 +165,10 @@ fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
     let pid = Pid::from_raw(load.0.id() as i32);
     while load.0.try_wait().expect("it is ours").is_none() {
         kill(pid, Signal::SIGSTOP).expect("it is there");
-        // Time itself is what is tried: it does not read for longer than its sockets have room for what comes.
+        // This tests time itself: for a while it reads nothing, longer than its sockets have room for what arrives.
         std::thread::sleep(Duration::from_millis(500));
         kill(pid, Signal::SIGCONT).expect("it is there");
-        // Again and again, as nobody outside knows when it measures; in between it must have time to get on.
+        // Repeated, because nobody outside knows when it measures; in between it needs time to make progress.
         std::thread::sleep(Duration::from_millis(100));
     }
     let mut text = String::new();
@@ -182,9 +182,9 @@ fn datagrams_that_the_generator_lets_overflow_are_its_own_fault() {
     );
 }
 
-/// A delay moves the whole distribution by itself. The lower bound is exact; the upper is the undelayed run's own p90 on
-/// top, and less than the delay once more, so that a busy machine passes and a delay that counts twice does not. Both runs at
-/// the same time, as what else happens on the machine moves them alike.
+/// A delay shifts the whole distribution by its length. The lower bound is exact. The upper one adds the p90 of the run without
+/// delay, and stays below twice the delay, so a busy machine passes, but a delay that counts twice does not. Both runs are
+/// concurrent, so that other load affects both.
 #[test]
 fn a_delay_of_20_ms_reads_as_20_ms() {
     let _turn = turn();
@@ -240,7 +240,7 @@ fn slow_stalled_and_restless_players_are_kept_apart() {
     let slow_rate = number(&report, "/slow/bytes") / number(&report, "/seconds");
     assert!(slow_rate > 0.0 && slow_rate <= 2.0 * 50_000.0 * 1.1, "{slow_rate}");
     let left = number(&report, "/left");
-    // Five a second at most; fewer on a machine that cannot keep up.
+    // At most five a second; fewer on a machine that cannot keep up.
     assert!(left >= 1.0 && left <= 5.0 * number(&report, "/seconds") + 1.0, "{report}");
     assert!(number(&report, "/joined") > 20.0, "{report}");
     assert!(number(&report, "/server/cpu_us_per_client_frame") > 0.0, "{report}");
@@ -262,7 +262,7 @@ fn the_csv_file_gets_one_header_and_a_line_a_run() {
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[0].starts_with("url,transport,clients,"), "{text}");
     assert!(lines.iter().all(|l| l.split(',').count() == lines[0].split(',').count()), "{text}");
-    // Without --pid nothing is known of the server.
+    // Without --pid nothing is known about the server.
     let at = lines[0].split(',').position(|name| name == "server_cpu_percent").expect("a column");
     assert_eq!(lines[1].split(',').nth(at), Some(""), "{text}");
 }
@@ -273,7 +273,7 @@ fn wrong_arguments_are_2_and_failures_are_1() {
     let code = |arguments: &[&str]| bench().args(arguments).output().expect("it runs").status.code();
     assert_eq!(code(&["load"]), Some(2));
     assert_eq!(code(&["camera", "--fault", "explode"]), Some(2));
-    // Nothing listens at the discard port.
+    // Nothing listens on the discard port.
     assert_eq!(code(&["load", "--url", "rtsp://127.0.0.1:9/", "--seconds", "1"]), Some(1));
     for wrong in [["--ramp", "nan"], ["--ramp", "inf"], ["--churn", "1e18"], ["--seconds", "0"]] {
         assert_eq!(code(&["load", "--url", "rtsp://127.0.0.1:9/", wrong[0], wrong[1]]), Some(2), "{wrong:?}");
@@ -300,7 +300,7 @@ fn what_load_cannot_do_is_told_with_its_cure() {
         (&["--url", &camera.url, "--clients", "0"], "without a player"),
         (&["--url", &camera.url, "--clients", "1", "--slow", "2"], "raise --clients"),
         (&["--url", &camera.url, "--transport", "udp", "--slow", "1"], "use --transport tcp"),
-        // Both before anything is measured.
+        // Both are reported before anything is measured.
         (&["--url", &camera.url, "--seconds", "1000", "--csv", "/nowhere/at.csv"], "cannot write /nowhere/at.csv"),
         (&["--url", &camera.url, "--seconds", "1000", "--csv", &other], "has other columns"),
     ] {
@@ -317,7 +317,7 @@ fn a_signal_that_comes_twice_at_once_does_not_cut_off_the_end() {
     for _ in 0..5 {
         let mut camera = Serving::start(&["camera", "--json"]);
         let pid = Pid::from_raw(camera.pid());
-        // As from `timeout`, or from a terminal and a parent that passes it on.
+        // As from `timeout`, or from a terminal whose parent passes the signal on.
         kill(pid, Signal::SIGTERM).expect("it runs");
         let _ = kill(pid, Signal::SIGINT);
         let mut rest = String::new();
@@ -340,7 +340,7 @@ fn an_attack_is_what_was_asked_for() {
     assert!(tally["bytes_sent"].as_u64() > Some(10_000) && tally["bytes_received"].as_u64() > Some(10_000), "{text}");
 }
 
-/// A player with one video track by hand: what it asks and what it gets, in order.
+/// A hand-written player of one video track: what it requests and what it receives, in order.
 struct ByHand {
     stream: TcpStream,
     cseq: u32,
@@ -360,7 +360,7 @@ impl ByHand {
         player
     }
 
-    /// Asks and reads up to the answer: the packets that came before it, and its head.
+    /// Sends a request and reads up to the answer: the packets before it, and its head.
     fn ask(&mut self, method: &str, more: &str, headers: &str) -> (usize, String) {
         self.cseq += 1;
         let (url, cseq, session) = (&self.url, self.cseq, &self.session);
@@ -385,7 +385,7 @@ impl ByHand {
         }
     }
 
-    /// Reads so many packets.
+    /// Reads this many packets.
     fn packets(&mut self, count: usize) {
         for _ in 0..count {
             let mut byte = [0u8];
@@ -403,8 +403,8 @@ impl ByHand {
     }
 }
 
-/// A relay that pauses its camera while it has no players (live555's does, over one connection) must get nothing meanwhile,
-/// and media again at the next PLAY.
+/// A relay that pauses its camera while it has no players (as live555's does, over one connection) must get nothing meanwhile,
+/// and media again after the next PLAY.
 #[test]
 fn a_paused_player_gets_nothing_until_it_plays_again() {
     let _turn = turn();
@@ -416,7 +416,7 @@ fn a_paused_player_gets_nothing_until_it_plays_again() {
         paused.ask("PLAY", "", "");
         paused.packets(20);
         paused.ask("PAUSE", "", "");
-        // Enough for the paused one to have had several frames too, were it not paused.
+        // Long enough that the paused one would have had several frames, too.
         other.ask("PLAY", "", "");
         other.packets(60);
         let (packets, _) = paused.ask("GET_PARAMETER", "", "");
@@ -434,7 +434,7 @@ fn keyframe_packet(number: u16) -> Vec<u8> {
     packet
 }
 
-/// Some servers' first packets, or requests, overtake the answer to PLAY.
+/// Some servers send their first packets, or requests, before the answer to PLAY.
 #[test]
 fn what_comes_before_the_answer_to_play_is_taken_in() {
     let _turn = turn();
@@ -464,7 +464,7 @@ fn what_comes_before_the_answer_to_play_is_taken_in() {
         for number in 2..10 {
             send(&keyframe_packet(number));
         }
-        // Until the player says goodbye.
+        // Until the player sends TEARDOWN.
         ask("", "");
     });
     let report = load(&url, &["--clients", "1", "--warmup", "0", "--seconds", "300ms"]);
@@ -474,7 +474,7 @@ fn what_comes_before_the_answer_to_play_is_taken_in() {
     assert_eq!(number(&report, "/normal/first_keyframe_us/count"), 1.0, "{report}");
 }
 
-/// Starts a server of `bench/peers`; gives it and the process that it named.
+/// Starts a server of `bench/peers`. Returns it and the process that it names.
 fn peer(script: &str, camera: &str) -> (Serving, String) {
     let script = format!("{}/peers/{script}", env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new("/usr/bin/python3");
@@ -487,8 +487,8 @@ fn peer(script: &str, camera: &str) -> (Serving, String) {
     (Serving { child, output, url: url.into() }, pid.into())
 }
 
-/// What is measured of other servers is what they served, also in the second turn, when all players have been away. Those
-/// that are not installed are left out.
+/// The measurements of other servers match what they served, also in the second turn, after all players had left. Servers
+/// that are not installed are skipped.
 #[test]
 fn other_servers_are_measured_as_long_as_they_run() {
     let _turn = turn();
@@ -517,7 +517,7 @@ fn other_servers_are_measured_as_long_as_they_run() {
         let mut turns = 0;
         while turns < 2 {
             let output = bench().args(arguments).args(["--warmup", "0", "--seconds", "1"]).output().expect("it runs");
-            // Without a report, it does not serve yet.
+            // Without a report it is not serving yet.
             if let Ok(report) = serde_json::from_slice::<Value>(&output.stdout) {
                 assert!(number(&report, "/normal/frames_whole") > 0.0, "{script}: {report}");
                 assert!(number(&report, "/normal/latency_us/count") > 0.0, "{script}: {report}");
@@ -525,7 +525,7 @@ fn other_servers_are_measured_as_long_as_they_run() {
                 turns += 1;
             }
             let why = String::from_utf8_lossy(&output.stderr);
-            assert!(Instant::now() < deadline, "{script} has been measured {turns} times: {why}");
+            assert!(Instant::now() < deadline, "{script} failed after {turns} measurements: {why}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A session says the same whatever pieces the bytes come in; the first byte says which.
+//! A session gives the same answers however the bytes are split; the first byte says how.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -1,4 +1,4 @@
-//! What strangers do to exhaust the relay or to use it against others: each is bounded in cost, and other clients notice nothing.
+//! Attempts to exhaust the relay or to abuse it against others: the cost of each is limited, and other clients are not affected.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -20,7 +20,7 @@ use crate::harness::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_unti
 
 const MIB: u64 = 1 << 20;
 
-/// The test pattern at `/t`, a stream that is published at `/live`, and pages.
+/// The test pattern at `/t`, a published stream at `/live`, and pages.
 fn relay(keys: &str) -> Relay {
     let streams = "[[stream]]\nname = \"t\"\nsource = \"test\"\n\n[[stream]]\nname = \"live\"\nsource = \"publish\"\n";
     Relay::configured(&format!(
@@ -29,7 +29,7 @@ fn relay(keys: &str) -> Relay {
     .serving("/t")
 }
 
-/// ANNOUNCE of these media lines at a path.
+/// ANNOUNCE of these media lines for a path.
 fn announce(client: &mut Client, relay: &Relay, path: &str, media: &str) -> Answer {
     let sdp = format!("v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\n{media}");
     let length = sdp.len().to_string();
@@ -39,12 +39,12 @@ fn announce(client: &mut Client, relay: &Relay, path: &str, media: &str) -> Answ
     client.answer()
 }
 
-/// A publisher of these media lines at `/live`, one track of which is interleaved in its connection.
+/// A publisher of these media lines at `/live`, with one track interleaved in its connection.
 fn publisher(relay: &Relay, media: &str) -> Client {
     publisher_at(relay, "/live", media).expect("it may publish")
 }
 
-/// The same at any path; nothing if the place is taken.
+/// The same for any path; `None` if it is taken.
 pub fn publisher_at(relay: &Relay, path: &str, media: &str) -> Option<Client> {
     let mut client = Client::connect(relay.address());
     announce(&mut client, relay, path, media).expect(200);
@@ -73,17 +73,17 @@ fn frames_of_one_byte_take_no_more_memory_than_the_log_may() {
         if number % 1_000 == 999 {
             publisher.send_raw(&batch);
             batch.clear();
-            // What comes faster than it can be worked off is dropped on its way.
+            // What arrives faster than it can be processed is dropped on the way.
             std::thread::sleep(Duration::from_millis(10));
         }
         if number % 20_000 == 19_999 {
             most = most.max(Memory::of(&relay).anonymous);
         }
     }
-    // What is on its way is worked off.
+    // What is on its way is processed.
     let mut last = 0;
     wait_until("all of it has come", DEADLINE, || {
-        // The distance between two looks: what has not grown over it has come to its end.
+        // The time between two checks: memory that did not grow in between has stopped growing.
         std::thread::sleep(Duration::from_millis(300));
         let metrics = get(http_address(&relay), "/metrics").1;
         let now = value(&metrics, "rtsprelay_source_bytes_total{stream=\"live\"") as u64;
@@ -93,7 +93,7 @@ fn frames_of_one_byte_take_no_more_memory_than_the_log_may() {
     let grown = most.saturating_sub(before);
     println!("{last} bytes of frames; memory {} MiB before, {} MiB at most", before / MIB, most / MIB);
     assert!(grown <= 8 * LOG, "{} MiB for a log of {} MiB", grown / MIB, LOG / MIB);
-    assert!(last > u64::from(FRAMES) * 13 / 4, "not enough came to mean anything: {last} bytes");
+    assert!(last > u64::from(FRAMES) * 13 / 4, "too few bytes for a meaningful test: {last} bytes");
     drop(publisher);
     wait_until("the log is let go of", DEADLINE, || {
         let metrics = get(http_address(&relay), "/metrics").1;
@@ -102,7 +102,7 @@ fn frames_of_one_byte_take_no_more_memory_than_the_log_may() {
     println!("{} MiB after", Memory::of(&relay).anonymous / MIB);
 }
 
-/// A camera that has the same answer to everything.
+/// A camera that gives the same answer to everything.
 pub fn insolent_camera(reason: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -188,22 +188,22 @@ fn refusals_fill_no_log() {
     let printed = relay.printed();
     let told = printed.len() - before;
     println!("3,200 refusals, {told} bytes of log");
-    // Colours are none here; what is not a client's line is little.
+    // The log has no colours here, and few lines that are not about clients.
     assert!(told <= LOG_CLIENT_BYTES_MAX as usize + 64 * 1024, "{told} bytes");
     assert!(printed.contains("refused (461)"));
 }
 
-/// How much more memory the relay takes, at most, while so many strangers each send the same and read nothing; they stay connected as
-/// long as what is given back with it. Frames of the test pattern are the measure of time.
+/// By how much the relay's memory grows, at most, while this many clients each send the same and read nothing. They stay connected as
+/// long as the returned value exists. Frames of the test pattern are the clock.
 fn grown_by_strangers(relay: &Relay, player: &mut Client, strangers: usize, part: &[u8]) -> (u64, Vec<TcpStream>) {
     let before = Memory::of(relay).anonymous;
     let mut crowd = Vec::new();
     let mut most = 0;
     for number in 0..strangers {
         let mut stream = stream_from([127, 0, 1, (number % 200) as u8].into(), relay.address());
-        // What the relay does not read any more is not waited for.
+        // No waiting for what the relay has stopped reading.
         stream.set_nonblocking(true).unwrap();
-        // Another one may have to go for it, and this one be the next.
+        // It may have to make room for another one, and this one may be next.
         let _ = stream.write_all(part);
         crowd.push(stream);
         if number % 100 == 99 {
@@ -211,7 +211,7 @@ fn grown_by_strangers(relay: &Relay, player: &mut Client, strangers: usize, part
             most = most.max(Memory::of(relay).anonymous);
         }
     }
-    // What the kernel still keeps for the relay is read.
+    // What the kernel still holds for the relay is read.
     let mut last = 0;
     wait_until("all of it has been read", DEADLINE, || {
         for _ in 0..10 {
@@ -226,7 +226,7 @@ fn grown_by_strangers(relay: &Relay, player: &mut Client, strangers: usize, part
     (grown, crowd)
 }
 
-/// What so many strangers may take: beside what is held for them there are connections themselves, and what the allocator keeps.
+/// Memory that this many clients may take: besides their data, there are the connections, and what the allocator keeps.
 fn strangers_may_take(strangers: usize) -> u64 {
     STRANGERS_BYTES_MAX as u64 + strangers as u64 * 2 * 1024 + 12 * MIB
 }
@@ -236,18 +236,14 @@ fn strangers_together_hold_no_more_than_they_may() {
     const STRANGERS: usize = 1_800;
     let _turn = alone();
     let relay = relay("[limits]\nhandshake_timeout = \"60s\"\n");
-    let mut player = Client::connect(relay.address());
-    player.play_everything(&relay.url("/t"));
-    player.frame_on(0);
-    // As much as each of them may send without being refused: a header block and a body, neither of them whole.
+    let mut player = relay.player("/t");
+    // As much as each of them may send without being refused: an incomplete header block and an incomplete body.
     let head = format!("SET_PARAMETER * RTSP/1.0\r\nCSeq: 1\r\nX: {}\r\n", "x".repeat(14_000));
     let part = format!("{head}Content-Length: 16000\r\n\r\n{}", "y".repeat(15_900));
     let (grown, crowd) = grown_by_strangers(&relay, &mut player, STRANGERS, part.as_bytes());
     assert!(grown <= strangers_may_take(STRANGERS), "{} MiB", grown / MIB);
-    // Who means well comes in, in the midst of them.
-    let mut another = Client::connect(relay.address());
-    another.play_everything(&relay.url("/t"));
-    another.frame_on(0);
+    // A well-behaved client gets in meanwhile.
+    let _another = relay.player("/t");
     player.frame_on(0);
     drop(crowd);
     // A body is not large before anybody is known.
@@ -263,10 +259,8 @@ fn answers_that_strangers_do_not_read_take_no_more_than_they_may() {
     const STRANGERS: usize = 600;
     let _turn = alone();
     let relay = relay("[limits]\nhandshake_timeout = \"60s\"\n");
-    let mut player = Client::connect(relay.address());
-    player.play_everything(&relay.url("/t"));
-    player.frame_on(0);
-    // Refused, and told what is refused.
+    let mut player = relay.player("/t");
+    // They are refused, with the reason.
     let request = format!("OPTIONS * RTSP/1.0\r\nCSeq: 1\r\nRequire: {}\r\n\r\n", "y".repeat(12_000));
     let (grown, crowd) = grown_by_strangers(&relay, &mut player, STRANGERS, request.repeat(60).as_bytes());
     assert!(grown <= strangers_may_take(STRANGERS), "{} MiB", grown / MIB);
@@ -274,7 +268,7 @@ fn answers_that_strangers_do_not_read_take_no_more_than_they_may() {
     drop(crowd);
 }
 
-/// A request with credentials, after the challenge that one without them is answered with.
+/// A request with credentials, after the challenge to one without.
 fn asked(client: &mut Client, url: &str, user: &str, password: &str) -> u16 {
     let challenge = client.request("DESCRIBE", url, &[]).expect(401);
     let header = challenge.header("WWW-Authenticate").unwrap();
@@ -303,9 +297,9 @@ fn wrong_passwords_of_one_user_keep_no_other_out_behind_the_same_address() {
             .collect();
         guesses.into_iter().for_each(|guess| assert!([401, 403].contains(&guess.join().unwrap())));
     }
-    // One whom nobody has seen here is refused, …
+    // A user who is unknown at this address is refused, …
     assert_eq!(asked(&mut Client::connect(address), &url, "stranger", "secret"), 403);
-    // … another user notices nothing, and the one who was here before comes in a little later.
+    // … other users are not affected, and a user who was here before is only delayed.
     assert_eq!(asked(&mut Client::connect(address), &url, "guest", "secret"), 200);
     assert_eq!(asked(&mut Client::connect(address), &url, "viewer", "secret"), 200);
 }
@@ -320,7 +314,7 @@ fn pages_are_for_this_machine_and_a_connection_asks_only_so_much() {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.write_all(text.as_bytes()).unwrap();
         let mut answer = Vec::new();
-        // One that is reset has said what it had to say.
+        // A reset connection has said what it had to say.
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).into_owned()
     };
@@ -351,7 +345,7 @@ fn a_publishers_description_is_short_and_says_what_players_need() {
         a=framerate:25\r\na=x-host:127.1\r\na=x-url://camera/\r\na=x-note:\u{202e}moc.live\r\n\
         a=x-wide:\u{ff11}\u{ff10}.\u{ff10}.\u{ff10}.\u{ff11}\r\na=tool:camera at 10.1\r\na=control:trackID=0\r\n";
     let mut publisher = publisher(&relay, &format!("{track}{attributes}"));
-    // A keyframe, so that it is live.
+    // A keyframe, so the stream becomes live.
     let mut packet = vec![b'$', 0, 0, 16, 0x80, 0xE0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 7, 0x65, 0x88, 0x84, 0];
     publisher.send_raw(&packet);
     packet[7] = 2;
@@ -406,7 +400,7 @@ fn parameter_sets_that_change_all_the_time_delay_nobody() {
     let mut watcher = Client::connect(relay.address());
     watcher.play_everything(&relay.url("/t"));
     let mut publisher = publisher(&relay, "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:trackID=0\r\n");
-    // Aggregates of 64 KiB of parameter sets, each another one than before, and a picture of one byte.
+    // Aggregates of 64 KiB of parameter sets, each different from the one before, and a picture of one byte.
     let started = Instant::now();
     let mut number = 0_u32;
     while started.elapsed() < Duration::from_secs(2) {

@@ -1,5 +1,5 @@
-//! Attacks, one by one, against the real binary: what is sent, and that it does no harm. `docs/journal/2026-11-22-attacks.md` has
-//! the table.
+//! Attacks on the real binary, one by one: what is sent, and that it does no harm. The table is in
+//! `docs/journal/2026-11-22-attacks.md`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -19,7 +19,7 @@ use crate::harness::{DEADLINE, wait_until};
 /// Not the player's address.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
 
-/// The test pattern at `/t`, a stream that is published at `/live`, and pages.
+/// The test pattern at `/t`, a published stream at `/live`, and pages.
 fn relay(keys: &str) -> Relay {
     let streams = "[[stream]]\nname = \"t\"\nsource = \"test\"\n\n[[stream]]\nname = \"live\"\nsource = \"publish\"\n";
     Relay::configured(&format!(
@@ -39,7 +39,7 @@ fn from_elsewhere(relay: &Relay) -> Client {
 /// The status of the answer to these bytes (0: closed without one), and whether the connection was closed.
 fn say(relay: &Relay, bytes: &[u8]) -> (u16, bool) {
     let mut stream = TcpStream::connect(relay.address()).unwrap();
-    // The relay may have closed it before all was written.
+    // The relay may have closed it before everything was written.
     let _ = stream.write_all(bytes);
     let probe = b"OPTIONS * RTSP/1.0\r\nCSeq: 777\r\n\r\n";
     let _ = stream.write_all(probe);
@@ -66,16 +66,14 @@ fn request(line: &str, rest: &str) -> Vec<u8> {
     format!("{line} RTSP/1.0\r\nCSeq: 5\r\n{rest}").into_bytes()
 }
 
-/// Waits until the relay tells of so many that play: the counts of a shard that has much to do may be those of a moment ago.
+/// Waits until the relay reports this many playing clients: the counts of a busy shard may be slightly old.
 fn has_clients(relay: &Relay, clients: u64) {
     let http = http_address(relay);
     wait_until(&format!("{clients} play"), DEADLINE, || Vitals::of(relay, http).clients == clients);
 }
 
 fn still_serves(relay: &Relay) {
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/t"));
-    client.frame_on(0);
+    relay.player("/t");
 }
 
 fn set_up(client: &mut Client, relay: &Relay, transport: &str) -> Answer {
@@ -102,10 +100,10 @@ fn a_session_is_of_no_use_to_another_address_however_its_id_was_found() {
             thief.request(method, &relay.url("/t/trackID=0"), &headers).expect(454);
         }
     }
-    // Guessed ones, near to a real one and far from it, and what is no id at all.
+    // Guessed session ids, close to a real one and far from it, and strings that are no ids.
     let real = u64::from_str_radix(owner.session.as_ref().unwrap(), 16).unwrap();
     for guess in (0..80).map(|step| real.wrapping_add(step)).chain((0..80).map(|_| fastrand::u64(..))) {
-        // One that goes on guessing ids of ever other shards is closed.
+        // A client that keeps guessing ids of different shards is disconnected.
         let mut thief = from_elsewhere(&relay);
         thief.request("TEARDOWN", &relay.url("/t"), &[("Session", &format!("{guess:016x}"))]).expect(454);
     }
@@ -128,7 +126,7 @@ fn who_asks_after_sessions_of_ever_other_shards_gets_no_more_than_a_few_allowanc
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut answered = 0;
     loop {
-        // Of each shard in its turn: all but perhaps the first move the connection on, to where it begins anew.
+        // One for each shard in turn: all but perhaps the first move the connection, which then starts over.
         let head =
             format!("TEARDOWN {} RTSP/1.0\r\nCSeq: 1\r\nSession: {:016x}\r\n\r\n", relay.url("/t"), answered % 2);
         let mut chunk = [0; 4_096];
@@ -152,7 +150,7 @@ fn interleaved_media_cannot_be_taken_over_from_another_connection_of_the_same_ad
     let relay = relay("");
     let mut owner = Client::connect(relay.address());
     owner.play_everything(&relay.url("/t"));
-    // As often as it takes to come to the shard of the session as well.
+    // As often as needed to get to the session's shard, too.
     for _ in 0..4 {
         let mut other = Client::connect(relay.address());
         other.session = owner.session.clone();
@@ -168,10 +166,10 @@ fn no_path_leads_anywhere_but_to_the_streams() {
     let _turn = beside_others();
     let relay = relay("");
     let host = relay.address();
-    // The log tells of the first, with what it must not be able to do to a terminal escaped, and no password.
+    // The log mentions the first, with characters escaped that could affect a terminal, and without the password.
     let asked = format!("rtsp://me:secret@{host}/\u{202e}nothing");
     Client::connect(host).describe(&asked).expect(404);
-    // What is long may end within a password.
+    // The truncation of a long URL may fall within a password.
     Client::connect(host).describe(&format!("rtsp://me:{}@{host}/nothing", "secret".repeat(200))).expect(404);
     let mut log = String::new();
     wait_until("the log tells of it", DEADLINE, || {
@@ -220,7 +218,7 @@ fn no_path_leads_anywhere_but_to_the_streams() {
     ] {
         assert_eq!(client.describe(url).status, status, "{url}");
     }
-    // Another host's name is only said back to who said it (virtual hosts, translated addresses); its credentials are not.
+    // Another host's name is only echoed to the client that sent it (virtual hosts, translated addresses); its credentials are not.
     let answer = client.describe("rtsp://me:secret@example.org:1/t").expect(200);
     assert_eq!(answer.header("Content-Base"), Some("rtsp://example.org:1/t/"));
     assert!(!format!("{answer:?}").contains("secret"), "{answer:?}");
@@ -234,7 +232,7 @@ fn no_header_hides_a_second_request() {
     let hidden = "TEARDOWN rtsp://x/t RTSP/1.0\r\nCSeq: 6\r\n\r\n";
     let with = |headers: &str, body: &str| request("SET_PARAMETER rtsp://x/t", &format!("{headers}\r\n{body}"));
     let length = hidden.len();
-    // One answer only: the hidden one was the body.
+    // One answer only: the hidden request was the body.
     let mut client = Client::connect(relay.address());
     client.send_raw(&with(&format!("Content-Length: {length}\r\n"), hidden));
     client.answer().expect(451);
@@ -242,7 +240,7 @@ fn no_header_hides_a_second_request() {
 
     const CLOSED: (u16, bool) = (400, true);
     for (headers, expected) in [
-        // Two that agree are one.
+        // Two equal ones count as one.
         ("Content-Length: 0\r\nContent-Length: 0\r\n", (200, false)),
         ("Content-Length: 0\r\nContent-Length: 5\r\n", CLOSED),
         ("Content-Length: 5\r\ncontent-length : 0\r\n", CLOSED),
@@ -254,12 +252,12 @@ fn no_header_hides_a_second_request() {
         ("Content-Length: 99999999999999999999999\r\n", (413, true)),
         ("Content-Length: 18446744073709551616\r\n", (413, true)),
         ("Content-Length: 65537\r\n", (413, true)),
-        // Folded lines: neither a length that one reader sees and another does not, nor one in the middle of another value.
+        // Folded lines: neither a length that only some parsers see, nor one within another value.
         ("Content-Length:\r\n 0\r\n", CLOSED),
         ("Content-Length: 0\r\n 5\r\n", CLOSED),
         ("X: y\r\n Content-Length: 5\r\n", CLOSED),
         ("X: y\r\n\tContent-Length: 0\r\n", CLOSED),
-        // RTSP has no chunks; the length alone counts.
+        // RTSP has no chunked coding; only the length counts.
         ("Transfer-Encoding: chunked\r\n", (200, false)),
         ("X: a\rContent-Length: 5\r\n", CLOSED),
         ("X: a\0b\r\n", CLOSED),
@@ -333,7 +331,7 @@ fn nobody_has_datagrams_sent_to_somebody_else() {
     // The same ports of both addresses.
     let (ports, victim) = loop {
         let ports = Ports::bind();
-        // Another program may have the victim's.
+        // Another program may have bound the victim's.
         let Ok(victim) = UdpSocket::bind((STRANGER, ports.rtp.local_addr().unwrap().port())) else { continue };
         break (ports, victim);
     };
@@ -345,7 +343,7 @@ fn nobody_has_datagrams_sent_to_somebody_else() {
     client.session = answer.session().map(str::to_owned);
     client.play(&relay.url("/t")).expect(200);
 
-    // The session's datagrams go to the address of its connection; reports of others change nothing about that.
+    // The session's datagrams go to the address of its connection; reports from elsewhere do not change that.
     let server: u16 = answer.transport("server_port").unwrap().split('-').nth(1).unwrap().parse().unwrap();
     let bye = [0x81, 203, 0, 1, 0, 0, 0, 1];
     for _ in 0..100 {
@@ -354,7 +352,7 @@ fn nobody_has_datagrams_sent_to_somebody_else() {
         victim.send_to(&[0; 1_000], (Ipv4Addr::LOCALHOST, server - 1)).unwrap();
     }
     victim.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    // Those that were meant for it come to the address of the connection.
+    // Datagrams go to the address of the connection.
     ports.rtp.set_read_timeout(Some(DEADLINE)).unwrap();
     ports.rtp.recv(&mut [0; 2_048]).expect("a datagram");
     assert!(victim.recv(&mut [0; 2_048]).is_err(), "it was sent something");
@@ -373,12 +371,12 @@ fn nobody_has_datagrams_sent_to_somebody_else() {
         let mut other = Client::connect(relay.address());
         assert_eq!(set_up(&mut other, &relay, transport).status, status, "{transport}");
     }
-    // Those of other services.
+    // Ports of other services.
     for ports in ["53-54", "123-6000"] {
         let mut other = Client::connect(relay.address());
         set_up(&mut other, &relay, &format!("RTP/AVP;unicast;client_port={ports}")).expect(461);
     }
-    // The relay's own, whichever shard's they are and whichever is asked.
+    // The relay's own ports, of whichever shard, requested from whichever shard.
     for _ in 0..4 {
         let mut other = Client::connect(relay.address());
         set_up(&mut other, &relay, &format!("RTP/AVP;unicast;client_port={}-{server}", server - 1)).expect(461);
@@ -406,7 +404,7 @@ fn odd_channels_and_frames_hurt_nobody() {
         client.session = answer.session().map(str::to_owned);
         client.play(&relay.url("/t")).expect(200);
         client.packet_on(rtp);
-        // Frames on every channel: empty, full of rubbish, reports that lie about their length.
+        // Frames on every channel: empty, random, and reports with wrong lengths.
         for channel in 0..=255 {
             client.send_raw(&[b'$', channel, 0, 0]);
             client.send_raw(&[b'$', channel, 0, 8, 0x9F, 201, 0xFF, 0xFF, 1, 2, 3, 4]);
@@ -414,7 +412,7 @@ fn odd_channels_and_frames_hurt_nobody() {
         client.send_raw(&[&[b'$', rtcp, 0xFF, 0xFF][..], &[0xA5; 0xFFFF]].concat());
         client.request("GET_PARAMETER", &relay.url("/t"), &[]).expect(200);
     }
-    // Before any session, and one that swallows what follows: it is a frame, whatever it looks like.
+    // Before any session, and one that swallows what follows: it is a frame, whatever its content looks like.
     let mut client = Client::connect(relay.address());
     client.send_raw(b"$\x00\x00\x04abcd$\x00\x00\x22OPTIONS * RTSP/1.0\r\nCSeq: 66\r\n\r\n\0\0");
     client.request("OPTIONS", "*", &[]).expect(200);
@@ -442,7 +440,7 @@ fn a_flood_of_setups_ends_at_the_limit_and_leaves_nothing() {
         assert!([200, 453].contains(&answer.status), "{answer:?}");
         refused += u32::from(answer.status == 453);
     }
-    // Sixteen of one connection, and twenty of all; none of them has timed out yet.
+    // Sixteen from one connection, and twenty in all; none has timed out yet.
     assert!(refused >= 184, "{refused} of 200 were refused");
     let mut another = Client::connect(relay.address());
     for number in 0..10u16 {
@@ -457,7 +455,7 @@ fn a_flood_of_setups_ends_at_the_limit_and_leaves_nothing() {
     still_serves(&relay);
 }
 
-/// Descriptions that no encoder writes.
+/// Descriptions that no encoder would write.
 fn hostile_descriptions() -> Vec<(&'static str, String)> {
     let head = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\n";
     let video = "m=video 0 RTP/AVP 96\r\n";
@@ -477,14 +475,11 @@ fn hostile_descriptions() -> Vec<(&'static str, String)> {
         ("a codec's name of 30 KB", one(&format!("a=rtpmap:96 {}/90000\r\n", "h".repeat(30_000)))),
         ("parameters of 60 KB", one(&format!("a=rtpmap:96 H264/90000\r\na=fmtp:96 {}\r\n", "x=y;".repeat(15_000)))),
         (
-            "parameter sets that are none",
+            "invalid parameter sets",
             one("a=rtpmap:96 H264/90000\r\na=fmtp:96 sprop-parameter-sets=!!!!,,,,====,Z0I\r\n"),
         ),
         ("an empty parameter set", one("a=rtpmap:96 H264/90000\r\na=fmtp:96 sprop-parameter-sets=,\r\n")),
-        (
-            "H.265 sets that are none",
-            one("a=rtpmap:96 H265/90000\r\na=fmtp:96 sprop-vps=AA;sprop-sps=;sprop-pps=////\r\n"),
-        ),
+        ("invalid H.265 sets", one("a=rtpmap:96 H265/90000\r\na=fmtp:96 sprop-vps=AA;sprop-sps=;sprop-pps=////\r\n")),
         (
             "AAC without a configuration",
             format!("{head}m=audio 0 RTP/AVP 97\r\na=rtpmap:97 mpeg4-generic/44100/65535\r\n"),
@@ -496,7 +491,7 @@ fn hostile_descriptions() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Packets that no encoder sends, of any codec.
+/// Packets that no encoder would send, for all codecs.
 fn hostile_packets(rng: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     let with = |first: u8, pt: u8, seq: u16, payload: &[u8]| {
         let mut packet = vec![first, pt];
@@ -509,11 +504,11 @@ fn hostile_packets(rng: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     for payload in [
         &b""[..],
         b"\x7c",                         // FU-A without its header
-        b"\x7c\x45\x00",                 // its end without its start
+        b"\x7c\x45\x00",                 // its end without a start
         b"\x7c\xc5\x00",                 // start and end in one
-        b"\x78\xff\xff\x00",             // STAP-A that is longer than it is
-        b"\x78\x00\x00\x00\x00",         // of nothing
-        b"\x18\x00\x01",                 // cut in its length
+        b"\x78\xff\xff\x00",             // STAP-A with a size beyond its end
+        b"\x78\x00\x00\x00\x00",         // empty units
+        b"\x18\x00\x01",                 // cut within its size
         b"\x62\x01\x93\x00",             // H.265 FU
         b"\x60\x01\xff\xff",             // H.265 AP
         b"\x00\x10\xff\xf8\x00",         // AAC with a length beyond its end
@@ -523,7 +518,7 @@ fn hostile_packets(rng: &mut fastrand::Rng) -> Vec<Vec<u8>> {
             packets.push(with(first, 96 | (rng.u8(..2) << 7), rng.u16(..), payload));
         }
     }
-    // A header extension and padding that claim more than there is; and whatever chance brings.
+    // Header extensions and padding that are longer than the packet, and random data.
     packets.push(with(0x90, 96, 9, &[0, 0, 0xFF, 0xFF]));
     packets.push(with(0xA0, 96, 10, &[0x65, 0x88, 0xFF]));
     packets.extend((0..500).map(|_| {
@@ -565,12 +560,12 @@ fn a_hostile_publisher_ends_nothing_but_its_own_session() {
         println!("{what}: SETUP {} RECORD {recorded}", setup.status);
         for packet in hostile_packets(&mut rng) {
             let frame = [&[b'$', rng.u8(..4)][..], &(packet.len() as u16).to_be_bytes(), &packet].concat();
-            // It may be shown the door for it.
+            // It may be disconnected for it.
             if publisher.stream().write_all(&frame).is_err() {
                 break;
             }
         }
-        // Somebody may even want to see it.
+        // Clients may even ask for it.
         let described = Client::connect(relay.address()).describe(&url);
         assert!([200, 503].contains(&described.status), "{what}: {described:?}");
         drop(publisher);
@@ -588,10 +583,10 @@ fn the_pages_answer_to_nothing_but_get() {
     let ask = |bytes: &[u8]| {
         let mut stream = TcpStream::connect(http).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        // The relay may have closed it before all was written.
+        // The relay may have closed it before everything was written.
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();
-        // A connection that is reset has said what it had to say.
+        // A reset connection has said what it had to say.
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).split(' ').nth(1).and_then(|status| status.parse::<u16>().ok()).unwrap_or(0)
     };
@@ -654,7 +649,7 @@ fn a_digest_answer_that_was_overheard_opens_nothing_else() {
         let headers = [("Authorization", value), ("Transport", "RTP/AVP/TCP;unicast")];
         client.request(method, url, &headers).status
     };
-    // From another address, for another method, for another stream, with the URL changed in both places.
+    // From another address, for another method, for another stream, and with the URL changed in both places.
     assert_eq!(with(&mut from_elsewhere(&relay), "DESCRIBE", &url, &overheard), 401);
     let other = relay.url("/other");
     for (method, url, value) in [
@@ -670,10 +665,10 @@ fn a_digest_answer_that_was_overheard_opens_nothing_else() {
         let mut thief = Client::connect(relay.address());
         assert_eq!(with(&mut thief, method, &url, &value), 401, "{method} {url} {value}");
     }
-    // The very same request from the very same address is what the player itself may send again.
+    // The same request from the same address: the player itself may send it again.
     let again = with(&mut Client::connect(relay.address()), "DESCRIBE", &url, &overheard);
     println!("the same again: {again}");
-    // A session that the user made is nobody else's, without the password from the same address neither.
+    // Nobody else can use the user's session, not even from the same address without the password.
     let mut player = Client::connect(relay.address());
     let track = format!("{url}/trackID=0");
     let value = answer(&mut player, "SETUP", &track, "secret");
@@ -695,7 +690,7 @@ fn silent_connections_keep_nobody_from_the_pages() {
     let silent: Vec<TcpStream> = (0..500)
         .map(|_| {
             let mut stream = TcpStream::connect(http).unwrap();
-            // Those that are there already may have been closed for it.
+            // Those that are connected may have been closed to make room.
             let _ = stream.write_all(b"GET /metr");
             stream
         })
@@ -716,7 +711,7 @@ fn dripping_and_silent_connections_are_closed_and_leave_nothing() {
     let connections: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(relay.address()).unwrap()).collect();
     let request = request("DESCRIBE rtsp://x/t", "Accept: application/sdp\r\n\r\n");
     let begun = Instant::now();
-    // Half of them say nothing; the others go on with a byte at a time, after a whole request or in their first.
+    // Half of them send nothing; the others send a byte at a time, after a whole request or within their first.
     for (number, mut connection) in connections.iter().enumerate().filter(|(number, _)| number % 4 == 1) {
         let _ = (number, connection.write_all(&request));
     }
@@ -724,10 +719,10 @@ fn dripping_and_silent_connections_are_closed_and_leave_nothing() {
     let mut at = 0;
     wait_until("all of them are closed", DEADLINE, || {
         for mut connection in connections.iter().skip(1).step_by(2) {
-            // Those that are closed already cannot.
+            // Those that are already closed cannot.
             let _ = connection.write_all(&request[at % request.len()..][..1]);
         }
-        // Not a whole request within any timeout.
+        // Not one whole request within any timeout.
         at = (at + 1) % (request.len() / 2);
         watcher.frame_on(0);
         closed() >= 200.0

@@ -26,10 +26,10 @@ const USERS: &str = "listen = [\"127.0.0.1:0\"]\nworkers = 2\n\n\
     [[user]]\nname = \"viewer\"\npassword = \"se:c ret\"\nstreams = [\"front\"]\n\n\
     [[user]]\nname = \"encoder\"\npassword = \"secret\"\nstreams = [\"live\"]\nmay = [\"publish\"]\n\n";
 
-/// The viewer's credentials as they stand in a URL.
+/// The viewer's credentials as in a URL.
 const VIEWER: &str = "viewer:se%3Ac%20ret";
 
-/// A relay with its configuration, which a scenario may write anew.
+/// A relay with its configuration, which a scenario may rewrite.
 struct Configured {
     relay: Relay,
     path: PathBuf,
@@ -37,7 +37,7 @@ struct Configured {
 
 impl Drop for Configured {
     fn drop(&mut self) {
-        // A scratch file; the build directory's cleaning takes what stays.
+        // A scratch file; cleaning the build directory removes it if it stays.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -50,7 +50,7 @@ impl Configured {
         Configured { relay: Relay::start(command(Uring::AsAsked, &arguments)), path }
     }
 
-    /// Until the test pattern is up.
+    /// Waits until the test pattern is up.
     fn serving(self) -> Configured {
         let relay = &self.relay;
         wait_until("the viewer is answered 200", DEADLINE, || {
@@ -69,7 +69,7 @@ fn users(arguments: &[&str]) -> Configured {
     Configured::start(USERS, arguments).serving()
 }
 
-/// A request with credentials, after the challenge that one without them is answered with.
+/// A request with credentials, after the challenge to one without.
 fn asked(client: &mut Client, method: &str, url: &str, user: &str, password: &str) -> Answer {
     let challenge = client.request(method, url, &[]).expect(401);
     let value = auth::answer(challenge.header("WWW-Authenticate").unwrap(), user, password, method, url).unwrap();
@@ -87,7 +87,7 @@ fn gstreamer(url: &str, transport: &str, frames: &str) -> Finished {
     Program::start(command).finish(DEADLINE)
 }
 
-/// So many frames by retina, or why there are none.
+/// Receives this many frames with retina, or returns why not.
 fn retina(relay: &Relay, user: Option<(&str, &str)>, wanted: usize) -> Result<usize, String> {
     use futures::StreamExt as _;
     use retina::client::{Credentials, PlayOptions, Session, SessionOptions, SetupOptions};
@@ -147,7 +147,7 @@ fn players_without_a_password_or_with_a_wrong_one_do_not() {
         let refused = retina(&relay.relay, user, 30).unwrap_err();
         assert!(refused.contains("401") || refused.contains("nauthorized"), "{refused}");
     }
-    // Who is known and has not the right is told so.
+    // A known user without the right is told so.
     let refused = ffmpeg(&relay.url(VIEWER, "/live"), "tcp", "1");
     assert!(!refused.status.success() && refused.stderr.contains("403"), "{refused:#?}");
     let printed = relay.relay.printed();
@@ -157,7 +157,8 @@ fn players_without_a_password_or_with_a_wrong_one_do_not() {
 #[test]
 fn players_play_on_when_their_nonces_grow_old() {
     let _turn = beside_others();
-    // Players are told to keep alive every other second: by then every nonce is stale. It must not be when they answer the challenge.
+    // Players are told to send keep-alives every two seconds; by then every nonce is stale. It must not be stale yet when they answer
+    // the challenge.
     let config =
         USERS.replace("workers = 2\n", "workers = 2\nhttp = \"127.0.0.1:0\"\nlimits.session_timeout = \"4s\"\n");
     let relay = Configured::start(&config, &["--test-nonce-lifetime", "1500ms"]).serving();
@@ -166,7 +167,7 @@ fn players_play_on_when_their_nonces_grow_old() {
         assert_eq!(status, 200);
         value(&metrics, "rtsprelay_requests_failed_total")
     };
-    // It shows its first nonce again and again, and is kept for that. Alone, as only the sum of all players' refusals is told.
+    // This player reuses its first nonce, and stays connected. It plays alone, because only the sum of all players' refusals is reported.
     let before = refused();
     assert_eq!(retina(&relay.relay, Some(("viewer", "se:c ret")), 150), Ok(150));
     let alone = refused() - before;
@@ -195,7 +196,7 @@ fn players_play_on_when_their_nonces_grow_old() {
             assert!(seen["problems"].as_array().unwrap().is_empty(), "{seen}");
         }
     }
-    // One at first, and one at least later: so it was old nonces that were shown.
+    // One refusal at the start, and at least one later: so the players did present old nonces.
     let refused = refused() - before;
     assert!(refused >= 2.0 * count as f64, "{refused} requests of {count} players were answered 401");
     let printed = relay.relay.printed();
@@ -227,13 +228,13 @@ fn the_log_is_read_by_fail2ban() {
     let relay = users(&[]);
     let mut client = Client::connect(relay.relay.address());
     let url = relay.relay.url("/front");
-    // A name made up so that the line names somebody else.
+    // A name made up to make the log line look like another client's.
     for name in ["viewer", "x authentication failed client=198.51.100.9 user="] {
         asked(&mut client, "DESCRIBE", &url, name, "guess").expect(401);
     }
     let lines = || relay.relay.printed().matches("authentication failed").count();
     wait_until("both are told", DEADLINE, || lines() == 2);
-    // The very expression of the documentation.
+    // The exact expression from the documentation.
     let document = std::fs::read_to_string(test_file("../docs/USERS.md")).unwrap();
     let expression =
         document.lines().find_map(|line| line.strip_prefix("failregex = ")).expect("failregex in the document");
@@ -243,9 +244,9 @@ fn the_log_is_read_by_fail2ban() {
         print([hit['host'] for hit in found if hit])";
     let mut command = Command::new(SYSTEM_PYTHON);
     let printed = scratch_file("auth.log");
-    // In the journal it has neither time nor level.
+    // In the journal the line has neither time nor level.
     let journal = "host rtsprelay[7]: authentication failed client=2001:db8::1 user=\"-\" reason=\"unknown user\"\n";
-    // What a camera wrote, in the middle of a line of another kind.
+    // Text from a camera, within another kind of line.
     let others = "host rtsprelay[7]: the camera says: authentication failed client=198.51.100.9 user=\"-\"\n\
         2026-11-29T01:02:03.000000Z  WARN down: 404 authentication failed client=198.51.100.9 user= stream=\"front\"\n";
     std::fs::write(&printed, relay.relay.printed() + journal + others).unwrap();
@@ -287,7 +288,7 @@ fn get(address: SocketAddr, path: &str, header: &str) -> (u16, String) {
 fn pages_beyond_loopback_are_for_users() {
     let _turn = beside_others();
     let all = "[[user]]\nname = \"admin\"\npassword = \"secret\"\n\n";
-    // Bound to every address of this machine, and asked for by loopback alone.
+    // Listening on all addresses of this machine, and requested over loopback only.
     let relay = Configured::start(&format!("basic = true\n{USERS}{all}"), &["--http", "0.0.0.0:0"]);
     let http = SocketAddr::from(([127, 0, 0, 1], http_address(&relay.relay).port()));
     assert_eq!(get(http, "/healthz", "").0, 200);
@@ -316,12 +317,12 @@ fn pages_beyond_loopback_are_for_users() {
         assert!(!refused.stderr.contains("guess"), "{refused:#?}");
     }
     let admin = "Authorization: Basic YWRtaW46c2VjcmV0\r\n";
-    // The page's, and that of `top` with the wrong one.
+    // The one from the page, and the one from `top` with the wrong password.
     assert_eq!(value(&get(http, "/metrics", admin).1, "rtsprelay_auth_failed_total"), 2.0);
     for _ in 2..AUTH_FAILURES_MAX {
         assert_eq!(get(http, "/metrics", "Authorization: Basic YWRtaW46Z3Vlc3M=\r\n").0, 401);
     }
-    // Who was there before is let in, only later. Whoever goes on with the wrong one is not.
+    // A client that was here before is let in after a delay. One that keeps using the wrong password is not.
     assert_eq!(get(http, "/metrics", admin).0, 200);
     assert_eq!(get(http, "/metrics", "Authorization: Basic YWRtaW46Z3Vlc3M=\r\n").0, 401);
 }

@@ -1,4 +1,4 @@
-//! `auth_url`: the relay asks a platform with its own users once a session, and refuses what the platform does not answer.
+//! `auth_url`: the relay asks an external user database once per session, and refuses clients if it does not answer.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -14,7 +14,7 @@ use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, wait_until};
 
-/// Answers each question as it is told to: a status, or nothing at all.
+/// Answers each query as told: with a status, or not at all.
 struct Platform {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Value>>>,
@@ -52,7 +52,7 @@ impl Platform {
                             let said = format!("HTTP/1.1 {status} x\r\nContent-Length: 2\r\n\r\nno");
                             let _ = stream.write_all(said.as_bytes());
                         }
-                        // Until whoever asked gives up.
+                        // Until the relay gives up.
                         None => drop(stream.read(&mut [0])),
                     }
                 });
@@ -82,10 +82,10 @@ fn a_token_opens_a_session_and_costs_one_question() {
     wait_until("its stream is up", DEADLINE, || Client::connect(relay.address()).describe(&url).status == 200);
     let before = platform.asked().len();
     let mut client = Client::connect(relay.address());
-    // The tracks' URLs have no token in them.
+    // The tracks' URLs contain no token.
     client.play_everything(&url);
     client.frame_on(0);
-    assert_eq!(platform.asked().len(), before, "what was answered a moment ago is not asked again");
+    assert_eq!(platform.asked().len(), before, "a recent answer is used again");
     let last = platform.asked().pop().unwrap();
     assert_eq!(
         (&last["address"], &last["stream"], &last["action"]),
@@ -98,7 +98,7 @@ fn a_token_opens_a_session_and_costs_one_question() {
     stranger.describe(&relay.url("/front")).expect(403);
     let metrics = get(http_address(&relay), "/metrics").1;
     assert_eq!(value(&metrics, "rtsprelay_auth_url_refused_total"), 2.0);
-    assert!(!relay.printed().contains("token="), "tokens are nobody's business");
+    assert!(!relay.printed().contains("token="), "a token is in the log");
 }
 
 #[test]
@@ -140,8 +140,8 @@ fn who_does_not_answer_refuses_and_is_not_asked_for_each_request() {
     for client in &mut playing {
         client.answer().expect(503);
     }
-    assert!(start.elapsed() >= Duration::from_millis(500), "its time was given to it");
-    assert_eq!(platform.asked().len(), 1, "one question for all who want the same");
+    assert!(start.elapsed() >= Duration::from_millis(500), "the timeout was respected");
+    assert_eq!(platform.asked().len(), 1, "one query for equal requests");
     wait_until("it is told", DEADLINE, || relay.printed().contains("auth_url does not answer (nothing within 500ms)"));
     assert_eq!(value(&get(http_address(&relay), "/metrics").1, "rtsprelay_auth_url_unanswered_total"), 10.0);
 }
@@ -158,7 +158,7 @@ fn the_relays_own_users_come_first_and_their_passwords_stay_here() {
         client.request("DESCRIBE", &url, credentials)
     };
     describe(&[]).expect(401);
-    assert_eq!(platform.asked().len(), 0, "whom the relay does not let in nobody is asked about");
+    assert_eq!(platform.asked().len(), 0, "no query for clients that the relay itself refuses");
     let a = [("Authorization", "Basic YTpi")];
     wait_until("its stream is up", DEADLINE, || describe(&a).status == 200);
     describe(&[("Authorization", "Basic Yzpk")]).expect(403);

@@ -1,4 +1,4 @@
-//! All attacks at once, beside well-behaved players: these lose nothing, and when the attack ends the relay is as it was before.
+//! All attacks at once, beside well-behaved players: these lose nothing, and after the attack the relay is back in its previous state.
 //! `tests/soak --attacks` runs it for minutes.
 
 use std::io::{Read, Write};
@@ -19,44 +19,44 @@ use crate::tls_flood::{Rsa, connection};
 
 const MIB: u64 = 1 << 20;
 
-/// Players that do nothing wrong.
+/// Well-behaved players.
 const HONEST: usize = 6;
 
-/// How long the attackers go on where nobody says otherwise.
+/// How long the attackers continue, unless configured.
 const SHORT: Duration = Duration::from_secs(6);
 
-/// How long each waits before it comes again, where a few seconds and a build for tests are to show it, and in a soak.
+/// The interval between an attacker's attempts: in the suite, where a few seconds and a test build must suffice, and in a soak.
 const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(5)];
 
-/// The part of the time before the attackers come, by which the time with them is judged.
+/// The part of the time before the attack, as the basis of comparison.
 const CALM_PART: u32 = 4;
 
-/// What may become of the 99th percentile of the latency while they are there. On a machine that does other things as well a few seconds
-/// say nothing, so it is judged in a soak alone.
+/// By what factor the 99th percentile of the latency may grow during the attack. On a machine with other load a few seconds
+/// prove nothing, so only a soak checks it.
 const P99_FACTOR: f64 = 3.0;
 
-/// What the memory may be above that of before, in per cent, in a soak.
+/// By how many percent the memory may exceed its previous value, in a soak.
 const MEMORY_PERCENT: u64 = 10;
 
-/// What `RTSPRELAY_SOAK_MINUTES` says, which `tests/soak` sets.
+/// The value of `RTSPRELAY_SOAK_MINUTES`, which `tests/soak` sets.
 fn soak() -> Option<Duration> {
     let minutes: f64 = std::env::var("RTSPRELAY_SOAK_MINUTES").ok()?.parse().expect("a number of minutes");
     Some(Duration::from_secs_f64(minutes * 60.0))
 }
 
-/// What the attackers are told.
+/// What the attackers are given.
 struct Siege<'a> {
     relay: &'a Relay,
     http: SocketAddr,
     hello: Vec<u8>,
     over: AtomicBool,
-    /// What each has done, to see that all were there.
+    /// How often each has attacked, to check that all took part.
     done: [AtomicU64; ATTACKERS.len()],
 }
 
 type Attack = fn(&Siege<'_>) -> std::io::Result<()>;
 
-/// Each does its worst once, and is asked again.
+/// Each attacks once, and is then called again.
 const ATTACKERS: [(&str, Attack); 8] = [
     ("frames of one byte", tiny_frames),
     ("parameter sets that change", changing_sets),
@@ -118,7 +118,7 @@ fn half_bodies(siege: &Siege<'_>) -> std::io::Result<()> {
     let mut crowd = Vec::new();
     for _ in 0..300 {
         let mut stream = stream_from(somewhere(20), siege.relay.address());
-        // Others may go for it, and it for others.
+        // Others may be evicted for it, and it for others.
         let _ = stream.write_all(part.as_bytes());
         crowd.push(stream);
     }
@@ -143,7 +143,7 @@ fn unread_pages(siege: &Siege<'_>) -> std::io::Result<()> {
         stream.write_all("GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100).as_bytes())?;
         connections.push(stream);
     }
-    // The attack's pace, not a wait for something.
+    // The rate of the attack, not a wait for a condition.
     std::thread::sleep(Duration::from_millis(200));
     Ok(())
 }
@@ -166,7 +166,7 @@ fn vanishing_players(siege: &Siege<'_>) -> std::io::Result<()> {
     let answer = client.request("SETUP", &format!("{url}/trackID=0"), &[("Transport", &ports.transport())]);
     client.session = answer.session().map(str::to_owned);
     client.request("PLAY", &url, &[]);
-    // So that it plays for a moment before it is left; nothing is judged by it.
+    // So that it plays for a moment before it leaves; nothing depends on the time.
     std::thread::sleep(Duration::from_millis(100));
     Ok(())
 }
@@ -183,7 +183,7 @@ fn unread_answers(siege: &Siege<'_>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Plays until it is told that it is over, and sees that no packet is missing. How many frames have come.
+/// Plays until told to stop, and checks that no packet is missing. Returns the number of frames received.
 fn plays_on(relay: &Relay, over: &AtomicBool) -> usize {
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/t"));
@@ -198,8 +198,8 @@ fn plays_on(relay: &Relay, over: &AtomicBool) -> usize {
     frames
 }
 
-/// The 99th percentile of the latency of the stream's sends in the last interval, in microseconds; nothing if somebody else's connection
-/// has had this one give way.
+/// The 99th percentile of the latency of the stream's sends in the last interval, in microseconds; `None` if this connection was
+/// evicted for another.
 fn p99_us(http: SocketAddr) -> Option<f64> {
     let mut stream = TcpStream::connect(http).ok()?;
     stream.set_read_timeout(Some(DEADLINE)).ok()?;
@@ -210,7 +210,7 @@ fn p99_us(http: SocketAddr) -> Option<f64> {
     status["streams"].as_array()?.iter().find(|stream| stream["stream"] == "t")?["p99_us"].as_f64()
 }
 
-/// Ends those who play on, or attack, also if the scenario fails.
+/// Ends the players and attackers, also if the scenario fails.
 struct EndsThem<'a>(&'a AtomicBool);
 
 impl Drop for EndsThem<'_> {
@@ -220,7 +220,7 @@ impl Drop for EndsThem<'_> {
 }
 
 impl Siege<'_> {
-    /// Has all attack until `meanwhile` ends, and waits until the relay has forgotten them.
+    /// Runs all attacks until `meanwhile` ends, and waits until the relay has cleaned up after them.
     fn with_attackers<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
         self.over.store(false, Ordering::Relaxed);
         self.done.iter().for_each(|done| done.store(0, Ordering::Relaxed));
@@ -230,10 +230,10 @@ impl Siege<'_> {
             for ((_, attack), done) in ATTACKERS.iter().zip(&self.done) {
                 scope.spawn(move || {
                     while !self.over.load(Ordering::Relaxed) {
-                        // One whose connection the relay closes, in the middle of an answer perhaps, comes again.
+                        // An attacker whose connection the relay closes, perhaps within an answer, starts again.
                         let _ = catch_unwind(AssertUnwindSafe(|| attack(self)));
                         done.fetch_add(1, Ordering::Relaxed);
-                        // How often it attacks.
+                        // The number of attacks.
                         std::thread::sleep(pause);
                     }
                 });
@@ -252,7 +252,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// The median of the percentiles while so much time passes.
+/// The median of the percentiles over this time.
 fn measured(http: SocketAddr, lasts: Duration) -> f64 {
     let (started, mut seen) = (Instant::now(), Vec::new());
     while started.elapsed() < lasts {
@@ -290,8 +290,8 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
         let _ends = EndsThem(&honest_over);
         let honest: Vec<_> = (0..HONEST).map(|_| scope.spawn(|| plays_on(&relay, &honest_over))).collect();
         if soak().is_some() {
-            // What two published streams hold for who comes next is there whether they were published to once or for half an hour.
-            // The time is how long they attack.
+            // The logs of two published streams remain, whether there was one publisher or half an hour of them.
+            // The duration of the attack.
             siege.with_attackers(|| std::thread::sleep(SHORT));
         }
         let calm = measured(http, lasts / CALM_PART);

@@ -8,7 +8,7 @@ use crate::harness::program::{Program, run};
 use crate::harness::relay::Relay;
 use crate::harness::{DEADLINE, test_file, wait_until};
 
-/// The page's commands, by the heading that they stand under.
+/// The page's commands, by the heading above them.
 fn commands() -> Vec<(String, String)> {
     let page = std::fs::read_to_string(test_file("../docs/BRIDGES.md")).expect("docs/BRIDGES.md");
     let (mut heading, mut shell, mut commands) = (String::new(), false, Vec::new());
@@ -26,7 +26,7 @@ fn commands() -> Vec<(String, String)> {
 
 fn start(line: &str) -> Program {
     let mut command = Command::new("bash");
-    // It must not read from what the tests are started from.
+    // It must not read from the tests' standard input.
     command.args(["-c", &format!("exec {}", line.replacen("ffmpeg ", "ffmpeg -nostdin -v warning ", 1))]);
     Program::start(command)
 }
@@ -37,7 +37,7 @@ fn under<'a>(commands: &'a [(String, String)], heading: &str) -> Vec<&'a str> {
     found
 }
 
-/// Frames of video that come within two seconds of a stream's time.
+/// Video frames received within two seconds of stream time.
 fn frames(url: &str) -> usize {
     let of =
         ["-v", "error", "-read_intervals", "%+2", "-select_streams", "v", "-show_entries", "packet=pts", "-of", "csv"];
@@ -48,7 +48,7 @@ fn frames(url: &str) -> usize {
 #[test]
 fn every_command_passes_pictures_on() {
     let _turn = beside_others();
-    // The page's ports are free there.
+    // The page's ports are free in there.
     if !has_own_network() {
         return;
     }
@@ -59,7 +59,7 @@ fn every_command_passes_pictures_on() {
     for heading in ["An encoder sends RTMP", "An encoder sends SRT"] {
         let [bridge, encoder] = under(&commands, heading)[..] else { panic!("{commands:?}") };
         let _bridge = start(bridge);
-        // A caller that comes before the listener ends; a person would call again.
+        // A caller that comes before the listener exits; a person would try again.
         let mut sends = start(encoder);
         wait_until(&format!("{heading}: its stream is described"), DEADLINE, || {
             if sends.ended().is_some() {
@@ -106,5 +106,5 @@ fn every_command_passes_pictures_on() {
     });
     let had = platform.finish(DEADLINE);
     assert!(had.status.success(), "{had:#?}");
-    assert_eq!(tried + 2, commands.len(), "every command is tried: {commands:?}");
+    assert_eq!(tried + 2, commands.len(), "not every command was run: {commands:?}");
 }

@@ -1,4 +1,4 @@
-//! Streams in browsers: the WebSocket carries MP4 that other programs can read, and a real browser shows the right picture, with sound.
+//! Streams in browsers: other programs can read the MP4 in the WebSocket, and a real browser shows the right picture, with sound.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -17,7 +17,7 @@ use crate::harness::rtsp::Client;
 use crate::harness::websocket::{Said, watch};
 use crate::harness::{DEADLINE, scratch_file, test_file, wait_until};
 
-/// A relay of these streams, with HTTP.
+/// A relay with these streams and HTTP.
 pub fn relay_of(streams: &[(&str, &str)], keys: &str) -> Relay {
     let mut config = format!("listen = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 2\n{keys}\n");
     for (name, source) in streams {
@@ -35,7 +35,7 @@ pub fn atoms(mut bytes: &[u8]) -> Vec<Any> {
     atoms
 }
 
-/// Decode times of a file's fragments, and what each lasts, in ticks.
+/// The decoding times of a file's fragments, and their durations, in ticks.
 pub fn times(file: &[u8]) -> Vec<(u64, u64)> {
     let mut times = Vec::new();
     for atom in atoms(file) {
@@ -49,7 +49,7 @@ pub fn times(file: &[u8]) -> Vec<(u64, u64)> {
     times
 }
 
-/// What ffprobe says of a file's frames, which it decodes all.
+/// What ffprobe reports about a file's frames, all of which it decodes.
 pub fn probed(file: &[u8], name: &str) -> Value {
     let path = scratch_file(&format!("{name}.mp4"));
     std::fs::write(&path, file).unwrap();
@@ -74,12 +74,12 @@ fn a_stream_comes_as_mp4_that_others_read() {
     let told = watcher.texts.iter().find(|text| text["type"] == "track" && text["track"] == 0).unwrap();
     assert_eq!((&told["width"], &told["height"]), (&640.into(), &360.into()), "{told}");
     assert!(told["mime"].as_str().unwrap().starts_with("video/mp4; codecs=\"avc1."), "{told}");
-    // One frame a fragment, none missing, each of which states 300 ms.
+    // One frame per fragment, none missing, each with a duration of 300 ms.
     let all = times(&video);
     assert!(all.windows(2).all(|pair| pair[1].0 > pair[0].0), "{all:?}");
     assert!(all.iter().all(|(_, lasts)| *lasts == 27_000), "{all:?}");
     let arrivals = atoms(&video).iter().filter(|atom| matches!(atom, Any::Prft(_))).count();
-    assert_eq!(arrivals, 45, "each with its moment of arrival");
+    assert_eq!(arrivals, 45, "each has its arrival time");
     let seen = probed(&video, "video");
     let seen = (&seen["codec_name"], &seen["width"], &seen["nb_read_frames"]);
     assert_eq!(seen, (&"h264".into(), &640.into(), &"45".into()));
@@ -88,12 +88,12 @@ fn a_stream_comes_as_mp4_that_others_read() {
     let all = times(&sound);
     assert!(all.windows(2).all(|pair| pair[1].0 == pair[0].0 + pair[0].1), "{all:?}");
     assert_eq!(probed(&sound, "sound")["codec_name"], "flac");
-    // A keyframe is a file of its own.
+    // A keyframe is a separate file.
     let (status, _) = get(http, "/+keyframe/nothing");
     assert_eq!(status, 404);
 }
 
-/// Streams that ffmpeg publishes: the name, what it is told, and what comes of the video and the sound.
+/// Streams that ffmpeg publishes: the name, the encoder's arguments, and the resulting video and audio.
 const PUBLISHED: [(&str, &[&str], &str, &str); 5] = [
     (
         "hevc",
@@ -201,7 +201,7 @@ fn a_browser_is_sent_what_it_asks_for() {
     let _turn = beside_others();
     let relay = relay_of(&[("test", "test")], "").serving("/test");
     let http = http_address(&relay);
-    // Muted: no sound at all.
+    // Muted: no audio at all.
     let mut watcher = watch(http, "/+live/test");
     let mut of_tracks = BTreeMap::new();
     while of_tracks.get(&0).copied().unwrap_or(0) < 40 {
@@ -213,15 +213,15 @@ fn a_browser_is_sent_what_it_asks_for() {
         }
     }
     assert_eq!(of_tracks.len(), 1, "{of_tracks:?}");
-    // It can be had later.
+    // It can be requested later.
     watcher.say("{\"type\":\"sound\",\"on\":true}");
     watcher.fragment(1);
-    // The clock is the one of the hello.
+    // The clock is the one in `hello`.
     watcher.say("{\"type\":\"clock\",\"sent\":12.5}");
     let clock = watcher.text("clock");
     assert_eq!(clock["sent"], 12.5);
     assert!(clock["relay"].as_f64().unwrap() >= watcher.texts[0]["clock"].as_f64().unwrap(), "{clock}");
-    // While it pauses nothing comes; it goes on where it was, or at a keyframe.
+    // While it pauses nothing arrives; it resumes where it stopped, or at a keyframe.
     let last = times(&watcher.fragment(0).1)[0].0;
     watcher.say("{\"type\":\"pause\"}");
     watcher.say("{\"type\":\"clock\",\"sent\":1}");
@@ -231,13 +231,13 @@ fn a_browser_is_sent_what_it_asks_for() {
     watcher.say("{\"type\":\"play\"}");
     let (is_sync, fragment) = watcher.fragment(0);
     assert!(is_sync || times(&fragment)[0].0 - last <= 3_003, "goes on in the middle");
-    // What it does not understand it passes over; what is no WebSocket it ends.
+    // It ignores messages that it does not understand, and closes on bytes that are no WebSocket frame.
     watcher.say("{\"type\":\"of a newer page\"}");
     watcher.say("no JSON");
     watcher.fragment(0);
     watcher.send_raw(&[0x81, 0x01, b'x']);
     assert_eq!(watcher.end().0, 1002);
-    // One that was never there.
+    // A stream that never existed.
     let (status, _) = get(http, "/+live/test");
     assert_eq!(status, 426);
 }
@@ -256,7 +256,7 @@ fn browsers_that_do_not_read_skip_and_keep_nobody_up() {
     assert!(all.windows(2).all(|pair| pair[1].0 - pair[0].0 <= 3_003), "a frame is missing");
     let told = slow.text("skipped");
     assert!(told["skips"].as_u64().unwrap() > 0);
-    // Whatever it was sent before, what comes after a gap is a keyframe.
+    // Whatever it was sent before, after a gap comes a keyframe.
     let mut last = None;
     for _ in 0..60 {
         let (is_sync, fragment) = slow.fragment(0);
@@ -278,14 +278,14 @@ fn streams_that_come_up_later_are_waited_for() {
     let relay = Relay::configured(&config);
     let http = http_address(&relay);
     let (status, _) = get(http, "/+keyframe/far");
-    assert_eq!(status, 503, "a tile wakes nobody");
+    assert_eq!(status, 503, "a tile starts a stream");
     let mut watcher = watch(http, "/+live/far");
     watcher.text("waiting");
     watcher.text("hello");
     assert!(watcher.fragment(0).0);
 }
 
-/// Whether the fields at the bottom of the test pattern, drawn by `source`, are light and dark in turn. Which of them begins changes.
+/// Whether the fields at the bottom of the test pattern, drawn from `source`, are alternately light and dark. Which is first changes.
 fn right_pixels(source: &str) -> String {
     format!(
         "(() => {{ const from = {source}, c = document.createElement('canvas'); c.width = 640; c.height = 360;
@@ -305,17 +305,17 @@ fn chromium_shows_the_right_picture_with_sound() {
     let relay = relay_of(&[("test", "test"), ("two", "test")], "").serving("/test");
     let http = http_address(&relay);
     let browser = Chromium::start(1280, 900);
-    // Everything at a glance.
+    // All streams at a glance.
     browser.open(&format!("http://{http}/"));
     browser.wait("tiles have pictures", "window.pictures >= 2");
     let tile = "document.querySelector('.tile canvas:not([hidden])')";
     browser.wait("a tile shows the pattern", &right_pixels(tile));
-    // One live, by WebCodecs: the picture's age is known and small.
+    // One live, with WebCodecs: the picture's age is known and small.
     browser.open(&format!("http://{http}/two/"));
     browser.wait("pictures are drawn", "view.mode === 'codecs' && view.frames > 30 && view.state === 'playing'");
     browser.wait("it is the pattern", &right_pixels("document.getElementById('canvas')"));
     browser.wait("the picture is of now", "view.ages.length > 20 && Math.min(...view.ages) >= -5 && view.age < 1000");
-    // By Media Source, without sound and with it.
+    // With Media Source, without sound and with it.
     browser.open(&format!("http://{http}/test/?mode=mse"));
     browser.wait("it plays", "view.mode === 'mse' && view.frames > 30 && view.state === 'playing'");
     browser.wait("it is the pattern", &right_pixels("document.getElementById('video')"));
@@ -326,19 +326,19 @@ fn chromium_shows_the_right_picture_with_sound() {
         "view.frames > 30 && !document.getElementById('video').muted && document.getElementById('video').webkitAudioDecodedByteCount > 10000",
     );
     browser.wait("it is still the pattern", &right_pixels("document.getElementById('video')"));
-    // A name that is not there.
+    // A name that does not exist.
     browser.open(&format!("http://{http}/nowhere/"));
     browser.wait("it says so", "document.getElementById('says').textContent.includes('no such stream')");
 }
 
-/// A publisher by PyAV, which sends AV1.
+/// A publisher with PyAV, which sends AV1.
 fn av1_publisher(relay: &Relay) -> Program {
     let mut command = Command::new(test_file("../.venv/bin/python"));
     command.arg(test_file("players/pyav_player.py")).args(["publish", &relay.url("/av1"), "tcp"]);
     Program::start(command)
 }
 
-/// ffmpeg's moving picture, by H.264 without B frames.
+/// ffmpeg's test picture, in H.264 without B frames.
 pub fn picture(relay: &Relay, name: &str, size: &str, fps: u32, more: &[&str]) -> Program {
     let mut command = Command::new("ffmpeg");
     let source = format!("testsrc2=size={size}:rate={fps}");
@@ -379,7 +379,7 @@ fn chromium_plays_what_cameras_send() {
         open(path);
         browser.wait(path, &format!("{plays} && view.age !== null && view.age < 3000"));
     }
-    // Another resolution, and nobody has to press anything.
+    // Another resolution, without any action by the viewer.
     open("/change/?mode=mse");
     browser.wait("the first picture", &format!("{plays} && view.width === 640"));
     drop(change);

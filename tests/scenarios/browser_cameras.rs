@@ -1,5 +1,5 @@
-//! Browsers and cameras that have troubles: B frames that come later, frames that are lost or late, sound that stops, another size of the
-//! picture, other tracks, a stream that is removed.
+//! Browsers and cameras with problems: B frames that appear later, lost or late frames, audio that stops, another picture
+//! size, other tracks, a stream that is removed.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ const FPS: u32 = 25;
 
 const FRAME_TICKS: u32 = 90_000 / FPS;
 
-/// A camera that shows this clip, and sends what `change` makes of its packets.
+/// A camera that shows this clip; `change` may change its packets.
 fn camera(clip: Clip, change: impl FnMut(&mut Outgoing) -> Vec<Piece> + Send + 'static) -> Camera {
     Camera::start(Script { clip: Arc::new(clip), fps: FPS, ..Script::default() }.packets(change))
 }
@@ -41,7 +41,7 @@ fn sps_of(segment: &[u8]) -> Vec<u8> {
 #[test]
 fn browsers_are_told_anew_when_b_frames_come() {
     let _turn = beside_others();
-    // One set of parameters, which leaves B frames open as cameras' do: in two frames there is no room for one.
+    // One parameter set, which leaves B frames open as cameras' do: there is no room for one in two frames.
     let encoded = |frames, interval: u32| {
         let options = format!(
             "keyint={interval}:min-keyint={interval}:scenecut=0:bframes=1:b-adapt=0:b-pyramid=0:ref=1:open-gop=0"
@@ -57,7 +57,7 @@ fn browsers_are_told_anew_when_b_frames_come() {
     let shown = Arc::clone(&clip);
     let camera = Camera::start(Script { clip, fps: FPS, ..Script::default() }.packets(move |packet| {
         if packet.kind == Kind::Video && !packet.rtcp {
-            // A B frame comes behind the frame that is shown after it.
+            // A B frame arrives after the frame that is shown after it.
             let later = u32::from(shown.is_b(packet.frame + 1)) * FRAME_TICKS;
             let earlier = u32::from(shown.is_b(packet.frame)) * FRAME_TICKS;
             let time = u32::from_be_bytes(packet.bytes[4..8].try_into().unwrap());
@@ -65,13 +65,13 @@ fn browsers_are_told_anew_when_b_frames_come() {
         }
         packet.whole()
     }));
-    // It begins with its first frame when somebody asks.
+    // It starts with its first frame when the stream is requested.
     let relay = Relay::configured(&format!(
         "listen = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\non_demand = true\n",
         camera.url()
     ));
     let mut watcher = watch(http_address(&relay), "/+live/cam");
-    // Each segment with what follows it.
+    // Each segment with the frames that follow it.
     let mut parts: Vec<(Vec<u8>, Vec<u8>, usize)> = Vec::new();
     while parts.len() < 3 || parts[2].2 < 30 {
         match watcher.next() {
@@ -89,17 +89,17 @@ fn browsers_are_told_anew_when_b_frames_come() {
     let in_order = Sps::without_reordering(&sps, true).unwrap();
     let told: Vec<_> = parts.iter().map(|(sps, ..)| sps.clone()).collect();
     assert_eq!(told, [sps.clone(), in_order, sps]);
-    // A GOP of two frames; then the other ones without a B frame, and the one in which the first comes.
+    // A GOP of two frames; then the other GOPs without a B frame, and the one with the first B frame.
     assert!(parts[0].2 == 2 && (10..=18 + 10).contains(&parts[1].2), "{} {}", parts[0].2, parts[1].2);
     for (at, (_, file, frames)) in parts.iter().enumerate() {
         let seen = probed(file, &format!("order{at}"));
-        // A decoder that was told of the order passes over the four B frames of the one GOP that breaks it.
+        // A decoder that was told the order drops the four B frames of the one GOP that breaks it.
         let decoded = if at == 1 { frames - 4 } else { *frames };
         assert_eq!(seen["nb_read_frames"], decoded.to_string(), "{at}: {seen}");
     }
 }
 
-/// One that loses a frame in seven, but no keyframe.
+/// Loses every seventh frame, but no keyframe.
 fn losing() -> Camera {
     camera(Clip::made(320, 240), |packet| {
         let is_lost = packet.kind == Kind::Video && !packet.rtcp && !packet.key && packet.frame % 7 == 3;
@@ -107,7 +107,7 @@ fn losing() -> Camera {
     })
 }
 
-/// One whose packets are up to 300 ms late, all of them in their order.
+/// Delays packets by up to 300 ms, in order.
 fn jittering() -> Camera {
     let mut held = Vec::new();
     camera(Clip::made(320, 240), move |packet| {
@@ -117,7 +117,7 @@ fn jittering() -> Camera {
     })
 }
 
-/// One whose sound stops for a second in four.
+/// Its audio stops for one second in four.
 fn losing_sound() -> Camera {
     camera(Clip::made(320, 240), |packet| {
         let is_lost = packet.kind == Kind::Audio && !packet.rtcp && packet.frame / 50 % 4 == 3;
@@ -125,7 +125,7 @@ fn losing_sound() -> Camera {
     })
 }
 
-/// One whose picture has another size every two seconds.
+/// Changes the picture size every two seconds.
 fn resizing() -> Camera {
     camera(Clip::made(640, 360).then(Clip::made(320, 240)), |packet| packet.whole())
 }
@@ -151,7 +151,7 @@ fn chromium_plays_what_troubled_cameras_send() {
     for name in ["losing", "jitter"] {
         for mode in ["mse", "codecs"] {
             open(&format!("/{name}/?mode={mode}"));
-            // Several seconds of it, and not by falling back on the other way.
+            // Several seconds, and without falling back to the other mode.
             browser.wait(name, &format!("view.mode === '{mode}' && view.frames > 75 && {is_playing}"));
         }
     }
@@ -161,7 +161,7 @@ fn chromium_plays_what_troubled_cameras_send() {
     open("/sound/?mode=mse");
     browser.wait("a picture", &format!("view.frames > 20 && {is_playing}"));
     browser.run("document.getElementById('sound').click(); view.frames = 0;");
-    // Over two of the gaps. The sound stays on, and has no hole.
+    // Across two of the gaps. The audio stays on, without a hole.
     browser.wait(
         "a picture with sound",
         "view.frames > 200 && view.state === 'playing' && document.getElementById('video').webkitAudioDecodedByteCount > 10000",
@@ -199,7 +199,7 @@ fn another_source_ends_browsers_with_a_reason() {
     let hevc = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:bframes=0", "-an"];
     let _second = publisher(&relay, "live", &hevc);
     assert_eq!(watcher.end(), (1013, "the source's tracks or codecs changed".into()));
-    // Who comes again is told of what there is now.
+    // A client that reconnects gets the current description.
     let mut watcher = watch(http, "/+live/live");
     assert_eq!(watcher.text("hello")["tracks"][0]["encoding"], "H265");
     let file = watcher.file(0, 10);
@@ -225,7 +225,7 @@ fn who_waits_for_a_stream_is_told_when_it_is_removed() {
     let _turn = beside_others();
     let config = scratch_file("waiting.toml");
     let head = "listen = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n[[stream]]\nname = \"other\"\nsource = \"test\"\n";
-    // Nothing listens there; the relay goes on trying.
+    // Nothing listens there; the relay keeps trying.
     let far =
         "[[stream]]\nname = \"far\"\nsource = \"rtsp://127.0.0.1:9/x\"\non_demand = true\non_demand_start = \"50s\"\n";
     std::fs::write(&config, format!("{head}{far}")).unwrap();

@@ -1,4 +1,4 @@
-//! The page of all streams: what it is told of, and that a crowd of browsers keeps nobody out who watches the relay.
+//! The home page's list: which events it gets, and that a crowd of browsers does not block monitoring.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -18,11 +18,11 @@ use crate::harness::rtsp::{Client, stream_from};
 use crate::harness::websocket::{Said, Watcher, watch, watch_with};
 use crate::harness::{DEADLINE, wait_until};
 
-/// Streams that come when somebody publishes them, and go when nobody does.
+/// Streams that exist while they are published.
 const PUBLISHED: &str = "[[stream]]\nname = \"live/*\"\nsource = \"publish\"\nlinger = \"300ms\"\n\
     [[stream]]\nname = \"other/*\"\nsource = \"publish\"\nlinger = \"300ms\"\n";
 
-/// The next event that a browser is told.
+/// The next event that a browser receives.
 fn event(watcher: &mut Watcher) -> Value {
     loop {
         match watcher.next() {
@@ -73,7 +73,7 @@ fn browsers_are_told_of_the_streams_that_they_may_see() {
     }
     drop(other);
     let live = start("/live/x");
-    // Of the other stream she is told nothing, and of clients neither.
+    // Events about the other stream and about clients are not sent to her.
     let mut seen = Vec::new();
     while seen.last().is_none_or(|kind| kind != "live") {
         let event = event(&mut ann);
@@ -107,7 +107,7 @@ fn the_page_follows_streams_that_come_and_go() {
     browser.open(&format!("http://{http}/"));
     browser
         .wait("the list is there", "document.querySelectorAll('.tile').length === 1 && listen.bell.readyState === 1");
-    // Nothing but events asks for the list from here on.
+    // From here on only events trigger requests for the list.
     browser.run("for (let timer = 1; timer < 1000; timer++) clearInterval(timer);");
     let named =
         |name: &str| format!("[...document.querySelectorAll('.tile .name')].some(one => one.textContent === '{name}')");
@@ -117,7 +117,7 @@ fn the_page_follows_streams_that_come_and_go() {
     browser.wait("it has gone", &format!("!{} && {}", named("live/a"), named("front")));
 }
 
-/// Asks for a page by a connection that goes on, and reads the answer: its status.
+/// Requests a page over a connection that is kept open, and reads the answer's status.
 fn ask(connection: &mut BufReader<TcpStream>, path: &str) -> std::io::Result<u16> {
     connection.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())?;
     answered(connection)
@@ -160,10 +160,10 @@ fn a_crowd_of_browsers_keeps_no_scrape_out() {
     for (path, probe) in &mut probes {
         assert_eq!(ask(probe, path).unwrap(), 200, "{path}");
     }
-    // One has begun to ask, and goes on later.
+    // One has sent part of a request, and continues later.
     let mut late = connection_from(9, http);
     late.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nHost: local").unwrap();
-    // Several times as many browsers as there are places, each from an address of its own; those that are left stay.
+    // Several times as many browsers as there are places, each from its own address; those that are left stay.
     let mut crowd = Vec::new();
     for last in 20..120 {
         let mut browser = connection_from(last, http);
@@ -171,14 +171,14 @@ fn a_crowd_of_browsers_keeps_no_scrape_out() {
         crowd.push(browser);
     }
     for (path, probe) in &mut probes {
-        assert_eq!(ask(probe, path).expect("it has kept its place"), 200, "{path}");
+        assert_eq!(ask(probe, path).expect("the connection is still open"), 200, "{path}");
     }
     late.get_mut().write_all(b"host\r\n\r\n").unwrap();
-    assert_eq!(answered(&mut late).expect("it has kept its place"), 200);
+    assert_eq!(answered(&mut late).expect("the connection is still open"), 200);
     assert_eq!(ask(&mut connection_from(10, http), "/healthz").unwrap(), 200, "there is a place for a new one");
     let left = crowd.iter_mut().filter_map(|browser| ask(browser, "/+tiles").ok()).count();
     assert!((1..=32).contains(&left), "{left} browsers have kept theirs");
-    // Live pictures and events have none of these places.
+    // Live pictures and events take none of these places.
     let watchers: Vec<_> = (0..40).map(|_| watch(http, "/+events")).collect();
     wait_until("pages are answered beside them", DEADLINE, || {
         ask(&mut connection_from(11, http), "/+tiles").is_ok_and(|status| status == 200)

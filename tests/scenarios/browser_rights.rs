@@ -46,11 +46,11 @@ fn who_logs_in_sees_the_streams_of_that_user() {
     let _turn = beside_others();
     let relay = with_users();
     let http = http_address(&relay);
-    // The page itself holds nothing; what it asks for does.
+    // The page itself contains nothing secret; the requests that it makes need rights.
     let (status, head, page) = get(http, "/one/", "");
     assert!(status == 200 && page.contains("id=\"login\""));
     assert!(head.contains("frame-ancestors 'self' https://home.example"), "{head}");
-    // A browser is not to show a window of its own; a program is told how to go on.
+    // A browser must not open its own dialog; a program is told how to authenticate.
     let (status, head, _) = get(http, "/+tiles", "User-Agent: Mozilla/5.0\r\n");
     assert!(status == 401 && !head.contains("www-authenticate"), "{head}");
     let (status, head, _) = get(http, "/+tiles", "User-Agent: curl/8\r\n");
@@ -90,7 +90,7 @@ fn a_cookie_opens_what_its_user_may_watch_and_nothing_else() {
     }
     let (status, ..) = get(http, "/+keyframe/two", &format!("Cookie: {shown}\r\n"));
     assert_eq!(status, 403);
-    // Another page's script has the cookie too, but not this address.
+    // Another page's script has the cookie too, but another origin.
     let headers = [("cookie", shown.as_str()), ("origin", "http://attacker.example")];
     assert_eq!(watch_with(http, "/+live/one", &headers).err(), Some(403));
     let forged = shown.replacen('=', "=A", 1);
@@ -154,7 +154,7 @@ fn pages_and_live_pictures_come_by_https_too() {
     );
     let relay = Relay::configured(&config);
     let https = https_address(&relay);
-    // What is asked of OpenSSL's client, which ends with its input.
+    // The requests for OpenSSL's client, which ends with its input.
     let ask = |request: String| {
         let mut client = Command::new("openssl")
             .args(["s_client", "-quiet", "-connect", &https.to_string()])
@@ -220,13 +220,13 @@ fn beyond_loopback_a_page_by_a_name_of_its_own_reads_nothing_and_programs_do() {
     let _turn = beside_others();
     let open = "listen = \"127.0.0.1:0\"\nhttp = \"0.0.0.0:0\"\nhttp_hosts = [\"cams.example\"]\n[[stream]]\nname = \"one\"\nsource = \"test\"\n";
     let status = |relay: &Relay, path: &str, lines: &str| {
-        // Bound to every address of this machine, and asked for by loopback alone.
+        // Listening on all addresses of this machine, and requested over loopback only.
         let http = SocketAddr::from(([127, 0, 0, 1], http_address(relay).port()));
         ask(http, &format!("GET {path} HTTP/1.1\r\n{lines}"), "").0
     };
     let relay = Relay::configured(open);
     let firefox = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0)\r\n";
-    // A script may call its browser by another name.
+    // A script may give its browser another name.
     let disguised = "User-Agent: Prometheus/2.42.0\r\nAccept-Language: en\r\n";
     let prometheus = "User-Agent: Prometheus/2.42.0\r\nAccept-Encoding: gzip\r\n";
     for path in ["/status", "/metrics", "/+streams"] {
@@ -241,9 +241,9 @@ fn beyond_loopback_a_page_by_a_name_of_its_own_reads_nothing_and_programs_do() {
         }
     }
     assert_eq!(status(&relay, "/+events", &format!("Host: attacker.example\r\n{firefox}")), 421);
-    // Whoever looks whether it is well may say what he likes.
+    // A health check may send any host name.
     assert_eq!(status(&relay, "/healthz", &format!("Host: relay.example\r\n{firefox}")), 200);
-    // A browser has no password for another's name.
+    // A browser has no password for a name that is not the relay's.
     let with_users = Relay::configured(&format!("{open}{USERS}"));
     assert_eq!(status(&with_users, "/status", &format!("Host: relay.example\r\n{firefox}")), 401);
 }

@@ -1,5 +1,5 @@
-//! Browsers for a long time, many tiles, and slow browsers beside others. In the suite for seconds; `tests/soak --browser` has them go on for
-//! minutes, and judges what only a machine with nothing else to do can show.
+//! Browsers over a long time, many tiles, and slow browsers beside others. In the suite for seconds; `tests/soak --browser` runs them for
+//! minutes, and also checks what only an otherwise idle machine can show.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,19 +18,19 @@ const NO_BROWSER: &str = "chromium and chromedriver are not installed (tests/run
 /// Seconds from 1900 to 1970.
 const NTP_TO_UNIX_S: f64 = 2_208_988_800.0;
 
-/// What `RTSPRELAY_SOAK_MINUTES` says, which `tests/soak` sets.
+/// The value of `RTSPRELAY_SOAK_MINUTES`, which `tests/soak` sets.
 fn soak() -> Option<Duration> {
     let minutes: f64 = std::env::var("RTSPRELAY_SOAK_MINUTES").ok()?.parse().expect("a number of minutes");
     Some(Duration::from_secs_f64(minutes * 60.0))
 }
 
-/// The ways of playing: in the page's address, whether with sound, and how old the picture may be (p50) on a machine with nothing else to do.
+/// The modes: in the page's address, whether with sound, and the largest age of the picture (p50) on an otherwise idle machine.
 const WAYS: [(&str, bool, f64); 3] = [("codecs", false, 40.0), ("mse", false, 100.0), ("mse", true, 300.0)];
 
-/// Freezes, in milliseconds.
+/// A gap between pictures that counts as a freeze, in milliseconds.
 const FREEZE_MS: f64 = 100.0;
 
-/// Notes each gap between two pictures that is a freeze, and the longest.
+/// Records each freeze, and the longest gap.
 const NOTES_GAPS: &str = "window.gaps = { last: 0, freezes: [], worst: 0 };
     const before = window.shown;
     window.shown = () => {
@@ -41,7 +41,7 @@ const NOTES_GAPS: &str = "window.gaps = { last: 0, freezes: [], worst: 0 };
         before();
     };";
 
-/// Median and 99th percentile of the age of the pictures that were shown last, in milliseconds.
+/// Median and 99th percentile of the age of the most recently shown pictures, in milliseconds.
 fn ages(browser: &Chromium, last: usize) -> (f64, f64) {
     let ages = browser.run(&format!(
         "const ages = view.ages.slice(-{last}).sort((a, b) => a - b); return [ages[ages.length >> 1], ages[Math.floor(ages.length * 0.99)]];"
@@ -57,7 +57,7 @@ fn the_picture_gets_no_older_in_a_browser() {
     let _turn = alone();
     let relay = relay_of(&[("test", "test")], "").serving("/test");
     let http = http_address(&relay);
-    // The first look when everything has settled.
+    // The first reading once everything has settled.
     let (settles, lasts) = match soak() {
         Some(lasts) => (Duration::from_secs(60).min(lasts / 2), lasts),
         None => (Duration::from_secs(2), Duration::from_secs(5)),
@@ -72,7 +72,7 @@ fn the_picture_gets_no_older_in_a_browser() {
         browser.run("view.frames = 0;");
         browser.wait("it plays so", &format!("view.frames > 30 && view.state === 'playing' && view.mode === '{mode}'"));
         let started = Instant::now();
-        // Both times are what is looked at: the age so long after the start, and then.
+        // The times themselves matter: the age at this time after the start, and later.
         std::thread::sleep(settles);
         browser.run(NOTES_GAPS);
         let frames = if soak().is_some() { 900 } else { 60 };
@@ -108,7 +108,7 @@ fn fifty_tiles_have_their_pictures() {
     let streams: Vec<_> = names.iter().map(|name| (name.as_str(), "test")).collect();
     let relay = relay_of(&streams, "").serving("/cam/49");
     let http = http_address(&relay);
-    // All of them in view.
+    // All of them visible.
     let browser = Chromium::start(2800, 1800);
     let mut took = Vec::new();
     for _ in 0..if soak().is_some() { 9 } else { 1 } {
@@ -125,16 +125,16 @@ fn fifty_tiles_have_their_pictures() {
     }
 }
 
-/// What the players that do nothing wrong have seen.
+/// What the well-behaved players have seen.
 #[derive(Default)]
 struct Seen {
     frames: AtomicUsize,
-    /// How old the frames were when they came, in microseconds.
+    /// The age of the frames on arrival, in microseconds.
     ages: std::sync::Mutex<Vec<u32>>,
 }
 
 impl Seen {
-    /// The 99th percentile since the last look, in microseconds.
+    /// The 99th percentile since the last call, in microseconds.
     fn p99(&self) -> u32 {
         let mut ages = std::mem::take(&mut *self.ages.lock().unwrap());
         ages.sort_unstable();
@@ -142,7 +142,7 @@ impl Seen {
     }
 }
 
-/// When a frame had arrived at the relay, and when it is decoded, in ticks.
+/// When a frame arrived at the relay, and its decoding time in ticks.
 fn moments(fragment: &[u8]) -> (f64, u64) {
     let (mut arrived, mut decoded) = (0.0, 0);
     for atom in atoms(fragment) {
@@ -155,7 +155,7 @@ fn moments(fragment: &[u8]) -> (f64, u64) {
     (arrived, decoded)
 }
 
-/// Watches until it is over, and misses nothing.
+/// Watches until told to stop, and checks that no frame is missing.
 fn watches_on(mut watcher: Watcher, seen: &Seen, over: &AtomicBool) {
     let mut last = None;
     while !over.load(Ordering::Relaxed) {
@@ -175,7 +175,7 @@ fn watches_on(mut watcher: Watcher, seen: &Seen, over: &AtomicBool) {
     }
 }
 
-/// Reads two kilobytes ten times in a second, if any.
+/// Reads two kilobytes ten times a second, or nothing.
 fn barely_reads(http: std::net::SocketAddr, reads: bool, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         let watcher = watch(http, "/+live/test");
@@ -183,7 +183,7 @@ fn barely_reads(http: std::net::SocketAddr, reads: bool, over: &AtomicBool) {
         socket2::SockRef::from(stream).set_recv_buffer_size(4_096).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let connected = Instant::now();
-        // Who does not read at all is closed at some time, and comes again.
+        // One that reads nothing is closed eventually, and reconnects.
         while !over.load(Ordering::Relaxed) && (reads || connected.elapsed() < Duration::from_secs(15)) {
             std::thread::sleep(Duration::from_millis(100));
             if reads && matches!(std::io::Read::read(&mut stream, &mut [0; 2_048]), Ok(0)) {
@@ -193,7 +193,7 @@ fn barely_reads(http: std::net::SocketAddr, reads: bool, over: &AtomicBool) {
     }
 }
 
-/// Ends those who watch on, also if the scenario fails.
+/// Ends the watchers, also if the scenario fails.
 struct EndsThem<'a>(&'a AtomicBool);
 
 impl Drop for EndsThem<'_> {

@@ -12,7 +12,7 @@ use crate::harness::rtsp::{Client, Incoming};
 use crate::harness::servers::Encoder;
 use crate::harness::{DEADLINE, SYSTEM_PYTHON, test_file, wait_until};
 
-/// Frames that each player takes.
+/// Frames that each player receives.
 const FRAMES: &str = "240";
 
 fn player(program: &str, script: &str, arguments: &[&str]) -> Program {
@@ -24,7 +24,7 @@ fn player(program: &str, script: &str, arguments: &[&str]) -> Program {
 #[test]
 fn players_that_are_connected_show_the_new_size() {
     let _turn = beside_others();
-    // Nobody else is given the port between the two.
+    // No other program can take the port in between.
     let place = Place::reserve();
     let port = place.address().port().to_string();
     let small = Encoder::start(&["x264", "--no-audio", "--size", "320x240", "--port", &port]);
@@ -35,7 +35,7 @@ fn players_that_are_connected_show_the_new_size() {
     let interval = format!("%+#{FRAMES}");
     ffprobe.args(["-v", "error", "-rtsp_transport", "tcp", "-read_intervals", &interval]);
     ffprobe.args(["-show_entries", "frame=width", "-of", "csv=p=0", &url]);
-    // One after the other, the slowest to start first: none has taken all its frames when the last plays.
+    // One after the other, the slowest first: none has received all its frames when the last starts.
     let play = |count| {
         wait_until(&format!("{count} of them play"), DEADLINE, || {
             relay.printed().matches("started playing stream=").count() >= count
@@ -63,12 +63,12 @@ fn players_that_are_connected_show_the_new_size() {
     assert_eq!((&gstreamer["width"], &gstreamer["height"]), (&640.into(), &480.into()), "{gstreamer}");
     let times: Vec<f64> = gstreamer["times"].as_array().unwrap().iter().filter_map(Value::as_f64).collect();
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
-    // OpenCV scales whatever comes to the size that it began with; it goes on, and that is all that can be asked of it.
+    // OpenCV scales every picture to the first one's size; it continues, and no more can be expected of it.
     assert_eq!(
         seen(opencv)["times"].as_array().map(Vec::len).map(|frames| frames.to_string()).as_deref(),
         Some(FRAMES)
     );
-    // Nobody was closed and came again.
+    // Nobody was disconnected and came back.
     assert_eq!(relay.printed().matches("started playing stream=").count(), 3, "{}", relay.printed());
     drop(large);
 }
@@ -77,16 +77,11 @@ fn players_that_are_connected_show_the_new_size() {
 fn another_codec_ends_sessions_with_a_bye_and_a_reason() {
     let _turn = beside_others();
     let camera = Camera::start();
-    let relay = Relay::connecting_to(&camera.url());
-    camera.wait_playing();
-    camera.keyframe(5_000);
-    let relay = relay.serving("/");
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/"));
-    client.frame_on(0);
+    let relay = Relay::of_camera(&camera, 5_000);
+    let mut client = relay.player("/");
     camera.becomes("H265");
     camera.hang_up();
-    // A BYE (RFC 3550 section 6.6) on each track's RTCP channel, and nothing behind it but the end.
+    // A BYE (RFC 3550 section 6.6) on each track's RTCP channel, and then the end of the connection.
     let mut byes = Vec::new();
     let end = std::time::Instant::now() + DEADLINE;
     while let Some(incoming) = client.read(end).expect("the end of the connection") {
@@ -99,11 +94,11 @@ fn another_codec_ends_sessions_with_a_bye_and_a_reason() {
     }
     assert_eq!(byes, [1, 3]);
     let told = "the source's tracks or codecs changed";
-    // The log goes another way than the media, and may come after it.
+    // The log takes another path than the media, and may arrive later.
     wait_until(told, DEADLINE, || relay.printed().contains(told));
-    // A shard that has no client of the stream has nothing to tell.
+    // A shard without clients of the stream has nothing to log.
     assert!(relay.printed().lines().filter(|line| line.contains(told)).all(|line| line.contains("clients=1")));
-    // Who comes now gets what the camera has now.
+    // New clients get the camera's new media.
     wait_until("the new description", DEADLINE, || {
         Client::connect(relay.address()).describe(&relay.url("/")).body.contains("H265")
     });

@@ -11,7 +11,7 @@ use crate::harness::rtsp::{Client, Packet};
 use crate::harness::servers::Encoder;
 use crate::harness::{DEADLINE, test_file, wait_until};
 
-/// Paths of the encoders' server, with what ffprobe calls the codec, if it knows one.
+/// Paths of the encoders' server, with ffprobe's name for the codec, if it has one.
 const OTHERS: [(&str, &str); 9] = [
     ("g722", "adpcm_g722"),
     ("g726", "adpcm_g726le"),
@@ -42,7 +42,7 @@ fn sound_and_data_of_every_kind_pass() {
     what_nobody_knows_passes_untouched(&relay, &encoder);
 }
 
-/// What is wrong with what came of a path, if anything is.
+/// What is wrong with the stream at a path, if anything.
 fn judge(relay: &Relay, path: &str, codec: &str) -> Option<String> {
     let url = relay.url(&format!("/{path}"));
     wait_until(path, DEADLINE, || Client::connect(relay.address()).describe(&url).status == 200);
@@ -69,7 +69,7 @@ fn what_nobody_knows_passes_untouched(relay: &Relay, encoder: &Encoder) {
     direct.play_everything(&encoder.url_of("unknown"));
     let ours = payloads(&mut relayed);
     let its = payloads(&mut direct);
-    // The camera's SDP, as far as it says how to read the payload.
+    // The camera's SDP, as far as it concerns the payload format.
     let direct_attributes = |line: &&String| line.starts_with("fmtp:") || line.starts_with("rtpmap:");
     assert_eq!(tracks[0].attributes.iter().filter(direct_attributes).count(), 2, "{tracks:?}");
     assert!(ours.iter().any(|payload| its.contains(payload)), "{ours:?}\n{its:?}");
@@ -106,7 +106,7 @@ fn av1_is_published_pulled_and_played() {
     }
 }
 
-/// What ffmpeg is told to send, by the codecs' names in ffprobe.
+/// ffmpeg's arguments, by the codecs' names in ffprobe.
 const OLDER: [(&str, &str, &[&str]); 5] = [
     ("vp9", "libvpx-vp9", &["-deadline", "realtime", "-cpu-used", "8", "-strict", "experimental"]),
     ("mpeg4", "mpeg4", &["-bf", "2"]),
@@ -144,15 +144,15 @@ fn players_start_at_keyframes_of_codecs_that_few_cameras_send() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What is wrong with the first packets of players that come one after another, in the midst of groups of pictures.
+/// What is wrong with the first packets of players that start one after another, within groups of pictures.
 fn starts_wrongly(relay: &Relay, encoder: &str, codec: &str) -> Option<String> {
     let url = relay.url(&format!("/{encoder}"));
     wait_until(encoder, DEADLINE, || Client::connect(relay.address()).describe(&url).status == 200);
-    // A group of pictures that is whole.
+    // A complete group of pictures.
     relay.has_sent(&format!("/{encoder}"), 50);
     if codec == "vp9" {
-        // ffprobe has no flag for it. The descriptor of a picture's first packet, then frame_marker 2 and, in the profile that is
-        // sent, show_existing_frame and frame_type, both 0.
+        // ffprobe has no flag for it. The descriptor of a picture's first packet, then frame_marker 2 and, in this
+        // profile, show_existing_frame and frame_type, both 0.
         return (0..3).find_map(|_| {
             let mut client = Client::connect(relay.address());
             client.play_everything(&url);

@@ -1,5 +1,5 @@
-//! The compose file as it is: an origin, two edges, HAProxy and Prometheus come up in a network of their own, and who opens the host's port
-//! plays.
+//! The compose file as it is: an origin, two edges, HAProxy and Prometheus start in a network of their own, and players play through the
+//! host's port.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::harness::program::{Finished, Program, run};
 use crate::harness::wait_until;
 use crate::harness::websocket::watch;
 
-/// How long each step may take: containers are copied whole, and Prometheus looks every 15 s.
+/// How long each step may take: containers are copied completely, and Prometheus scrapes every 15 s.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The project's directory for containers.
@@ -24,7 +24,7 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/container")
 }
 
-/// The same tree by podman-compose; taken down when dropped.
+/// The same tree started by podman-compose; stopped when dropped.
 struct Compose<'a> {
     podman: &'a Podman,
 }
@@ -32,7 +32,7 @@ struct Compose<'a> {
 impl Compose<'_> {
     fn run(&self, arguments: &[&str]) -> Finished {
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"));
-        // From there, as the file's head says: the seccomp profile's path is taken from where podman is started.
+        // From there, as the file's header says: the path of the seccomp profile is relative to where podman is started.
         command.args(["-m", "podman_compose"]).args(arguments).current_dir(directory());
         command.env("EDGE_PASSWORD", "between5them");
         Program::start(self.podman.around(command)).finish(PATIENCE)
@@ -64,7 +64,7 @@ impl Drop for Compose<'_> {
     }
 }
 
-/// An image of a program of Debian's with what it is linked with, in the place of the one that its authors publish, which cannot be had
+/// An image with a program of Debian's and its libraries, in place of the one from its authors, which is not available
 /// everywhere. It is started in the same way.
 fn stand_in(podman: &Podman, image: &str, program: &str, how: &str) {
     let context = podman.context(image.rsplit('/').next().unwrap().split(':').next().unwrap());
@@ -111,7 +111,7 @@ fn the_compose_file_comes_up_plays_is_watched_and_stops() {
     it_plays(&net, &compose);
     all_is_watched();
 
-    // Nobody is there any more whom the edges would have to send away.
+    // No clients are left for the edges to disconnect.
     let stopped = compose.run(&["stop"]);
     assert!(stopped.status.success(), "{stopped:#?}");
     for relay in ["origin", "edge-a", "edge-b"] {
@@ -119,14 +119,14 @@ fn the_compose_file_comes_up_plays_is_watched_and_stops() {
     }
 }
 
-/// A player at another machine opens the host's port: it gets pictures, an edge knows its address, and the page is there.
+/// A player on another machine uses the host's port: it gets pictures, an edge knows its address, and the page is there.
 fn it_plays(net: &Net, compose: &Compose<'_>) {
     let page = SocketAddr::from((SERVER, 8080));
     wait_until("HAProxy has found the edges", PATIENCE, || {
         std::net::TcpStream::connect(page).is_ok() && get(page, "/").0 == 200
     });
     watch(page, "/+live/front").fragment(0);
-    assert_eq!(get(page, "/metrics").0, 403, "whoever watches all edges asks each of them");
+    assert_eq!(get(page, "/metrics").0, 403, "metrics must be requested from each edge");
     for relay in ["origin", "edge-a", "edge-b"] {
         let io = if rtsprelay::egress::probe::probe().is_ok() { "io=\"io_uring\"" } else { "io=\"epoll\"" };
         let said = compose.run(&["logs", relay]);
@@ -162,7 +162,7 @@ fn it_plays(net: &Net, compose: &Compose<'_>) {
     assert!(frames > 450, "{frames} frames: {played:#?}");
 }
 
-/// Prometheus has found all three relays well, and has what they tell.
+/// Prometheus reports all three relays as up, and has their metrics.
 fn all_is_watched() {
     let prometheus = SocketAddr::from(([127, 0, 0, 1], 9090));
     let mut targets = Vec::new();

@@ -1,4 +1,4 @@
-//! The configuration: a valid one is served, an invalid one is refused with line and cure.
+//! The configuration: a valid one is served, an invalid one is rejected with the line and the fix.
 
 use crate::harness::camera::Camera;
 use crate::harness::machine::beside_others;

@@ -14,33 +14,33 @@ use crate::harness::relay::{Relay, address_after};
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, wait_until};
 
-/// The relay's image, by the name that the compose file has for it.
+/// The relay's image, under its name in the compose file.
 pub const RELAY: &str = "rtsprelay";
 
 /// How long a player may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The static program takes a compilation of all that the relay is made of.
+/// The static build compiles all of the relay's dependencies.
 const BUILD_MAX: Duration = Duration::from_secs(900);
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// podman with a place of its own for everything; gone when dropped.
+/// podman with its own directory for everything; removed when dropped.
 pub struct Podman {
     place: PathBuf,
 }
 
 impl Podman {
-    /// Nothing is in its place yet.
+    /// The directory is still empty.
     pub fn new() -> Podman {
         // Its sockets' paths must be short.
         let place = std::env::temp_dir().join(format!("rtsprelay-podman-{}", std::process::id()));
         let podman = Podman { place };
         let place = podman.place.display();
         std::fs::create_dir_all(&podman.place).unwrap();
-        // More than the machine allows is refused, and podman asks for more by itself.
+        // podman asks by itself for more than the machine allows, which is refused.
         let files = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit").1.min(65_536);
         // Debian's crun fails on some machines on which runc works.
         let engine = format!(
@@ -54,7 +54,7 @@ impl Podman {
         podman
     }
 
-    /// Has what a command starts find the place.
+    /// Points a command to the directory.
     pub fn around(&self, mut command: Command) -> Command {
         command.env("CONTAINERS_CONF", self.place.join("containers.conf"));
         command.env("CONTAINERS_STORAGE_CONF", self.place.join("storage.conf"));
@@ -65,17 +65,17 @@ impl Podman {
         self.around(Command::new("podman"))
     }
 
-    /// What podman says.
+    /// The output of podman.
     ///
     /// # Errors
-    /// The same, when it fails.
+    /// The same, if it fails.
     pub fn output(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.command().args(arguments).output().map_err(|error| error.to_string())?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() { Ok(said) } else { Err(said + &String::from_utf8_lossy(&output.stderr)) }
     }
 
-    /// A new directory that an image can be built from.
+    /// A new directory to build an image from.
     pub fn context(&self, name: &str) -> PathBuf {
         let context = self.place.join(name);
         std::fs::create_dir_all(&context).unwrap();
@@ -85,15 +85,15 @@ impl Podman {
     /// Builds an image of that name.
     ///
     /// # Errors
-    /// What podman says when it fails.
+    /// podman's output if it fails.
     pub fn build(&self, image: &str, context: &Path) -> Result<(), String> {
         self.output(&["build", "-q", "-t", image, context.to_str().unwrap()]).map(drop)
     }
 
-    /// Builds the relay's image: the last stage, as the Containerfile has it, around a static program made here.
+    /// Builds the relay's image: the last stage of the Containerfile, around a static program built here.
     ///
     /// # Errors
-    /// What podman says when it fails.
+    /// podman's output if it fails.
     pub fn build_relay(&self) -> Result<(), String> {
         let context = self.context("relay");
         let containerfile = std::fs::read_to_string(root().join("packaging/container/Containerfile")).unwrap();
@@ -129,8 +129,8 @@ impl Drop for Podman {
     }
 }
 
-/// Builds the relay as the Containerfile does, but for the time that it takes to optimize it: what it is made of the README's test has
-/// compiled, or will find compiled.
+/// Builds the relay as the Containerfile does, but without the time for optimizing: its dependencies are compiled by the README's test,
+/// or will be.
 fn static_program(into: &Path) {
     let target = concat!(env!("CARGO_TARGET_TMPDIR"), "/readme");
     let mut cargo = Command::new(env!("CARGO"));
@@ -163,7 +163,7 @@ fn listening(program: &Program) -> SocketAddr {
     found.unwrap()
 }
 
-/// Answers queries for `name` with 127.0.0.1 (RFC 1035 section 4.1), and all others with no answer, until it is told to stop.
+/// Answers DNS queries for `name` with 127.0.0.1 (RFC 1035 section 4.1), and others with an empty response, until told to stop.
 fn serve_names(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let wanted: Vec<u8> =
@@ -178,7 +178,7 @@ fn serve_names(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
         if is_it {
             answer.extend([0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
         }
-        // Whoever asked may be gone.
+        // The client may be gone.
         let _ = socket.send_to(&answer, from);
     }
 }
@@ -230,7 +230,7 @@ fn what_is_in_it(podman: &Podman) {
     podman.output(&["export", "-o", archive.to_str().unwrap(), made.trim()]).unwrap();
     let listed = run(PATIENCE, "tar", &["-tf", archive.to_str().unwrap()]).expect_silent_success();
     let mut files: Vec<&str> = listed.stdout.lines().filter(|line| !line.ends_with('/')).collect();
-    // What the runtime mounts over.
+    // What the runtime mounts over the root.
     files.retain(|file| {
         !file.starts_with("dev/")
             && !["etc/hosts", "etc/resolv.conf", "etc/hostname", "run/.containerenv", "etc/mtab"].contains(file)
@@ -242,7 +242,7 @@ fn what_is_in_it(podman: &Podman) {
     podman.output(&["rm", "look"]).unwrap();
 }
 
-/// By /etc/hosts, and by DNS: in a static program both are glibc's own.
+/// With /etc/hosts and with DNS: a static program contains glibc's code for both.
 fn it_finds_names(podman: &Podman) {
     let origin = Relay::demo();
     let dns = UdpSocket::bind("127.0.0.77:53").expect("a port for names");

@@ -19,7 +19,7 @@ fn the_raw_client_plays_a_real_server() {
     for pair in frames.windows(2) {
         let (last, next) = (pair[0].last().unwrap(), &pair[1][0]);
         assert_eq!(next.seq(), last.seq().wrapping_add(1), "a packet is missing");
-        // An encoder that is late leaves frames out.
+        // An encoder that is late drops frames.
         let step = next.rtp_time().wrapping_sub(last.rtp_time());
         assert!(step.is_multiple_of(3_000) && (1..=30).contains(&(step / 3_000)), "{step} ticks to the next frame");
     }

@@ -1,4 +1,4 @@
-//! A stream is sent in datagrams small enough for the network, whatever size its camera sends.
+//! A stream is sent in datagrams that fit the network, whatever size its camera sends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
@@ -10,10 +10,10 @@ use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, servers};
 
-/// Bytes of a datagram at most, so that it passes IPv4 networks of 1,500 whole.
+/// Maximum datagram size that passes IPv4 networks with an MTU of 1,500 unfragmented.
 const DATAGRAM_BYTES_MAX: usize = 1_472;
 
-/// A client at `ip` that plays the video over UDP, and the sockets that it comes to.
+/// A client at `ip` that plays the video over UDP, and the sockets that receive it.
 fn play(relay: &Relay, ip: IpAddr) -> (Client, Ports) {
     let address = SocketAddr::new(ip, relay.address().port());
     let mut client = Client::connect(address);
@@ -36,7 +36,7 @@ fn a_cameras_packets_of_3000_bytes_come_in_pieces_that_decode() {
     let sizes: Vec<usize> = (0..300).map(|_| ports.rtp.recv(&mut buffer).expect("a datagram")).collect();
     let largest = sizes.iter().copied().max().unwrap();
     assert!((1_000..=DATAGRAM_BYTES_MAX).contains(&largest), "{largest} bytes");
-    // Over TCP they would come as the camera sends them, if they were not cut for both.
+    // Over TCP they would arrive in the camera's size if they were not split for both.
     let finished = run(
         DEADLINE,
         "ffmpeg",
@@ -62,7 +62,7 @@ fn a_cameras_packets_of_3000_bytes_come_in_pieces_that_decode() {
 #[test]
 fn packets_that_fill_a_datagram_pass_whole_over_ipv4_and_in_fragments_over_ipv6() {
     let _turn = beside_others();
-    // A network of this thread and its children alone, in which no packet is larger than in a usual one.
+    // A network for this thread and its children, in which packets have the usual size limit.
     if !has_own_network() {
         return;
     }

@@ -11,7 +11,7 @@ use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, servers};
 
-/// What a client got: per track, each packet's sequence number and the hash of its bytes, in order.
+/// What a client received: for each track, each packet's sequence number and the hash of its bytes, in order.
 type Got = HashMap<u8, Vec<(u16, u64)>>;
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -20,7 +20,7 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Video packets that each client waits for, however slow the machine: at half of 30 frames a second, one a frame.
+/// Video packets that each client waits for, on however slow a machine: at half of 30 frames a second, one per frame.
 fn packets_min(seconds: u64) -> usize {
     seconds as usize * 30 / 2
 }
@@ -46,7 +46,7 @@ fn over_udp(relay: &Relay, seconds: u64) -> Got {
     for track in tracks(&described) {
         let rtp = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
         rtp.set_recv_buffer_size(4 << 20).unwrap();
-        // More than the machine's usual bound, as root: this reader may wait for the processor.
+        // More than the machine's usual limit, as root: this reader may wait for the processor.
         let _ = nix::sys::socket::setsockopt(&rtp, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20));
         rtp.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
         let rtp: UdpSocket = rtp.into();
@@ -80,7 +80,7 @@ fn over_udp(relay: &Relay, seconds: u64) -> Got {
     (0u8..).zip(readers).map(|(track, reader)| (track, reader.join().unwrap())).collect()
 }
 
-/// Panics unless all got the same, each without a gap.
+/// Panics unless all received the same, without gaps.
 fn assert_same(all: &[Got]) {
     let mut known: HashMap<(u8, u16), u64> = HashMap::new();
     for (client, got) in all.iter().enumerate() {

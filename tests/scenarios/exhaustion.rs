@@ -17,7 +17,7 @@ use crate::harness::{DEADLINE, h264, wait_until};
 
 const DEMO: [&str; 7] = ["demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--workers", "1"];
 
-/// The relay under what a shell sets first.
+/// The relay, started by a shell that first sets something.
 fn after(shell: &str, arguments: &[&str]) -> Relay {
     let inner = command(Uring::AsAsked, arguments);
     let mut outer = Command::new("sh");
@@ -36,7 +36,7 @@ fn player(relay: &Relay) -> Client {
     client
 }
 
-/// Takes frames, and sees that no packet is missing.
+/// Receives frames, and checks that no packet is missing.
 fn unbroken(client: &mut Client, frames: usize) {
     let mut next = None;
     for _ in 0..frames {
@@ -61,7 +61,7 @@ fn without_descriptors_left_players_lose_nothing_and_it_recovers() {
     let printed = relay.printed();
     assert!(printed.lines().filter(|line| line.contains("WARN")).count() < 10, "{printed}");
     drop(crowd);
-    // As long as some of the crowd are left, whoever comes may be closed at once.
+    // While some of the crowd are left, new connections may be closed at once.
     wait_until("a new player is served", DEADLINE, || {
         descriptors(&relay) <= before && Client::connect(relay.address()).is_served("DESCRIBE", &relay.url("/"))
     });
@@ -85,7 +85,7 @@ fn a_full_disk_under_the_reports_is_counted_and_nothing_else() {
 #[test]
 fn without_memory_to_lock_it_serves_all_the_same() {
     let _turn = beside_others();
-    // Newer kernels do not count rings as locked memory; older ones make it epoll.
+    // Newer kernels do not count rings as locked memory; on older ones the relay uses epoll.
     let relay = after("ulimit -l 0", &DEMO);
     unbroken(&mut player(&relay), 10);
 }
@@ -106,7 +106,7 @@ fn a_fault_at_one_client_ends_that_one_alone() {
     let mut page = TcpStream::connect(http_address(&relay)).unwrap();
     page.write_all(b"GET /healthz HTTP/1.0\r\nX-Test-Panic: page\r\n\r\n").unwrap();
     let mut answer = Vec::new();
-    // Closed or reset: nothing is answered.
+    // Closed or reset, without an answer.
     let _ = page.read_to_end(&mut answer);
     assert!(answer.is_empty());
     let counted = || metric(&relay, "rtsprelay_panics_total{where=\"client\"}") == 3.0;
@@ -156,7 +156,7 @@ fn a_fault_of_a_source_starts_it_again_and_leaves_the_clients() {
         let printed = relay.printed();
         printed.lines().any(|line| line.contains("the source's code panicked") && line.contains("stream=test"))
     });
-    // It is back, and the sequence goes on.
+    // It is back, and the sequence continues.
     let mut before = client.packet_on(0);
     let back = |relay: &Relay| metric(relay, "rtsprelay_source_reconnects_total{stream=\"test\"}") >= 1.0;
     wait_until("it is back", DEADLINE, || {

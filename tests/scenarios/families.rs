@@ -22,7 +22,7 @@ fn players_of_both_kinds_of_address_get_datagrams_and_are_told_of_as_people_writ
     {
         let address = SocketAddr::new(ip, relay.address().port());
         let mut client = Client::connect(address);
-        // Without a host in its URL it is told by which address it came.
+        // A URL without a host: the answer names the address that the connection was made to.
         let described = client.describe("/t").expect(200);
         assert_eq!(described.header("Content-Base"), Some(format!("rtsp://{address}/t/").as_str()));
         assert!(described.body.contains(&format!("\r\nc={kind}\r\n")), "{}", described.body);
@@ -45,7 +45,7 @@ fn datagrams_leave_from_the_address_that_the_player_asked() {
     for uring in [Uring::AsAsked, Uring::Refused] {
         let config = "listen = [\"0.0.0.0:0\"]\n\n[[stream]]\nname = \"t\"\nsource = \"test\"\n";
         let relay = Relay::configured_with(uring, config).serving("/t");
-        // By the routes datagrams to 127.0.0.1 leave from there, whatever address the player has asked.
+        // By the routes, datagrams to 127.0.0.1 leave from there, whatever address the player connected to.
         let asked = SocketAddr::from(([127, 0, 0, 2], relay.address().port()));
         let (_client, ports) = plays_at(Ipv4Addr::LOCALHOST.into(), asked);
         for socket in [&ports.rtp, &ports.rtcp] {
@@ -55,7 +55,7 @@ fn datagrams_leave_from_the_address_that_the_player_asked() {
     }
 }
 
-/// A player at `ip` that asks `relay` for datagrams of the first track, in the name of a URL without a host.
+/// A player at `ip` that requests datagrams of the first track from `relay`, with a URL without a host.
 fn plays_at(ip: IpAddr, relay: SocketAddr) -> (Client, Ports) {
     let mut client = Client::connect_from(ip, relay);
     let described = client.describe("/t").expect(200);
@@ -77,7 +77,8 @@ fn datagrams_leave_from_the_address_of_ipv6_that_the_player_asked() {
     }
     let _turn = beside_others();
     let net = Net::new(1);
-    // The addresses are the server's and the client's own, so that the one with the higher number is not the one that routes choose.
+    // Both addresses belong to server and client themselves, so that the one with the higher number is not the one that routing would
+    // choose.
     net.add_address(None, "fd77::1/64");
     net.add_address(None, "fd77::2/64");
     net.add_address(None, "10.77.0.2/24");

@@ -13,7 +13,7 @@ use crate::harness::{DEADLINE, h264, servers};
 
 const JOINS: usize = 50;
 
-/// Joins once; gives the time from PLAY to the last packet of the first frame, and the packets of that frame.
+/// Joins once. Returns the time from PLAY to the last packet of the first frame, and that frame's packets.
 fn join(relay: &Relay) -> (Duration, Vec<Packet>) {
     let mut client = Client::connect(relay.address());
     let described = client.describe(&relay.url("/")).expect(200);
@@ -41,16 +41,16 @@ fn assert_decodes(frame: &[Packet]) {
 }
 
 fn fifty_joins(relay: &Relay) {
-    // Another program may have the processor for a while, but hardly three times in a row.
+    // Another program may occupy the processor for a while, but hardly three times in a row.
     let in_time = (0..3).any(|_| median_of_joins(relay) < Duration::from_millis(50));
     assert!(in_time, "the median is over 50 ms each time");
 }
 
-/// Joins many times, and gives the median of the times from PLAY to the first whole keyframe.
+/// Joins many times. Returns the median of the times from PLAY to the first whole keyframe.
 fn median_of_joins(relay: &Relay) -> Duration {
     let mut times: Vec<Duration> = Vec::new();
     for number in 0..JOINS {
-        // A random moment is what is measured; nothing is waited for.
+        // The random time is part of the measurement, not a wait for a condition.
         std::thread::sleep(Duration::from_millis(fastrand::u64(0..400)));
         let (time, frame) = join(relay);
         assert!(h264::is_complete_keyframe(&frame), "join {number} begins with {:?}", h264::types(&frame));
@@ -121,7 +121,7 @@ fn is_the_next_one_with_start_live() {
     let mut client = Client::connect(relay.address());
     let (_, played) = client.play_everything(&relay.url("/cam"));
     assert_eq!(played.rtp_info().len(), 2);
-    // Neither what is in the log nor a frame that needs others.
+    // Neither frames from the log nor a frame that needs others.
     camera.delta_frame(100);
     camera.keyframe(4_000);
     camera.delta_frame(150);

@@ -15,24 +15,24 @@ use crate::harness::relay::{Relay, Uring, command};
 use crate::harness::rtsp::Client;
 use crate::harness::wait_until;
 
-/// Streams whose camera is behind the damage.
+/// Streams from a camera behind the damage.
 const STREAMS: usize = 16;
 
-/// Memory that the relay may have beyond what it began with.
+/// By how much the relay's memory may grow.
 const GROWTH_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
-/// Where the damage of a connection is done.
+/// Which part of a connection is damaged.
 #[derive(Clone, Copy)]
 enum Where {
-    /// In what the camera says first: its answers.
+    /// The start: the camera's answers.
     Answers,
-    /// In numbers alone, so that the rest is understood.
+    /// Only digits, so the rest is understood.
     Numbers,
-    /// In what comes behind this many bytes: packets, and answers between them.
+    /// What follows after this many bytes: packets, and answers between them.
     Behind(usize),
 }
 
-/// Stands between the relay and a good camera, and spoils what the camera says.
+/// Sits between the relay and a good camera, and damages what the camera sends.
 struct Spoiler {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -52,7 +52,7 @@ impl Spoiler {
                 let Ok(camera) = TcpStream::connect(camera) else { return };
                 let (mut from, mut to) = (relay.try_clone().unwrap(), camera.try_clone().unwrap());
                 std::thread::spawn(move || {
-                    // Either end may be broken off by now.
+                    // Either end may be closed by now.
                     let _ = std::io::copy(&mut from, &mut to);
                     let _ = to.shutdown(Shutdown::Both);
                 });
@@ -67,7 +67,7 @@ impl Spoiler {
     }
 }
 
-/// Passes on what the camera says, with damage, until either end is gone or it breaks off.
+/// Forwards the camera's data, with damage, until either end closes or it disconnects them.
 fn spoil(mut camera: &TcpStream, mut relay: &TcpStream, mut rng: fastrand::Rng) {
     let place = match rng.u8(..3) {
         0 => Where::Answers,
@@ -129,7 +129,7 @@ fn spoil_bytes(bytes: &mut Vec<u8>, rng: &mut fastrand::Rng) {
         }
         5 => bytes[at..end].fill(rng.u8(..)),
         6 => {
-            // A header that says what comes, before something else.
+            // A plausible header in front of something else.
             let header = [b'$', rng.u8(..6), rng.u8(..), rng.u8(..), 0x80 | rng.u8(..64), rng.u8(..), rng.u8(..), 0];
             bytes.splice(at..at, header);
         }
@@ -184,7 +184,7 @@ fn cameras_that_send_rubbish_end_nothing_but_themselves() {
     config += &format!("[[stream]]\nname = \"good\"\nsource = \"{}\"\n", camera.url("/test"));
     for number in 0..STREAMS {
         let url = format!("rtsp://{}/test", spoiler.address);
-        // Several of them in turn, so that a new connection is not waited for long.
+        // Several, in turn, so there is always a new connection.
         let sources = vec![format!("\"{url}\""); 8].join(", ");
         let transport = if number % 8 == 7 { "udp" } else { "tcp" };
         config += &format!("[[stream]]\nname = \"bad{number}\"\nsource = [{sources}]\ntransport = \"{transport}\"\n");
@@ -196,13 +196,13 @@ fn cameras_that_send_rubbish_end_nothing_but_themselves() {
     let mut frames = 0u64;
     let patience = Duration::from_secs(60 + wanted as u64);
     wait_until("enough connections have been spoiled", patience, || {
-        // The good stream goes on all the while.
+        // The good stream continues all the time.
         good.frame_on(0);
         frames += 1;
-        // Somebody looks at what comes of the others.
+        // Somebody watches the others.
         if frames.is_multiple_of(15) {
             let (address, name) = (relay.address(), format!("bad{}", fastrand::usize(..STREAMS)));
-            // It may be ended at any moment.
+            // It may be disconnected at any time.
             std::thread::spawn(move || watch(address, &name));
         }
         spoiler.connections.load(Ordering::SeqCst) >= wanted

@@ -11,10 +11,10 @@ use crate::harness::relay::{BINARY, Relay, Uring, command};
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, h264, scratch_file};
 
-/// The machine's switch (`io_uring_setup(2)`).
+/// The machine's setting (`io_uring_setup(2)`).
 const SWITCH: &str = "/proc/sys/kernel/io_uring_disabled";
 
-/// The relay serves, and has told why it does not use io_uring.
+/// The relay serves, and has logged why it does not use io_uring.
 fn serves_with_one_warning(relay: Relay, cause: &[&str]) {
     let relay = relay.serving("/");
     let mut client = Client::connect(relay.address());
@@ -89,7 +89,7 @@ fn asked_for_epoll_it_serves_through_epoll_without_a_warning() {
     assert!(!relay.printed().contains("WARN"), "{}", relay.printed());
 }
 
-/// Puts the machine's switch back, even if this process is killed: a child waits for the pipe to close.
+/// Restores the machine's setting, even if this process is killed: a child waits for the pipe to close.
 struct Switched {
     before: String,
     guard: Program,
@@ -100,7 +100,7 @@ impl Switched {
     fn off() -> std::io::Result<Switched> {
         let before = std::fs::read_to_string(SWITCH)?.trim().to_string();
         let mut command = Command::new("sh");
-        // In a process group of its own, so that Ctrl-C reaches the scenario and not the guard.
+        // In its own process group, so that Ctrl-C reaches the scenario and not the guard.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command.args(["-c", &format!("cat > /dev/null; echo {before} > {SWITCH}")]).stdin(Stdio::piped());
         let mut guard = Program::start_fed(command);

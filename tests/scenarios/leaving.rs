@@ -1,4 +1,4 @@
-//! A relay that drains (`drain`) first reports so, then accepts no new clients, and closes its clients one after another.
+//! A relay that drains (`drain`) first reports it, then accepts no new clients, and disconnects its clients one after another.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,13 @@ fn relay(more: &str) -> Relay {
     Relay::configured(&format!("listen = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n{more}\n{stream}")).serving("/")
 }
 
-/// Plays until it is sent away; when that was, and whether it was at a frame's end with a BYE.
+/// Plays until it is disconnected. Returns when that was, and whether it was at the end of a frame with a BYE.
 fn play_to_the_end(client: &mut Client) -> (Instant, bool) {
     let (mut last_media, mut bye) = (None, false);
     while let Some(packet) = client.packet_or_end() {
         match packet.channel {
             0 => last_media = Some(packet.marker()),
-            // A BYE is the compound packet's last (RFC 3550 section 6.1).
+            // A BYE is the last packet of the compound (RFC 3550 section 6.1).
             1 => bye = packet.bytes.windows(2).any(|two| two[0] & 0xE0 == 0x80 && two[1] == 203),
             _ => {}
         }
@@ -36,17 +36,10 @@ fn clients_are_sent_away_over_the_time_and_nobody_is_let_in() {
     let relay = relay("drain = \"2s\"\ndrain_delay = \"1s\"\n");
     let http = http_address(&relay);
     assert_eq!((get(http, "/healthz").0, get(http, "/livez").0), (200, 200));
-    let mut clients: Vec<Client> = (0..6)
-        .map(|_| {
-            let mut client = Client::connect(relay.address());
-            client.play_everything(&relay.url("/"));
-            client.frame_on(0);
-            client
-        })
-        .collect();
+    let mut clients: Vec<Client> = (0..6).map(|_| relay.player("/")).collect();
     relay.signal(Signal::SIGTERM);
     wait_until("it says that it leaves", DEADLINE, || get(http, "/healthz").0 == 503);
-    // Balancers have not heard of it yet.
+    // Balancers have not noticed yet.
     Client::connect(relay.address()).describe(&relay.url("/")).expect(200);
     assert_eq!(get(http, "/livez").0, 200);
     let status: Value = serde_json::from_str(&get(http, "/status").1).unwrap();
@@ -56,7 +49,7 @@ fn clients_are_sent_away_over_the_time_and_nobody_is_let_in() {
     let mut ends: Vec<Instant> = std::thread::scope(|scope| {
         let threads: Vec<_> = clients.iter_mut().map(|client| scope.spawn(move || play_to_the_end(client))).collect();
         wait_until("the listeners are closed", DEADLINE, || std::net::TcpStream::connect(relay.address()).is_err());
-        // Some are there still, and some gone: the pages tell, up to the end.
+        // Some are still connected, and some gone: the HTTP server shows them until the end.
         wait_until("some are sent away", DEADLINE, || {
             value(&get(http, "/metrics").1, "rtsprelay_clients_left_total{stream=\"t\",reason=\"drained\"}") > 0.0
         });
@@ -64,7 +57,7 @@ fn clients_are_sent_away_over_the_time_and_nobody_is_let_in() {
             .into_iter()
             .map(|thread| {
                 let (at, whole) = thread.join().unwrap();
-                assert!(whole, "the last frame is whole, and a BYE behind it");
+                assert!(whole, "the last frame is complete and followed by a BYE");
                 at
             })
             .collect()
@@ -97,7 +90,7 @@ fn it_stops_as_soon_as_nobody_is_there_and_at_once_when_asked_twice() {
     client.play_everything(&relay.url("/"));
     relay.signal(Signal::SIGTERM);
     wait_until("it leaves", DEADLINE, || get(http_address(&relay), "/healthz").0 == 503);
-    // Sooner it would count as the echo of the first.
+    // Any sooner, it would count as the echo of the first.
     wait_until("it has ended", DEADLINE, || {
         relay.signal(Signal::SIGTERM);
         client.packet_or_end().is_none()
@@ -111,7 +104,7 @@ fn a_configuration_that_changes_is_read_without_a_signal() {
     let _turn = beside_others();
     let directory = scratch_file("mounted");
     let stream = |name: &str| format!("[[stream]]\nname = \"{name}\"\nsource = \"test\"\n");
-    // As Kubernetes mounts a ConfigMap: links to a directory that is exchanged as a whole.
+    // As Kubernetes mounts a ConfigMap: links to a directory that is replaced as a whole.
     let publish = |version: &str, text: &str| {
         std::fs::create_dir_all(directory.join(version)).unwrap();
         let text = format!("listen = \"127.0.0.1:0\"\nreload_on_change = true\n{text}");
@@ -128,7 +121,7 @@ fn a_configuration_that_changes_is_read_without_a_signal() {
     publish("..2", &(stream("one") + &stream("two")));
     let describe = |path: &str| Client::connect(relay.address()).describe(&relay.url(path)).status;
     wait_until("the new stream is served", DEADLINE, || describe("/two") == 200);
-    // What is wrong changes nothing, and is told once.
+    // An invalid file changes nothing, and is logged once.
     publish("..3", &stream("one").replace("name", "nam"));
     wait_until("it is told", DEADLINE, || relay.printed().contains("did you mean stream.name"));
     assert_eq!(describe("/two"), 200);

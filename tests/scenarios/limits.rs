@@ -36,7 +36,7 @@ fn limited(relay: &Relay, reason: &str) -> f64 {
     value(&get(http_address(relay), "/metrics").1, &format!("rtsprelay_limited_total{{reason=\"{reason}\"}}"))
 }
 
-/// A player, with the video's sequence number that comes next.
+/// A player, with the video's next sequence number.
 struct Player {
     client: Client,
     next: Option<u16>,
@@ -49,7 +49,7 @@ impl Player {
         Player { client, next: None }
     }
 
-    /// Takes whole frames and sees that nothing is missing.
+    /// Receives whole frames, and checks that nothing is missing.
     fn frames(&mut self, count: usize) {
         for _ in 0..count {
             for packet in self.client.frame_on(0) {
@@ -58,7 +58,7 @@ impl Player {
         }
     }
 
-    /// The same of all that has come, however much that is: who takes a frame at a time between other things may be too slow.
+    /// The same for everything that has arrived, because a client that receives one frame at a time between other work may be too slow.
     fn keep_up(&mut self) {
         while let Some(packet) = self.client.packet_within(Duration::ZERO) {
             if packet.channel == 0 {
@@ -76,7 +76,7 @@ impl Player {
 #[test]
 fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
     let _turn = beside_others();
-    // Long enough for all of them to come before the first has had its time, so that it is others that they give way to.
+    // Long enough for all of them to connect before the first times out, so it is the limit that evicts them.
     let relay = relay("clients = 200\nclients_per_address = 0\nhandshake_timeout = \"8s\"");
     let mut player = Player::new(&relay, 1);
     player.frames(5);
@@ -86,25 +86,25 @@ fn a_thousand_half_open_and_dripping_connections_keep_nobody_out() {
     for number in 0..1_000 {
         let mut stream = stream_from(ip(2), at(&relay));
         if number % 2 == 0 {
-            // The relay may have closed it already.
+            // The relay may already have closed it.
             let _ = stream.write_all(b"O");
         }
         crowd.push(stream);
         if number % 100 == 0 {
             player.frames(1);
-            // More at once than it closes others for would be turned away at the door.
+            // More at once than it evicts others for would be refused.
             wait_until("others have been closed for them", DEADLINE, || {
                 player.keep_up();
                 connections() <= most
             });
         }
     }
-    // Those that the kernel keeps for the relay are neither connections yet nor refused.
+    // Those in the kernel's accept queue are neither connected yet nor refused.
     wait_until("the crowd has been cut down", DEADLINE, || {
         player.keep_up();
         connections() <= most && limited(&relay, "without_session") >= 700.0
     });
-    // Others come in, from the crowd's address too.
+    // Others are accepted, also from the crowd's address.
     Player::new(&relay, 3).frames(5);
     player.frames(1);
     player.keep_up();
@@ -129,7 +129,7 @@ fn a_flood_of_requests_is_slowed_down_and_delays_nobody() {
     let mut player = Player::new(&relay, 1);
     player.frames(5);
     let address = at(&relay);
-    // All of them are in before the first one floods: who comes from a known flooder's address may send nothing at once.
+    // All of them connect before the first one floods: a connection from a flooder's address starts without an allowance.
     let crowd: Vec<_> = (0..10)
         .map(|_| {
             let mut client = Client::connect_from(ip(2), address);
@@ -152,10 +152,10 @@ fn a_flood_of_requests_is_slowed_down_and_delays_nobody() {
         .collect();
     player.frames(60);
     for flood in floods {
-        // The reader may have found the connection reset within an answer.
+        // The connection may have been reset within an answer.
         let _ = flood.join().expect("the flood ends");
     }
-    // A shard that has much to do tells of it a moment later.
+    // A busy shard reports it a moment later.
     wait_until("the floods are counted", DEADLINE, || limited(&relay, "request_rate") >= 10.0);
     let answered = "half of 10 allowances of 200 requests were answered";
     wait_until(answered, DEADLINE, || limited(&relay, "unknown_stream") >= 1_000.0);
@@ -189,7 +189,7 @@ fn an_address_gets_its_share() {
     });
 }
 
-/// What docs/SITES.md says of small machines. The file is of the test's own build, of which more is resident than of a release.
+/// The claims of docs/SITES.md about small machines. The binary is a test build, of which more is resident than of a release.
 #[test]
 fn one_camera_and_ten_viewers_have_room_in_64_mib() {
     /// 4 Mbit/s at 30 frames/s, for half a minute; a keyframe every two seconds.
@@ -206,14 +206,7 @@ fn one_camera_and_ten_viewers_have_room_in_64_mib() {
     camera.wait_playing();
     camera.keyframe(4 * FRAME_BYTES);
     let relay = relay.serving("/t");
-    let mut viewers: Vec<Client> = (0..10)
-        .map(|_| {
-            let mut viewer = Client::connect(relay.address());
-            viewer.play_everything(&relay.url("/t"));
-            viewer.frame_on(0);
-            viewer
-        })
-        .collect();
+    let mut viewers: Vec<Client> = (0..10).map(|_| relay.player("/t")).collect();
     for frame in 1..FRAMES {
         if frame % GOP == 0 {
             camera.keyframe(4 * FRAME_BYTES);

@@ -13,7 +13,7 @@ use crate::harness::{DEADLINE, h264, wait_until};
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 77, 0, 1);
 
-/// A relay in the network's server, which the calling thread moves to.
+/// A relay in the network's server namespace, which the calling thread enters.
 fn serve(net: &Net, stream: &str) -> (Camera, Relay, SocketAddr) {
     net.enter_server();
     let camera = Camera::start();
@@ -27,7 +27,7 @@ fn serve(net: &Net, stream: &str) -> (Camera, Relay, SocketAddr) {
     (camera, relay.serving("/cam"), address)
 }
 
-/// Sets up the video as `transport` says, and plays. Gives the answer's `Transport`.
+/// Sets the video up with `transport`, and plays. Returns the answer's `Transport`.
 fn play(client: &mut Client, address: SocketAddr, transport: &str) -> String {
     let described = client.describe(&format!("rtsp://{address}/cam")).expect(200);
     let video = tracks(&described).into_iter().find(|track| track.media == "video").expect("a video track");
@@ -37,14 +37,14 @@ fn play(client: &mut Client, address: SocketAddr, transport: &str) -> String {
     answer.header("Transport").unwrap().to_owned()
 }
 
-/// A socket that holds all that a scenario sends: its reader may wait for the processor.
+/// A socket that can buffer everything that a scenario sends, because its reader may wait for the processor.
 fn roomy(port: u16) -> UdpSocket {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
     nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20)).expect("as root");
     socket
 }
 
-/// Sequence numbers of the packets that come, until `count` are there.
+/// The sequence numbers of arriving packets, until there are `count`.
 fn sequence(socket: &UdpSocket, count: usize) -> Vec<u16> {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut buffer = [0; 2048];
@@ -63,7 +63,7 @@ fn assert_unbroken(sequence: &[u16]) {
     }
 }
 
-/// Datagrams that were sent in the calling thread's namespace.
+/// Number of datagrams sent in the calling thread's namespace.
 fn sent_datagrams() -> u64 {
     snmp("Udp", "OutDatagrams")
 }
@@ -103,18 +103,18 @@ fn a_multicast_group_is_sent_once_for_all_who_joined() {
     for _ in 0..20 {
         camera.delta_frame(5_000);
     }
-    // The camera's keyframe has 15 fragments and three small packets, at least; the others four each.
+    // The camera's keyframe has 15 fragments and three small packets, at least; the others have four each.
     let received: Vec<Vec<u16>> = joined.iter().map(|(_, socket)| sequence(socket, 15 + 20 * 4)).collect();
     for (number, sequence) in received.iter().enumerate() {
         assert_unbroken(sequence);
-        // Whoever joined first may have been sent what came before the others.
+        // The first to join may have received packets that the others did not.
         assert_eq!(sequence.len(), 95, "receiver {number}");
     }
     let sent = sent_datagrams() - before;
-    // With a few reports; one to each would be three times as many.
+    // With a few reports; one send to each would be three times as many.
     assert!(sent < 2 * 95, "{sent} datagrams for three receivers of some 98");
 
-    // The last to leave ends it.
+    // The group ends when the last one leaves.
     for (client, _) in &mut joined {
         client.request("TEARDOWN", &format!("rtsp://{address}/cam"), &[]).expect(200);
     }
@@ -132,7 +132,7 @@ fn a_multicast_group_is_sent_once_for_all_who_joined() {
     });
 }
 
-/// Reads whatever comes to the socket until the sequence number `last`; gives all of them.
+/// Reads packets until the sequence number `last`; returns all of them.
 fn read_on(socket: UdpSocket, packets: usize) -> std::thread::JoinHandle<Vec<u16>> {
     std::thread::spawn(move || sequence(&socket, packets))
 }
@@ -161,13 +161,13 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
             })
         })
         .collect();
-    // What each has been sent before is at most the first keyframe.
+    // Each has been sent at most the first keyframe.
     const FRAMES: usize = 1_000;
     const PACKETS: usize = 12;
     let readers: Vec<_> =
         ends.iter().skip(1).map(|(_, socket)| read_on(socket.try_clone().unwrap(), FRAMES * PACKETS)).collect();
     camera.keyframe(2_000);
-    // 17 MB in some seconds: twice what the shared socket could hold for the narrow link.
+    // 17 MB in a few seconds: twice what the shared socket could buffer for the narrow link.
     for frame in 0..FRAMES {
         camera.delta_frame(PACKETS * 1_400 - 100);
         if frame % 4 == 3 {
@@ -178,12 +178,12 @@ fn one_narrow_link_costs_the_clients_of_free_ones_nothing() {
     for reader in readers {
         assert_unbroken(&reader.join().unwrap());
     }
-    // It has a socket of its own by now, at the same port as all others. Nobody else on the machine comes in beside them.
+    // By now it has its own socket, on the same port as all others. No other program's socket can bind to that port.
     let beside = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
     beside.set_reuse_address(true).unwrap();
     let shared = SocketAddr::from((Ipv4Addr::UNSPECIFIED, server_port));
     beside.bind(&shared.into()).expect_err("media that publishers send would come here");
-    // The narrow one's frames were dropped, whole ones, and counted.
+    // Frames for the narrow one were dropped, always whole ones, and counted.
     wait_until("dropped frames are counted", DEADLINE, || {
         relay.printed().lines().any(|line| line.contains("stream=cam") && line.contains("dropped_udp_send_total="))
     });
@@ -212,14 +212,14 @@ fn a_path_for_short_packets_gets_the_first_frame_whole() {
     for _ in 0..5 {
         camera.delta_frame(10_000);
     }
-    // The keyframe's 29 fragments and its parameter sets, then eight fragments a frame; the network cuts each of them.
+    // The keyframe's 29 fragments and its parameter sets, then eight fragments per frame; the network fragments each of them.
     let sequence = sequence(&socket, 31 + 5 * 8);
     assert_eq!(sequence[0], first, "from the very first packet on");
     assert_unbroken(&sequence);
     assert!(!relay.printed().contains("dropped_udp_message_size_total=1"), "{}", relay.printed());
 }
 
-/// A frame as a client got it: when its last packet came, by its timestamp, which is the same for all clients.
+/// A frame as received by a client: when its last packet arrived, by its timestamp, which is the same for all clients.
 struct Got {
     rtp_time: u32,
     at: Instant,

@@ -1,7 +1,7 @@
-//! What rtsprelay does, seen from outside: the real binary, real players, real encoders and raw sockets.
+//! The behaviour of rtsprelay as seen from outside: the real binary, real players, real encoders and raw sockets.
 //!
 //! `tests/run` installs what these scenarios need. With `RTSPRELAY_TEST_IO=seccomp` in the environment every relay runs under
-//! a filter that refuses `io_uring_setup`, so that every scenario runs on epoll too. With `RTSPRELAY_TEST_ZERO_COPY=on` every
+//! a filter that refuses `io_uring_setup`, so every scenario also runs with epoll. With `RTSPRELAY_TEST_ZERO_COPY=on` every
 //! send to a TCP client is zero-copy (`RTSPRELAY_TEST_ZERO_COPY=on cargo test --test scenarios` runs all scenarios this way).
 
 mod harness;

@@ -7,35 +7,32 @@ use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::Client;
 
-/// More than the kernel takes for a client that does not read.
+/// More than the kernel buffers for a client that does not read.
 const FRAME_BYTES: usize = 3_000_000;
 
 fn blocked_then_reading_on(pause: Duration) {
     let camera = Camera::start();
-    let relay = Relay::connecting_to(&camera.url());
-    camera.wait_playing();
-    camera.keyframe(2_000);
-    let relay = relay.serving("/");
+    let relay = Relay::of_camera(&camera, 2_000);
     let mut client = Client::connect_narrow(relay.address(), 8 * 1024);
     client.play_everything(&relay.url("/"));
     let mut before = client.frame_on(0);
     assert_eq!(before.len(), 4);
 
     camera.keyframe(FRAME_BYTES);
-    // The frame begins, and the client's window fills up.
+    // The frame starts, and the client's receive buffer fills up.
     client.read_some(20_000);
     client.wait_blocking();
-    // So long the client reads nothing: its lag is what is tried.
+    // The client reads nothing for this long, to test its lag.
     std::thread::sleep(pause);
 
-    // Not a byte comes from the camera any more; the rest of the frame does.
+    // The camera sends no more bytes; the rest of the frame arrives nevertheless.
     let frame = client.frame_on(0);
     assert_eq!(frame.len(), 2 + FRAME_BYTES.div_ceil(1_400));
     before.extend(frame);
     for pair in before.windows(2) {
         assert_eq!(pair[1].seq(), pair[0].seq().wrapping_add(1));
     }
-    // And the client is as good as any: it goes on with the next keyframe.
+    // The client continues like any other, with the next keyframe.
     camera.keyframe(2_000);
     assert_eq!(client.frame_on(0)[0].seq(), before.last().unwrap().seq().wrapping_add(1));
 }
@@ -49,6 +46,6 @@ fn gets_the_rest_as_it_reads_on() {
 #[test]
 fn gets_the_rest_after_its_lag_has_passed_the_queue_age() {
     let _turn = beside_others();
-    // Longer than `queue.age`: the frame begun is finished all the same.
+    // Longer than `queue.age`: the frame is completed nevertheless.
     blocked_then_reading_on(Duration::from_millis(1_500));
 }

@@ -1,4 +1,4 @@
-//! Streams that are created and removed by name: published to any path, pulled by an edge, removed when unused.
+//! Streams that are created and removed by name: published at any path, pulled by an edge, removed when unused.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -33,7 +33,7 @@ pub(crate) fn pattern(name: &str, source: &str, keys: &str) -> String {
     format!("[[stream]]\nname = \"{name}\"\nsource = {source}\n{keys}\n")
 }
 
-/// An edge that pulls from these origins, with short times.
+/// An edge that pulls from these origins, with short timeouts.
 fn edge(origins: &[SocketAddr], path: &str) -> Relay {
     let sources: Vec<_> = origins.iter().map(|origin| format!("\"rtsp://{origin}/{path}{{name}}\"")).collect();
     relay(&pattern("edge/*", &format!("[{}]", sources.join(", ")), "on_demand_stop = \"300ms\"\nlinger = \"1s\""))
@@ -43,7 +43,7 @@ fn describe(relay: &Relay, path: &str) -> u16 {
     Client::connect(relay.address()).describe(&relay.url(path)).status
 }
 
-/// What `/status` says of the streams: names and faults.
+/// The names and faults of the streams in `/status`.
 pub(crate) fn streams(relay: &Relay) -> Vec<(String, Option<String>)> {
     let (_, text) = get(http_address(relay), "/status");
     let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -59,7 +59,7 @@ fn any_name_is_published_without_a_file_beside_the_source() {
     let mut publisher = Publisher::start(relay.address(), &relay.url("/some/where"));
     let relay = relay.serving("/some/where").serving("/");
     assert!(relay.printed().contains("made stream=some/where"), "{}", relay.printed());
-    // The root is the source's, whatever is published.
+    // The root is the source's, whatever else is published.
     let root = Client::connect(relay.address()).describe(&relay.url("/"));
     assert!(root.body.contains("s=live"), "{root:?}");
     assert_eq!(publisher.client.request("TEARDOWN", &relay.url("/some/where"), &[]).status, 200);
@@ -72,7 +72,7 @@ fn any_name_is_published_without_a_file_and_without_a_source() {
     let _publisher = ffmpeg(&relay.url("/whatever"));
     let relay = relay.serving("/whatever");
     relay.has_sent("/whatever", 5);
-    // There is none that is written down.
+    // No stream is configured.
     assert_eq!(describe(&relay, "/"), 404);
 }
 
@@ -86,7 +86,7 @@ fn who_asks_first_waits_for_the_publisher() {
     let mut publisher = Publisher::start(relay.address(), &relay.url("/live/a"));
     let answer = waiting.answer();
     assert!(answer.status == 200 && answer.body.contains("m=video"), "{answer:?}");
-    // It stays for a while when its publisher has gone, for the next one; then it goes.
+    // It remains for a while after its publisher left, for the next one; then it is removed.
     publisher.client.request("TEARDOWN", &relay.url("/live/a"), &[]).expect(200);
     let again = Publisher::start(relay.address(), &relay.url("/live/a"));
     assert_eq!(relay.printed().matches("made stream=live/a").count(), 1, "{}", relay.printed());
@@ -122,7 +122,7 @@ fn an_edge_pulls_each_name_once_and_lets_it_go() {
         client.frame_on(0);
         client
     };
-    // All at once: more names than one address may have looked up at a time.
+    // All at once: more names than may be looked up for one address at a time.
     let players: Vec<Client> = std::thread::scope(|scope| {
         let players: Vec<_> = (0..20).map(|number| scope.spawn(move || play(number))).collect();
         players.into_iter().map(|player| player.join().expect("a player")).collect()
@@ -143,7 +143,7 @@ fn a_name_that_the_origin_does_not_have_is_not_found_and_leaves_nothing() {
     let _turn = beside_others();
     let origin = relay(&pattern("cam/*", "\"test\"", ""));
     let edge = edge(&[origin.address()], "");
-    // What was not found is remembered for a second; on a busy machine the next request may come later than that.
+    // A name that was not found is remembered for a second; on a busy machine the next request may come later.
     let asked = |name: &str| {
         let printed = origin.printed();
         printed.lines().filter(|line| line.contains("refused (404)") && line.contains(&format!("/{name}\""))).count()
@@ -157,7 +157,7 @@ fn a_name_that_the_origin_does_not_have_is_not_found_and_leaves_nothing() {
         assert!(!at_once || asked(&name) == 1, "{}", origin.printed());
         at_once
     });
-    assert!(remembered, "never were two requests made within a second");
+    assert!(remembered, "no two requests were made within a second");
     assert_eq!(describe(&edge, "/edge/cam/1"), 200);
     let mut crawler = Client::connect(edge.address());
     for number in 0..500 {
@@ -193,7 +193,7 @@ fn players_stay_while_the_origin_is_away_and_a_second_one_takes_over() {
     }
     let served = second.printed().matches(" started playing ").count();
     assert!(served >= 4, "{}", second.printed());
-    // The first one is back, and is gone back to.
+    // The first one is back, and is used again.
     let first = relay_at(&address.to_string(), &streams);
     wait_until("the edge goes back", DEADLINE, || first.printed().matches(" started playing ").count() >= 4);
     for player in &mut players {
@@ -203,7 +203,7 @@ fn players_stay_while_the_origin_is_away_and_a_second_one_takes_over() {
     }
 }
 
-/// Free ports, given back just before they are taken again.
+/// Free ports, released just before they are used.
 pub(crate) fn free_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
     let listeners: [TcpListener; COUNT] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.each_ref().map(|listener| listener.local_addr().unwrap())
@@ -233,8 +233,8 @@ fn a_ring_of_three_ends_on_its_first_round() {
     }
 }
 
-/// A relay of another kind: for each DESCRIBE that it is asked it asks its origin for the same path, and waits for the answer whatever
-/// becomes of who has asked. Headers that came with the request go no further, and of a description what it knows alone.
+/// A relay of another kind: for each DESCRIBE it asks its origin for the same path and waits for the answer, even if the client
+/// is gone. It does not forward header fields, and forwards only the lines of a description that it knows.
 struct Foreign {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
@@ -267,7 +267,7 @@ impl Foreign {
             } else if line.starts_with("CSeq:") {
                 cseq = line;
             } else if line.is_empty() {
-                // OPTIONS, which cameras are asked first, is answered at once.
+                // OPTIONS, which the relay sends to cameras first, is answered at once.
                 let Answer { status, body, .. } = match path.take() {
                     Some(path) => {
                         count.fetch_add(1, Ordering::SeqCst);
@@ -304,14 +304,14 @@ fn a_ring_through_a_relay_of_another_kind_ends_by_on_demand_start() {
     let _turn = beside_others();
     let [first, second, nobody] = free_addresses();
     let foreign = Foreign::of(first);
-    // With a second origin the first one is given up after 4 s, and asked again: in the ring somebody waits all the time.
+    // With a second origin the first one is given up after 4 s and asked again, so in the ring there is always a waiting request.
     let ring = |next: SocketAddr| {
         let sources = format!("[\"rtsp://{next}/ring/{{name}}\", \"rtsp://{nobody}/{{name}}\"]");
         pattern("ring/*", &sources, "on_demand_start = \"6s\"")
             + &pattern("cam/*", "\"test\"", "on_demand_stop = \"300ms\"")
     };
     let relays = [(first, second), (second, foreign.address)].map(|(at, next)| relay_at(&at.to_string(), &ring(next)));
-    // It is a relay, and what tells of a loop does not come through it.
+    // It is a relay, and does not pass on what reveals a loop.
     let own = Client::connect(first).describe(&relays[0].url("/cam/1")).expect(200);
     let passed = Client::connect(foreign.address).describe(&format!("rtsp://{}/cam/1", foreign.address)).expect(200);
     assert!(own.body.contains("a=x-rtsprelay-path:") && passed.body.contains("a=rtpmap:"), "{own:?} {passed:?}");
@@ -323,7 +323,7 @@ fn a_ring_through_a_relay_of_another_kind_ends_by_on_demand_start() {
 
     let answer = Client::connect(first).describe(&relays[0].url("/ring/a"));
     assert!(answer.status == 503 && answer.header("Retry-After").is_some(), "{answer:?}");
-    assert!(foreign.asked.load(Ordering::SeqCst) > 1, "it goes through the other relay, and round again");
+    assert!(foreign.asked.load(Ordering::SeqCst) > 1, "the request goes through the other relay, and around again");
     for (relay, before) in relays.iter().zip(before) {
         wait_until("nothing is left", DEADLINE, || streams(relay).is_empty());
         before.come_back(relay, http_address(relay), DEADLINE);
@@ -353,10 +353,10 @@ fn a_reload_leaves_streams_alone_that_still_match() {
         client.frame_on(0);
         client
     });
-    // The first one's pattern is another, which says the same of it; the second one's is gone.
+    // The first one matches another pattern, with the same source; the second one's pattern is gone.
     write(&["a*", "c/*"], "");
     edge.signal(Signal::SIGHUP);
-    // What {name} stands for is another part of the name: the source is another.
+    // {name} expands to another part of the name, so the source changes.
     wait_until("the reload", DEADLINE, || {
         edge.printed().contains("configuration reloaded added=0 removed=2 changed=1")
     });
@@ -367,7 +367,7 @@ fn a_reload_leaves_streams_alone_that_still_match() {
     }
     let pulls = || origin.printed().matches(" started playing stream=").count();
     wait_until("the first one is pulled from there", DEADLINE, || pulls() == 3);
-    // What the pattern says of others, and of how long they are waited for, leaves the one that plays alone.
+    // Changes of the pattern that concern other streams, or timeouts, leave the playing stream alone.
     write(&["a*", "d/*"], "streams_max = 1\nlinger = \"7s\"\non_demand_start = \"3s\"");
     edge.signal(Signal::SIGHUP);
     wait_until("the reload", DEADLINE, || {
@@ -423,7 +423,7 @@ fn ffmpeg_and_gstreamer_publish_to_ten_names_and_readers_stay() {
         publishers[number].signal(Signal::SIGKILL);
         publishers[number] = start(number);
     }
-    // The same session, through its publisher's death and the next one's first frames.
+    // The same session, across its publisher's death and the next one's first frames.
     for (number, reader) in readers.iter_mut().enumerate() {
         for _ in 0..if [0, 1, 4, 7].contains(&number) { 20 } else { 5 } {
             reader.frame_on(0);

@@ -1,4 +1,4 @@
-//! Programs that are notified of streams by name, and that add and remove streams while the relay runs.
+//! Programs that receive events about streams, and that add and remove streams while the relay runs.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ use crate::harness::rtsp::Client;
 use crate::harness::websocket::watch_with;
 use crate::harness::{DEADLINE, scratch_file, test_file, wait_until};
 
-/// Events as a program reads them.
+/// Events as received by a program.
 struct Reader {
     lines: BufReader<TcpStream>,
 }
@@ -37,7 +37,7 @@ impl Reader {
         line.trim_end().to_owned()
     }
 
-    /// The next event of this kind; others before it are passed over.
+    /// The next event of this kind; others before it are skipped.
     fn next(&mut self, kind: &str) -> Value {
         loop {
             let line = self.line();
@@ -63,7 +63,7 @@ fn programs_are_told_what_is_wanted_and_what_comes_of_it() {
     let request = waiting.compose("DESCRIBE", &relay.url("/live/a"), &[("Accept", "application/sdp")]);
     waiting.send_raw(request.as_bytes());
     assert_eq!(events.next("wanted")["stream"], "live/a");
-    // What a script does then.
+    // What a script would do then.
     let publisher = Publisher::start(relay.address(), &relay.url("/live/a"));
     assert_eq!(events.next("made")["stream"], "live/a");
     waiting.answer().expect(200);
@@ -84,7 +84,7 @@ fn programs_are_told_what_is_wanted_and_what_comes_of_it() {
     assert_eq!(lines.count(), 1, "{printed}");
 }
 
-/// The script of the document: the first block of a shell that is a program.
+/// The script in the documentation: its first shell block that is a program.
 fn script() -> String {
     let text = std::fs::read_to_string(test_file("../docs/STREAMS.md")).expect("STREAMS.md");
     let (_, block) = text.split_once("```sh\n#!").expect("a script");
@@ -94,7 +94,7 @@ fn script() -> String {
 #[test]
 fn the_documents_script_starts_an_encoder_when_somebody_looks() {
     let _turn = beside_others();
-    // A network of this thread and its children alone: the script's ports are free in it.
+    // A network for this thread and its children, in which the script's ports are free.
     if !has_own_network() {
         return;
     }
@@ -106,14 +106,14 @@ fn the_documents_script_starts_an_encoder_when_somebody_looks() {
     std::fs::write(&path, script()).unwrap();
     let mut sh = Command::new("sh");
     sh.arg(&path);
-    // What it has started ends with the relay.
+    // The processes that it started end with the relay.
     let _script = Program::start(sh);
-    // It asks for events: an established connection to port 8580.
+    // It requests events: an established connection to port 8580.
     wait_until("the script listens", DEADLINE, || {
         let connections = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
         connections.lines().any(|line| line.contains(":2184 01 "))
     });
-    // If it has not said so yet, the next one who asks is heard.
+    // If it has not requested them yet, the next event reaches it.
     let relay = relay.serving("/live/yard/a");
     relay.has_sent("/live/yard/a", 10);
     let printed = relay.printed();
@@ -152,13 +152,13 @@ impl Administered {
         std::fs::write(config, head + &streams.collect::<String>() + USERS).unwrap();
     }
 
-    /// `rtsprelay streams`, as this user.
+    /// Runs `rtsprelay streams` as this user.
     fn streams(&self, user: &str, arguments: &[&str]) -> Finished {
         let target = format!("{user}:p@{}", http_address(&self.relay));
         run(DEADLINE, BINARY, &[&["streams", "--http", &target], arguments].concat())
     }
 
-    /// Asserts that it succeeds, or fails with these words.
+    /// Asserts that it succeeds, or fails with this text.
     #[track_caller]
     fn expect(&self, user: &str, arguments: &[&str], fails_with: Option<&str>) {
         let finished = self.streams(user, arguments);
@@ -184,7 +184,7 @@ impl Administered {
 
 impl Drop for Administered {
     fn drop(&mut self) {
-        // Scratch files; the build directory's cleaning takes what stays.
+        // Scratch files; cleaning the build directory removes them if they stay.
         let _ = std::fs::remove_file(&self.config);
         let _ = std::fs::remove_file(&self.state);
     }
@@ -197,7 +197,7 @@ fn streams_are_added_and_removed_and_kept() {
     this.expect("ann", &["add", "yard/a", "--source", "test"], None);
     this.expect("ann", &["add", "yard/b", "--source", "rtsp://u:hunter2@127.0.0.1:9/x"], None);
     assert_eq!(this.names(), ["front file", "yard/a added", "yard/b added"]);
-    // The root is what it was: the only stream that is written down.
+    // The root is unchanged: the only configured stream.
     let basic = [("Authorization", "Basic YW5uOnA="), ("Accept", "application/sdp")];
     let url = this.relay.url("/");
     wait_until("the root is the file's stream", DEADLINE, || {
@@ -218,7 +218,7 @@ fn streams_are_added_and_removed_and_kept() {
     this.expect("ann", &["remove", "yard/b"], None);
     assert_eq!(this.names(), ["eve/1 added", "front file", "yard/a added"]);
 
-    // They are there again after a start, and what the file has is the file's.
+    // They are back after a restart, and the configuration takes precedence.
     this.relay.signal(Signal::SIGKILL);
     Administered::write(&this.config, &this.state, &["front", "eve/1"]);
     this.relay = Relay::start(command(Uring::AsAsked, &["run", "--config", this.config.to_str().unwrap()]));
@@ -234,9 +234,9 @@ fn streams_are_added_and_removed_and_kept() {
 fn a_browser_that_waits_for_a_stream_is_told_when_it_is_removed() {
     let _turn = beside_others();
     let this = Administered::start();
-    // Nobody is there.
+    // Nothing listens there.
     this.expect("ann", &["add", "yard/a", "--source", "rtsp://127.0.0.1:9/x"], None);
-    // The user ann, and the password p.
+    // The user ann with the password p.
     let authorization = [("authorization", "Basic YW5uOnA=")];
     let mut browser = watch_with(http_address(&this.relay), "/+live/yard/a", &authorization).expect("101");
     browser.text("waiting");

@@ -1,5 +1,5 @@
-//! Names by the hundred and by the hundred thousand: an edge in front of an origin that has many, somebody who asks for names that there
-//! are not, and what streams leave behind that have been and gone. `tests/soak --names` has as many as the issue of names asks for.
+//! Hundreds and hundreds of thousands of names: an edge in front of an origin with many streams, a client that requests names that do not
+//! exist, and what remains of removed streams. `tests/soak --names` runs the full size.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,20 +15,20 @@ use crate::harness::vitals::{Memory, Vitals};
 use crate::harness::{DEADLINE, wait_until};
 use crate::names::{free_addresses, pattern, relay, relay_at, streams};
 
-/// How many there are of everything.
+/// The numbers of everything.
 struct Size {
     /// Names that the origin has.
     names: usize,
-    /// Names that are played, and players.
+    /// Names that are played, and the number of players.
     played: usize,
     players: usize,
-    /// Names that nobody has, which are asked for all the same.
+    /// Names that do not exist and are requested.
     crawled: usize,
-    /// Names that are published and pulled, and gone again.
+    /// Names that are published and pulled, and then removed.
     gone: usize,
 }
 
-/// Those of the usual run, or what `RTSPRELAY_NAMES` (any value) asks for.
+/// The usual run's, or with `RTSPRELAY_NAMES` (any value) the full ones.
 fn size() -> Size {
     match std::env::var_os("RTSPRELAY_NAMES") {
         Some(_) => Size { names: 500, played: 100, players: 200, crawled: 100_000, gone: 20_000 },
@@ -36,24 +36,24 @@ fn size() -> Size {
     }
 }
 
-/// Streams that are written down, and begin when they are asked for.
+/// Configured streams that start when they are requested.
 fn written(names: usize) -> String {
     let one = |number| format!("[[stream]]\nname = \"cam/{number}\"\nsource = \"test\"\non_demand = true\n");
     (0..names).map(one).collect()
 }
 
-/// An edge that goes to the first of these that plays, and has a short memory for what nobody wants.
+/// An edge that pulls from the first of these that plays, and removes unused streams soon.
 fn edge(origins: &[SocketAddr]) -> Relay {
     let sources: Vec<_> = origins.iter().map(|origin| format!("\"rtsp://{origin}/cam/{{name}}\"")).collect();
     relay(&pattern("edge/*", &format!("[{}]", sources.join(", ")), "on_demand_stop = \"300ms\""))
 }
 
-/// An address of this machine for the client of that number.
+/// An address of this machine for the client with this number.
 fn from(number: usize) -> IpAddr {
     Ipv4Addr::new(127, 2, (number / 200) as u8, (number % 200 + 1) as u8).into()
 }
 
-/// What players have seen, and until when they play.
+/// What players have seen, and whether they should stop.
 struct Seen {
     frames: Vec<AtomicU64>,
     over: AtomicBool,
@@ -64,7 +64,7 @@ impl Seen {
         Seen { frames: (0..players).map(|_| AtomicU64::new(0)).collect(), over: AtomicBool::new(false) }
     }
 
-    /// Plays until it is over; panics when it is sent away, or when `whole` and a packet is missing.
+    /// Plays until told to stop; panics if it is disconnected, or, if `whole`, when a packet is missing.
     fn play(&self, edge: &Relay, number: usize, name: usize, whole: bool) {
         let mut client = Client::connect_from(from(number), edge.address());
         client.play_everything(&edge.url(&format!("/edge/{name}")));
@@ -79,7 +79,7 @@ impl Seen {
         }
     }
 
-    /// Waits until every player has seen some frames more.
+    /// Waits until every player has seen some more frames.
     fn all_go_on(&self, when: &str) {
         let now = || self.frames.iter().map(|frames| frames.load(Ordering::Relaxed));
         let before: Vec<u64> = now().collect();
@@ -89,7 +89,7 @@ impl Seen {
     }
 }
 
-/// Whatever fails, the players end with it.
+/// Ends the players, also if the scenario fails.
 struct Ends<'a>(&'a Seen);
 
 impl Drop for Ends<'_> {
@@ -102,7 +102,7 @@ fn metric(relay: &Relay, name: &str) -> usize {
     value(&get(http_address(relay), "/metrics").1, name) as usize
 }
 
-/// Streams that somebody has pulled from it, as often as each was.
+/// The streams that were pulled from it, once for each pull.
 fn pulls(origin: &Relay) -> usize {
     metric(origin, "rtsprelay_all_clients_joined_total ")
 }
@@ -116,7 +116,7 @@ fn an_edge_pulls_each_of_many_names_once_and_loses_nobody_when_origins_die() {
     let running = origin(first);
     let edge = edge(&[first, second]);
     let seen = Seen::new(size.players);
-    // The last one outlives the players, who would wait for a frame.
+    // The last one outlives the players, which would otherwise wait for a frame.
     let mut last = None;
     std::thread::scope(|scope| {
         let _ends = Ends(&seen);
@@ -141,7 +141,7 @@ fn an_edge_pulls_each_of_many_names_once_and_loses_nobody_when_origins_die() {
         seen.all_go_on("from the second origin");
         assert_eq!(pulls(other), size.played, "each was pulled once");
     });
-    // Each of them was there to the end: none was made twice, and none has come anew.
+    // All of them existed until the end: none was created twice.
     let made = metric(&edge, "rtsprelay_streams_made_total ");
     assert_eq!((made, pulls(&edge)), (size.played, size.players));
     println!("{} players of {} names out of {} stayed", size.players, size.played, size.names);
@@ -180,22 +180,22 @@ fn a_crawler_of_many_names_leaves_nothing_behind_and_players_feel_nothing() {
             let told = (get(http, "/+streams").1, get(http, "/metrics").1.lines().count());
             (Memory::of(&edge).anonymous >> 10, told)
         };
-        // What grows once, with the first ones, is there after half of them.
+        // One-time growth has happened after half of them.
         let (memory, told): (Vec<u64>, Vec<_>) = (0..10).map(|_| crawl_and_look()).unzip();
         println!("memory in the course of {} names, KiB: {memory:?}", size.crawled);
         let (half, whole) = (memory[4], memory[9]);
         assert!(whole < half + half / 10, "grown from {half} to {whole} KiB");
-        assert_eq!(told[9], told[4], "what tells of streams tells of no more");
-        assert!(!get(http, "/metrics").1.contains("none"), "no label has a name that there is not");
+        assert_eq!(told[9], told[4], "the reports list no more streams");
+        assert!(!get(http, "/metrics").1.contains("none"), "a label has the name of a missing stream");
         seen.all_go_on("afterwards");
-        // The origin has not shut the edge out.
+        // The origin has not locked the edge out.
         Client::connect(edge.address()).describe(&edge.url("/edge/9")).expect(200);
     });
     let asked = metric(&origin, "rtsprelay_requests_failed_total ");
     assert!(asked >= size.crawled, "the origin was asked for them: {asked}");
 }
 
-/// Asks for names that there are not, from an address of its own, a connection for a while: one that asked on would be slowed down.
+/// Requests names that do not exist, from its own address. It changes connections, because a connection with many requests is slowed down.
 fn ask_for_nothing(edge: &Relay, crawler: usize, names: usize) {
     const OF_ONE_CONNECTION: usize = 150;
     for begin in (0..names).step_by(OF_ONE_CONNECTION) {
@@ -224,7 +224,7 @@ fn names_that_no_origin_plays_do_not_fill_the_log() {
     });
     wait_until("nothing is left of them", DEADLINE, || streams(&edge).is_empty());
     assert_eq!(metric(&edge, "rtsprelay_streams_made_total "), ASKED);
-    // Why, and of some of them: five lines from each of two places within ten seconds.
+    // Why, and only for some of them: five lines from each of two places within ten seconds.
     let printed = edge.printed();
     let lines = printed.lines().filter(|line| line.contains("edge/none")).count();
     assert!((1..=20).contains(&lines) && printed.contains("refused"), "{printed}");
@@ -250,11 +250,11 @@ fn streams_that_have_been_and_gone_leave_memory_where_it_was() {
         before.come_back(&relay, http, DEADLINE);
         Memory::of(&relay).anonymous >> 10
     };
-    // What grows once, with the first ones, is there after half of them.
+    // One-time growth has happened after half of them.
     let memory: Vec<u64> = (0..10).map(|_| come_and_go()).collect();
     println!("memory in the course of {gone} streams that come and go, KiB: {memory:?}");
     assert!(memory[9] < memory[4] + memory[4] / 10, "grown: {memory:?}");
     let all = ["rtsprelay_streams_made_total ", "rtsprelay_streams_gone_total "].map(|name| metric(&relay, name));
     assert_eq!(all, [gone, gone], "totals go on");
-    assert!(!get(http, "/metrics").1.contains("stream=\""), "what has a name has gone with it");
+    assert!(!get(http, "/metrics").1.contains("stream=\""), "metrics of a removed stream remain");
 }

@@ -1,5 +1,5 @@
-//! Deployment files: Kubernetes manifests, HAProxy configurations, the compose file. They are checked by the programs themselves, and
-//! against what the relay really reports.
+//! Deployment files: Kubernetes manifests, HAProxy configurations, the compose file. The programs themselves check them, and their queries
+//! are checked against the relay's real output.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ fn the_manifests_are_right() {
     .serving("/");
     let metrics = scratch_file("metrics");
     let mut told = String::new();
-    // What is told of the last interval comes after the first.
+    // Values of the last interval appear after the first interval.
     wait_until("all is told", DEADLINE, || {
         told = get(http_address(&relay), "/metrics").1;
         told.contains("rtsprelay_source_fps{")
@@ -64,7 +64,7 @@ fn haproxy_and_prometheus_take_their_configurations() {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{name}: {output:?}");
     }
-    // Every file that the compose file mounts is there.
+    // Every file that the compose file mounts exists.
     let compose = std::fs::read_to_string(packaging("container/compose.yaml")).unwrap();
     let mounted: Vec<&str> = compose
         .split('"')

@@ -19,7 +19,7 @@ use crate::harness::relay::{Relay, Uring, command};
 use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, SYSTEM_PYTHON, test_file, wait_until};
 
-/// Frames that each player must see to be taken for one that plays.
+/// Frames that a player must see to count as playing.
 const FRAMES: u64 = 30;
 
 /// One second in NTP's units.
@@ -30,16 +30,13 @@ fn a_camera_that_is_away_is_reported_on_until_it_reports_by_itself() {
     let _turn = beside_others();
     let place = Place::reserve();
     let camera = Camera::start_at(place.address());
-    let relay = Relay::connecting_to(&place.url());
-    camera.wait_playing();
-    camera.keyframe(5_000);
-    let relay = relay.serving("/");
+    let relay = Relay::of_camera(&camera, 5_000);
     let mut client = Client::connect(relay.address());
     let (_, played) = client.play_everything(&relay.url("/"));
     assert_eq!(played.rtp_info().len(), 2);
     let (ports, mut by_datagrams) = (Ports::bind(), Client::connect(relay.address()));
     play_by_datagrams(&mut by_datagrams, &relay, &ports);
-    // Its clock is half a minute behind; it has said nothing of its sound.
+    // The camera's clock is half a minute behind; there was no report about its audio.
     let first_ntp = rtsprelay::source::timeline::to_ntp(SystemTime::now() - Duration::from_secs(30));
     let (told, since) = (sent_report(&mut client, &camera, first_ntp), Instant::now());
     sender_info(&ports.rtcp);
@@ -53,7 +50,7 @@ fn a_camera_that_is_away_is_reported_on_until_it_reports_by_itself() {
     }
     let to_the_other = sender_info(&ports.rtcp);
     assert_goes_on(told, to_the_other);
-    // The camera is back, and goes on by the clock that it had.
+    // The camera is back, and continues with its previous clock.
     let camera = Camera::start_at(place.address());
     camera.wait_playing();
     camera.keyframe(7_000);
@@ -76,7 +73,7 @@ fn a_camera_that_is_away_is_reported_on_until_it_reports_by_itself() {
     assert!(!relay.printed().contains("stopped playing"), "{}", relay.printed());
 }
 
-/// Sets the picture up by datagrams, and plays it.
+/// Sets the video up over UDP, and plays it.
 fn play_by_datagrams(client: &mut Client, relay: &Relay, ports: &Ports) {
     let described = client.describe(&relay.url("/")).expect(200);
     let set_up = client.request("SETUP", &tracks(&described)[0].url, &[("Transport", &ports.transport())]).expect(200);
@@ -84,7 +81,7 @@ fn play_by_datagrams(client: &mut Client, relay: &Relay, ports: &Ports) {
     client.play(described.header("Content-Base").unwrap()).expect(200);
 }
 
-/// The report that a client gets of the camera's own.
+/// The camera's own report as received by a client.
 fn sent_report(client: &mut Client, camera: &Camera, ntp: u64) -> SenderInfo {
     camera.sender_report(ntp);
     let info = SenderInfo::of(&client.packet_on(1).bytes).expect("a sender report");
@@ -92,7 +89,7 @@ fn sent_report(client: &mut Client, camera: &Camera, ntp: u64) -> SenderInfo {
     info
 }
 
-/// The next sender report that comes to a socket.
+/// The next sender report that arrives on a socket.
 fn sender_info(socket: &UdpSocket) -> SenderInfo {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut bytes = [0; 2_000];
@@ -100,7 +97,7 @@ fn sender_info(socket: &UdpSocket) -> SenderInfo {
     SenderInfo::of(&bytes[..len]).expect("a sender report")
 }
 
-/// Panics unless a report comes later than the one before and lies on the same line.
+/// Panics unless a report is later than the previous one and on the same line.
 #[track_caller]
 fn assert_goes_on(before: SenderInfo, after: SenderInfo) {
     let seconds = after.ntp.wrapping_sub(before.ntp) as f64 / NTP_S as f64;
@@ -108,13 +105,13 @@ fn assert_goes_on(before: SenderInfo, after: SenderInfo) {
     assert!(seconds > 1.0 && (ticks - seconds * 90_000.0).abs() <= 2.0, "{ticks} ticks in {seconds} s");
 }
 
-/// A player, and how many frames it has got.
+/// A player, and the number of frames that it has received.
 enum Player {
-    /// A program that prints so many lines with the word for each frame.
+    /// A program that prints this many lines with the word per frame.
     Prints(Program, &'static str),
     /// retina, in a thread of this process.
     Retina(Arc<Retina>),
-    /// Another relay, and who plays that.
+    /// Another relay, and its player.
     Relay(Relay, Box<Client>, u64),
 }
 
@@ -157,7 +154,7 @@ impl Drop for Player {
     }
 }
 
-/// ffmpeg without decoding: a line for each packet of the picture, as soon as it has come.
+/// ffmpeg without decoding: a line for each video packet, as soon as it arrives.
 fn ffmpeg(url: &str, transport: &str) -> Player {
     let mut command = Command::new("ffmpeg");
     command.args(["-nostdin", "-v", "error", "-timeout", "5000000", "-rtsp_transport", transport, "-i", url]);
@@ -217,7 +214,7 @@ fn retina(url: &str, transport: &str) -> Player {
 }
 
 fn another_relay(url: &str, transport: &str) -> Player {
-    // What it is patient for is media, not reports: a camera that reports and sends no picture is to be called again.
+    // It waits for media, not reports: it must reconnect to a camera that sends reports but no video.
     let relay = Relay::configured(&format!(
         "listen = [\"127.0.0.1:0\"]\n\n[[stream]]\nname = \"again\"\nsource = \"{url}\"\n\
          transport = \"{transport}\"\nsource_timeout = \"10m\"\n"
@@ -263,7 +260,7 @@ fn real_players_stay_through_outages() {
             std::thread::sleep(Duration::from_millis(100));
         }
         camera = pattern_at(&place);
-        // Somebody asks, so that it is not left at its backoff.
+        // A request, so that the relay does not wait for its backoff.
         relay_is_asked(&relay);
         all_go_on(&relay, &mut players);
     }
@@ -278,7 +275,7 @@ fn assert_nobody_left(relay: &Relay) {
     assert!(!printed.contains("stopped playing"), "{printed}");
 }
 
-/// Waits until each of the players has got more frames.
+/// Waits until each of the players has received more frames.
 fn all_go_on(relay: &Relay, players: &mut [(String, Player)]) {
     let before: Vec<u64> = players.iter_mut().map(|(_, player)| player.frames()).collect();
     for ((name, player), before) in players.iter_mut().zip(before) {

@@ -10,13 +10,13 @@ use crate::harness::program::{Finished, Program, run};
 use crate::harness::relay::Relay;
 use crate::harness::{SYSTEM_PYTHON, servers, test_file};
 
-/// Frames that each player takes: four seconds.
+/// Frames that each player receives: four seconds.
 const FRAMES: usize = 120;
 
 /// How long a player may take for them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a stream is known to be.
+/// The known properties of a stream.
 #[derive(Clone, Copy)]
 struct Expected {
     video: &'static str,
@@ -26,10 +26,10 @@ struct Expected {
 
 const DEMO: Expected = Expected { video: "h264", audio: "pcm_mulaw", size: (640, 360) };
 const X264: Expected = Expected { video: "h264", audio: "aac", size: (640, 360) };
-// Smaller: its encoder takes three times as long.
+// Smaller, because its encoder takes three times as long.
 const X265: Expected = Expected { video: "hevc", audio: "aac", size: (320, 240) };
 
-/// Every player by its name, a test each, for a relayed source.
+/// Every player by name, a test each, for a relayed source.
 macro_rules! every_player {
     ($source:ident, $relay:expr, $expected:expr) => {
         mod $source {
@@ -90,7 +90,7 @@ every_player!(demo, Relay::demo(), DEMO);
 every_player!(x264_with_aac, servers::relayed(&["x264"]), X264);
 every_player!(x265_with_aac, servers::relayed(&["x265", "--size", "320x240"]), X265);
 
-/// Other codecs: whoever joins, whenever, decodes from the first frame on.
+/// Other codecs: a player that joins at any time decodes from the first frame on.
 fn joins_decode(codec: &str) {
     let relay = servers::relayed(&[codec, "--no-audio"]);
     for transport in ["tcp", "udp", "tcp"] {
@@ -118,9 +118,9 @@ fn mjpeg_decodes_from_the_first_frame() {
 
 #[test]
 fn the_players_work_without_the_relay() {
-    // If this fails, the other scenarios of this file say nothing of the relay. One player after another, since the encoder's
-    // server lets a second one in between two keyframes. And alone: an encoder that is late has its first frames later than its sound,
-    // and players move their timestamps when the first report tells them so. The relay's players are told before they begin.
+    // If this fails, the other scenarios of this file prove nothing about the relay. One player after another, because the encoder's
+    // server lets a second one start between two keyframes. And alone, because on a busy machine the first frames come later than the audio,
+    // and players shift their timestamps when the first report tells them. Players of the relay are told before they start.
     let _turn = alone();
     let expected = Expected { size: (320, 240), ..X264 };
     let encoder = servers::Encoder::start(&["x264", "--size", "320x240"]);
@@ -136,7 +136,7 @@ fn the_players_work_without_the_relay() {
 #[test]
 fn twenty_players_at_once() {
     let _turn = alone();
-    // Twenty programs that start at once on a small machine may not read for a while; that is not what is tested here.
+    // Twenty programs that start at once on a small machine may not read for a while, which is not what is tested here.
     let relay = Relay::configured(
         "listen = [\"127.0.0.1:0\"]\n\n[queue]\nage = \"10s\"\n\n[[stream]]\nname = \"t\"\nsource = \"test\"\n",
     )
@@ -158,7 +158,7 @@ fn twenty_players_at_once() {
     }
 }
 
-/// Panics unless presentation times (in seconds) are those of 30 frames a second, none missing.
+/// Panics unless presentation times (in seconds) are those of 30 frames a second, with none missing.
 #[track_caller]
 fn assert_30_fps(mut times: Vec<f64>) {
     times.sort_by(f64::total_cmp);
@@ -170,8 +170,8 @@ fn assert_30_fps(mut times: Vec<f64>) {
 }
 
 fn ffprobe(url: &str, transport: &str, expected: Expected) {
-    // Each by itself: an interval is over when the first of the tracks that are looked at has come to its end, and on a busy machine
-    // an encoder's picture may be behind its sound.
+    // Each by itself: an interval ends when the first of the selected tracks reaches its end, and on a busy machine
+    // an encoder's video may be behind its audio.
     let seen = |track: &str, interval: &str| -> Value {
         let of = ["-v", "error", "-rtsp_transport", transport, "-select_streams", track, "-read_intervals", interval];
         let entries = "stream=codec_name,width,height:frame=pts_time,best_effort_timestamp_time";
@@ -195,12 +195,12 @@ fn ffprobe(url: &str, transport: &str, expected: Expected) {
 fn ffmpeg_command(url: &str, transport: &str) -> Command {
     let mut command = Command::new("ffmpeg");
     command.args(["-nostdin", "-v", "error", "-xerror", "-rtsp_transport", transport, "-i", url, "-t", "4"]);
-    // Decodes everything, and tells of it on its standard output.
+    // Decodes everything, and reports on standard output.
     command.args(["-progress", "-", "-f", "null", "-"]);
     command
 }
 
-/// Decoding video and audio to the end of four seconds.
+/// Decodes video and audio to the end of four seconds.
 fn ffmpeg(url: &str, transport: &str) {
     assert_ffmpeg_decoded(&Program::start(ffmpeg_command(url, transport)).finish(PATIENCE).expect_silent_success());
 }
@@ -211,7 +211,7 @@ fn assert_ffmpeg_decoded(finished: &Finished) {
         let values = finished.stdout.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         values.filter_map(|value| value.trim().parse().ok()).next_back().unwrap_or_else(|| panic!("{finished:#?}"))
     };
-    // Its null output pads or drops nothing that matters at the rate of the input: four seconds are 120 frames.
+    // Its null output adds or drops nothing that matters at the input's rate: four seconds are 120 frames.
     assert!((115.0..=125.0).contains(&last("frame")), "{finished:#?}");
 }
 
@@ -255,7 +255,7 @@ fn opencv(url: &str, expected: Expected) {
     assert_30_fps(seen["times"].as_array().unwrap().iter().filter_map(Value::as_f64).collect());
 }
 
-/// retina in its strict defaults, down to whole frames.
+/// retina in its strict defaults, up to whole frames.
 fn retina(url: &str, expected: Expected) {
     use futures::StreamExt as _;
     use retina::client::{PlayOptions, Session, SessionOptions, SetupOptions};
@@ -277,7 +277,7 @@ fn retina(url: &str, expected: Expected) {
             match session.next().await.expect("more").expect("no error") {
                 CodecItem::VideoFrame(frame) => {
                     assert_eq!(frame.loss(), 0);
-                    assert!(!times.is_empty() || frame.is_random_access_point(), "the first frame is no keyframe");
+                    assert!(!times.is_empty() || frame.is_random_access_point(), "the first frame is not a keyframe");
                     times.push(frame.timestamp().elapsed_secs());
                 }
                 CodecItem::AudioFrame(frame) => {

@@ -1,4 +1,4 @@
-//! What the relay prints when its output is not a terminal: short lines, the streams' URLs, and why it refused a request.
+//! The relay's output when it is not a terminal: short lines, the streams' URLs, and why it refused a request.
 
 use crate::harness::http::http_address;
 use crate::harness::machine::beside_others;
@@ -7,12 +7,12 @@ use crate::harness::relay::{BINARY, Relay, Uring, command};
 use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, wait_until};
 
-/// The first line that has all of `parts`, once it is printed.
+/// The first line that contains all of `parts`, once it is printed.
 fn line(relay: &Relay, parts: &[&str]) -> String {
     let mut found = None;
     wait_until(&format!("a line with {parts:?}"), DEADLINE, || {
         let printed = relay.printed();
-        // The last line may not be whole yet.
+        // The last line may be incomplete.
         let (whole, _) = printed.rsplit_once('\n').unwrap_or_default();
         found = whole.lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned);
         found.is_some()
@@ -20,7 +20,7 @@ fn line(relay: &Relay, parts: &[&str]) -> String {
     found.unwrap()
 }
 
-/// The URL in a line of the log that says what is served.
+/// The URL in a log line about what is served.
 fn url(line: &str) -> &str {
     line.split_once("url=").and_then(|(_, rest)| rest.split_whitespace().next()).expect("a URL")
 }
@@ -41,9 +41,7 @@ fn a_short_line_tells_how_all_streams_are_and_a_command_lists_them() {
         let told = line(&relay, &["serving", &format!("stream={name} ")]);
         assert_eq!(url(&told), relay.url(&format!("/{name}")), "{told}");
     }
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/pattern"));
-    client.frame_on(0);
+    let _client = relay.player("/pattern");
     let told = line(&relay, &["3 streams: 1 live, 2 down (studio, absent); 1 client;", "p99"]);
     assert!(told.len() < 250 && told.contains("bit/s, out ") && !told.contains("_us="), "{told}");
     line(&relay, &["waiting for a publisher", "stream=studio"]);

@@ -105,10 +105,7 @@ fn a_stream_is_found_however_its_url_is_written() {
 fn the_cameras_address_does_not_leak() {
     let _turn = beside_others();
     let camera = Camera::start();
-    let relay = Relay::connecting_to(&camera.url());
-    camera.wait_playing();
-    camera.keyframe(1_000);
-    let relay = relay.serving("/");
+    let relay = Relay::of_camera(&camera, 1_000);
     let answer = Client::connect(relay.address()).describe(&relay.url("/")).expect(200);
     let everything = format!("{answer:?}");
     assert!(!everything.contains(&camera.address().to_string()), "{everything}");
@@ -163,7 +160,7 @@ fn an_unknown_transport_is_461_and_tcp_works_after_it() {
 #[test]
 fn a_player_that_gets_no_datagrams_falls_back_to_tcp() {
     let _turn = beside_others();
-    // As VLC does: UDP first, on one connection; then TEARDOWN and everything again over TCP.
+    // Like VLC: UDP first, on one connection; then TEARDOWN and everything again over TCP.
     let (relay, mut client) = demo();
     let agent = ("User-Agent", "LibVLC/3.0.18 (LIVE555 Streaming Media v2016.11.28)");
     client.request("OPTIONS", &relay.url("/"), &[agent]).expect(200);
@@ -225,7 +222,7 @@ fn a_udp_session_outlives_its_connection() {
     for _ in 0..200 {
         rtp.recv_from(&mut buffer).expect("datagrams go on");
     }
-    // Another connection ends it.
+    // Another connection can end it.
     let mut client = Client::connect(relay.address());
     client.session = session;
     client.request("TEARDOWN", &relay.url("/"), &[]).expect(200);
@@ -234,7 +231,7 @@ fn a_udp_session_outlives_its_connection() {
     client.request("GET_PARAMETER", &relay.url("/"), &[]).expect(454);
 }
 
-/// The relay of a camera at `/cam`, with one shard: what one client has been sent is in the log for all.
+/// A relay of a camera at `/cam`, with one shard: what was sent to one client is in the log for all.
 fn of_one_shard(camera: &Camera) -> Relay {
     let relay = Relay::configured(&format!(
         "listen = [\"127.0.0.1:0\"]\nworkers = 1\n\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n",
@@ -261,7 +258,7 @@ fn play_is_answered_before_any_media_and_names_the_first_packets() {
     camera.sound_report(ntp_now());
     let relay = relay.serving("/cam");
     let url = relay.url("/cam");
-    // What a track has not had yet can be promised by an estimate alone: all of it is in the log.
+    // For a track without packets only an estimate can be promised, but all of this is in the log.
     let mut before = Client::connect(relay.address());
     before.play_everything(&url);
     let mut missing = BTreeSet::from([0, 1, 2, 3]);
@@ -327,7 +324,7 @@ fn keep_alives_are_answered_while_playing() {
         client.request(method, &relay.url("/"), &[]).expect(200);
         client.frame_on(0);
     }
-    // Receiver reports, interleaved, do no harm.
+    // Interleaved receiver reports do no harm.
     client.send_raw(&[b'$', 1, 0, 8, 0x80, 201, 0, 1, 0, 0, 0, 1]);
     client.frame_on(0);
 }
@@ -343,13 +340,13 @@ fn pause_stops_and_play_goes_on_with_the_newest_keyframe_that_has_not_been_sent(
     let mut client = Client::connect(relay.address());
     client.play_everything(&url);
     let before = client.frame_on(0);
-    // Shows what has come to the shard.
+    // Shows what has arrived at the shard.
     let mut witness = Client::connect(relay.address());
     witness.play_everything(&url);
     witness.frame_on(0);
     let pause = |client: &mut Client| {
         client.request("PAUSE", &url, &[]).expect(200);
-        assert!(client.queued.iter().all(|packet| packet.channel == 1), "nothing was under way");
+        assert!(client.queued.iter().all(|packet| packet.channel == 1), "media after PAUSE");
         client.queued.clear();
     };
 
@@ -370,7 +367,7 @@ fn pause_stops_and_play_goes_on_with_the_newest_keyframe_that_has_not_been_sent(
     assert_eq!((frame[0].seq(), frame[0].rtp_time()), (played.rtp_info()[0].1, played.rtp_info()[0].2));
     assert_ne!(frame[0].seq(), before.last().unwrap().seq().wrapping_add(1));
 
-    // No newer keyframe: it goes on where it stopped, which decodes too.
+    // There is no newer keyframe: it resumes where it stopped, which can be decoded, too.
     let last = client.frame_on(0);
     pause(&mut client);
     camera.delta_frame(100);
@@ -446,7 +443,7 @@ fn a_header_block_without_end_is_cut_off() {
     let mut stream = client.stream().try_clone().unwrap();
     let line = format!("X-Filler: {}\r\n", "x".repeat(1_000));
     for _ in 0..40 {
-        // It may be closed before we are done.
+        // It may be closed before everything is sent.
         if stream.write_all(line.as_bytes()).is_err() {
             break;
         }
@@ -490,11 +487,11 @@ fn a_udp_session_without_life_ends_after_the_session_timeout() {
     assert!(answer.header("Session").unwrap().contains(";timeout=2"), "{answer:#?}");
     client.session = answer.session().map(str::to_string);
     client.play(&relay.url("/t")).expect(200);
-    // Longer than the session's timeout: a shorter silence may be the machine's.
+    // Longer than the session's timeout: a shorter silence may be due to the machine.
     rtp.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let mut buffer = [0; 2_048];
     wait_until("datagrams end", DEADLINE, || rtp.recv_from(&mut buffer).is_err());
-    // The connection that made it may have been closed with it.
+    // The connection that created it may have been closed with it.
     let mut other = Client::connect(relay.address());
     other.session = client.session.clone();
     other.request("GET_PARAMETER", &relay.url("/t"), &[]).expect(454);
@@ -518,7 +515,7 @@ fn more_clients_than_the_limit_are_refused() {
     let tracks = tracks(&third.describe(&url).expect(200));
     third.setup(&tracks[0], 0, 1).expect(453);
     wait_until("the log names the limit", DEADLINE, || relay.printed().contains("limits.clients is reached"));
-    // One leaves, one may come.
+    // One leaves, so another may join.
     playing.pop();
     wait_until("a free place", DEADLINE, || third.setup(&tracks[0], 0, 1).status == 200);
 }
@@ -530,7 +527,7 @@ fn sessions_are_found_from_any_connection() {
         Relay::configured("listen = [\"127.0.0.1:0\"]\nworkers = 4\n\n[[stream]]\nname = \"t\"\nsource = \"test\"\n")
             .serving("/t");
     let url = relay.url("/t");
-    // Connections go round the shards; a session lives on one of them.
+    // Connections are assigned to shards in turn; a session lives on one of them.
     for _ in 0..8 {
         let mut first = Client::connect(relay.address());
         let tracks = tracks(&first.describe(&url).expect(200));
@@ -538,7 +535,7 @@ fn sessions_are_found_from_any_connection() {
         let answer = setup_with(&mut first, &tracks[0].url, &ports.transport()).expect(200);
         let mut second = Client::connect(relay.address());
         second.session = answer.session().map(str::to_string);
-        // Both requests come in one segment: the second must survive the move.
+        // Both requests are in one segment: the second must survive the move.
         let both = second.compose("PLAY", &url, &[]) + &second.compose("GET_PARAMETER", &url, &[]);
         second.send_raw(both.as_bytes());
         second.answer().expect(200);
@@ -562,9 +559,9 @@ fn what_players_send_to_open_their_paths_counts_as_nothing_wrong() {
         format!("-q rtspsrc location={url} protocols=udp ! rtph264depay ! h264parse ! fakesink num-buffers=20");
     assert!(run(DEADLINE, "ffmpeg", &ffmpeg).status.success());
     let words: Vec<_> = gstreamer.split(' ').collect();
-    // Beside other tests it has once said that it failed, at the end of a session without fault; so what it says counts for nothing here.
+    // In parallel with other tests it once reported a failure after a good session; so its output is not checked here.
     run(DEADLINE, "gst-launch-1.0", &words);
-    // A healthy player of each kind has gone: what it sent has been looked at before its TEARDOWN was.
+    // A healthy player of each kind has left: what it sent was processed before its TEARDOWN.
     wait_until("both are gone", DEADLINE, || relay.printed().matches("stopped playing").count() == 2);
     let metrics = get(http_address(&relay), "/metrics").1;
     for reason in ["rtcp_malformed", "rtcp_unasked"] {
@@ -587,7 +584,7 @@ except urllib.error.HTTPError as e: print(e.code, e.read().decode())";
 
 #[test]
 fn descriptors_that_nobody_has_handed_over_are_left_alone() {
-    /// One socket is handed over, and said to be three: the next ones are what the relay opens itself.
+    /// One socket is passed, but announced as three: the next descriptors are the relay's own.
     const MANAGER: &str = "import os, socket, sys\n\
         s = socket.create_server(('127.0.0.1', 0))\n\
         print('handed over %d' % s.getsockname()[1], flush=True)\n\

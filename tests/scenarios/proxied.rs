@@ -1,5 +1,5 @@
-//! Behind a balancer that sends the PROXY protocol, clients keep their own addresses: rights and limits by address apply, and the
-//! header is accepted from nobody else.
+//! Behind a balancer that sends the PROXY protocol, clients keep their own addresses: rights and limits per address apply, and the
+//! header is accepted only from the balancer.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -66,7 +66,7 @@ fn clients_are_known_by_their_own_addresses() {
     let mut second = by_balancer(&relay, &header("[2001:db8::9]:1001"));
     second.play_everything(&relay.url("/"));
     second.frame_on(0);
-    // The balancer's own.
+    // The balancer's own connection.
     let mut checks = by_balancer(&relay, LOCAL);
     checks.play_everything(&relay.url("/"));
     checks.frame_on(0);
@@ -75,15 +75,15 @@ fn clients_are_known_by_their_own_addresses() {
     for (at, wanted) in [(0, "192.0.2.7:1000"), (1, "[2001:db8::9]:1001"), (2, "127.0.0.2:")] {
         assert!(found.iter().any(|found| found.starts_with(wanted)), "{at}: {wanted} is not in {found:?}");
     }
-    // Its address has its share; others have theirs.
+    // Its address has its own limit; others have theirs.
     let mut more = by_balancer(&relay, &header("192.0.2.7:1002"));
     let tracks = tracks(&more.describe(&relay.url("/")).expect(200));
     more.setup(&tracks[0], 0, 1).expect(453);
-    // Datagrams would come from another address than the one that it has asked.
+    // Datagrams would come from another address than the one that it connected to.
     let mut datagrams = by_balancer(&relay, &header("192.0.2.8:1000"));
     datagrams.request("SETUP", &tracks[0].url, &[("Transport", "RTP/AVP;unicast;client_port=20000-20001")]).expect(461);
     datagrams.setup(&tracks[0], 0, 1).expect(200);
-    // Who comes by himself needs no header, and is let have none.
+    // A client that connects directly needs no header, and may not send one.
     Client::connect(relay.address()).describe(&relay.url("/")).expect(200);
 }
 
@@ -137,13 +137,13 @@ fn a_header_may_come_in_pieces() {
     client.describe(&relay.url("/")).expect(200);
 }
 
-/// What comes back of a request to the pages that begins so.
+/// The response to a request for the pages that starts like this.
 fn asked(relay: &Relay, begins: &[u8]) -> String {
     let mut stream: TcpStream = stream_from(BALANCER, http_address(relay));
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(&[begins, b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n"].concat()).unwrap();
     let mut answer = String::new();
-    // A connection that is refused may be reset.
+    // A refused connection may be reset.
     let _ = stream.read_to_string(&mut answer);
     answer
 }
@@ -171,7 +171,7 @@ fn the_header_stands_before_tls() {
     for header in [header("192.0.2.7:1000"), header("[2001:db8::9]:1001"), LOCAL.to_vec()] {
         let mut client = Client::connect_from(BALANCER, relay.tls_address());
         let mut tls = connection(&trusted);
-        // The header's end comes in one piece with the client's first bytes, as from a balancer; its beginning alone.
+        // The end of the header arrives together with the client's first bytes, as from a balancer; its start alone.
         let (first, rest) = header.split_at(header.len() / 2);
         client.send_raw(first);
         let mut with_hello = rest.to_vec();
@@ -213,7 +213,7 @@ fn pages_by_https_take_a_header_before_tls() {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.write_all(begins).unwrap();
         let mut tls = StreamOwned::new(connection(&trusted), stream);
-        // A connection that is refused may be reset.
+        // A refused connection may be reset.
         let _ = tls.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\nAuthorization: Basic YTpi\r\n\r\n");
         let mut answer = String::new();
         let _ = tls.read_to_string(&mut answer);
@@ -237,7 +237,7 @@ fn who_floods_the_pages_by_a_balancer_keeps_nobody_else_out() {
     let relay = relay("");
     let http = http_address(&relay);
     let answers = |stream: &mut TcpStream| {
-        // One that is closed may be reset.
+        // A closed connection may be reset.
         let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let (mut answer, mut piece) = (Vec::new(), [0; 1_024]);
         while !answer.ends_with(b"ok\n") {

@@ -50,7 +50,7 @@ fn gstreamer(url: &str, protocol: &str) -> Program {
     Program::start(command)
 }
 
-/// Reads the stream until `frames` video frames were decoded; gives their widths.
+/// Reads the stream until `frames` video frames were decoded; returns their widths.
 fn widths(url: &str, frames: usize) -> Vec<u32> {
     let interval = format!("%+#{frames}");
     let arguments = ["-v", "error", "-rtsp_transport", "tcp", "-select_streams", "v", "-read_intervals", &interval];
@@ -106,7 +106,7 @@ fn readers_stay_while_the_publisher_is_away_and_see_its_new_size() {
     client.play_everything(&relay.url("/live"));
     let first_packet = client.frame_on(0)[0].clone();
     let reader = std::thread::spawn(move || {
-        // The same session, and the sequence goes on, up to the first packet of the new size.
+        // The same session, and the sequence continues, up to the first packet of the new size.
         let (mut last, mut packets) = (client.packet_on(0), 0);
         assert_eq!(last.ssrc(), first_packet.ssrc());
         while packets < 500 {
@@ -118,7 +118,7 @@ fn readers_stay_while_the_publisher_is_away_and_see_its_new_size() {
     let url = relay.url("/live");
     let player = std::thread::spawn(move || widths(&url, 100));
     wait_until("the player plays", DEADLINE, || relay.printed().matches(" started playing ").count() >= 2);
-    // Pulling the plug: no TEARDOWN.
+    // As if the plug was pulled: no TEARDOWN.
     first.signal(Signal::SIGKILL);
     wait_until("the relay says so", DEADLINE, || relay.printed().contains("the publisher is gone"));
     let _second = ffmpeg(&relay.url("/live"), "tcp", "640x480");
@@ -155,7 +155,7 @@ fn a_second_publisher_takes_over_where_that_is_allowed() {
 #[test]
 fn a_publisher_that_hangs_is_ended() {
     let _turn = beside_others();
-    // Longer than an encoder on a busy machine may take from RECORD to its first frame.
+    // Longer than an encoder on a busy machine takes from RECORD to its first frame.
     let relay = relay("source_timeout = \"4s\"");
     let publisher = ffmpeg(&relay.url("/live"), "tcp", "320x240");
     let relay = relay.serving("/live");
@@ -177,7 +177,7 @@ fn a_sound_track_that_ffmpeg_cannot_name_is_left_out_and_the_picture_is_publishe
     let encoders =
         "-map 0 -map 1 -c:a pcm_s16le -c:v libx264 -preset ultrafast -tune zerolatency -g 25 -pix_fmt yuv420p";
     command.args(inputs.split(' ')).args(encoders.split(' '));
-    // Little-endian samples have no name in RTP, so that ffmpeg announces a payload type that stands for nothing.
+    // Little-endian samples have no encoding name in RTP, so ffmpeg announces a payload type without one.
     command.args(["-f", "rtsp", "-rtsp_transport", "tcp", &relay.url("/live")]);
     let _publisher = Program::start(command);
     let relay = relay.serving("/live");
@@ -193,9 +193,9 @@ fn a_sound_track_that_ffmpeg_cannot_name_is_left_out_and_the_picture_is_publishe
     );
 }
 
-/// Ends that GStreamer 1.22 spoils itself, at most, whoever receives it. In about one of twenty its own RTP session sends BYE and then
-/// forgets to pass on the end of the stream; in about one of five its own thread writes the BYE while another has the connection
-/// flushed for PAUSE, which it reports as a write that failed, and goes on with PAUSE and TEARDOWN by that same connection.
+/// How many of GStreamer 1.22's exits may fail through its own fault, with any receiver. In about one of twenty its RTP session sends
+/// BYE and then does not pass on the end of the stream; in about one of five its thread writes the BYE while another thread has flushed
+/// the connection for PAUSE, which it reports as a failed write, and then continues with PAUSE and TEARDOWN on the same connection.
 const SPOILT_MAX: usize = 9;
 
 /// What it prints then. Any other error is one of the relay's answers.
@@ -218,7 +218,7 @@ fn gstreamers_clean_end_is_no_failure() {
         command.args(pipeline.split_whitespace());
         let publisher = Program::start(command);
         let gone = || relay.printed().matches("stopped publishing").count() == attempt;
-        // One that hangs after its BYE is ended by the relay for its silence.
+        // One that hangs after its BYE is disconnected by the relay, because it is silent.
         wait_until("the relay has seen it go", DEADLINE, || {
             relay.printed().contains("the publisher is gone") || gone()
         });

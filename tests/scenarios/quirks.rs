@@ -1,4 +1,4 @@
-//! Recorded answers of real cameras, replayed by a camera that also sends media: each results in a stream that ffprobe reads, or in
+//! Recorded answers of real cameras, replayed by a camera that also sends media: each results in a stream that ffprobe can read, or in
 //! an error that names the problem.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,18 +14,18 @@ use crate::harness::program::run;
 use crate::harness::relay::Relay;
 use crate::harness::{DEADLINE, test_file, wait_until};
 
-/// One camera: the files it answers with, and what comes of it.
+/// One camera: the files with its answers, and the expected result.
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     describe: &'static str,
-    /// By track; the last again for further ones.
+    /// By track; the last one is used for further tracks.
     setups: &'static [&'static str],
     play: Option<&'static str>,
-    /// To OPTIONS, which the relay keeps the session alive with; it is told to do so often.
+    /// To OPTIONS, which the relay sends as keep-alive; it is told to do so often.
     options: Option<&'static str>,
     teardown: Option<&'static str>,
-    /// Media come as datagrams.
+    /// Media are sent as datagrams.
     udp: bool,
     outcome: Outcome,
 }
@@ -34,7 +34,7 @@ struct Case {
 enum Outcome {
     /// ffprobe finds these codecs, in the order of the tracks.
     Codecs(&'static [&'static str]),
-    /// The relay's log says this of it.
+    /// The relay's log has this line about it.
     Fault(&'static str),
 }
 
@@ -73,7 +73,7 @@ const CASES: &[Case] = &[
         ..case("gw_sub", "gw_sub_describe", Codecs(&["h264"]))
     },
     Case {
-        // Its answer to SETUP is about UDP, though TCP was asked for.
+        // Its answer to SETUP is about UDP, though TCP was requested.
         setups: &["h264dvr_setup_video", "h264dvr_setup_audio"],
         play: Some("h264dvr_play"),
         ..case("h264dvr", "h264dvr_describe", Codecs(&["h264", "pcm_alaw"]))
@@ -140,7 +140,7 @@ fn answer(text: &str, cseq: &str, base: &str) -> String {
     out + "\r\n" + &body
 }
 
-/// A track as the camera's own description has it.
+/// A track as in the camera's own description.
 #[derive(Clone, Debug)]
 struct Track {
     payload_type: u8,
@@ -161,10 +161,10 @@ fn tracks(text: &str) -> Vec<Track> {
     tracks
 }
 
-/// What the cameras were asked: their names and the methods, in order.
+/// The requests to the cameras: names and methods, in order.
 type AskedFor = Arc<Mutex<Vec<(&'static str, String)>>>;
 
-/// Where the media of a track go.
+/// The destination of a track's media.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Channel(u8),
@@ -178,12 +178,12 @@ fn serve(case: Case, stream: TcpStream, asked_for: &AskedFor) -> std::io::Result
     let mut order = Vec::new();
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
-    // Media are sent as long as this is.
+    // Media are sent while this exists.
     let session = Arc::new(());
     loop {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            // Reports of what the relay has received are passed over.
+            // The relay's receiver reports are skipped.
             while head.is_empty() && reader.fill_buf()?.first() == Some(&b'$') {
                 let mut frame = [0; 4];
                 reader.read_exact(&mut frame)?;
@@ -208,7 +208,7 @@ fn serve(case: Case, stream: TcpStream, asked_for: &AskedFor) -> std::io::Result
                     || format!("RTSP/1.0 200 OK\nCSeq: 1\nTransport: RTP/AVP/TCP;unicast;interleaved={asked}\nSession: 4711\n\n"),
                     |name| file(name).replace("interleaved=0-1", &format!("interleaved={asked}")).replace("interleaved=2-3", &format!("interleaved={asked}")),
                 );
-                // Which of them is set up cannot be told by the URL alone: the relay leaves none out here but back channels.
+                // The URL alone does not tell which track is set up: the relay skips none here except back channels.
                 let track = &mut tracks[set_up];
                 if let Some(ssrc) = text.split("ssrc=").nth(1) {
                     let hex: String = ssrc.trim_start().chars().take_while(char::is_ascii_hexdigit).collect();
@@ -242,13 +242,13 @@ fn serve(case: Case, stream: TcpStream, asked_for: &AskedFor) -> std::io::Result
     }
 }
 
-/// Parameter sets and an IDR picture, as far as a parser looks.
+/// Parameter sets and an IDR picture, valid as far as a parser looks.
 fn keyframe_payloads() -> Vec<Vec<u8>> {
     vec![SPS.to_vec(), PPS.to_vec(), [vec![0x65, 0x88], vec![0x55; 200]].concat()]
 }
 
-/// Sends media of every track until the connection ends, which datagrams by themselves would not tell of: nothing is to come to
-/// the relay's ports any more when somebody else may have them.
+/// Sends media of every track until the connection ends, which the datagram sockets would not notice: nothing may be sent to
+/// the relay's ports when another program may have them.
 fn send(tracks: Vec<(Track, Place)>, mut stream: TcpStream, playing: &Weak<()>) -> std::io::Result<()> {
     let datagrams = UdpSocket::bind("127.0.0.1:0")?;
     for count in (0u32..).take_while(|_| playing.strong_count() > 0) {
@@ -296,7 +296,7 @@ fn start(case: Case, asked_for: &AskedFor) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // An error is the relay's leaving.
+            // An error means that the relay left.
             let asked_for = asked_for.clone();
             std::thread::spawn(move || serve(case, stream, &asked_for));
         }
@@ -322,7 +322,7 @@ fn every_real_camera_is_relayed_or_told_what_is_wrong_with_it() {
         judges.into_iter().filter_map(|judge| judge.join().unwrap()).collect()
     });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // What its answer to OPTIONS offers is what the session is kept alive with from then on.
+    // Its answer to OPTIONS determines the keep-alive method from then on.
     let asked = |name: &str, what: &str| {
         asked_for.lock().unwrap().iter().any(|(of, method)| *of == name && method.ends_with(what))
     };
@@ -335,7 +335,7 @@ fn every_real_camera_is_relayed_or_told_what_is_wrong_with_it() {
     wait_until("reolink is told of the end", DEADLINE, || asked("reolink", "TEARDOWN"));
 }
 
-/// What is wrong with what came of a case, if anything is.
+/// What is wrong with the result of a case, if anything.
 fn judge(relay: &Relay, case: &Case) -> Option<String> {
     match case.outcome {
         Codecs(expected) => {
@@ -370,7 +370,7 @@ fn probe(url: &str) -> Vec<String> {
         if let Some(streams) = seen["streams"].as_array().filter(|streams| !streams.is_empty()) {
             return streams.iter().map(|s| s["codec_name"].as_str().unwrap_or_default().to_owned()).collect();
         }
-        // The camera has not been described yet; between two tries.
+        // The camera has not been described yet; the interval between two tries.
         std::thread::sleep(Duration::from_millis(200));
     }
     Vec::new()

@@ -12,10 +12,10 @@ use crate::harness::relay::BINARY;
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, test_file, wait_until};
 
-/// The test of the service, which does in a system of its own what needs one.
+/// The test of the service, which runs what needs its own system.
 const SERVICE: &str = "systemd/service.sh";
 
-/// Panics unless the test in `file` has `text`: it tries `line`, which cannot be tried here.
+/// Panics unless the test in `file` contains `text`, so that it covers `line`, which cannot run here.
 #[track_caller]
 fn in_test(line: &str, file: &str, text: &str) {
     let test = std::fs::read_to_string(test_file(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -42,7 +42,7 @@ fn every_command_works() {
     let _turn = beside_others();
     let commands = commands();
     assert!(commands.len() >= 4, "{commands:?}");
-    // A network of this thread and its children alone: the README's ports and its camera's address are free in it.
+    // A network for this thread and its children, in which the README's ports and its camera's address are free.
     if !has_own_network() {
         return;
     }
@@ -62,7 +62,7 @@ fn every_command_works() {
                 if let Some(before) = relay.take() {
                     stop(before, line);
                 }
-                // What is tested is the command, not how long the optimiser takes.
+                // The command is tested, not how long the optimizer takes.
                 let mut build = Command::new("cargo");
                 build.args(["build", "--release", "--locked"]).current_dir(test_file(".."));
                 for command in [&mut build, &mut command] {
@@ -98,7 +98,7 @@ fn every_command_works() {
                 run(DEADLINE, "ffmpeg", &player).expect_silent_success();
                 seen.push("play");
             }
-            // The test of the service does these in a system of its own.
+            // The test of the service runs these in its own system.
             ["cargo", "deb"] => in_test(line, "service.rs", "cargo_deb()"),
             ["sudo", "dpkg", "-i", _] => in_test(line, SERVICE, "guest dpkg -i "),
             // What an editor would write.
@@ -108,7 +108,7 @@ fn every_command_works() {
                 in_test(line, SERVICE, &format!("guest systemctl start {unit}"));
             }
             ["sudo", "systemctl", verb, unit] => in_test(line, SERVICE, &format!("guest systemctl {verb} {unit}")),
-            // The test of the image builds its last stage, and runs it so.
+            // The test of the image builds its last stage, and runs it like this.
             ["docker", "build", .., file, "."] => in_test(line, "scenarios/container.rs", file),
             ["docker", "run", .., "demo", "--listen", "0.0.0.0:8554"] => {
                 in_test(line, "scenarios/container.rs", "[\"demo\", \"--listen\", ");

@@ -21,14 +21,12 @@ fn clients_stay_and_go_on_with_the_next_keyframe() {
     camera.keyframe(5_000);
     camera.delta_frame(100);
     let relay = relay.serving("/");
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/"));
-    client.frame_on(0);
+    let mut client = relay.player("/");
     let before = client.frame_on(0);
 
     camera.hang_up();
     camera.wait_playing();
-    // Nothing to begin with after a break.
+    // After a break there is nothing to start with until the next keyframe.
     camera.delta_frame(100);
     camera.keyframe(5_000);
     let after = client.frame_on(0);
@@ -45,10 +43,7 @@ fn a_stream_that_has_been_up_is_described_and_played_while_its_camera_is_away() 
     let _turn = beside_others();
     let place = Place::reserve();
     let camera = Camera::start_at(place.address());
-    let relay = Relay::connecting_to(&place.url());
-    camera.wait_playing();
-    camera.keyframe(5_000);
-    let relay = relay.serving("/");
+    let relay = Relay::of_camera(&camera, 5_000);
     drop(camera);
 
     let mut client = Client::connect(relay.address());
@@ -101,7 +96,7 @@ fn the_cameras_password_is_never_printed() {
     assert!(!body.contains("hunter2secret"), "{body}");
 }
 
-/// Now by a clock that is off by so many seconds, in NTP format.
+/// The current time by a clock that is off by this many seconds, in NTP format.
 fn ntp_now(off: i64) -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let seconds = (since.as_secs() + 2_208_988_800).wrapping_add_signed(off);
@@ -109,7 +104,7 @@ fn ntp_now(off: i64) -> u64 {
     seconds << 32 | fraction
 }
 
-/// Lets the camera send picture and sound at their pace, with reports of a clock that is off by so many seconds, until `enough`.
+/// Sends video and audio at their pace, with reports of a clock that is off by this many seconds, until `enough`.
 fn film(camera: &Camera, off: i64, mut enough: impl FnMut() -> bool) {
     let begin = Instant::now();
     let mut frames = 0;
@@ -156,7 +151,7 @@ fn a_recording_goes_on_in_time_when_the_camera_comes_back_with_its_clock_off() {
         camera.hang_up();
         camera.wait_playing();
     }
-    // It looks for signals when it has read something.
+    // It handles signals after it has read something.
     recorder.signal(Signal::SIGINT);
     film(&camera, -30, || recorder.ended().is_some());
     let finished = recorder.finish(DEADLINE);

@@ -30,7 +30,7 @@ impl Configured {
         Configured { relay, path }
     }
 
-    /// Writes the file anew, asks for a reload, and waits until the log says `said` once more than before.
+    /// Rewrites the file, requests a reload, and waits until the log contains `said` once more than before.
     fn reload(&self, text: &str, said: &str) {
         let before = self.relay.printed().matches(said).count();
         std::fs::write(&self.path, format!("{HEAD}{text}")).unwrap();
@@ -51,7 +51,7 @@ impl Configured {
 
 impl Drop for Configured {
     fn drop(&mut self) {
-        // A scratch file; the build directory's cleaning takes what stays.
+        // A scratch file; cleaning the build directory removes it if it stays.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -68,15 +68,21 @@ fn unbroken(client: &mut Client, last: &mut Option<u16>, frames: usize) {
     }
 }
 
-#[test]
-fn streams_come_and_go_and_others_notice_nothing() {
-    let _turn = beside_others();
+/// A relay with the stream `one`, and a client that has received this many frames of it.
+fn watched(frames: usize) -> (Configured, Client, Option<u16>) {
     let relay = Configured::start(&stream("one"));
     relay.wait_serving("/one");
     let mut watching = Client::connect(relay.relay.address());
     watching.play_everything(&relay.relay.url("/one"));
     let mut last = None;
-    unbroken(&mut watching, &mut last, 10);
+    unbroken(&mut watching, &mut last, frames);
+    (relay, watching, last)
+}
+
+#[test]
+fn streams_come_and_go_and_others_notice_nothing() {
+    let _turn = beside_others();
+    let (relay, mut watching, mut last) = watched(10);
 
     relay.reload(&(stream("one") + &stream("two")), "configuration reloaded");
     relay.wait_serving("/two");
@@ -87,14 +93,14 @@ fn streams_come_and_go_and_others_notice_nothing() {
     other.play_everything(&relay.relay.url("/two"));
     other.frame_on(0);
 
-    // The second goes, a third comes; the second's client is ended, the first's is not.
+    // The second stream is removed, a third added; the second's client is disconnected, the first's is not.
     relay.reload(&(stream("three") + &stream("one")), "configuration reloaded");
     assert!(other.is_closed());
     assert_eq!(relay.describe("/two"), 404);
     relay.wait_serving("/three");
     unbroken(&mut watching, &mut last, 10);
 
-    // It may come back, as a new one.
+    // It may come back, as a new stream.
     relay.reload(&(stream("one") + &stream("two")), "configuration reloaded");
     relay.wait_serving("/two");
     unbroken(&mut watching, &mut last, 10);
@@ -116,19 +122,14 @@ fn a_bad_file_is_refused_as_a_whole() {
 #[test]
 fn a_change_of_the_start_or_of_the_limits_leaves_clients_alone() {
     let _turn = beside_others();
-    let relay = Configured::start(&stream("one"));
-    relay.wait_serving("/one");
-    let mut watching = Client::connect(relay.relay.address());
-    watching.play_everything(&relay.relay.url("/one"));
-    let mut last = None;
-    unbroken(&mut watching, &mut last, 5);
+    let (relay, mut watching, mut last) = watched(5);
     let limits = "[queue]\nage = \"3s\"\n\n[limits]\nclients = 100\nsession_timeout = \"7s\"\n\n";
     relay.reload(
         &format!("{limits}[[stream]]\nname = \"one\"\nsource = \"test\"\nstart = \"live\"\n"),
         "configuration reloaded added=0 removed=0 changed=1",
     );
     unbroken(&mut watching, &mut last, 5);
-    // The new session timeout is what new sessions are told.
+    // New sessions get the new session timeout.
     let mut next = Client::connect(relay.relay.address());
     let (_, answer) = next.play_everything(&relay.relay.url("/one"));
     assert!(answer.header("Session").is_some_and(|session| session.contains("timeout=7")), "{answer:?}");
@@ -139,7 +140,7 @@ fn what_cannot_change_is_told() {
     let _turn = beside_others();
     let relay = Configured::start(&stream("one"));
     relay.reload(&format!("workers = 7\n{}", stream("one")), "workers changed");
-    // Beside a group, which takes a restart, all the rest is taken over.
+    // A change of a multicast group needs a restart; everything else applies.
     let group = stream("one") + "multicast = \"239.1.2.3:5000\"\n\n" + &stream("two");
     relay.reload(&group, "configuration reloaded added=1 removed=0 changed=0");
     assert!(relay.relay.printed().contains("stream.multicast changed"), "{}", relay.relay.printed());
@@ -155,14 +156,14 @@ fn who_is_ended_gets_its_goodbye_whatever_it_has_sent_meanwhile() {
     slow.play_everything(&relay.relay.url("/one"));
     slow.wait_blocking();
     relay.reload(&stream("two"), "stopped playing");
-    // What the relay does not read any more would make it reset the connection, and what is on its way here would be lost.
+    // Data that the relay does not read would make it reset the connection, and data on its way to here would be lost.
     let request = slow.compose("GET_PARAMETER", &relay.relay.url("/one"), &[("X", &"x".repeat(900))]);
     slow.send_raw(request.repeat(32).as_bytes());
     let mut goodbyes = 0;
     let end = Instant::now() + DEADLINE;
     while let Some(incoming) = slow.read(end).expect("the end of the connection, not its reset") {
         let Incoming::Packet(packet) = incoming else { continue };
-        // An empty receiver report, the name, the BYE (RFC 3550 section 6.1).
+        // An empty receiver report, SDES, and BYE (RFC 3550 section 6.1).
         let is_rtcp = packet.channel % 2 == 1 && packet.bytes[1] == 201;
         goodbyes += usize::from(is_rtcp && packet.bytes.windows(2).any(|word| word == [0x81, 203]));
     }
@@ -177,7 +178,7 @@ fn a_publisher_stays_when_takeover_alone_is_changed() {
     let mut publisher = Publisher::start(relay.relay.address(), &relay.relay.url("/live"));
     relay.wait_serving("/live");
     relay.reload(&published("takeover = true\nsource_timeout = \"20s\""), "configuration reloaded");
-    // It is asked, and answers for its session.
+    // It answers requests in its session.
     assert_eq!(publisher.client.request("GET_PARAMETER", &relay.relay.url("/live"), &[]).status, 200);
     // And the next one takes over from it.
     let _second = Publisher::start(relay.relay.address(), &relay.relay.url("/live"));

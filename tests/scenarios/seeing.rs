@@ -46,7 +46,7 @@ fn metrics_status_and_health_tell_of_a_client() {
     assert_eq!(told["address"].as_str(), Some(client.stream().local_addr().unwrap().to_string().as_str()));
     assert!(told["rtt_us"].as_u64() > Some(0), "{status}");
     assert!(told["bytes_total"].as_u64() > Some(0), "{status}");
-    // None, but where the machine is so busy that acknowledgements come late.
+    // None, except on a machine so busy that acknowledgements are late.
     let retransmitted = retransmitted_segments() - retransmitted;
     assert!(told["retransmits_total"].as_u64().is_some_and(|told| told <= retransmitted), "{status}");
 
@@ -68,9 +68,7 @@ fn metrics_status_and_health_tell_of_a_client() {
 fn promtool_has_nothing_to_say_about_the_metrics() {
     let _turn = beside_others();
     let relay = demo();
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/"));
-    client.frame_on(0);
+    let _client = relay.player("/");
     let http = http_address(&relay);
     wait_until("the first interval is over", DEADLINE, || get(http, "/metrics").1.contains("latency_p99_seconds{"));
     let metrics = get(http, "/metrics").1;
@@ -91,9 +89,7 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
 fn top_shows_the_table_of_a_running_relay() {
     let _turn = beside_others();
     let relay = demo();
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/"));
-    client.frame_on(0);
+    let client = relay.player("/");
     let http = http_address(&relay).to_string();
     wait_until("top shows the stream and its client", DEADLINE, || {
         let shown = run(DEADLINE, BINARY, &["top", "--http", &http]);
@@ -116,7 +112,7 @@ fn the_histogram_tells_of_twenty_milliseconds_put_in() {
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/"));
     let mut p50 = 0;
-    // The first interval has the cached start in it; a busy machine may need another.
+    // The first interval contains the cached start; a busy machine may need another.
     wait_until("an interval whose p50 is 20 ms ± 1", DEADLINE, || {
         for _ in 0..10 {
             client.frame_on(0);
@@ -129,24 +125,24 @@ fn the_histogram_tells_of_twenty_milliseconds_put_in() {
     println!("p50 of the relay latency with 20 ms put in: {p50} µs");
 }
 
-/// The 99th of 100 of what was measured.
+/// The 99th percentile of the values.
 fn p99(mut latencies: Vec<Duration>) -> Duration {
     latencies.sort();
     latencies[(latencies.len() * 99).div_ceil(100) - 1]
 }
 
-/// What the relay tells and what its players measure, of the same frames, in windows of a second. The median of the p99s' ratio
-/// decides, and where it does not yet, more windows: on a machine with other work a single one is that work's.
+/// The relay's measurement and its players', for the same frames, in windows of a second. The median of the p99s' ratio
+/// decides. If it is too large, more windows follow: on a machine with other load a single one measures that load.
 #[test]
 fn the_relay_tells_of_no_more_than_fifty_players_measure() {
     const PLAYERS: usize = 50;
     const WINDOWS: usize = 3;
     const WINDOWS_MAX: usize = 9;
-    // Not more, but for what the histogram's buckets round.
+    // No more than the rounding of the histogram's buckets.
     const RATIO_MAX: f64 = 1.002;
     let _turn = crate::harness::machine::alone();
     let addresses = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
-    // Two shards, for about 25 players each: submissions that are long enough to read the clock at their end, and players beside them.
+    // Two shards with about 25 players each: submissions that are long enough to timestamp their end, and concurrent players.
     let arguments = [&["demo", "--report-every", "5s", "--workers", "2"], &addresses[..]].concat();
     let relay = Relay::start(command(Uring::AsAsked, &arguments)).serving("/");
     let http = http_address(&relay);
@@ -155,7 +151,7 @@ fn the_relay_tells_of_no_more_than_fifty_players_measure() {
         for _ in 0..PLAYERS {
             scope.spawn(|| {
                 let mut client = Client::connect(relay.address());
-                // The frames with a stamp alone, so that both sides speak of the same sends.
+                // Only frames with a stamp, so that both sides measure the same sends.
                 let video = tracks(&client.describe(&relay.url("/")).expect(200)).remove(0);
                 client.setup(&video, 0, 1).expect(200);
                 client.play(&relay.url("/")).expect(200);
@@ -181,7 +177,7 @@ fn the_relay_tells_of_no_more_than_fifty_players_measure() {
             let end = Instant::now();
             told.push(status["ts"].clone());
             let sends = status["total"]["sends"].as_u64().unwrap_or(0);
-            // The first intervals have the players' coming in them.
+            // The first intervals contain the players' starts.
             if told.len() < 2 || sends < PLAYERS as u64 * 120 {
                 continue;
             }
@@ -198,5 +194,5 @@ fn the_relay_tells_of_no_more_than_fifty_players_measure() {
     });
     let (ratio, inside, outside) = measured[measured.len() / 2];
     println!("the median window: the relay tells {inside:?}, players measure {outside:?}, {ratio:.2} of it");
-    assert!(ratio <= RATIO_MAX, "the relay tells {ratio:.2} of what players measure: {measured:?}");
+    assert!(ratio <= RATIO_MAX, "the relay reports {ratio:.2} of what players measure: {measured:?}");
 }

@@ -1,4 +1,4 @@
-//! A client that is too slow skips to a keyframe, at a frame boundary, and delays no other; one that stops reading is closed.
+//! A client that is too slow skips to a keyframe, at a frame boundary, and delays no other; one that stops reading is disconnected.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, Packet};
 use crate::harness::{DEADLINE, h264, wait_until};
 
-/// More than the kernel takes for a client that does not read.
+/// More than the kernel buffers for a client that does not read.
 const BLOCKING_FRAME_BYTES: usize = 3_000_000;
 
-/// Long enough that a busy machine does not make the healthy client a slow one.
+/// Long enough that a busy machine does not make the healthy client lag.
 const QUEUE_AGE: Duration = Duration::from_secs(1);
 
 fn relay(camera: &Camera, queue: &str) -> Relay {
@@ -24,7 +24,7 @@ fn relay(camera: &Camera, queue: &str) -> Relay {
     relay.serving("/cam")
 }
 
-/// The number of fragments of the frame's picture, which is what the scenarios tell frames apart by.
+/// The number of fragments of the frame's picture, by which the scenarios identify frames.
 fn fragments(frame: &[Packet]) -> usize {
     frame.iter().filter(|packet| packet.payload()[0] & 0x1F == 28).count()
 }
@@ -49,7 +49,7 @@ fn skips_to_the_newest_keyframe_and_delays_nobody() {
 
     camera.keyframe(BLOCKING_FRAME_BYTES);
     let begun = slow.packet_on(0);
-    // The healthy one gets each frame while the slow one stands in the first: the camera sends the next only then.
+    // The healthy one gets each frame while the slow one is still in the first: only then does the camera send the next.
     all.extend(healthy.frame_on(0));
     let blocked = Instant::now();
     let mut picture = 0;
@@ -65,7 +65,7 @@ fn skips_to_the_newest_keyframe_and_delays_nobody() {
     assert_unbroken(&all);
     let newest = 2_000 + (picture - 5) * 1_400;
 
-    // The frame begun is finished, then comes the newest keyframe and what follows it.
+    // The frame that was started is completed, then follow the newest keyframe and the frames after it.
     let mut rest = vec![begun];
     rest.extend(slow.frame_on(0));
     assert_unbroken(&rest);
@@ -94,7 +94,7 @@ fn is_closed_when_it_stands_still() {
     let mut all = healthy.frame_on(0);
     camera.keyframe(BLOCKING_FRAME_BYTES);
     all.extend(healthy.frame_on(0));
-    // The server has closed its end when the client's address is gone from its table of connections.
+    // The server has closed its end when the client's address is gone from its connection table.
     let local = standing.stream().local_addr().unwrap();
     wait_until("the connection is closed", DEADLINE, || {
         camera.delta_frame(100);
@@ -104,7 +104,7 @@ fn is_closed_when_it_stands_still() {
     assert_unbroken(&all);
 }
 
-/// Whether the kernel holds a connection from `local` to `remote` open at `local`'s end (`proc_net_tcp`, state 01).
+/// Whether the kernel has a connection from `local` to `remote` open at `local`'s end (`proc_net_tcp`, state 01).
 fn is_established(local: u16, remote: u16) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
     table.lines().skip(1).any(|line| {

@@ -21,7 +21,7 @@ fn one_stream(keys: &str) -> String {
     format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n\n{report}\n\n[[stream]]\nname = \"front\"\n{keys}\n")
 }
 
-/// A relay with the test pattern, to stand for a camera that is switched off and on.
+/// A relay with the test pattern, as a camera that can be switched off and on.
 fn camera_relay(port: u16) -> Relay {
     Relay::start(command(Uring::AsAsked, &["demo", "--listen", &format!("127.0.0.1:{port}")]))
 }
@@ -33,7 +33,7 @@ fn a_recording_goes_on_over_the_cameras_restarts() {
     let port = place.address().port();
     let camera = camera_relay(port);
     let relay = Relay::configured(&one_stream(&format!("source = \"{}\"", camera.url("/test"))));
-    // MP4 has no place for the pattern's sound; Matroska has.
+    // MP4 cannot hold the pattern's audio; Matroska can.
     let files = [scratch_file("recording.mp4"), scratch_file("recording.mkv")];
     let names = files.each_ref().map(|file| file.to_str().unwrap());
     let mut recorder = std::process::Command::new("ffmpeg");
@@ -73,7 +73,7 @@ fn a_recording_goes_on_over_the_cameras_restarts() {
             let times: Vec<f64> = of_kind.map(time).collect();
             assert!(times.len() > 50, "{name}, {kind}: {times:?}");
             assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{name}: {kind} goes back: {times:?}");
-            // The breaks are there, as long as the wall clock says.
+            // There are gaps, as long as on the wall clock.
             let breaks = times.windows(2).filter(|pair| pair[1] - pair[0] > 0.5).count();
             assert_eq!(breaks, 2, "{name}, {kind}: {times:?}");
         }
@@ -83,7 +83,7 @@ fn a_recording_goes_on_over_the_cameras_restarts() {
     }
 }
 
-/// Whether the last thing that the relay's log says of its source is that it is live.
+/// Whether the last log line about the source says that it is live.
 fn live_in_a_row(relay: &Relay) -> bool {
     let printed = relay.printed();
     let last = printed.lines().rfind(|line| line.contains("state=")).unwrap_or_default().to_owned();
@@ -101,12 +101,12 @@ fn a_camera_that_hangs_is_noticed_told_of_and_connected_anew() {
     let relay = relay.serving("/front");
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/front"));
-    // The relay may have called it again already, if the machine is slow.
+    // On a slow machine the relay may have reconnected already.
     wait_until("the picture", DEADLINE, || {
         camera.keyframe(5_000);
         client.packet_within(Duration::from_millis(100)).is_some()
     });
-    // Nothing more is sent, and nothing closed.
+    // It sends nothing more, and closes nothing.
     wait_until("the relay connects anew", DEADLINE, || {
         camera.requests().iter().filter(|method| *method == "PLAY").count() >= 2
     });
@@ -175,7 +175,7 @@ fn a_client_of_an_on_demand_camera_that_is_away_gets_503_after_the_wait_and_othe
     let place = Place::reserve();
     let keys = format!("source = \"{}\"\non_demand = true\non_demand_start = \"1s\"", place.url());
     let other = "\n[[stream]]\nname = \"other\"\nsource = \"test\"\n";
-    // One shard, so that the one who waits could be in the others' way.
+    // One shard, where the waiting client could be in the others' way.
     let config = format!("{}{other}", one_stream(&keys)).replace("workers = 2", "workers = 1");
     let relay = Relay::configured(&config).serving("/other");
     let mut client = Client::connect(relay.address());
@@ -200,9 +200,7 @@ fn a_stopped_camera_process_is_silent_and_then_goes_on() {
     let camera = camera_relay(0).serving("/test");
     let source = format!("source = \"{}\"\nsource_timeout = \"20s\"", camera.url("/test"));
     let relay = Relay::configured(&one_stream(&source)).serving("/front");
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/front"));
-    client.frame_on(0);
+    let mut client = relay.player("/front");
     camera.signal(Signal::SIGSTOP);
     wait_until("the relay says so", DEADLINE, || relay.printed().contains("state=silent"));
     camera.signal(Signal::SIGCONT);

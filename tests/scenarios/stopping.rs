@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the relay finishes the frames in flight, ends the camera's session, closes the clients, and exits with 0 within 2 s.
+//! SIGTERM and SIGINT: the relay completes the frames in flight, ends the camera's session, closes the clients, and exits with 0 within 2 s.
 //!
 //! These tests run alone, because they measure how fast the relay stops, which other load would distort.
 
@@ -12,11 +12,11 @@ use crate::harness::relay::Relay;
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, wait_until};
 
-/// What the relay promises.
+/// What the documentation promises.
 const STOPS_WITHIN: Duration = Duration::from_secs(2);
 
-/// Stops a relay as `stop` does, which gives how long it took and what was printed, until one stop was in time. A machine may be
-/// too busy for one; if three in a row are late, it is the relay.
+/// Stops a relay with `stop`, which returns how long that took and what was printed, until one stop was in time. A machine may be
+/// too busy for one of them; if three in a row are late, the relay is at fault.
 fn in_time(stop: impl Fn() -> (Duration, String)) {
     let mut late = Vec::new();
     while late.len() < 3 {
@@ -31,15 +31,8 @@ fn in_time(stop: impl Fn() -> (Duration, String)) {
 
 fn stops_cleanly(signal: Signal) -> (Duration, String) {
     let relay = Relay::demo();
-    let mut clients: Vec<Client> = (0..5)
-        .map(|_| {
-            let mut client = Client::connect(relay.address());
-            client.play_everything(&relay.url("/"));
-            client.frame_on(0);
-            client
-        })
-        .collect();
-    // One that is connected and says nothing.
+    let mut clients: Vec<Client> = (0..5).map(|_| relay.player("/")).collect();
+    // One that is connected and sends nothing.
     let mut idle = Client::connect(relay.address());
     relay.signal(signal);
     let (status, took, printed) = relay.finish(DEADLINE);
@@ -91,10 +84,7 @@ fn with_a_client_that_does_not_read() {
     let _turn = alone();
     in_time(|| {
         let camera = Camera::start();
-        let relay = Relay::connecting_to(&camera.url());
-        camera.wait_playing();
-        camera.keyframe(2_000);
-        let relay = relay.serving("/");
+        let relay = Relay::of_camera(&camera, 2_000);
         let mut client = Client::connect_narrow(relay.address(), 8 * 1024);
         client.play_everything(&relay.url("/"));
         client.frame_on(0);

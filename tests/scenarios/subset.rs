@@ -9,15 +9,15 @@ use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, Packet, tracks};
 use crate::harness::{DEADLINE, wait_until};
 
-/// Packets that are looked at.
+/// Number of packets that are checked.
 const PACKETS: usize = 200;
 
-/// SETUP of the tracks of `media` on the channels given, PLAY, and what comes.
+/// SETUP of the tracks of `media` on these channels, PLAY, and the packets received.
 fn play(relay: &Relay, wanted: &[(&str, u8, u8)]) -> Vec<Packet> {
     play_with_others(relay, wanted, &Players::new(1))
 }
 
-/// Players that begin together.
+/// Players that start together.
 struct Players {
     count: usize,
     set_up: AtomicUsize,
@@ -31,7 +31,7 @@ impl Players {
     }
 }
 
-/// The same; PLAY comes when all are as far, and the end when what all of them get has been looked at.
+/// The same; PLAY is sent when all are ready, and they end when the packets that all of them received were checked.
 fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], players: &Players) -> Vec<Packet> {
     let mut client = Client::connect(relay.address());
     let described = client.describe(&relay.url("/")).expect(200);
@@ -50,7 +50,7 @@ fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], players: &Players)
     players.first.lock().unwrap().push(own);
     let all_play = || players.first.lock().unwrap().len() >= players.count;
     wait_until("the others play", DEADLINE, all_play);
-    // Whoever began first has packets that the others did not get.
+    // The first to start has packets that the others did not receive.
     let ahead = |seq: &u16| Some(seq.wrapping_sub(own)).filter(|ahead| *ahead < 1 << 15).unwrap_or(0);
     let met = players.first.lock().unwrap().iter().map(ahead).max().unwrap();
     let (mut packets, mut behind) = (Vec::new(), 0);

@@ -10,7 +10,7 @@ use crate::harness::relay::{BINARY, Relay};
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
-/// A syslogd, as far as the relay sees one: a socket that lines come to.
+/// A syslogd as seen by the relay: a socket that receives lines.
 struct Syslogd(UnixDatagram);
 
 impl Syslogd {
@@ -20,7 +20,7 @@ impl Syslogd {
         Syslogd(socket)
     }
 
-    /// Waits for a line with `word` in it.
+    /// Waits for a line that contains `word`.
     fn hears(&self, word: &str) -> String {
         let mut line = String::new();
         wait_until(&format!("syslogd hears {word:?}"), DEADLINE, || {
@@ -51,9 +51,7 @@ fn an_absent_restarted_or_hanging_syslogd_holds_up_nothing() {
     // There is no syslogd yet.
     let relay = Relay::start(command).serving("/t");
     assert!(relay.printed().contains("no daemon serves /dev/log"), "{}", relay.printed());
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/t"));
-    client.frame_on(0);
+    let mut client = relay.player("/t");
 
     let syslogd = Syslogd::start(&log);
     let line = syslogd.hears("1 stream: 1 live; 1 client; in ");
@@ -72,7 +70,7 @@ fn an_absent_restarted_or_hanging_syslogd_holds_up_nothing() {
     let line = syslogd.hears("started playing");
     assert!(line.starts_with("<30>") && line.contains("session="), "{line}");
 
-    // It reads no more: what it is sent fills its queue within a few reports.
+    // It stops reading: its queue fills up within a few reports.
     for _ in 0..90 {
         client.frame_on(0);
     }

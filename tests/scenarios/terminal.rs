@@ -8,7 +8,7 @@ use crate::harness::relay::BINARY;
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
-/// A terminal of its own server, which ends with it.
+/// A terminal of its own tmux server, which ends with it.
 struct Terminal {
     socket: PathBuf,
 }
@@ -29,7 +29,7 @@ impl Terminal {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// What it shows, lines that it has wrapped joined again.
+    /// Its contents, with wrapped lines joined again.
     fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-J"])
     }
@@ -38,18 +38,18 @@ impl Terminal {
         self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
     }
 
-    /// Waits for tables with another time up, and looks at the second, which was not begun for another size: one table, nothing left
-    /// of another, and no line of it wider than the terminal.
+    /// Waits for tables with another uptime, and checks the second, which was not started for another size: one table, no remains
+    /// of another, and no line wider than the terminal.
     fn shows_one_table(&self, columns: usize, rows: usize) -> String {
         let mut times = std::collections::BTreeSet::new();
         let (mut screen, mut stood) = (String::new(), false);
         wait_until(&format!("tables in {columns}x{rows}"), DEADLINE, || {
             let now = self.screen();
-            // Between taking one off and drawing the next there is none.
+            // Between two tables there is none.
             let Some(up) = now.lines().find_map(|line| line.strip_prefix("rtsprelay ")?.split_once("up ")) else {
                 return false;
             };
-            // The terminal gets a table line by line. It was whole if it stood until the next one came.
+            // The terminal receives a table line by line. It was complete if it remained until the next one.
             let is_next = times.insert(up.1.chars().take(8).collect::<String>());
             if is_next && stood && times.len() > 2 {
                 return true;
@@ -73,7 +73,7 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         self.tmux(&["kill-server"]);
-        // It is gone with the server, if that was there.
+        // It is gone with the server, if that existed.
         let _ = std::fs::remove_file(&self.socket);
     }
 }
@@ -96,7 +96,7 @@ fn the_table_is_redrawn_in_place_in_terminals_of_any_size() {
         let mut found = None;
         wait_until(word, DEADLINE, || {
             let screen = relay.tmux(&["capture-pane", "-p", "-J", "-S", "-"]);
-            // The last line may not be whole yet.
+            // The last line may be incomplete.
             let (whole, _) = screen.trim_end().rsplit_once('\n').unwrap_or_default();
             let of = whole.lines().find_map(|line| line.split_once(word));
             found = of.and_then(|(_, rest)| rest.split_once("=")?.1.split_whitespace().next()?.parse().ok());

@@ -1,4 +1,4 @@
-//! RTSPS: players get the same over TLS as without it, and a client that stalls its handshake or reads nothing delays no other.
+//! RTSPS: players get the same over TLS as without it, and a client that stalls its handshake or stops reading delays no other.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -28,7 +28,7 @@ use crate::harness::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_unti
 /// How long a player may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A certificate for 127.0.0.1, and its key, in files of their own.
+/// A certificate for 127.0.0.1 and its key, in files.
 pub struct Certificate {
     certificate: PathBuf,
     key: PathBuf,
@@ -41,7 +41,7 @@ impl Certificate {
         made
     }
 
-    /// Writes another certificate into the same files; one that expired in 2020 if `expired`.
+    /// Writes another certificate to the same files; one that expired in 2020 if `expired`.
     fn renew(&self, expired: impl Into<Option<i32>>) {
         let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
         if let Some(year) = expired.into() {
@@ -53,12 +53,12 @@ impl Certificate {
         std::fs::set_permissions(&self.key, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
-    /// The configuration's keys for it.
+    /// The configuration keys for it.
     pub fn keys(&self) -> String {
         format!("tls_certificate = {:?}\ntls_key = {:?}\n", self.certificate, self.key)
     }
 
-    /// What a client needs that trusts this certificate alone.
+    /// The configuration of a client that trusts only this certificate.
     pub fn trusted(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&self.certificate).unwrap()).unwrap();
@@ -71,7 +71,7 @@ impl Certificate {
 impl Drop for Certificate {
     fn drop(&mut self) {
         for file in [&self.certificate, &self.key] {
-            // Scratch files; the build directory's cleaning takes what stays.
+            // Scratch files; cleaning the build directory removes them if they stay.
             let _ = std::fs::remove_file(file);
         }
     }
@@ -126,7 +126,7 @@ fn ffprobe_told_to_check_the_certificate_plays() {
     let _turn = beside_others();
     let certificate = Certificate::new();
     let relay = relay(&certificate, "");
-    // That a wrong one is refused cannot be seen with every ffprobe: the RTSP of 5.1 passes neither option on to the TLS.
+    // Not every ffprobe can show that a wrong certificate is rejected: in 5.1, the RTSP code passes neither option on to TLS.
     let checks = ["-v", "error", "-tls_verify", "1", "-ca_file", certificate.certificate.to_str().unwrap()];
     let url = format!("rtsps://localhost:{}/t", relay.tls_address().port());
     let shown = ["-show_entries", "stream=codec_type", "-of", "csv", &url];
@@ -156,7 +156,7 @@ fn rsa_keys_of_both_kinds_are_taken() {
 
 #[test]
 fn sockets_of_the_service_manager_are_told_apart_by_their_names() {
-    /// Hands over what systemd would: descriptors from 3 on, with their names and the process they are for.
+    /// Passes descriptors like systemd: from 3 on, with their names and the process that they are for.
     const MANAGER: &str = "import os, socket, sys\n\
         sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]\n\
         print('\\n'.join('handed over %d' % s.getsockname()[1] for s in sockets), flush=True)\n\
@@ -178,7 +178,7 @@ fn sockets_of_the_service_manager_are_told_apart_by_their_names() {
     let mut client = connect(&relay, &certificate.trusted());
     client.play_everything(&url(&relay, "/t"));
     client.frame_on(0);
-    // A scratch file; the build directory's cleaning takes what stays.
+    // A scratch file; cleaning the build directory removes it if it stays.
     let _ = std::fs::remove_file(&path);
 }
 
@@ -196,7 +196,7 @@ fn a_fault_at_one_client_ends_that_one_alone() {
         client.play_everything(&url(&relay, "/t"));
         client
     };
-    // Both are carried by the one thread that there is.
+    // Both are served by the only encryption thread.
     let (mut healthy, mut broken) = (player(), player());
     let mut packets = healthy.frame_on(0);
     let text = broken.compose("OPTIONS", &url(&relay, "/t"), &[("X-Test-Panic", "tls")]);
@@ -210,7 +210,7 @@ fn a_fault_at_one_client_ends_that_one_alone() {
     player().frame_on(0);
     packets.extend(healthy.frame_on(0));
     assert_unbroken(&packets);
-    // A scratch file; the build directory's cleaning takes what stays.
+    // A scratch file; cleaning the build directory removes it if it stays.
     let _ = std::fs::remove_file(&path);
 }
 
@@ -219,7 +219,7 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
     const CLIENTS: usize = 20;
     let _turn = beside_others();
     let certificate = Certificate::new();
-    // Longer than a newcomer is waited for below: only for others does anybody go.
+    // Longer than any wait for a newcomer below: connections end only to make room for others.
     let relay = relay(&certificate, &format!("[limits]\nclients = {CLIENTS}\nhandshake_timeout = \"600s\"\n"));
     let first = stream_from([127, 0, 0, 3].into(), relay.tls_address());
     let crowd =
@@ -232,14 +232,14 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
         let told = status(&relay);
         let count = |of: &Value| of.as_u64().unwrap() as usize;
         let left = (count(&told["tls"]["half_open"]), count(&told["total"]["connections"]));
-        // None of them is still on its way: whoever comes in their midst may be turned away.
+        // None of them is still on its way, or a new one among them might be refused.
         let metrics = get(http_address(&relay), "/metrics").1;
         let gone = value(&metrics, "rtsprelay_tls_handshakes_total{outcome=\"crowded_out\"}")
             + value(&metrics, "rtsprelay_limited_total{reason=\"without_session\"}")
             + value(&metrics, "rtsprelay_limited_total{reason=\"connections\"}");
         left.0 <= room.0 && left.1 <= room.1 && (left.0 + left.1) as f64 + gone >= (8 * CLIENTS + 1) as f64
     });
-    // For whoever comes then another one gives way. That takes a moment, and of many in that moment some are turned away.
+    // Then another one is evicted for each new connection. That takes a moment, and if many arrive in it, some are refused.
     let come = || {
         let mut newcomer = None;
         wait_until("another one has given way", DEADLINE, || {
@@ -249,21 +249,21 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
         });
         newcomer.unwrap()
     };
-    // Who speaks without TLS comes in, and so does who was there before the crowd.
+    // Clients without TLS are accepted, and the client from before the crowd is still served.
     let mut plain = come();
     plain.play_everything(&relay.url("/t"));
     plain.frame_on(0);
     let mut secured = Client::over(first).by_tls(connection(&certificate.trusted()));
     secured.play_everything(&url(&relay, "/t"));
     secured.frame_on(0);
-    // So do all others who may have a session, for half-open handshakes give way to them, too.
+    // So are all others that may have a session, because half-open handshakes are evicted for them, too.
     let mut players = vec![plain, secured];
     while players.len() < CLIENTS {
         let mut player = come();
         player.play_everything(&relay.url("/t"));
         players.push(player);
     }
-    // Who comes now is told that there is no room rather than nothing.
+    // New clients get an answer that says that there is no room.
     let track = tracks(&players[0].describe(&relay.url("/t")).expect(200)).remove(0);
     come().setup(&track, 0, 1).expect(453);
     drop((half_open, silent));
@@ -272,7 +272,7 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
 #[test]
 fn of_half_open_handshakes_one_gives_way_for_each_of_a_burst() {
     const CLIENTS: usize = 100;
-    /// Places that are left before, for what the harness itself has opened and closed.
+    /// Descriptors that must be left over, for what the harness itself opened and closed.
     const FREE: usize = 4;
     const GIVEN: u64 = 6;
     let _turn = beside_others();
@@ -288,7 +288,7 @@ fn of_half_open_handshakes_one_gives_way_for_each_of_a_burst() {
     };
     let (waiting, plain) = (half_open.len() as u64, beside.len() as u64);
     wait_until("all are in", DEADLINE, || are_in((waiting, plain)));
-    // Once it goes on it finds them all.
+    // After it resumes, it sees all of them.
     relay.signal(Signal::SIGSTOP);
     let burst = FREE as u64 + GIVEN;
     let burst: Vec<_> = (0..burst).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
@@ -305,7 +305,7 @@ fn all_players_of_a_small_relay_may_come_by_tls_at_once() {
     let certificate = Certificate::new();
     let relay = relay(&certificate, &format!("[limits]\nclients = {CLIENTS}\n"));
     let trusted = certificate.trusted();
-    // Once it goes on it finds them all.
+    // After it resumes, it sees all of them.
     relay.signal(Signal::SIGSTOP);
     let all: Vec<Client> = (0..CLIENTS).map(|_| connect(&relay, &trusted)).collect();
     relay.signal(Signal::SIGCONT);
@@ -336,7 +336,7 @@ fn gstreamer_plays_by_tls_and_checks_the_certificate() {
     let seen = play(&certificate.certificate);
     assert_eq!(seen["problems"].as_array().map(Vec::len), Some(0), "{seen}");
     assert_eq!((&seen["corrupt"], seen["times"].as_array().map(|times| times.len() >= 45)), (&0.into(), Some(true)));
-    // One that is signed by somebody else.
+    // A certificate signed by another CA.
     let other = Certificate::new();
     let seen = play(&other.certificate);
     assert!(seen["problems"][0].as_str().is_some_and(|problem| problem.contains("Failed to connect")), "{seen}");
@@ -345,7 +345,7 @@ fn gstreamer_plays_by_tls_and_checks_the_certificate() {
 
 #[test]
 fn what_comes_by_tls_is_what_comes_without_it() {
-    /// Of each track, for each client.
+    /// By track, for each client.
     const PACKETS_MIN: usize = 60;
     let _turn = beside_others();
     let certificate = Certificate::new();
@@ -399,7 +399,7 @@ fn the_status_knows_who_comes_by_tls() {
     let described = client.describe(&url(&relay, "/t")).expect(200);
     let base = described.header("Content-Base").unwrap().to_owned();
     assert_eq!(base, url(&relay, "/t/"));
-    // By datagrams it would be in the clear.
+    // Datagrams would not be encrypted.
     let track = &tracks(&described)[0];
     client.request("SETUP", &track.url, &[("Transport", "RTP/AVP;unicast;client_port=40000-40001")]).expect(461);
     let both = "RTP/AVP;unicast;client_port=40000-40001,RTP/AVP/TCP;unicast;interleaved=0-1";
@@ -431,7 +431,7 @@ fn a_client_is_told_when_the_relay_stops() {
     client.play_everything(&url(&relay, "/t"));
     let mut packets = client.frame_on(0);
     relay.signal(Signal::SIGTERM);
-    // Its last packets, the farewell of RTCP, then that of TLS: without it the end would be an error.
+    // Its last packets are RTCP's BYE, then TLS's close_notify: without that the end would be an error.
     while let Some(packet) = client.packet_or_end() {
         if packet.channel == 0 {
             packets.push(packet);
@@ -478,12 +478,12 @@ fn the_wrong_port_says_so() {
 fn a_thousand_half_open_handshakes_delay_nobody() {
     let _turn = alone();
     let certificate = Certificate::new();
-    // Long enough for all of them to come before the first is given up.
+    // Long enough for all of them to connect before the first one times out.
     let relay = relay(&certificate, "[limits]\nhandshake_timeout = \"8s\"\n");
     let trusted = certificate.trusted();
     let mut plain = Client::connect(relay.address());
     plain.play_everything(&relay.url("/t"));
-    // It reads all the while: who does not is slow, and skips.
+    // It reads all the time: a client that does not is slow, and skips.
     let stop = Arc::new(AtomicBool::new(false));
     let watching = std::thread::spawn({
         let stop = Arc::clone(&stop);
@@ -504,13 +504,13 @@ fn a_thousand_half_open_handshakes_delay_nobody() {
     let half_open: Vec<TcpStream> = (0..1_100)
         .map(|number| {
             let mut stream = TcpStream::connect(address).unwrap();
-            // Some say nothing, some break off in the middle, some leave the relay's part unanswered.
+            // Some send nothing, some disconnect in the middle, some leave the relay's message unanswered.
             stream.write_all(&hello[..[0, 1, hello.len() / 2, hello.len()][number % 4]]).unwrap();
             stream
         })
         .collect();
     wait_until("they are half open", DEADLINE, || status(&relay)["tls"]["half_open"].as_u64() >= Some(1_000));
-    // A newcomer is served all the same: the oldest is given up for it.
+    // A newcomer is served nevertheless: the oldest is evicted for it.
     let mut secured = connect(&relay, &trusted);
     secured.play_everything(&url(&relay, "/t"));
     let mut by_tls = Vec::new();
@@ -532,7 +532,7 @@ fn a_thousand_half_open_handshakes_delay_nobody() {
 
 #[test]
 fn a_client_that_reads_nothing_skips_and_is_closed() {
-    /// More than everything between shard and client takes.
+    /// More than all buffers between shard and client hold.
     const BLOCKING_FRAME_BYTES: usize = 3_000_000;
     let _turn = alone();
     let certificate = Certificate::new();
@@ -560,7 +560,7 @@ fn a_client_that_reads_nothing_skips_and_is_closed() {
     let mut healthy = play(None);
     camera.keyframe(BLOCKING_FRAME_BYTES);
     let mut all = healthy.frame_on(0);
-    // It stands for longer than queue.age: what it lacks beyond the frame begun is skipped.
+    // It stops for longer than queue.age: what it lacks beyond the current frame is skipped.
     let blocked = Instant::now();
     while blocked.elapsed() < Duration::from_millis(1_500) {
         camera.keyframe(4_000);
@@ -619,19 +619,19 @@ fn a_new_certificate_is_shown_to_new_clients_and_a_bad_one_to_none() {
     greets(&new).expect("the new certificate");
     greets(&old).expect_err("the old certificate");
 
-    // Two files that do not belong together: neither is taken.
+    // Two files that do not belong together: neither is used.
     let other = Certificate::new();
     std::fs::copy(&other.key, &certificate.key).unwrap();
     reload("the relay keeps the current one");
     let fault = "is not the key of the first certificate";
     wait_until(fault, DEADLINE, || relay.printed().contains(fault));
     greets(&new).expect("the certificate before");
-    // One that has expired is taken, with a warning.
+    // An expired one is used, with a warning.
     certificate.renew(2020);
     reload("expired at 2020-01-01");
     reload("configuration reloaded");
     assert_unbroken(&packets);
-    // A scratch file; the build directory's cleaning takes what stays.
+    // A scratch file; cleaning the build directory removes it if it stays.
     let _ = std::fs::remove_file(&path);
 }
 
@@ -642,7 +642,7 @@ fn a_check_says_what_is_wrong_with_the_files() {
         let path = scratch_file("tls-check.toml");
         std::fs::write(&path, text).unwrap();
         let finished = run(PATIENCE, BINARY, &["check", "--config", path.to_str().unwrap()]);
-        // A scratch file; the build directory's cleaning takes what stays.
+        // A scratch file; cleaning the build directory removes it if it stays.
         let _ = std::fs::remove_file(&path);
         (finished.status.code(), finished.stdout + &finished.stderr)
     };

@@ -17,7 +17,7 @@ use crate::harness::relay::Relay;
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
-/// A certificate with an RSA key, the dearest to compute with, and the key; both files are removed with it.
+/// A certificate with an RSA key, the most expensive kind, and the key; both files are removed when it is dropped.
 pub struct Rsa(PathBuf, PathBuf);
 
 impl Rsa {
@@ -31,12 +31,12 @@ impl Rsa {
         made
     }
 
-    /// The keys of the configuration.
+    /// The configuration keys.
     pub fn keys(&self) -> String {
         format!("tls_certificate = {:?}\ntls_key = {:?}\n", self.0, self.1)
     }
 
-    /// What a client needs that trusts it alone.
+    /// The configuration of a client that trusts only this certificate.
     pub fn trusted(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&self.0).unwrap()).unwrap();
@@ -49,7 +49,7 @@ impl Rsa {
 impl Drop for Rsa {
     fn drop(&mut self) {
         for file in [&self.0, &self.1] {
-            // Scratch files; the build directory's cleaning takes what stays.
+            // Scratch files; cleaning the build directory removes them if they stay.
             let _ = std::fs::remove_file(file);
         }
     }
@@ -63,10 +63,10 @@ pub fn connection(trusted: &Arc<ClientConfig>) -> ClientConnection {
 #[test]
 fn players_come_in_while_many_addresses_begin_handshakes_that_they_never_end() {
     const PLAYERS: usize = 10;
-    /// Handshakes a second of all attackers: more than a core can compute with a key of RSA (some 1,000), and few enough that the
-    /// attackers leave the machine to the relay.
+    /// Handshakes a second of all attackers: more than a core can compute with an RSA key (about 1,000), and few enough that the
+    /// attackers leave CPU time to the relay.
     const RATE: u32 = 1_500;
-    /// Handshakes that are not done, which the attackers hold.
+    /// Incomplete handshakes that the attackers keep open.
     const HELD: usize = 3_000;
     const ATTACKERS: u8 = 2;
     let _turn = alone();
@@ -86,7 +86,7 @@ fn players_come_in_while_many_addresses_begin_handshakes_that_they_never_end() {
     };
     let (over, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        // Whatever comes of it, the flood ends with the test.
+        // Whatever the result, the flood ends with the test.
         let _ends = Over(&over);
         for attacker in 0..ATTACKERS {
             let (over, sent, hello) = (&over, &sent, &hello);
@@ -94,7 +94,7 @@ fn players_come_in_while_many_addresses_begin_handshakes_that_they_never_end() {
                 let mut open = std::collections::VecDeque::new();
                 let began = Instant::now();
                 for number in 0_u32.. {
-                    // What a busy machine has kept from being sent is made up for.
+                    // Sends what a busy machine has kept from being sent.
                     let due = began + Duration::from_secs(1) * number / (RATE / u32::from(ATTACKERS));
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
                     if over.load(Ordering::Relaxed) {
@@ -128,7 +128,7 @@ fn players_come_in_while_many_addresses_begin_handshakes_that_they_never_end() {
     });
 }
 
-/// Says that it is over when it is dropped.
+/// Sets the flag when dropped.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -144,7 +144,7 @@ fn try_from(from: IpAddr, address: SocketAddr) -> Option<std::net::TcpStream> {
     Some(socket.into())
 }
 
-/// Whether somebody who connects now is answered by TLS.
+/// Whether a new connection gets a TLS response.
 fn plays(address: SocketAddr, trusted: &Arc<ClientConfig>) -> bool {
     let Some(stream) = try_from([127, 0, 0, 1].into(), address) else { return false };
     stream.set_read_timeout(Some(Duration::from_secs(12))).unwrap();
@@ -155,6 +155,6 @@ fn plays(address: SocketAddr, trusted: &Arc<ClientConfig>) -> bool {
         }
     }
     let mut client = Client::over(stream).by_tls(tls);
-    // The relay may have made room for others before it read the end of the handshake.
+    // The relay may have evicted it before it read the end of the handshake.
     client.is_served("DESCRIBE", &format!("rtsps://{address}/t"))
 }

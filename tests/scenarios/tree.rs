@@ -1,5 +1,5 @@
 //! A tree of relays behind HAProxy, each in its own network: one origin, three edges, players. Edges drain one after another and
-//! return; one dies. `RTSPRELAY_TREE=600,50` (players, streams) is the tree that `tests/soak --tree` measures.
+//! return; one dies. `RTSPRELAY_TREE=600,50` (players, streams) is the size that `tests/soak --tree` measures.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -27,7 +27,7 @@ const ORIGIN: u8 = 0;
 const EDGES: [u8; 3] = [1, 2, 3];
 const PLAYERS: u8 = 4;
 
-/// How large the tree is, and whether times are judged: only where nothing else wants the processor.
+/// The size of the tree, and whether times are checked: only where nothing else needs the processor.
 struct Size {
     players: usize,
     streams: usize,
@@ -46,10 +46,10 @@ fn size() -> Size {
 
 struct Tree {
     net: Net,
-    /// Where each node's configuration is.
+    /// The paths of the nodes' configurations.
     files: HashMap<u8, PathBuf>,
     relays: HashMap<u8, Relay>,
-    /// What the edges show who comes by TLS.
+    /// The edges' certificate for TLS clients.
     certificate: Certificate,
     size: Size,
 }
@@ -65,7 +65,7 @@ impl Tree {
         let head = "listen = \"0.0.0.0:8554\"\nhttp = \"0.0.0.0:8580\"\nlimits.clients_per_address = 0\n";
         let origin = format!("{head}{}", streams(&|_| "source = \"test\"".into()));
         let pulled = |at: usize| format!("source = \"rtsp://{}:8554/s{at}\"\non_demand = true", Net::address(ORIGIN));
-        // Twice as long as HAProxy takes to find out (`haproxy`), or longer.
+        // Twice the time that HAProxy needs to notice (`haproxy`), or longer.
         let edge = format!(
             "{head}listen_tls = \"0.0.0.0:8322\"\n{}proxy_protocol_from = [\"{SERVER}\"]\ndrain = \"1s\"\ndrain_delay = \"1s\"\n{}",
             tree.certificate.keys(),
@@ -86,12 +86,12 @@ impl Tree {
         self.relays.insert(number, relay);
     }
 
-    /// A page of a node, asked from where HAProxy is.
+    /// Fetches a page from a node, from HAProxy's network.
     fn page(&self, number: u8, path: &str) -> (u16, String) {
         get(SocketAddr::from((Net::address(number), 8580)), path)
     }
 
-    /// Who plays what at a node, by the address.
+    /// Who plays what on a node, by address.
     fn clients(&self, number: u8) -> Vec<(IpAddr, String)> {
         let status: Value = serde_json::from_str(&self.page(number, "/status").1).expect("JSON");
         let clients = status["clients"].as_array().unwrap().iter();
@@ -99,13 +99,13 @@ impl Tree {
         clients.map(|client| (address(client), client["stream"].as_str().unwrap().to_owned())).collect()
     }
 
-    /// The project's configuration for HAProxy, with this tree's addresses. It looks whether edges are well five times as often, so
-    /// that the scenario does not take as long.
+    /// The project's HAProxy configuration with this tree's addresses. It checks the edges five times as often, to shorten
+    /// the scenario.
     fn haproxy(&self) -> Program {
         let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/haproxy.cfg");
         let text = std::fs::read_to_string(ours).unwrap();
         let mut text = text;
-        // Fewer connections, for which the machine need not have so many descriptors.
+        // Fewer connections, for which the machine may not have enough descriptors.
         for (from, to) in [("10.0.0.1", "10.77.0.1"), ("inter 1s", "inter 200ms"), ("maxconn 20000", "maxconn 2000")] {
             assert!(text.contains(from), "{from}");
             text = text.replace(from, to);
@@ -124,7 +124,7 @@ impl Tree {
         haproxy
     }
 
-    /// By HAProxy's other two ports RTSPS and a browser's picture come through, and edges know whose they are.
+    /// RTSPS and a browser's stream also pass through HAProxy, on its other two ports, and the edges see the clients' addresses.
     fn assert_more_than_rtsp_passes(&self) {
         let theirs = (IpAddr::from(Net::address(PLAYERS)), "s0".to_owned());
         let have = || EDGES.iter().flat_map(|edge| self.clients(*edge)).collect::<Vec<_>>();
@@ -142,7 +142,7 @@ impl Tree {
         wait_until("both are gone", DEADLINE, || have().is_empty());
     }
 
-    /// No stream is pulled twice by one edge, and by no edge that nobody asks for it.
+    /// No stream is pulled twice by one edge, nor by an edge without players of it.
     fn assert_pulled_once(&self) {
         let pulls = self.clients(ORIGIN);
         for (at, pull) in pulls.iter().enumerate() {
@@ -154,7 +154,7 @@ impl Tree {
 impl Drop for Tree {
     fn drop(&mut self) {
         for path in self.files.values() {
-            // A scratch file; the build directory's cleaning takes what stays.
+            // A scratch file; cleaning the build directory removes it if it stays.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -165,11 +165,11 @@ impl Drop for Tree {
 struct Seen {
     stop: AtomicBool,
     playing: AtomicUsize,
-    /// Connections that were ended in the middle.
+    /// Connections that ended during playback.
     ended: AtomicUsize,
     /// Connections on which nothing was served.
     refused: AtomicUsize,
-    /// Time without media, of each that was ended.
+    /// Time without media for each that ended.
     outages: Mutex<Vec<Duration>>,
 }
 
@@ -186,7 +186,7 @@ impl Seen {
     }
 }
 
-/// Plays through HAProxy until it is told to stop, and connects anew at once when it is sent away.
+/// Plays through HAProxy until told to stop, and reconnects at once when it is disconnected.
 fn play(url: &str, seen: &Seen) {
     let mut last: Option<Instant> = None;
     let mut buffer = vec![0; 64 * 1024];
@@ -219,7 +219,7 @@ fn play(url: &str, seen: &Seen) {
     }
 }
 
-/// What an edge has said since it let nobody in any more, of those who play.
+/// The log lines of an edge about its clients since it stopped accepting.
 fn plays_after_closing(printed: &str) -> usize {
     let (_, after) = printed.split_once("leaving: listeners closed").expect("it says when it closes");
     after.matches(" started playing stream=").count()
@@ -245,7 +245,7 @@ fn edges_leave_and_die_and_players_go_on_at_the_others() {
                 play(&format!("rtsp://{SERVER}:8554/s{}", player % streams), seen);
             });
         }
-        // Whatever fails, the players end with it.
+        // Ends the players, also if the scenario fails.
         let _ended = EndsPlayers(&seen);
         let all_play = || seen.count(&seen.playing) == players;
         wait_until("all play", DEADLINE, all_play);
@@ -266,7 +266,7 @@ fn edges_leave_and_die_and_players_go_on_at_the_others() {
             wait_until("all play elsewhere", DEADLINE, all_play);
             assert_eq!(plays_after_closing(&printed), 0, "{printed}");
             let sent_away = seen.count(&seen.ended) - ended;
-            assert_eq!(sent_away, had, "each of those that it had was sent away once, and nobody else");
+            assert_eq!(sent_away, had, "each of its clients was disconnected once, and no other");
             assert_eq!(printed.matches("reason=\"drained\"").count(), had, "{printed}");
             tree.start(edge);
             wait_until("the edge is back", DEADLINE, || tree.page(edge, "/healthz").0 == 200);
@@ -277,9 +277,9 @@ fn edges_leave_and_die_and_players_go_on_at_the_others() {
         if tree.size.judged {
             assert!(outages.last() < Some(&Duration::from_secs(1)), "{outages:?}");
         }
-        assert_eq!(seen.count(&seen.refused), 0, "HAProxy has sent nobody to an edge that does not serve");
+        assert_eq!(seen.count(&seen.refused), 0, "HAProxy sent a player to an edge that does not serve");
 
-        // One dies. Whoever comes is sent to another at once, as the address answers that nobody is there.
+        // One dies. HAProxy sends new connections to another at once, because the address answers that nothing listens.
         let edge = EDGES.into_iter().max_by_key(|edge| tree.clients(*edge).len()).unwrap();
         let (had, ended) = (tree.clients(edge).len(), seen.count(&seen.ended));
         assert!(had > 0);

@@ -16,13 +16,13 @@ const PORTS: (u16, u16) = (20_000, 20_003);
 const DSCP: u8 = 46;
 
 fn read_without_fault(transport: &str) {
-    // A network of this thread and its children alone.
+    // A network for this thread and its children.
     if !has_own_network() {
         return;
     }
-    // What is captured is the datagrams, not the runs of them that a sender hands over.
+    // Datagrams are captured, not the runs of them that a sender passes to the kernel.
     run(DEADLINE, "ethtool", &["-K", "lo", "tx-udp-segmentation", "off"]).expect_silent_success();
-    // Not the demo: tshark stumbles over the emulation prevention bytes in its SPS, in the SDP and in RTP alike.
+    // Not the demo: tshark misreads the emulation prevention bytes in its SPS, in the SDP and in RTP alike.
     let relay = servers::relayed_with(&["x264"], &format!("dscp = {DSCP}"));
     let (url, port, (first, last)) = (relay.url("/"), relay.address().port(), PORTS);
     let file = scratch_file("capture.pcapng");
@@ -41,7 +41,7 @@ fn read_without_fault(transport: &str) {
     }
     arguments.extend(["-i", &url, "-t", "5", "-f", "null", "-"]);
     run(DEADLINE, "ffmpeg", &arguments).expect_silent_success();
-    // Everything that it has taken from the kernel is in the file when dumpcap has ended; nothing tells when it has taken all.
+    // When dumpcap has ended, everything that it took from the kernel is in the file; nothing shows when it has taken all.
     std::thread::sleep(Duration::from_millis(200));
     capture.signal(Signal::SIGINT);
     let captured = capture.finish(DEADLINE);
@@ -75,8 +75,8 @@ fn read_without_fault(transport: &str) {
     let marks: std::collections::BTreeSet<&str> = marks.lines().collect();
     assert_eq!(marks.into_iter().collect::<Vec<_>>(), [DSCP.to_string()], "marks in {path}");
 
-    // Every packet of every stream, by our own eyes.
-    // Those to the player: ffmpeg for its part sends an empty packet from each of its ports, to open firewalls.
+    // Checks every packet of every stream ourselves.
+    // Those to the player: ffmpeg itself sends an empty packet from each of its ports, to open firewalls.
     let to_player = format!("rtp and (tcp.srcport == {port} or udp.dstport in {{{first}..{last}}})");
     let fields = tshark(&["-Y", &to_player, "-T", "fields", "-e", "rtp.ssrc", "-e", "rtp.seq"]);
     let mut streams = std::collections::BTreeMap::<String, Vec<u16>>::new();
@@ -93,7 +93,7 @@ fn read_without_fault(transport: &str) {
             assert_eq!(pair[1], pair[0].wrapping_add(1), "{ssrc} in {path}");
         }
     }
-    // The statistics of tshark miscount packets that share a TCP segment (it says so of any server); datagrams it counts right.
+    // tshark's statistics miscount packets that share a TCP segment (for any server); for datagrams they are right.
     if transport == "udp" {
         let judgement = tshark(&["-q", "-z", "rtp,streams"]);
         for ssrc in streams.keys() {

@@ -1,4 +1,4 @@
-//! Zero-copy sends deliver the same bytes, and the counters match what the kernel reports of them.
+//! Zero-copy sends deliver the same bytes, and the counters match what the kernel reports.
 
 use crate::harness::machine::beside_others;
 use crate::harness::relay::Relay;
@@ -39,7 +39,7 @@ fn forced_on_over_loopback_all_of_it_arrives_and_counts_as_copied() {
         counter(&relay.printed(), "zero_copy_copied_total") > 100
     });
     assert_eq!(counter(&relay.printed(), "zero_copy_total"), 0, "loopback always copies");
-    // One that stands still keeps pages lent; its end gives them back and disturbs nobody.
+    // A client that stops reading keeps pages lent; its end releases them, and affects nobody else.
     let mut standing = Client::connect_narrow(relay.address(), 8 * 1024);
     standing.play_everything(&relay.url("/t"));
     standing.wait_blocking();

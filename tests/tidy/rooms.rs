@@ -6,27 +6,27 @@ use std::path::Path;
 
 use super::{is_test, root, sources};
 
-/// The rooms from the top of the house to its bottom. A room uses those below it and never one above. What two of them share lies in
+/// The rooms from top to bottom. A room uses those below it and never one above. What two of them share is in
 /// the lower one.
 const FLOORS: [&str; 13] = [
     "daemon", "upgrade", "config", "web", "tls", "shard", "source", "session", "access", "metrics", "egress", "media",
     "wire",
 ];
 
-/// What any room may use, and what uses none of them.
+/// Rooms that every room may use, and that use none.
 const GROUND: [&str; 9] = ["crowd", "escape", "file", "limits", "redact", "sys", "testing", "told", "trust"];
 
-/// Lines of a function, from `fn` to its closing brace.
+/// Maximum lines of a function, from `fn` to its closing brace.
 const FUNCTION_LINES_MAX: usize = 70;
 
-/// A module of the library by its path without `crate`, as `["media", "log"]`.
+/// A module of the library, by its path without `crate`, such as `["media", "log"]`.
 type Module = Vec<String>;
 
 fn name_of(module: &[String]) -> String {
     module.join("/")
 }
 
-/// The library's modules with the code that a release compiles of each: no comments, no tests.
+/// The library's modules, each with the code that a release compiles: no comments, no tests.
 fn modules() -> BTreeMap<Module, (String, String)> {
     let mut found = BTreeMap::new();
     for path in sources("src").into_iter().filter(|path| !is_test(path)) {
@@ -45,7 +45,7 @@ fn modules() -> BTreeMap<Module, (String, String)> {
     found
 }
 
-/// The paths of a `use` without its braces: of `a::{b, c::{d, e}}` those are `a::b`, `a::c::d` and `a::c::e`.
+/// The paths of a `use` without its braces: for `a::{b, c::{d, e}}` they are `a::b`, `a::c::d` and `a::c::e`.
 fn spread(tree: &str, out: &mut Vec<String>) {
     let Some((before, inner)) = tree.split_once('{') else {
         return out.push(tree.split(" as ").next().unwrap().trim().to_owned());
@@ -68,7 +68,7 @@ fn spread(tree: &str, out: &mut Vec<String>) {
     }
 }
 
-/// The paths that a file names. Names that a folder's `mod.rs` only hands on (`pub use`) are none.
+/// The paths that a file uses. Names that a folder's `mod.rs` only re-exports (`pub use`) do not count.
 fn paths(file: &str, code: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut rest = String::new();
@@ -100,7 +100,7 @@ fn paths(file: &str, code: &str) -> Vec<String> {
     found
 }
 
-/// The module in which the item lies that `path` names in `from`; `None` for another crate's.
+/// The module of the item that `path` names in `from`; `None` if it is in another crate.
 fn target(modules: &BTreeMap<Module, (String, String)>, from: &[String], path: &str) -> Option<Module> {
     let mut parts: Vec<&str> = path.split("::").collect();
     let mut module = match parts[0] {
@@ -137,7 +137,7 @@ fn uses() -> BTreeMap<Module, BTreeSet<Module>> {
 #[test]
 fn a_room_uses_only_the_rooms_below_it() {
     let modules = modules();
-    // From 0 for the top; all of the ground is on the last.
+    // The top has 0; everything at the bottom has the last number.
     let floor = |room: &str| {
         let floor = FLOORS.iter().position(|of| *of == room);
         floor.or(GROUND.contains(&room).then_some(FLOORS.len())).unwrap_or_else(|| {
@@ -156,7 +156,7 @@ fn a_room_uses_only_the_rooms_below_it() {
     assert!(up.is_empty(), "these use a room above their own; put what both need into the lower one: {up:#?}");
 }
 
-/// Every file of its own room that can be reached from `start`.
+/// Every file of its own room that is reachable from `start`.
 fn reach<'a>(uses: &'a BTreeMap<Module, BTreeSet<Module>>, start: &'a Module) -> BTreeSet<&'a Module> {
     let (mut seen, mut open) = (BTreeSet::new(), vec![start]);
     while let Some(module) = open.pop() {
@@ -181,7 +181,7 @@ fn files_of_a_room_use_each_other_in_no_circle() {
     assert!(circles.is_empty(), "put what they share into a file below both: {circles:#?}");
 }
 
-/// The functions of a file with their lines, as rustfmt lays them out. Those of its tests are left out.
+/// The functions of a file with their lines, as formatted by rustfmt, without those of its tests.
 fn functions(path: &Path) -> Vec<(String, usize)> {
     let text = fs::read_to_string(path).unwrap();
     let lines: Vec<&str> = text.split("#[cfg(test)]\nmod tests {").next().unwrap().lines().collect();

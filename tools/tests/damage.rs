@@ -12,7 +12,7 @@ use rtsprelay_view::frame::Codec;
 /// The largest payload of a packet.
 const PAYLOAD_BYTES: usize = 400;
 
-/// One packet as it would be received.
+/// One packet as received.
 struct Packet {
     timestamp: i64,
     marker: bool,
@@ -46,12 +46,12 @@ fn packets(codec: Codec, encode: &[&str]) -> Vec<Packet> {
 fn nal_units(clip: &[u8]) -> Vec<&[u8]> {
     let starts: Vec<usize> = (3..clip.len()).filter(|&at| clip[at - 3..at] == [0, 0, 1]).collect();
     let end = |index: usize| starts.get(index + 1).map_or(clip.len(), |&next| next - 3);
-    // A start code may have one more zero before it, and no NAL unit ends with one.
+    // A start code may have an additional zero before it, and no NAL unit ends with one.
     let without_zero = |nal: &'_ [u8]| nal.len() - usize::from(nal.ends_with(&[0]));
     starts.iter().enumerate().map(|(index, &start)| &clip[start..][..without_zero(&clip[start..end(index)])]).collect()
 }
 
-/// A NAL unit whole, or in fragments.
+/// A NAL unit, whole or fragmented.
 fn payloads(codec: Codec, nal: &[u8]) -> Vec<Vec<u8>> {
     if nal.len() <= PAYLOAD_BYTES {
         return vec![nal.to_vec()];
@@ -71,7 +71,7 @@ fn payloads(codec: Codec, nal: &[u8]) -> Vec<Vec<u8>> {
     pieces.iter().enumerate().map(fragment).collect()
 }
 
-/// Plays the clip over and over, `frames` frames in all, with bits flipped, bytes cut off and packets lost, and then without.
+/// Plays the clip repeatedly, `frames` frames in all, with flipped bits, truncated and lost packets, and then without damage.
 fn survives(codec: Codec, encode: &[&str], frames: u64) {
     let packets = packets(codec, encode);
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
@@ -111,7 +111,7 @@ fn survives(codec: Codec, encode: &[&str], frames: u64) {
             lost = 0;
             depacketizer.push(info, &payload, &mut |mut frame| {
                 seen += 1;
-                // Half of the time as if nobody had noticed, so that the decoder meets the damage.
+                // Half of the time undetected, so that the decoder sees the damage.
                 if damage && random.bool() {
                     (frame.damaged, frame.after_loss) = (false, false);
                 }

@@ -1,4 +1,4 @@
-//! The viewer's man page and shell completions, which the package holds.
+//! The viewer's man page and shell completions in the package.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use rtsprelay_view::args::Args;
 
-/// What the package holds is what the command line is now. With `RTSPRELAY_WRITE_PAGES=1` it is made so.
+/// They match the command line. With `RTSPRELAY_WRITE_PAGES=1` they are rewritten.
 #[test]
 fn man_page_and_completions_are_those_of_this_version() {
     let mut command = Args::command();

@@ -1,4 +1,4 @@
-//! The viewer's pictures are those that ffmpeg decodes from the same frames.
+//! The viewer's pictures match what ffmpeg decodes from the same frames.
 
 mod common;
 
@@ -9,7 +9,7 @@ use common::{Demo, Folder, ffmpeg, play, psnr, read_png, summary, turn};
 use rtsprelay_view::decode::{Decoder, Outcome};
 use rtsprelay_view::frame::{Codec, Frame};
 
-/// What the issue of right colours is settled with.
+/// The PSNR that counts as the same picture, in dB.
 const PSNR_MIN: f64 = 35.0;
 
 const CLIP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/pattern.h264");
@@ -27,7 +27,7 @@ fn three_hundred_frames_of_the_demo_decode_without_an_error() {
             assert_eq!(sum[fault], 0, "{fault} in {sum}");
         }
         let fps = sum["fps"].as_f64().expect("a number");
-        // Half or twice of it would be a fault; the rest is how busy the machine is.
+        // Half or twice as much would be a fault; smaller deviations come from the machine's load.
         assert!((24.0..36.0).contains(&fps), "{fps} frames a second");
         assert_eq!(sum["latency_clock"], "stamp");
         assert!(sum["latency_ms"]["p50"].as_f64() >= sum["receive_latency_ms"]["p50"].as_f64(), "{sum}");
@@ -45,7 +45,7 @@ fn a_snapshot_has_the_colours_that_ffmpeg_decodes() {
     assert_eq!(code, 0);
     let (pixels, width) = read_png(Path::new(&file));
     assert_eq!((width, pixels.len()), (640, 640 * 360 * 3));
-    // The demo plays its clip of 120 frames over and over, and its stamps count the frames.
+    // The demo loops a clip of 120 frames, and its stamps count the frames.
     let frame = summary(&lines)["last_stamp_frame"].as_u64().expect("a stamp") % 120;
     let select = format!("select=eq(n\\,{frame})");
     let wanted = ffmpeg(&["-i", CLIP, "-vf", &select, "-frames:v", "1", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]);

@@ -5,7 +5,7 @@ use crate::harness::machine::beside_others;
 use crate::harness::scripted::auth::Login;
 use crate::harness::scripted::{Reply, Request, Script};
 
-/// By TLS; sends whoever asks by another URL than `rtsps://` elsewhere.
+/// Requires TLS; redirects requests for any URL other than `rtsps://`.
 pub(super) fn row_1() -> Vec<Variant> {
     let script = Script::default().by_tls().answers(|request, reply| {
         if !request.url.starts_with("rtsps://") && request.url != "*" {
@@ -16,7 +16,7 @@ pub(super) fn row_1() -> Vec<Variant> {
     vec![("r1", script)]
 }
 
-/// A line of one space in the head of its answer to PLAY.
+/// A line with one space in the head of its answer to PLAY.
 pub(super) fn row_3() -> Vec<Variant> {
     let script = Script::default().answers(|request, reply| {
         if request.method == "PLAY" {
@@ -37,7 +37,7 @@ pub(super) fn row_4() -> Vec<Variant> {
     vec![("r4-late", Script::default().answers(late)), ("r4-never", Script::default().answers(never))]
 }
 
-/// Things in `Transport` that a connection has no use for.
+/// Parameters in `Transport` that make no sense for a connection.
 pub(super) fn row_5() -> Vec<Variant> {
     fn with(change: fn(&str) -> String) -> Script {
         Script::default().answers(move |request, reply| {
@@ -55,12 +55,12 @@ pub(super) fn row_5() -> Vec<Variant> {
             "r5-ports",
             with(|transport| transport.replace("unicast;", "unicast;client_port=6970-6971;server_port=6972-6973;")),
         ),
-        // As if it had been asked for datagrams; packets come by the channels that were asked for.
+        // As if datagrams had been requested; the packets come on the requested channels.
         ("r5-no-channels", with(|_| "RTP/AVP/TCP;unicast;client_port=6970-6971;server_port=6972-6973".to_owned())),
     ]
 }
 
-/// Lines that end in LF alone; its 401 has neither body nor `Content-Length`.
+/// Lines that end with LF only; its 401 has neither body nor `Content-Length`.
 pub(super) fn row_6() -> Vec<Variant> {
     let script = Script::default().for_user(Login::digest()).answers(|_, reply| reply.newline = "\n");
     vec![("r6", script)]

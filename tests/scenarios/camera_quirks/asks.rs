@@ -6,13 +6,13 @@ use super::{Variant, WHOLE, play};
 use crate::harness::machine::beside_others;
 use crate::harness::scripted::{Camera, Kind, Outgoing, Piece, Script};
 
-/// How long they wait for an answer.
+/// How long they wait for a response.
 const PATIENT: Option<Duration> = Some(Duration::from_secs(2));
 
-/// The number of a camera's first request; none of the relay's own is so high.
+/// The number of a camera's first request; higher than any of the relay's own.
 const FIRST: usize = 1_000;
 
-/// Asks what `methods` name, in turn, within frames.
+/// Sends the requests in `methods`, in turn, between frames.
 fn asking(methods: &'static [&'static str]) -> impl FnMut(&mut Outgoing) -> Vec<Piece> + Send {
     let mut asked = 0;
     move |packet: &mut Outgoing| {
@@ -38,7 +38,7 @@ pub(super) fn row_7() -> Vec<Variant> {
     vec![("r7-playing", while_playing), ("r7-setup", before_setup)]
 }
 
-/// The numbers of its requests and what they were answered, in order.
+/// The numbers of its requests and the responses, in order.
 fn answered(camera: &Camera) -> Vec<(usize, u16)> {
     let record = camera.record();
     let number = |head: &str| {

@@ -14,14 +14,14 @@ use crate::harness::scripted::auth::Login;
 use crate::harness::scripted::{Camera, Script};
 use crate::harness::{DEADLINE, wait_until};
 
-/// The least that the relay may wait after the second refusal of a password: a minute, or a little less for the sake of jitter.
+/// The shortest time that the relay may wait after the second refusal of a password: a minute, minus jitter.
 const MINUTE_S: f64 = 45.0;
 
 fn relay_of(camera: &Camera, script: &Script) -> Relay {
     Relay::configured(&format!("{HEAD}{}", stream("cam", camera, script, "")))
 }
 
-/// The longest wait until the next try that the log tells of, in seconds.
+/// The longest wait until the next try that the log mentions, in seconds.
 fn longest_wait_told(relay: &Relay) -> f64 {
     let lines = warnings(relay, "cam");
     let waits = lines.iter().filter_map(|line| {
@@ -45,23 +45,23 @@ fn row_16_a_refused_password_is_not_shown_again_for_a_minute_whatever_players_as
     assert_eq!(camera.wrong_passwords(), 2, "after the second refusal it waits");
     let next = status_of(&relay, "cam")["next_try_in_s"].as_f64();
     assert!(next.is_some_and(|next| (MINUTE_S - 15.0..=75.0).contains(&next)), "/status: {next:?}");
-    // Players ask all the while.
+    // Players keep requesting the stream.
     let (asked, connections) = (Instant::now(), camera.record().opened.len());
     while asked.elapsed() < Duration::from_secs(4) {
         let status = Client::connect(relay.address()).describe(&relay.url("/cam")).status;
         assert_eq!(status, 503);
-        // The time between two of them.
+        // The interval between two requests.
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!((camera.wrong_passwords(), camera.record().opened.len()), (2, connections));
-    // Somebody has looked at the configuration.
+    // The configuration has been corrected.
     relay.signal(Signal::SIGHUP);
     wait_until("a reload tries at once", PATIENCE, || camera.wrong_passwords() >= 3);
-    // And again it waits: the camera has not locked the relay out yet.
+    // It waits again: the camera has not locked the relay out yet.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(2) {
         assert!(camera.wrong_passwords() <= 4, "{} wrong passwords", camera.wrong_passwords());
-        // Between two looks.
+        // The interval between two checks.
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -81,7 +81,7 @@ fn row_16_a_reload_with_the_right_password_plays() {
     relay.signal(Signal::SIGHUP);
     let viewer = Viewer::start(&relay, "cam").unwrap();
     viewer.gets(FRAMES, PATIENCE).unwrap();
-    // A scratch file; the build directory's cleaning takes what stays.
+    // A scratch file; cleaning the build directory removes it if it stays.
     let _ = std::fs::remove_file(&file);
 }
 
@@ -101,7 +101,7 @@ fn row_22_tracks_that_come_back_in_another_order_are_matched_by_what_they_are() 
     }
     let seen = viewer.finish();
     assert_eq!(seen.over, None);
-    // Its picture is a picture, and its sound sound, all the time; what the camera sent while nobody was there is missing.
+    // Video is always video and audio always audio; what the camera sent while it was disconnected is missing.
     let faults = seen.faults(&camera, FRAMES);
     assert!(faults.is_empty() && seen.holes == 0, "{faults:?}, {} holes", seen.holes);
     let numbered = seen.frames.iter().filter(|frame| frame.number.is_some()).count();
@@ -112,9 +112,9 @@ fn row_22_tracks_that_come_back_in_another_order_are_matched_by_what_they_are() 
 
 #[test]
 fn row_23_a_404_of_another_relay_is_an_absence_and_asked_again_soon() {
-    /// How long the other relay has no camera: longer than a source that was live is tried as fast as can be.
+    /// How long the other relay has no camera: longer than a source that was live is retried at the highest rate.
     const AWAY: Duration = Duration::from_secs(25);
-    /// The longest wait between two tries, 5 s, and what a busy machine adds.
+    /// The longest wait between two tries, 5 s, plus a margin for a busy machine.
     const GAP_MAX: Duration = Duration::from_secs(7);
     let _turn = beside_others();
     let away = Arc::new(AtomicBool::new(false));
@@ -144,7 +144,7 @@ fn row_23_a_404_of_another_relay_is_an_absence_and_asked_again_soon() {
         assert!(last < GAP_MAX, "not asked for {last:?} after {gaps:?}");
         let next = status_of(&relay, "cam")["next_try_in_s"].as_f64();
         assert!(next.is_none_or(|next| next <= 5.0), "/status: the next try is in {next:?} s");
-        // Between two looks.
+        // The interval between two checks.
         std::thread::sleep(Duration::from_millis(100));
     }
     assert!(longest_wait_told(&relay) <= 5.0, "{:#?}", warnings(&relay, "cam"));
@@ -167,12 +167,12 @@ fn row_24_a_source_that_was_live_is_tried_as_often_at_the_end_of_ten_seconds_as_
     let tries = || -> Vec<Duration> {
         camera.record().opened.iter().skip(before).map(|(at, _)| at.duration_since(left)).collect()
     };
-    // So long it is away.
+    // The time that it is away.
     std::thread::sleep(Duration::from_millis(9_500));
     let tries = tries();
     let within = |from, to| tries.iter().filter(|at| (from..to).contains(&at.as_millis())).count();
     let (early, late) = (within(500, 4_500), within(5_500, 9_500));
-    // A quarter of a second makes 16; a busy machine takes some.
+    // At intervals of 0.25 s there would be 16; a busy machine loses some.
     assert!(early >= 8 && late * 2 >= early, "{early} tries in 4 s, then {late} in 4 s: {tries:?}");
     camera.set_away(false);
     viewer.gets(FRAMES, PATIENCE).unwrap();
@@ -187,7 +187,7 @@ fn a_player_that_asks_for_a_stream_that_is_down_has_it_tried_at_once() {
     camera.set_away(true);
     let relay = relay_of(&camera, &script);
     let tries = || camera.record().opened.iter().map(|(at, _)| *at).collect::<Vec<_>>();
-    // The waits have grown.
+    // The waits have become longer.
     let mut gap = Duration::ZERO;
     wait_until("two tries that are seconds apart", DEADLINE, || {
         if let [.., one, next] = tries()[..] {

@@ -1,4 +1,4 @@
-//! Sources of a camera's packets: datagrams from another address than the connection's, and addresses with a zone.
+//! The origin of a camera's packets: datagrams from another address than the connection's, and addresses with a zone.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::harness::relay::Relay;
 use crate::harness::scripted::{Camera, Script};
 use crate::harness::wait_until;
 
-/// Where a camera's datagrams come from whose connection is to 127.0.0.1.
+/// The source address of a camera's datagrams, whose connection is to 127.0.0.1.
 const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 fn split() -> Script {
@@ -27,7 +27,7 @@ fn a_camera_that_sends_datagrams_is_played_without_loss() {
 fn datagrams_of_another_address_are_refused_and_the_address_is_named() {
     let _turn = beside_others();
     let unsaid = split().answers(|request, reply| {
-        // It may say where they come from, or not.
+        // It may name the source address, or not.
         if request.method == "SETUP" && request.url.ends_with("track1") {
             let transport = reply.headers.iter().find(|(name, _)| name == "Transport").expect("Transport").1.clone();
             reply.set("Transport", transport.replace("source=127.0.0.2;", ""));
@@ -63,7 +63,7 @@ fn datagrams_of_a_third_address_are_refused_where_the_stream_names_another() {
     wait_told(&relay, "split", &["127.0.0.2"]);
 }
 
-/// The link-local address of an interface in the calling thread's namespace, once it may be used.
+/// The link-local address of an interface in the calling thread's namespace, once it is usable.
 fn link_local(interface: &str) -> SocketAddrV6 {
     let mut found = None;
     wait_until("a link-local address", PATIENCE, || {
@@ -99,6 +99,6 @@ fn a_camera_is_reached_by_an_address_with_a_zone() {
         viewer.gets(super::FRAMES, PATIENCE).unwrap();
         assert_eq!(viewer.finish().holes, 0);
     }
-    // A camera is asked by a URL that means something to it: the zone is this machine's alone (RFC 6874 section 1).
+    // The URL in the request must make sense to the camera: the zone is only valid on this machine (RFC 6874 section 1).
     assert!(camera.record().requests.iter().all(|request| !request.url.contains('%')));
 }

@@ -1,4 +1,4 @@
-//! A camera that plays, and also sends frames of 5 bytes on a channel that was never set up, as fast as they are read.
+//! A camera that plays, and also sends 5-byte frames on a channel that was never set up, as fast as they are read.
 
 use std::io::Read;
 use std::net::TcpListener;
@@ -14,13 +14,13 @@ use crate::harness::relay::Relay;
 use crate::harness::scripted::{Camera, Script};
 use crate::harness::wait_until;
 
-/// Frames over which the latency is taken.
+/// Number of frames over which the latency is measured.
 const FRAMES: usize = 150;
 
-/// How many times as long anything may take under attack. On a build without a bound it is hundreds of times.
+/// By what factor anything may slow down under attack. Without the limit it is hundreds.
 const TIMES_MAX: f64 = 20.0;
 
-/// What is shorter than this is as good as nothing: a busy machine takes it.
+/// Times below this count as zero; a busy machine may cause them.
 const NOTHING: Duration = Duration::from_millis(2);
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -28,7 +28,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// How long frames take from the honest camera to a player, and `/healthz` to answer; medians.
+/// How long frames take from the honest camera to a player, and `/healthz` to respond; medians.
 fn measure(relay: &Relay, honest: &Camera, viewer: &Viewer) -> [Duration; 2] {
     let before = viewer.frames();
     let http = http_address(relay);
@@ -37,7 +37,7 @@ fn measure(relay: &Relay, honest: &Camera, viewer: &Viewer) -> [Duration; 2] {
             let asked = Instant::now();
             assert_eq!(get(http, "/healthz").0, 200);
             let took = asked.elapsed();
-            // Over a while.
+            // Over some time.
             std::thread::sleep(Duration::from_millis(100));
             took
         })
@@ -61,12 +61,12 @@ fn stop(relay: Relay) -> Duration {
     asked.elapsed()
 }
 
-/// The same flood into a socket that somebody reads, so that the machine is as busy in either case.
+/// The same flood into a socket that is read, so the machine is equally busy in both cases.
 fn flood_nowhere(bytes: &Arc<Vec<u8>>) -> impl Drop {
     struct End(std::net::TcpStream);
     impl Drop for End {
         fn drop(&mut self) {
-            // It may be closed already.
+            // It may already be closed.
             let _ = self.0.shutdown(std::net::Shutdown::Both);
         }
     }

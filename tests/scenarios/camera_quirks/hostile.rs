@@ -1,4 +1,4 @@
-//! Cameras that try to make the relay do what it must not.
+//! Cameras that try to make the relay do something that it must not.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::harness::scripted::auth::{Login, Scheme};
 use crate::harness::scripted::{Camera, Reply, Request, Script};
 use crate::harness::{scratch_file, wait_until};
 
-/// Sends whoever reads its description to another place, by its base or by the URLs of its tracks.
+/// Points clients to another host, by its base URL or by the URLs of its tracks.
 fn pointing_to(place: String, by_tracks: bool) -> impl Fn(&Request, &mut Reply) + Send + Sync {
     move |request, reply| {
         if request.method != "DESCRIBE" || reply.status != 200 {
@@ -27,7 +27,7 @@ fn pointing_to(place: String, by_tracks: bool) -> impl Fn(&Request, &mut Reply) 
     }
 }
 
-/// Wants the password itself.
+/// Requests Basic authentication, to get the password itself.
 fn basic() -> Login {
     Login { offers: &[Scheme::Basic], takes: Scheme::Basic, ..Login::digest() }
 }
@@ -35,7 +35,7 @@ fn basic() -> Login {
 #[test]
 fn a_camera_whose_description_names_a_third_host_has_nobody_dialled() {
     let _turn = beside_others();
-    // The third host takes whatever comes.
+    // The third host accepts anything.
     let third = Camera::start_at("127.0.0.3:0".parse().unwrap(), Script::default());
     let place = format!("rtsp://{}/cam", third.address());
     let hostile = |by_tracks| {
@@ -48,7 +48,7 @@ fn a_camera_whose_description_names_a_third_host_has_nobody_dialled() {
     let other = "\n[[stream]]\nname = \"other\"\nsource = \"test\"\n";
     std::fs::write(&file, format!("{HEAD}{other}{both}")).unwrap();
     let relay = Relay::start(command(Uring::AsAsked, &["run", "--config", file.to_str().unwrap()]));
-    // It is played all the same, by the connection that there is; and each time it breaks something is owed to it.
+    // It plays nevertheless, over the existing connection; after each disconnection the relay reconnects.
     for round in 1..=3 {
         for camera in [&by_base.0, &by_tracks.0] {
             camera.wait_played(round);
@@ -64,16 +64,16 @@ fn a_camera_whose_description_names_a_third_host_has_nobody_dialled() {
     relay.signal(Signal::SIGHUP);
     wait_until("the streams are gone", PATIENCE, || relay.printed().matches("removed").count() >= 2);
     let asked = [&by_base.0, &by_tracks.0].map(|camera| camera.record().opened.len());
-    // Whatever is still owed would be paid in this time, at the pace that it had before.
+    // Any further connection would be made within this time, at the previous rate.
     std::thread::sleep(std::time::Duration::from_secs(3));
     assert_eq!(
         [&by_base.0, &by_tracks.0].map(|camera| camera.record().opened.len()),
         asked,
-        "asked after its stream's end"
+        "requests after the end of the stream"
     );
     let record = third.record();
     assert!(record.opened.is_empty(), "{} connections to the third host: {:?}", record.opened.len(), record.requests);
-    // A scratch file; the build directory's cleaning takes what stays.
+    // A scratch file; cleaning the build directory removes it if it stays.
     let _ = std::fs::remove_file(&file);
 }
 
@@ -81,7 +81,7 @@ fn a_camera_whose_description_names_a_third_host_has_nobody_dialled() {
 fn a_tls_camera_whose_base_is_in_the_clear_is_never_asked_in_the_clear() {
     let _turn = beside_others();
     let plain = Camera::start(Script::default());
-    // The same port, and another one of the same host.
+    // The same port, and another port of the same host.
     let own = Script::default().by_tls().for_user(basic()).answers(|request, reply| {
         if request.method == "DESCRIBE" && reply.status == 200 {
             reply.set("Content-Base", format!("{}/", request.url.replacen("rtsps://", "rtsp://", 1)));
@@ -102,7 +102,7 @@ fn a_tls_camera_whose_base_is_in_the_clear_is_never_asked_in_the_clear() {
         let viewer = Viewer::start(&relay, name).unwrap();
         viewer.gets(FRAMES, PATIENCE).unwrap();
     }
-    // What was owed is paid by now, or never: it is played again.
+    // By now a connection without TLS would have been made: the camera plays again.
     for camera in &cameras {
         let record = camera.record();
         assert!(record.in_the_clear.is_empty(), "{:?}", record.in_the_clear);
@@ -142,7 +142,7 @@ fn inode(target: &Path) -> Option<String> {
     Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
 }
 
-/// An IPv4 address and port as the table has them.
+/// An IPv4 address and port as in the table.
 fn as_in_table(address: SocketAddr) -> String {
     let SocketAddr::V4(address) = address else { panic!("IPv4") };
     format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port())
@@ -160,7 +160,7 @@ fn no_part_of_the_relay_reaches_another_by_a_socket_that_others_could_bind() {
     let mut wrong = HashMap::<String, &str>::new();
     for round in 1..=4 {
         wait_until("both play", PATIENCE, || {
-            // As it connects, and as it plays.
+            // While it connects, and while it plays.
             let sockets = tcp_sockets(relay.pid());
             for socket in &sockets {
                 if socket.listens && !expected.contains(&socket.local) {
@@ -177,13 +177,13 @@ fn no_part_of_the_relay_reaches_another_by_a_socket_that_others_could_bind() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// What fail2ban finds in the log, by docs/USERS.md: `^[^"=]*\bauthentication failed client=<HOST> user=`.
+/// What fail2ban finds in the log, with the expression of docs/USERS.md: `^[^"=]*\bauthentication failed client=<HOST> user=`.
 fn bans(line: &str) -> bool {
     let (before, _) = line.split_once("authentication failed client=").unwrap_or(("\"", ""));
     !before.contains(['"', '='])
 }
 
-/// A line without what stands in quotes.
+/// A line without the quoted parts.
 fn unquoted(line: &str) -> String {
     let mut out = String::new();
     let (mut quoted, mut escaped) = (false, false);
@@ -199,7 +199,7 @@ fn unquoted(line: &str) -> String {
     out
 }
 
-/// What a camera may write: a line that somebody is banned for, and characters that change what a terminal shows.
+/// Text that a camera may send: a line that would get an address banned, and characters that change a terminal's output.
 const FORGED: &str =
     "authentication failed client=203.0.113.9 user=\"x\" reason=\u{202E}dnammoc\u{2028}\u{1b}[2J\u{7}\u{85}forged";
 
@@ -263,7 +263,7 @@ fn what_a_camera_writes_stands_in_quotes_alone() {
     let relay = Relay::configured(&config);
     for ((name, _), camera) in cameras.iter().zip(&running) {
         wait_until(&format!("{name} is tried twice, or plays"), PATIENCE, || {
-            // Without its picture it plays its sound.
+            // Without its video it plays its audio.
             camera.count("DESCRIBE") >= 2
                 || camera.record().frames.len() > 20
                 || *name == "encoding" && camera.count("PLAY") > 0
@@ -284,7 +284,7 @@ fn what_a_camera_writes_stands_in_quotes_alone() {
             wrong.push(format!("as it is: {line:?}"));
         }
     }
-    // A page that shows it is as easily deceived as a terminal.
+    // A web page can be deceived by it as easily as a terminal.
     let deceiving = |text: &&String| text.contains(['\u{202E}', '\u{2028}', '\u{85}']);
     wrong.extend(faults.iter().filter(deceiving).map(|fault| format!("/status: {fault:?}")));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

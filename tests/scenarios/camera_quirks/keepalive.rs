@@ -20,20 +20,20 @@ fn is_receiver_report(sign: &Sign) -> bool {
     matches!(sign, Sign::Report([_, RECEIVER_REPORT, ..]))
 }
 
-/// A nonce that is good for less than a session.
+/// A nonce that expires before the session does.
 pub(super) fn row_9() -> Vec<Variant> {
     let login = Login { nonce_lifetime: Some(Duration::from_secs(2)), ..Login::digest() };
     let authorized = |sign: &Sign| matches!(sign, Sign::Request(request) if request.authorized);
     vec![("r9", Script::default().for_user(login).lives_by(4, authorized))]
 }
 
-/// Never answers what is asked while it plays.
+/// Never answers requests during playback.
 pub(super) fn row_12() -> Vec<Variant> {
     let script = Script { session_timeout_s: 2, ..Script::default() };
     vec![("r12", script.answers(|request, reply| reply.silent = request.playing))]
 }
 
-/// Answers the keepalive 400, with the number of the request before.
+/// Answers the keep-alive with 400 and the previous request's number.
 pub(super) fn row_13() -> Vec<Variant> {
     let script = Script { session_timeout_s: 2, ..Script::default() }.answers(|request, reply| {
         if request.playing && KINDS.contains(&request.method.as_str()) {
@@ -45,12 +45,12 @@ pub(super) fn row_13() -> Vec<Variant> {
     vec![("r13", script)]
 }
 
-/// Takes receiver reports alone for a sign of life.
+/// Accepts only receiver reports as a sign of life.
 fn row_14() -> Script {
     Script::default().lives_by(8, is_receiver_report)
 }
 
-/// Takes GET_PARAMETER alone for one, and does not name it.
+/// Accepts only GET_PARAMETER, and does not list it in `Public`.
 fn row_15() -> Script {
     let script = Script::default().answers(|request, reply| {
         if request.method == "OPTIONS" {
@@ -60,7 +60,7 @@ fn row_15() -> Script {
     script.lives_by(3, |sign| matches!(sign, Sign::Request(request) if request.method == "GET_PARAMETER"))
 }
 
-/// The methods by which a camera was kept alive in its newest session.
+/// The methods that kept a camera alive in its latest session.
 fn kinds(camera: &Camera) -> BTreeSet<String> {
     let record = camera.record();
     let newest = record.requests.iter().map(|request| request.connection).max();
@@ -115,7 +115,7 @@ fn row_15_both_kinds_are_sent_when_the_session_was_closed_after_one_timeout() {
     let script = row_15();
     let camera = Camera::start(script.clone());
     let relay = Relay::configured(&format!("{HEAD}{}", stream("r15", &camera, &script, "")));
-    // The first one it may close, or even the second: they may end for other reasons.
+    // The first session may end, or even the second: there may be other reasons.
     wait_until("it is kept alive by GET_PARAMETER", DEADLINE, || kinds(&camera).contains("GET_PARAMETER"));
     let sessions = camera.count("PLAY");
     assert!(sessions <= 3, "{sessions} sessions");
@@ -146,7 +146,7 @@ fn keepalives_come_by_what_the_camera_offers_and_within_its_timeout() {
     assert_not_closed(&play(cameras, Terms::lasting(10)));
 }
 
-/// What a receiver report says of one source (RFC 3550 section 6.4.1).
+/// One report block of a receiver report (RFC 3550 section 6.4.1).
 #[derive(Debug)]
 struct Block {
     ssrc: u32,
@@ -154,13 +154,13 @@ struct Block {
     highest: u32,
 }
 
-/// The blocks of the receiver reports in a compound packet.
+/// The report blocks in a compound packet.
 fn blocks(report: &Report) -> Vec<Block> {
     let mut found = Vec::new();
     let mut rest = report.bytes.as_slice();
     while rest.len() >= 8 {
         let len = 4 + 4 * usize::from(u16::from_be_bytes([rest[2], rest[3]]));
-        assert!(len <= rest.len() && rest[0] >> 6 == 2, "RTCP that cannot be read: {report:?}");
+        assert!(len <= rest.len() && rest[0] >> 6 == 2, "malformed RTCP: {report:?}");
         let (packet, after) = rest.split_at(len);
         if packet[1] == RECEIVER_REPORT {
             let word = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
@@ -176,7 +176,7 @@ fn blocks(report: &Report) -> Vec<Block> {
     found
 }
 
-/// What is right in a block: some packet is the highest, and those before it that never came are lost.
+/// A correct block: the highest number is that of a packet that was sent, and the packets before it that never arrived are counted as lost.
 fn assert_right(block: &Block, sent: &[SentPacket]) {
     let of_track: Vec<_> = sent.iter().filter(|packet| packet.ssrc == block.ssrc).collect();
     let highest = of_track.iter().find(|packet| packet.extended_seq == block.highest);
@@ -191,7 +191,7 @@ fn receiver_reports_say_which_packet_is_the_highest_and_how_many_are_lost() {
     let _turn = beside_others();
     let mut config = HEAD.to_owned();
     let cameras = ["tcp", "udp"].map(|transport| {
-        // The numbers turn over soon.
+        // The sequence numbers wrap soon.
         let script = Script { first_seq: Some(65_400), ..Script::default() }.packets(|packet| {
             let lost = packet.kind == Kind::Video && !packet.rtcp && packet.count % 40 == 39;
             if lost { Vec::new() } else { packet.whole() }

@@ -1,4 +1,4 @@
-//! A camera that keeps dying and returning with other parameter sets, another clock and its tracks swapped: players lose only
+//! A camera that repeatedly dies and returns with other parameter sets, another clock and swapped tracks: players lose only
 //! what it did not send, and recordings continue.
 //!
 //! The usual test run takes seconds. `tests/soak` runs it for minutes and, if it runs long enough, checks memory too.
@@ -21,13 +21,13 @@ use crate::harness::scripted::{Camera, Script};
 use crate::harness::vitals::Memory;
 use crate::harness::{DEADLINE, scratch_file};
 
-/// How far its clock is off, either way.
+/// By how much its clock is off, in either direction.
 const CLOCK_OFF_S: i64 = 30;
 
-/// Players that do nothing wrong.
+/// Well-behaved players.
 const VIEWERS: usize = 3;
 
-/// How long it goes on, and the time from one death of the camera to the next.
+/// The duration, and the time between two deaths of the camera.
 fn plan() -> (Duration, Duration) {
     match std::env::var("RTSPRELAY_SOAK_MINUTES") {
         Err(_) => (Duration::from_secs(12), Duration::from_secs(3)),
@@ -38,7 +38,7 @@ fn plan() -> (Duration, Duration) {
     }
 }
 
-/// What ffmpeg records, without decoding it.
+/// A recording by ffmpeg, without decoding.
 struct Recorder {
     program: Program,
     file: std::path::PathBuf,
@@ -53,7 +53,7 @@ impl Recorder {
         Recorder { program: Program::start_fed(command), file }
     }
 
-    /// Ends the recording; the times of its packets, by kind.
+    /// Ends the recording. Returns the times of its packets, by kind.
     fn finish(mut self) -> [Vec<f64>; 2] {
         self.program.stdin().unwrap().write_all(b"q").unwrap();
         let finished = self.program.finish(DEADLINE);
@@ -66,7 +66,7 @@ impl Recorder {
             let time = |packet: &Value| packet["dts_time"].as_str().or(packet["pts_time"].as_str())?.parse().ok();
             of_kind.filter_map(time).collect()
         });
-        // A scratch file; the build directory's cleaning takes what stays.
+        // A scratch file; cleaning the build directory removes it if it stays.
         let _ = std::fs::remove_file(&self.file);
         times
     }
@@ -99,12 +99,12 @@ fn a_camera_that_dies_and_comes_back_otherwise_costs_no_client_no_number_and_no_
             deaths += 1;
             dies_at += every;
             camera.off();
-            // A reboot takes its time.
+            // A reboot takes some time.
             std::thread::sleep(Duration::from_millis(fastrand::u64(500..1_500)));
             camera.change(|script| reborn(script, deaths, &clips));
             camera.on();
         }
-        // How often the memory is looked at.
+        // The interval at which the memory is read.
         std::thread::sleep(Duration::from_millis(200));
     }
     viewers[0].gets(50, PATIENCE).unwrap();
@@ -113,7 +113,7 @@ fn a_camera_that_dies_and_comes_back_otherwise_costs_no_client_no_number_and_no_
     let sessions = camera.count("PLAY");
     for viewer in viewers {
         let seen = viewer.finish();
-        // The end of each session may be in no player's hands yet when the camera dies.
+        // The end of each session may not have reached a player when the camera dies.
         let faults = seen.faults(&camera, 3 * sessions);
         assert!(faults.is_empty() && seen.holes == 0, "after {deaths} deaths: {faults:?}, {} holes", seen.holes);
         assert!(seen.sounds.is_sorted() && seen.sounds.len() * 4 > seen.frames.len(), "{} sounds", seen.sounds.len());
@@ -121,7 +121,7 @@ fn a_camera_that_dies_and_comes_back_otherwise_costs_no_client_no_number_and_no_
     for times in recorder.finish() {
         assert!(times.len() > 100 && times.is_sorted_by(|one, next| one < next), "a recording goes back: {times:?}");
         let span = times.last().unwrap() - times[0];
-        // A clock that is off by 30 s moves no recording.
+        // A clock that is off by 30 s does not shift a recording.
         assert!((span - lasts.as_secs_f64()).abs() < CLOCK_OFF_S as f64 / 2.0, "{span} s of {lasts:?}");
         let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
         assert!(longest < CLOCK_OFF_S as f64 / 2.0, "a gap of {longest} s");

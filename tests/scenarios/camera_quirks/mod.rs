@@ -1,6 +1,6 @@
 //! Cameras with the faults that public reports describe: each must play, and players must get every frame that it sent.
 //!
-//! ffmpeg is the yardstick of whether such a camera is realistic: it plays all but those that are marked as too much for it.
+//! ffmpeg is the yardstick for whether such a camera is realistic: it plays all of them except those marked as too much for it.
 
 mod answers;
 mod asks;
@@ -30,31 +30,31 @@ use crate::harness::scripted::media::{Received, received, sound_number};
 use crate::harness::scripted::{Camera, Script, SentFrame};
 use crate::harness::wait_until;
 
-/// How long a camera may take to be played, and a player to get what it waits for.
+/// How long a camera may take to play, and a player to get what it waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Frames that a player is to get where nothing says otherwise: four keyframes and what follows them.
+/// Frames that a player must get, unless stated otherwise: four keyframes and the frames after them.
 const FRAMES: usize = 120;
 
-/// A camera's name, and what it is like.
+/// A camera's name and its script.
 type Variant = (&'static str, Script);
 
-/// What a player got.
+/// What a player received.
 #[derive(Default)]
 struct Seen {
     frames: Vec<Received>,
-    /// When each frame was whole.
+    /// When each frame was complete.
     times: Vec<Instant>,
     sounds: Vec<u32>,
-    /// Packets whose number is not the one after that of the packet before.
+    /// Packets whose number does not follow the previous one.
     holes: usize,
-    /// Why it got no more.
+    /// Why it received no more.
     over: Option<String>,
 }
 
 impl Seen {
-    /// What is wrong with it beside what the camera sent; `lost_max` frames may be missing, or torn. Players see a gap in the numbers where
-    /// packets were lost, so that is no fault where some may be.
+    /// The differences from what the camera sent. `lost_max` frames may be missing or torn. Players see a gap in the numbers where
+    /// packets were lost, so this is no fault if some may be lost.
     fn faults(&self, camera: &Camera, lost_max: usize) -> Vec<String> {
         let mut faults: Vec<String> = self.over.iter().map(|why| format!("the player was sent away: {why}")).collect();
         if self.holes > 0 && lost_max == 0 {
@@ -81,7 +81,7 @@ impl Seen {
     }
 }
 
-/// A player of one stream, in a thread of its own.
+/// A player of one stream, in its own thread.
 struct Viewer {
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
@@ -101,7 +101,7 @@ impl Viewer {
             if begun.elapsed() > PATIENCE {
                 return Err(format!("never plays: DESCRIBE is answered {}", described.status));
             }
-            // Between two tries.
+            // The interval between two tries.
             std::thread::sleep(Duration::from_millis(50));
         };
         let mut video = None;
@@ -120,12 +120,12 @@ impl Viewer {
         Ok(Viewer { seen, stop, thread: Some(thread) })
     }
 
-    /// How many frames it has got.
+    /// The number of frames it has received.
     fn frames(&self) -> usize {
         self.seen.lock().unwrap().frames.len()
     }
 
-    /// Waits until it has got so many more frames, or is sent away; an error if that takes too long.
+    /// Waits until it has received this many more frames or is disconnected; an error if that takes too long.
     fn gets(&self, frames: usize, patience: Duration) -> Result<(), String> {
         let (before, begun) = (self.frames(), Instant::now());
         loop {
@@ -136,12 +136,12 @@ impl Viewer {
             if begun.elapsed() > patience {
                 return Err(format!("{got} frames instead of {frames}"));
             }
-            // Between two looks.
+            // The interval between two checks.
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// What it got.
+    /// What it received.
     fn finish(mut self) -> Seen {
         self.end();
         std::mem::take(&mut self.seen.lock().unwrap())
@@ -150,7 +150,7 @@ impl Viewer {
     fn end(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
-            // A panic of it is told by itself.
+            // A panic in it is reported separately.
             let _ = thread.join();
         }
     }
@@ -215,10 +215,10 @@ fn is_early(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
-/// A configuration file without streams.
+/// A configuration without streams.
 const HEAD: &str = "listen = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 1\n";
 
-/// What the configuration says of a camera; `more` are further lines.
+/// The configuration of a camera; `more` are further lines.
 fn stream(name: &str, camera: &Camera, script: &Script, more: &str) -> String {
     let fingerprint =
         script.identity.as_ref().map(|identity| format!("tls_fingerprint = \"{}\"\n", identity.fingerprint));
@@ -229,7 +229,7 @@ fn stream(name: &str, camera: &Camera, script: &Script, more: &str) -> String {
     )
 }
 
-/// Cameras behind one relay, and what their players got.
+/// Cameras behind one relay, and what their players received.
 struct Played {
     relay: Relay,
     cameras: Vec<Camera>,
@@ -237,30 +237,30 @@ struct Played {
     seen: Vec<Result<Seen, String>>,
 }
 
-/// How much of each camera is played, and what may go wrong with it.
+/// How much of each camera is played, and which faults are allowed.
 #[derive(Clone, Copy)]
 struct Terms {
     /// Frames.
     frames: usize,
-    /// Sessions with the camera; one, as long as it does not ask for more.
+    /// Sessions with the camera; 1, unless the camera requires more.
     sessions_max: usize,
     /// Frames that may be missing.
     lost_max: usize,
-    /// Lines for its stream in the configuration.
+    /// Lines in the stream's configuration.
     more: &'static str,
 }
 
-/// One session, without a loss.
+/// One session, without loss.
 const WHOLE: Terms = Terms { frames: FRAMES, sessions_max: 1, lost_max: 0, more: "" };
 
 impl Terms {
-    /// For so many seconds of a camera with 50 frames a second.
+    /// For this many seconds of a camera with 50 frames a second.
     const fn lasting(seconds: usize) -> Terms {
         Terms { frames: seconds * 50, ..WHOLE }
     }
 }
 
-/// Plays cameras, each until its player has got the frames that it should, and fails with what is wrong with any of them.
+/// Plays cameras, each until its player has received the frames that it should, and fails with all faults found.
 #[track_caller]
 fn play(variants: Vec<Variant>, terms: Terms) -> Played {
     let played = try_play(variants, terms);
@@ -309,7 +309,7 @@ impl Played {
         wrong
     }
 
-    /// What the relay's log says that may explain a failure.
+    /// Lines of the relay's log that may explain a failure.
     fn told(&self) -> String {
         let printed = self.relay.printed();
         printed
@@ -320,12 +320,12 @@ impl Played {
             .join("\n")
     }
 
-    /// A count of a stream's in `/metrics`.
+    /// A count of one stream in `/metrics`.
     fn metric(&self, name: &str, labels: &str) -> f64 {
         metric(&self.relay, name, labels)
     }
 
-    /// Packets of a stream that came and were dropped, for whatever reason.
+    /// Packets of a stream that arrived and were dropped, for any reason.
     fn dropped(&self, stream: &str) -> f64 {
         let metrics = get(http_address(&self.relay), "/metrics").1;
         let begin = format!("rtsprelay_source_packets_dropped_total{{stream=\"{stream}\"");
@@ -339,14 +339,14 @@ fn metric(relay: &Relay, name: &str, labels: &str) -> f64 {
     value(&get(http_address(relay), "/metrics").1, &format!("{name}{{{labels}}}"))
 }
 
-/// What `/status` says of a stream.
+/// The entry of a stream in `/status`.
 fn status_of(relay: &Relay, stream: &str) -> Value {
     let status: Value = serde_json::from_str(&get(http_address(relay), "/status").1).expect("JSON");
     let streams = status["streams"].as_array().expect("streams");
     streams.iter().find(|line| line["stream"] == stream).expect("the stream").clone()
 }
 
-/// The lines of the relay's log about a stream that warn.
+/// The warnings in the relay's log about a stream.
 fn warnings(relay: &Relay, stream: &str) -> Vec<String> {
     let of = format!("stream={stream} ");
     let printed = relay.printed();

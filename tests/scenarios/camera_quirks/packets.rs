@@ -5,19 +5,19 @@ use crate::harness::machine::beside_others;
 use crate::harness::scripted::{Kind, Outgoing, Piece, Script};
 use std::time::Duration;
 
-/// A packet of `bytes` that begins with this, and means nothing.
+/// A packet of `bytes` that begins like this and is otherwise meaningless.
 fn rtcp(begin: &[u8], bytes: usize) -> Vec<u8> {
     let mut packet = begin.to_vec();
     packet.extend((0..bytes - begin.len()).map(|at| at as u8 + 1));
     packet
 }
 
-/// Sends these by the way for RTCP, beside what is right.
+/// Sends these on the RTCP path, besides valid packets.
 fn with_rtcp(bad: Vec<Vec<u8>>) -> Script {
     Script::default().packets(move |packet| {
         let mut pieces = packet.whole();
         if packet.rtcp {
-            // All of it is right but for its length.
+            // Everything is valid except its length.
             let mut longer = packet.bytes[..28].to_vec();
             longer[3] = 12;
             pieces.push(Piece::Report(longer));
@@ -28,18 +28,18 @@ fn with_rtcp(bad: Vec<Vec<u8>>) -> Script {
     })
 }
 
-/// RTCP that is shorter than it says, or empty.
+/// RTCP that is shorter than its length field, or empty.
 pub(super) fn row_2() -> Vec<Variant> {
     vec![("r2", with_rtcp(vec![rtcp(&[0x81, 202, 0, 9], 12), Vec::new()]))]
 }
 
-/// RTCP that ends in the middle, or is 3 bytes long. ffmpeg gives up at the first, and does not find the next packet behind the other.
+/// RTCP that is cut off, or is 3 bytes long. ffmpeg gives up at the first, and does not find the next packet after the other.
 fn row_2_beyond_ffmpeg() -> Vec<Variant> {
     let halves = [rtcp(&[0x80, 200, 0, 6], 12), rtcp(&[0x81, 201, 0, 7], 9)];
     vec![("r2-half", with_rtcp(halves.to_vec())), ("r2-three", with_rtcp(vec![rtcp(&[0x80, 201, 0], 3)]))]
 }
 
-/// Another SSRC with each keyframe; the numbers go on.
+/// A new SSRC with each keyframe; the sequence numbers continue.
 pub(super) fn row_8() -> Vec<Variant> {
     let mut ssrc = 1;
     let script = Script::default().packets(move |packet| {
@@ -54,10 +54,10 @@ pub(super) fn row_8() -> Vec<Variant> {
     vec![("r8", script)]
 }
 
-/// The payload type of what nobody asked for.
+/// The payload type of a format that was not set up.
 const FOREIGN_TYPE: u8 = 107;
 
-/// Packets of another type with an SSRC of their own on the picture's channel.
+/// Packets of another type with their own SSRC on the video channel.
 pub(super) fn row_11() -> Vec<Variant> {
     let mut foreign = 7u16;
     let script = Script::default().packets(move |packet| {
@@ -74,10 +74,10 @@ pub(super) fn row_11() -> Vec<Variant> {
     vec![("r11", script)]
 }
 
-/// From one cut to the next.
+/// The interval between two cuts.
 const CUT_EVERY: u64 = 37;
 
-/// Half of a frame's first packet instead of the whole of it, every now and then.
+/// Half of a frame's first packet instead of all of it, at intervals.
 fn half() -> impl FnMut(&mut Outgoing) -> Vec<Piece> + Send {
     |packet: &mut Outgoing| {
         let hit =
@@ -86,7 +86,7 @@ fn half() -> impl FnMut(&mut Outgoing) -> Vec<Piece> + Send {
     }
 }
 
-/// 37 bytes that are nothing between two frames, every now and then. Among them is a `$`, or not.
+/// 37 meaningless bytes between two frames, at intervals; with or without a `$` among them.
 fn rubbish(with_dollar: bool) -> impl FnMut(&mut Outgoing) -> Vec<Piece> + Send {
     move |packet: &mut Outgoing| {
         let mut pieces = packet.whole();
@@ -94,7 +94,7 @@ fn rubbish(with_dollar: bool) -> impl FnMut(&mut Outgoing) -> Vec<Piece> + Send 
             let mut bytes: Vec<u8> =
                 (0..37u8).map(|at| at.wrapping_mul(29) ^ 0x83).map(|it| if it == b'$' { 1 } else { it }).collect();
             if with_dollar {
-                // A channel that nobody set up, and one that somebody did with something else behind it.
+                // A channel that was not set up, and one that was, followed by something else.
                 bytes[5..10].copy_from_slice(&[b'$', 77, 0, 9, 0x80]);
                 bytes[20..25].copy_from_slice(&[b'$', 0, 3, 9, 0x11]);
             }
@@ -104,7 +104,8 @@ fn rubbish(with_dollar: bool) -> impl FnMut(&mut Outgoing) -> Vec<Piece> + Send 
     }
 }
 
-/// Halves and rubbish in the connection. ffmpeg plays on, after a while: it looks for a `$` behind a line feed, and takes the first that comes.
+/// Half packets and random bytes in the connection. ffmpeg continues after a while: it looks for a `$` after a line feed, and uses the
+/// first one.
 pub(super) fn row_17() -> Vec<Variant> {
     vec![
         ("r17-half", Script::default().packets(half())),
@@ -113,13 +114,13 @@ pub(super) fn row_17() -> Vec<Variant> {
     ]
 }
 
-/// The same by a camera that serves one connection at a time, and is free 1 s after its end.
+/// The same from a camera that serves one connection at a time, and is free 1 s after its end.
 pub(super) fn row_18() -> Vec<Variant> {
     let alone = || Script { one_at_a_time: Some(Duration::from_secs(1)), ..Script::default() };
     vec![("r18-half", alone().packets(half())), ("r18-rubbish", alone().packets(rubbish(false)))]
 }
 
-/// Sequence numbers begin again at 0 while all else goes on.
+/// The sequence numbers restart at 0 while everything else continues.
 pub(super) fn row_19() -> Vec<Variant> {
     let mut again = None;
     let script = Script { first_seq: Some(31_000), ..Script::default() }.packets(move |packet| {
@@ -132,7 +133,7 @@ pub(super) fn row_19() -> Vec<Variant> {
     vec![("r19", script)]
 }
 
-/// Packets that come twice, and packets that have changed places.
+/// Duplicate packets, and packets in swapped order.
 pub(super) fn doubled_and_swapped() -> Vec<Variant> {
     let doubled = Script::default().packets(|packet| {
         let times = if !packet.rtcp && packet.count % 11 == 5 { 2 } else { 1 };
@@ -143,7 +144,7 @@ pub(super) fn doubled_and_swapped() -> Vec<Variant> {
         if packet.rtcp || packet.kind == Kind::Audio {
             return packet.whole();
         }
-        // Not over the end of a frame: that would keep a frame back until the next one.
+        // Not across the end of a frame: that would delay a frame until the next one.
         if packet.count % 11 == 5 && !packet.last {
             held = Some(packet.bytes.clone());
             return Vec::new();
@@ -153,7 +154,7 @@ pub(super) fn doubled_and_swapped() -> Vec<Variant> {
     vec![("doubled", doubled), ("swapped", swapped)]
 }
 
-/// What a cut may cost: the frame that it is in, and the one that the reader took for its rest.
+/// What a cut may cost: the frame with the cut, and the frame that the reader took for the rest.
 const CUT: Terms = Terms { lost_max: 2 * (FRAMES_OF_CUTS / CUT_EVERY as usize), frames: FRAMES_OF_CUTS - 10, ..WHOLE };
 const FRAMES_OF_CUTS: usize = 4 * CUT_EVERY as usize;
 

@@ -7,12 +7,12 @@ use crate::harness::scripted::auth::{Login, Scheme};
 use crate::harness::scripted::{Camera, Script};
 use crate::harness::wait_until;
 
-/// Offers Digest first and takes Basic alone.
+/// Offers Digest first, but accepts only Basic.
 fn deceived() -> Login {
     Login { offers: &[Scheme::Digest, Scheme::Basic], takes: Scheme::Basic, ..Login::digest() }
 }
 
-/// What most cameras want, and what the oldest do.
+/// What most cameras require, and what the oldest do.
 pub(super) fn digest_and_basic() -> Vec<Variant> {
     let basic = Login { offers: &[Scheme::Basic], takes: Scheme::Basic, ..Login::digest() };
     let either = Login { offers: &[Scheme::Basic, Scheme::Digest], ..Login::digest() };
@@ -23,7 +23,7 @@ pub(super) fn digest_and_basic() -> Vec<Variant> {
     ]
 }
 
-/// Digest in the forms that cameras use, and as they write it.
+/// The forms of Digest that cameras use, in their notation.
 fn all_kinds_of_digest() -> Vec<Variant> {
     let with = |algorithm, qop| Login { algorithm, qop, ..Login::digest() };
     let spelled = |spelling| Login { spelling, qop: Some("auth"), algorithm: Some("MD5"), ..Login::digest() };
@@ -69,7 +69,7 @@ fn row_20_a_camera_that_takes_basic_alone_is_played_by_tls() {
     let _turn = beside_others();
     let played = play(vec![("r20", Script::default().by_tls().for_user(deceived()))], WHOLE);
     let wrong = played.cameras[0].wrong_passwords();
-    assert!(wrong <= 1, "{wrong} passwords in a form that it had refused");
+    assert!(wrong <= 1, "{wrong} requests in a form that it had refused before");
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn row_20_a_camera_that_takes_basic_alone_is_played_in_the_clear_if_its_stream_s
     let script = Script::default().for_user(deceived());
     let played = play(vec![("r20", script)], Terms { more: "basic = true", ..WHOLE });
     let wrong = played.cameras[0].wrong_passwords();
-    assert!(wrong <= 1, "{wrong} passwords in a form that it had refused");
+    assert!(wrong <= 1, "{wrong} requests in a form that it had refused before");
 }
 
 #[test]

@@ -9,13 +9,13 @@ use crate::harness::wait_until;
 
 use super::{FRAMES, PATIENCE};
 
-/// Another host, as far as anybody can tell.
+/// Another host, by its name.
 const ELSEWHERE: &str = "127.0.0.2:0";
 
-/// How often a camera may be followed.
+/// How many redirects of a camera are followed.
 const FOLLOWED_MAX: usize = 5;
 
-/// Sends whoever asks for `/cam` to `/live`, and wants a password there.
+/// Redirects requests for `/cam` to `/live`, which needs a password.
 pub(super) fn row_10_same_host() -> Vec<Variant> {
     fn with(status: u16) -> Script {
         Script::default().for_user(Login::digest()).answers(move |request, reply| {
@@ -28,7 +28,7 @@ pub(super) fn row_10_same_host() -> Vec<Variant> {
     vec![("r10-301", with(301)), ("r10-302", with(302))]
 }
 
-/// Answers DESCRIBE with the way to `location`.
+/// Redirects DESCRIBE to `location`.
 fn to(location: String) -> impl Fn(&Request, &mut Reply) + Send + Sync {
     move |request, reply| {
         if request.method == "DESCRIBE" && request.authorized {
@@ -43,7 +43,7 @@ fn relay_of(camera: &Camera, script: &Script) -> Relay {
     Relay::configured(&format!("{HEAD}{}", stream("cam", camera, script, "")))
 }
 
-/// Nothing of what `camera` was asked shows a password.
+/// Asserts that no request to `camera` contains a password.
 fn assert_no_credentials(camera: &Camera) {
     for request in &camera.record().requests {
         assert!(request.header("Authorization").is_none() && !request.url.contains("hunter2"), "{request:?}");
@@ -79,14 +79,14 @@ fn row_10_another_host_that_asks_for_the_password_does_not_get_it() {
     let _turn = beside_others();
     let thief = Login { offers: &[Scheme::Basic, Scheme::Digest], ..Login::digest() };
     let other = Camera::start_at(ELSEWHERE.parse().unwrap(), Script::default().for_user(thief));
-    // As anybody sees it, without the password.
+    // As in every output, without the password.
     let location = format!("rtsp://{}/cam", other.address());
     let script = Script::default().for_user(Login::digest()).answers(to(location));
     let camera = Camera::start(script.clone());
     let relay = relay_of(&camera, &script);
     wait_until("the other one is asked", PATIENCE, || other.count("DESCRIBE") >= 1);
     wait_told(&relay, "cam", &["401"]);
-    // It is asked again, and again without.
+    // It is asked again, and again without a password.
     wait_until("the camera is asked again", PATIENCE, || camera.count("DESCRIBE") >= 3);
     assert_no_credentials(&other);
 }
@@ -122,6 +122,6 @@ fn row_10_a_redirect_never_leads_from_tls_to_plain() {
         let relay = relay_of(&camera, &script);
         wait_told(&relay, "cam", &["redirect"]);
         wait_until("several tries", PATIENCE, || camera.count("DESCRIBE") >= 3);
-        assert!(plain.record().opened.is_empty(), "it was asked in the clear: {:?}", plain.record().requests);
+        assert!(plain.record().opened.is_empty(), "it was asked without TLS: {:?}", plain.record().requests);
     }
 }

@@ -1,5 +1,5 @@
-//! A check that these cameras are realistic: ffmpeg plays them. The ones missing here are too much for ffmpeg (rows 15 and 20), or play with long gaps
-//! (17 and 18), or are about reconnecting (16, 22 to 24).
+//! Checks that these cameras are realistic: ffmpeg plays them. Missing here are those that are too much for ffmpeg (rows 15 and 20),
+//! those that it plays with long gaps (17 and 18), and those about reconnecting (16, 22 to 24).
 
 use super::{Variant, answers, asks, keepalive, packets, passwords, redirects};
 use crate::harness::DEADLINE;
@@ -7,7 +7,7 @@ use crate::harness::machine::beside_others;
 use crate::harness::program::run;
 use crate::harness::scripted::{Camera, Script};
 
-/// Frames that ffmpeg is to decode.
+/// Frames that ffmpeg must decode.
 const FRAMES: &str = "60";
 
 /// How long it may take, in seconds.
@@ -39,7 +39,7 @@ fn ffmpeg_plays_these_cameras() {
     ];
     let cameras: Vec<Variant> = rows.into_iter().flatten().collect();
     let wrong: Vec<String> = std::thread::scope(|scope| {
-        // A few at a time: decoding costs more than anything that is looked at here.
+        // A few at a time: decoding costs more than anything tested here.
         let judges = (0..AT_A_TIME).map(|lane| {
             let of_lane = cameras.iter().skip(lane).step_by(AT_A_TIME);
             scope.spawn(move || of_lane.filter_map(|(name, script)| judge(name, script)).collect::<Vec<_>>())
@@ -50,7 +50,7 @@ fn ffmpeg_plays_these_cameras() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What is wrong with how ffmpeg plays a camera, if anything is.
+/// What is wrong with how ffmpeg plays a camera, if anything.
 fn judge(name: &str, script: &Script) -> Option<String> {
     let camera = Camera::start(script.clone());
     let from = ["-k", "1", PATIENCE_S, "ffmpeg", "-v", "error", "-rtsp_transport", "tcp", "-i", &camera.url()];

@@ -1,4 +1,4 @@
-//! Clients that misbehave in every way, and some that only come and go. None of them fails a scenario: the relay may close any of them.
+//! Clients that misbehave in every way, and some that only come and go. None of them fails a scenario: the relay may disconnect any of them.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-/// Time that anything is waited for at most.
+/// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Ports that stay taken: of all clients that come in several times a session's timeout.
+/// Ports that stay reserved: those of all clients within several session timeouts.
 const TAKEN_MAX: usize = 128;
 
-/// Where the disasters strike.
+/// Where the clients connect.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// The relay.
@@ -23,7 +23,7 @@ pub struct Target {
     pub http: SocketAddr,
 }
 
-/// A way to behave.
+/// A kind of behaviour.
 pub type Behaviour = fn(Target, &mut Rng) -> Option<()>;
 
 /// All of them, by name. The first few are what most clients do.
@@ -55,7 +55,7 @@ struct Peer {
     url: String,
     cseq: u32,
     session: Option<String>,
-    /// What was read and not looked at yet.
+    /// What was read and not parsed yet.
     buffer: Vec<u8>,
 }
 
@@ -78,7 +78,7 @@ impl Peer {
         format!("{method} {}{track} RTSP/1.0\r\nCSeq: {}\r\n{session}{headers}\r\n", self.url, self.cseq)
     }
 
-    /// Sends a request; gives the head of its answer. Media that come before it are passed over.
+    /// Sends a request and returns the head of its answer. Media before it are skipped.
     fn ask(&mut self, method: &str, track: &str, headers: &str) -> Option<String> {
         let request = self.compose(method, track, headers);
         self.write(request.as_bytes())?;
@@ -136,7 +136,7 @@ impl Peer {
         self.ask("PLAY", "", "").map(drop)
     }
 
-    /// Reads whatever comes, for so long or to the end.
+    /// Reads whatever arrives, for this long or until the end.
     fn read_for(&mut self, time: Duration) -> Option<()> {
         let end = Instant::now() + time;
         let mut chunk = [0; 64 * 1024];
@@ -172,13 +172,13 @@ fn millis(rng: &mut Rng, from: u64, to: u64) -> Duration {
     Duration::from_millis(rng.u64(from..to))
 }
 
-/// How long a client behaves as it does: a part of the disaster, which nothing waits for.
+/// How long a client behaves like this. Nothing waits for it.
 fn pause(rng: &mut Rng, from: u64, to: u64) {
     std::thread::sleep(millis(rng, from, to));
 }
 
-/// A port for datagrams. It stays taken for a while when the client has gone: the relay sends to it until the session has timed out,
-/// and another scenario's player that is given it must not get them.
+/// A port for datagrams. It stays reserved for a while after the client has left: the relay sends to it until the session times out,
+/// and another scenario's player on the same port must not receive these.
 fn take_port(target: Target) -> Option<UdpSocket> {
     static TAKEN: Mutex<VecDeque<UdpSocket>> = Mutex::new(VecDeque::new());
     let socket = UdpSocket::bind((target.rtsp.ip(), 0)).ok()?;
@@ -223,12 +223,12 @@ fn plays_over_udp(target: Target, rng: &mut Rng) -> Option<()> {
     while Instant::now() < end {
         let _ = rtp.recv(&mut packet);
         if rng.u8(..) < 8 {
-            // RTCP to the sender's own ports, good or not.
+            // RTCP to the sender's own ports, valid or not.
             let report: Vec<u8> = (0..rng.usize(..64)).map(|_| rng.u8(..)).collect();
             let _ = rtcp.send_to(&report, target.rtsp);
         }
     }
-    // Half of them go without a word; their sessions time out.
+    // Half of them leave without TEARDOWN; their sessions time out.
     if rng.bool() { peer.ask("TEARDOWN", "", "").map(drop) } else { Some(()) }
 }
 
@@ -264,7 +264,7 @@ fn drips_a_request(target: Target, rng: &mut Rng) -> Option<()> {
     let end = Instant::now() + Duration::from_secs(3);
     for byte in request.bytes().take_while(|_| Instant::now() < end) {
         peer.write(&[byte])?;
-        // The pause is what dripping is.
+        // The pause is part of dripping.
         std::thread::sleep(pause);
     }
     Some(())
@@ -331,7 +331,7 @@ fn sends_rubbish_frames(target: Target, rng: &mut Rng) -> Option<()> {
         let mut frame = vec![b'$', rng.u8(..4)];
         frame.extend(length.to_be_bytes());
         frame.extend((0..length).map(|_| rng.u8(..)));
-        // Some say that they are longer than they are, and swallow what follows.
+        // Some are longer in their length field than in fact, and swallow what follows.
         frame.truncate(if rng.u8(..) < 16 { rng.usize(4..=frame.len()) } else { frame.len() });
         peer.write(&frame)?;
     }

@@ -7,7 +7,7 @@ use crate::harness::relay::{Relay, Uring, command};
 use crate::harness::rtsp::Client;
 use crate::harness::vitals::{Memory, Vitals};
 
-/// Joins of each half of the test.
+/// Joins in each half of the test.
 const JOINS: usize = 1_000;
 
 /// Clients at a time.
@@ -48,14 +48,12 @@ fn thousands_of_joins_leave_nothing_behind() {
     let joined = sum(&get(http, "/metrics").1, "rtsprelay_clients_joined_total");
     println!("memory after half of {joined} joins {} KiB, after all {} KiB", half >> 10, whole >> 10);
     assert!(joined >= (2 * JOINS) as f64, "{joined}");
-    // The pattern's log and the allocator move by less.
+    // The pattern's log and the allocator vary by less.
     assert!(whole < half + 1_024 * JOINS as u64, "grown from {half} to {whole} bytes by {JOINS} joins");
 }
 
-/// What is made once, at the first client, is not a leak.
+/// What is allocated once, for the first client, is not a leak.
 fn join_and_leave_once(relay: &Relay) {
-    let mut client = Client::connect(relay.address());
-    client.play_everything(&relay.url("/"));
-    client.frame_on(0);
+    let mut client = relay.player("/");
     client.request("TEARDOWN", &relay.url("/"), &[]).expect(200);
 }

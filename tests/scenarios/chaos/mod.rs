@@ -1,4 +1,4 @@
-//! Random failures in an order that a seed reproduces; afterwards the relay must be in the state it was in before.
+//! Random failures in an order that a seed reproduces; afterwards the relay must be in the same state as before.
 //!
 //! Cameras die, hang, flap, send slowly and send garbage; clients misbehave; the relay itself is stopped and resumed. Meanwhile some
 //! well-behaved players must not be closed or receive a torn frame. When all clients have left, connections, sessions, sends
@@ -37,38 +37,38 @@ const GOP: u64 = 25;
 /// Longer than all timeouts of [`CONFIG`] together.
 const QUIET_MAX: Duration = Duration::from_secs(30);
 
-/// The memory of a shorter run says nothing: logs and allocator move by more than what a leak would add to it.
+/// In a shorter run the memory proves nothing: logs and allocator vary by more than a leak would add.
 const JUDGED_FROM: Duration = Duration::from_secs(15 * 60);
 
-/// By then everything has happened often; the memory at the end is compared with that at this moment.
+/// By then everything has happened often; the memory at the end is compared with that at this time.
 const SETTLED: Duration = Duration::from_secs(3 * 60);
 
-/// What the memory may have grown by from then on, in per cent.
+/// By how many percent the memory may have grown since then.
 const GROWTH_MAX: f64 = 5.0;
 
-/// The memory of a moment is the mean of so long before it and after it: single values move by 400 KiB.
+/// The memory at a time is the mean over this interval before and after it: single values vary by 400 KiB.
 const MOMENT: Duration = Duration::from_secs(15);
 
 const CONFIG: &str = "listen = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 2\n\n\
     [queue]\nstall_timeout = \"2s\"\n\n[limits]\nhandshake_timeout = \"2s\"\nsession_timeout = \"3s\"\n\n\
     [report]\nevery = \"1s\"\nformat = \"logfmt\"\n";
 
-/// How much of everything.
+/// The numbers of everything.
 struct Plan {
     seed: u64,
     lasts: Duration,
-    /// Players that do nothing wrong.
+    /// Well-behaved players.
     witnesses: usize,
-    /// Threads that each do one disaster after the other.
+    /// Threads that each cause one failure after another.
     clumsy: usize,
-    /// The time from one disaster of the steady camera to the next.
+    /// The time between two failures of the steady camera.
     camera_every: Duration,
-    /// The time from one stop of the relay to the next.
+    /// The time between two stops of the relay.
     stop_every: Duration,
 }
 
 impl Plan {
-    /// As the environment says: `RTSPRELAY_SOAK_MINUTES` and `RTSPRELAY_CHAOS_SEED`, which `tests/soak` sets.
+    /// From the environment: `RTSPRELAY_SOAK_MINUTES` and `RTSPRELAY_CHAOS_SEED`, which `tests/soak` sets.
     fn new() -> Plan {
         let number = |name: &str| {
             let text = std::env::var(name).ok()?;
@@ -113,7 +113,7 @@ impl Unsteady {
         Unsteady { camera: Mutex::new(Some(Camera::start_at(place.address()))), place }
     }
 
-    /// Nobody feeds it as long as this is held.
+    /// Nobody sends frames to it while this is held.
     fn hold(&self) -> MutexGuard<'_, Option<Camera>> {
         self.camera.lock().unwrap()
     }
@@ -128,17 +128,17 @@ impl Unsteady {
         }
     }
 
-    /// Off, for a while.
+    /// Switched off for a while.
     fn die(&self, lasts: Duration) {
         let mut place = self.hold();
         *place = None;
-        // Being away for so long is the disaster.
+        // The time away is the failure itself.
         std::thread::sleep(lasts);
         *place = Some(Camera::start_at(self.place.address()));
     }
 }
 
-/// What can happen to a camera; gives its name.
+/// A random failure of a camera; returns its name.
 fn strike_camera(unsteady: &Unsteady, rng: &mut Rng, patient: bool) -> &'static str {
     let millis = |rng: &mut Rng, from, to| Duration::from_millis(rng.u64(from..to));
     match rng.u8(..if patient { 8 } else { 7 }) {
@@ -148,20 +148,20 @@ fn strike_camera(unsteady: &Unsteady, rng: &mut Rng, patient: bool) -> &'static 
         }
         2 => {
             let lasts = millis(rng, 300, 1_500);
-            // A camera that hangs sends nothing for so long.
+            // A camera that hangs sends nothing for this long.
             unsteady.with(|_| std::thread::sleep(lasts));
             "camera hangs"
         }
         3 => {
             for _ in 0..rng.usize(2..5) {
                 unsteady.with(Camera::hang_up);
-                // Flapping is to be back for a moment.
+                // A flapping camera is back for a moment.
                 std::thread::sleep(millis(rng, 10, 300));
             }
             "camera flaps"
         }
         4 => {
-            // Not a frame by chance.
+            // So that it is no valid frame by chance.
             let bytes: Vec<u8> = (0..rng.usize(1..2_000)).map(|_| rng.u8(b'%'..)).collect();
             unsteady.with(|camera| camera.send_rubbish(&bytes));
             "camera sends rubbish"
@@ -184,7 +184,7 @@ fn strike_camera(unsteady: &Unsteady, rng: &mut Rng, patient: bool) -> &'static 
                 camera.set_deaf(true);
                 camera.hang_up();
             });
-            // So long it hears nothing.
+            // It hears nothing for this long.
             std::thread::sleep(millis(rng, 500, 3_000));
             unsteady.with(|camera| camera.set_deaf(false));
             "camera is deaf"
@@ -192,7 +192,7 @@ fn strike_camera(unsteady: &Unsteady, rng: &mut Rng, patient: bool) -> &'static 
     }
 }
 
-/// One more frame for the steady camera, and something of the sort for the rough one.
+/// One more frame for the steady camera, and something similar for the rough one.
 fn feed(steady: &Unsteady, rough: &Unsteady, number: u64, rng: &mut Rng) {
     // Held: it hangs.
     if let Ok(place) = steady.camera.try_lock()
@@ -207,10 +207,10 @@ fn feed(steady: &Unsteady, rough: &Unsteady, number: u64, rng: &mut Rng) {
     let Ok(place) = rough.camera.try_lock() else { return };
     let Some(camera) = &*place else { return };
     match rng.u8(..) {
-        // Its log is as long as from one keyframe to the next.
+        // Its log reaches from one keyframe to the next.
         _ if number.is_multiple_of(2 * GOP) => drop(camera.keyframe(200_000)),
         0..16 => {
-            // A frame of the right form with anything in it, on any channel.
+            // A well-formed interleaved frame with random content, on a random channel.
             let length = rng.u16(..2_000);
             let mut frame = vec![b'$', rng.u8(..5)];
             frame.extend(length.to_be_bytes());
@@ -222,7 +222,7 @@ fn feed(steady: &Unsteady, rough: &Unsteady, number: u64, rng: &mut Rng) {
     }
 }
 
-/// Plays without doing anything wrong; panics if it is closed or sees what it should not. Gives its frames and skips.
+/// A well-behaved player; panics if it is disconnected or sees something invalid. Returns the number of its frames and skips.
 fn witness(relay: SocketAddr, path: &str, stop: &AtomicBool, frames: &AtomicU64) -> (u64, u64) {
     let url = format!("rtsp://{relay}{path}");
     let mut client = Client::connect(relay);
@@ -245,7 +245,7 @@ fn witness(relay: SocketAddr, path: &str, stop: &AtomicBool, frames: &AtomicU64)
     (seen, skips)
 }
 
-/// Does something when it is dropped.
+/// Calls a function when dropped.
 struct AtEnd<F: Fn()>(F);
 
 impl<F: Fn()> Drop for AtEnd<F> {
@@ -254,12 +254,12 @@ impl<F: Fn()> Drop for AtEnd<F> {
     }
 }
 
-/// The relay's memory over the time.
+/// The relay's memory over time.
 #[derive(Default)]
 pub(crate) struct Course(pub Vec<(Duration, Memory)>);
 
 impl Course {
-    /// The means around a moment, of resident and of own memory, in KiB.
+    /// The means around a time, of resident and private memory, in KiB.
     fn around(&self, moment: Duration) -> (f64, f64) {
         let near = |at: Duration| at.abs_diff(moment) <= MOMENT;
         let values: Vec<Memory> = self.0.iter().filter(|(at, _)| near(*at)).map(|(_, memory)| *memory).collect();
@@ -292,7 +292,7 @@ fn disasters_leave_nothing_behind() {
     let struck: Mutex<BTreeMap<&str, u64>> = Mutex::default();
     let count = |name| *struck.lock().unwrap().entry(name).or_default() += 1;
     let (before, course) = std::thread::scope(|scope| {
-        // A failure ends the other threads too, or nobody would ever hear of it.
+        // A failure ends the other threads too, or nobody would hear of it.
         let _end = AtEnd(|| {
             stop.store(true, Ordering::Relaxed);
             fed.store(false, Ordering::Relaxed);
@@ -308,7 +308,7 @@ fn disasters_leave_nothing_behind() {
                 feed(&steady, &rough, number, &mut rng);
             }
         });
-        // What is made once, at the first client, is not a leak.
+        // What is allocated once, for the first client, is not a leak.
         let (at_once, unused) = (AtomicBool::new(true), AtomicU64::new(0));
         witness(target.rtsp, "/steady", &at_once, &unused);
         let mut before = Vitals::of(&relay, target.http);
@@ -329,14 +329,14 @@ fn disasters_leave_nothing_behind() {
                         // It got as far as the relay let it.
                         let _ = behave(target, &mut rng);
                         count(name);
-                        // When the next one comes is a part of the disaster.
+                        // The interval between clients is part of the test.
                         std::thread::sleep(Duration::from_millis(rng.u64(..500)));
                     }
                 })
             })
             .collect();
         let course = direct(&plan, &relay, (&steady, &rough), &mut rng, &count);
-        // However it was left, the picture comes back.
+        // In whatever state it was left, the picture comes back.
         let seen = frames.load(Ordering::Relaxed);
         let wanted = seen + 2 * GOP * plan.witnesses as u64;
         crate::harness::wait_until("the picture is back", DEADLINE, || frames.load(Ordering::Relaxed) >= wanted);
@@ -348,7 +348,7 @@ fn disasters_leave_nothing_behind() {
             let (frames, skips) = witness.join().unwrap();
             println!("a witness saw {frames} frames and {skips} skips");
         }
-        // Frames go on, and with them everything that is done for each.
+        // Frames continue, and everything that is done for each of them.
         before.come_back(&relay, target.http, QUIET_MAX);
         fed.store(false, Ordering::Relaxed);
         feeder.join().unwrap();
@@ -366,7 +366,7 @@ fn disasters_leave_nothing_behind() {
     assert!(!printed.contains("panicked"), "{printed}");
 }
 
-/// Lets disasters strike the cameras and the relay until the time is over; gives its memory meanwhile.
+/// Causes failures of the cameras and the relay until the time is over. Returns the memory over that time.
 fn direct(
     plan: &Plan,
     relay: &Relay,
@@ -383,7 +383,7 @@ fn direct(
         if now >= camera_at {
             camera_at += plan.camera_every;
             if plan.is_soak() {
-                // One thing among all that stays the same, so that the memory of two moments can be compared.
+                // One thing stays the same throughout, so that the memory at two times can be compared.
                 steady.die(Duration::from_millis(rng.u64(500..1_500)));
                 count("camera dies");
             } else {
@@ -397,7 +397,7 @@ fn direct(
         if now >= stop_at {
             stop_at += plan.stop_every;
             relay.signal(Signal::SIGSTOP);
-            // Sometimes longer than `queue.stall_timeout`: who has read everything is not to blame.
+            // Sometimes longer than `queue.stall_timeout`: a client that has read everything is not to blame.
             std::thread::sleep(Duration::from_millis(rng.u64(100..2_500)));
             relay.signal(Signal::SIGCONT);
             count("relay stops and goes on");
@@ -409,13 +409,13 @@ fn direct(
             let [resident, own] = [memory.resident, memory.anonymous].map(|bytes| bytes >> 10);
             println!("{:>5} min  {resident:>8} KiB resident, {own:>8} KiB its own", now.as_secs() / 60);
         }
-        // How often the memory is looked at.
+        // The interval at which the memory is read.
         std::thread::sleep(Duration::from_millis(if plan.is_soak() { 500 } else { 50 }));
     }
     course
 }
 
-/// The memory at the end is within [`GROWTH_MAX`] of that at [`SETTLED`], if it went on for long enough to tell.
+/// Checks that the memory at the end is within [`GROWTH_MAX`] of that at [`SETTLED`], if the run was long enough to tell.
 pub(crate) fn judge(course: &Course, lasts: Duration) {
     if lasts < JUDGED_FROM {
         let [lasts, least] = [lasts, JUDGED_FROM].map(|time| time.as_secs_f64() / 60.0);

@@ -1,4 +1,4 @@
-//! Networks that break between the relay and its clients or its camera, with no notice to either end.
+//! Network failures between the relay and its clients or its camera, with no notice to either end.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::harness::rtsp::{Client, tracks};
 use crate::harness::vitals::Vitals;
 use crate::harness::{DEADLINE, wait_until};
 
-/// The places in the network.
+/// The nodes of the network.
 const CAMERA: u8 = 0;
 const BY_TCP: u8 = 1;
 const BY_UDP: u8 = 2;
@@ -24,7 +24,7 @@ const STAYS: u8 = 3;
 fn feed_until(camera: &Camera, what: &str, mut condition: impl FnMut() -> bool) {
     let mut number = 0;
     wait_until(what, DEADLINE, || {
-        // Enough to fill what the kernel takes for a client that is gone.
+        // Enough to fill what the kernel buffers for a client that is gone.
         if number % GOP == 0 {
             camera.keyframe(15_000)
         } else {
@@ -67,11 +67,11 @@ fn a_partition_ends_those_behind_it_and_nobody_else() {
         stop.store(true, Ordering::Relaxed);
         camera.keyframe(2_000);
         let (_, skips) = stays.join().unwrap();
-        assert_eq!(skips, 0, "it lost nothing but what the camera did not send");
+        assert_eq!(skips, 0, "it lost frames that the camera had sent");
     });
 }
 
-/// One operation stalls, one session is silent; both clients are ended, and nothing is left of them.
+/// One operation stalls, one session is silent; both clients are disconnected, and nothing is left of them.
 fn clients_are_cut_off(net: &Net, camera: &Camera, relay: &Relay, address: SocketAddr) {
     let http = http_address(relay);
     let url = format!("rtsp://{address}/cam");
@@ -85,7 +85,7 @@ fn clients_are_cut_off(net: &Net, camera: &Camera, relay: &Relay, address: Socke
     let mut by_tcp = net.at_client(BY_TCP, || Client::connect(address));
     by_tcp.play_everything(&url);
     socket.set_nonblocking(true).unwrap();
-    // Until they are cut off they read, and are heard of, so that nothing else ends them.
+    // Until they are cut off they read and send reports, so that nothing else ends them.
     let mut datagrams = 0;
     feed_until(camera, "both play", || {
         while by_tcp.packet_within(Duration::ZERO).is_some() {}
@@ -105,7 +105,7 @@ fn clients_are_cut_off(net: &Net, camera: &Camera, relay: &Relay, address: Socke
     }
 }
 
-/// It is called again until it answers; who watches stays.
+/// The relay reconnects until it answers; its viewer stays connected.
 fn the_camera_is_cut_off(net: &Net, camera: &Camera, relay: &Relay) {
     let http = http_address(relay);
     let metrics = |name: &str| value(&get(http, "/metrics").1, &format!("{name}{{stream=\"cam\"}}"));

@@ -1,4 +1,4 @@
-//! What the scenarios do with a real browser that has no window.
+//! What the scenarios do with a real headless browser.
 
 use std::time::Instant;
 
@@ -11,10 +11,10 @@ pub trait Browser {
     /// Opens a page.
     fn open(&self, url: &str);
 
-    /// What a function's body returns in the page.
+    /// Runs a function body in the page and returns its result.
     fn run(&self, script: &str) -> Value;
 
-    /// Waits until an expression holds in the page.
+    /// Waits until an expression is true in the page.
     fn wait(&self, what: &str, expression: &str) {
         let mut last = Value::Null;
         let script = format!(

@@ -1,4 +1,4 @@
-//! A camera that sends what a scenario tells it, when told: H.264 and PCMU over interleaved RTP.
+//! A camera that sends what a scenario tells it to, when told: H.264 and PCMU over interleaved RTP.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,18 +10,18 @@ use super::{DEADLINE, wait_until};
 /// Parameter sets of a 640x480 stream, as `sprop-parameter-sets` carries them.
 const SPROP: &str = "Z0LAHtkDxWhAAAADAEAAAAwDxYuS,aMuMsg==";
 
-/// The sequence parameter set of it.
+/// Its sequence parameter set.
 pub const SPS: &[u8] = &[
     0x67, 0x42, 0xc0, 0x1e, 0xd9, 0x03, 0xc5, 0x68, 0x40, 0x00, 0x00, 0x03, 0x00, 0x40, 0x00, 0x00, 0x0c, 0x03, 0xc5,
     0x8b, 0x92,
 ];
-/// The picture parameter set of it.
+/// Its picture parameter set.
 pub const PPS: &[u8] = &[0x68, 0xcb, 0x8c, 0xb2];
 
 /// RTP ticks from one video frame to the next (30 fps).
 const FRAME_TICKS: u32 = 3_000;
 
-/// RTP ticks, and bytes, of a packet of sound (20 ms).
+/// RTP ticks and bytes of an audio packet (20 ms).
 const SOUND_TICKS: u32 = 160;
 
 const VIDEO_SSRC: u32 = 0x1111;
@@ -39,13 +39,13 @@ struct State {
     video: (u8, u16, u32),
     audio: (u8, u16, u32),
     frames: u64,
-    /// What it calls its picture's encoding, if that is not H264.
+    /// The encoding name of its video, if not H264.
     encoding: Option<&'static str>,
     /// Requests are read and not answered.
     deaf: bool,
 }
 
-/// An address at which nothing listens, and that the system gives to nobody else. A camera may be switched on there, and off.
+/// An address at which nothing listens, and that the system gives to no other program. A camera may be started there, and stopped.
 pub struct Place {
     _reserved: socket2::Socket,
     address: SocketAddr,
@@ -75,7 +75,7 @@ impl Place {
     }
 }
 
-/// A socket that others may share the address of as long as it does not listen.
+/// A socket that allows others to use its address as long as it does not listen.
 pub(super) fn bound(address: SocketAddr) -> socket2::Socket {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -83,7 +83,7 @@ pub(super) fn bound(address: SocketAddr) -> socket2::Socket {
     socket
 }
 
-/// The camera. Everything closes when it is dropped.
+/// The camera. All its sockets close when it is dropped.
 pub struct Camera {
     state: Arc<Mutex<State>>,
     address: SocketAddr,
@@ -136,27 +136,27 @@ impl Camera {
         self.state.lock().unwrap().requests.clone()
     }
 
-    /// Waits until somebody plays.
+    /// Waits until a client plays.
     pub fn wait_playing(&self) {
         wait_until("the relay plays the camera", DEADLINE, || self.state.lock().unwrap().playing.is_some());
     }
 
-    /// Breaks all connections off.
+    /// Closes all connections.
     pub fn hang_up(&self) {
         let mut state = self.state.lock().unwrap();
         for connection in state.connections.drain(..) {
-            // It may be closed already.
+            // It may already be closed.
             let _ = connection.shutdown(Shutdown::Both);
         }
         state.playing = None;
     }
 
-    /// From now on it describes its picture as of this encoding.
+    /// From now on its description has this encoding name for video.
     pub fn becomes(&self, encoding: &'static str) {
         self.state.lock().unwrap().encoding = Some(encoding);
     }
 
-    /// Breaks all connections off in the middle of a frame, with a reset.
+    /// Resets all connections in the middle of a frame.
     pub fn reset_in_mid_frame(&self) {
         let mut state = self.state.lock().unwrap();
         let (_, wire) = state.compose(1, 10_000);
@@ -164,15 +164,15 @@ impl Camera {
         state.playing = None;
         for connection in state.connections.drain(..) {
             let socket = socket2::SockRef::from(&connection);
-            // The reset goes when the last descriptor closes, which is the one of the thread that reads and ends now.
+            // The reset is sent when the last descriptor closes, which belongs to the thread that reads and ends now.
             let _ = socket.set_linger(Some(Duration::ZERO)).and_then(|()| socket.shutdown(Shutdown::Read));
         }
     }
 
-    /// Says that nothing more will come, and goes on reading.
+    /// Closes the sending direction, and continues reading.
     pub fn half_close(&self) {
         if let Some(playing) = self.state.lock().unwrap().playing.take() {
-            // It may be closed already.
+            // It may already be closed.
             let _ = playing.shutdown(Shutdown::Write);
         }
     }
@@ -188,7 +188,7 @@ impl Camera {
         let (_, wire) = state.compose(1, bytes);
         for byte in wire {
             state.send(&[byte]);
-            // The pause is what dripping is.
+            // The pause is part of dripping.
             std::thread::sleep(pause);
         }
     }
@@ -198,12 +198,12 @@ impl Camera {
         self.state.lock().unwrap().deaf = deaf;
     }
 
-    /// Sends a keyframe (SPS, PPS, IDR) of about `bytes`; gives its number.
+    /// Sends a keyframe (SPS, PPS, IDR) of about `bytes`; returns its number.
     pub fn keyframe(&self, bytes: usize) -> u64 {
         self.frame(5, bytes)
     }
 
-    /// Sends a frame that needs those before it; gives its number.
+    /// Sends a frame that needs the frames before it; returns its number.
     pub fn delta_frame(&self, bytes: usize) -> u64 {
         self.frame(1, bytes)
     }
@@ -215,7 +215,7 @@ impl Camera {
         number
     }
 
-    /// Sends a packet of sound.
+    /// Sends an audio packet.
     pub fn sound(&self) {
         let mut state = self.state.lock().unwrap();
         let (channel, seq, time) = state.audio;
@@ -232,7 +232,7 @@ impl Camera {
         state.report(channel + 1, VIDEO_SSRC, ntp, next.wrapping_sub(FRAME_TICKS));
     }
 
-    /// Sends one for the audio track, of its newest packet.
+    /// Sends one for the audio track, about its newest packet.
     pub fn sound_report(&self, ntp: u64) {
         let mut state = self.state.lock().unwrap();
         let (channel, _, next) = state.audio;
@@ -258,8 +258,8 @@ impl State {
             payloads.push(SPS.to_vec());
             payloads.push(PPS.to_vec());
         }
-        // first_mb_in_slice = 0 is a one bit, so a frame's first byte begins with it; the rest is the frame's number, again
-        // and again, without a zero byte.
+        // first_mb_in_slice = 0 is a one bit, so a frame's first byte starts with it; the rest is the frame's number, repeated,
+        // without a zero byte.
         let filler = |at: usize| ((number as usize * 31 + at * 7) % 251 + 1) as u8;
         let header = nal_type | 0x60;
         if bytes <= PAYLOAD_BYTES {
@@ -306,7 +306,7 @@ impl State {
     fn send(&mut self, wire: &[u8]) {
         if let Some(stream) = &mut self.playing {
             stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
-            // A relay that has just been told to stop, or a scenario that broke the connection off.
+            // A relay that is stopping, or a scenario that closed the connection.
             if stream.write_all(wire).is_err() {
                 self.playing = None;
             }

@@ -1,4 +1,4 @@
-//! Chromium without a window, told what to do by WebDriver (W3C), as far as the scenarios need it.
+//! Headless Chromium, controlled by WebDriver (W3C), as far as the scenarios need it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use super::browser::Browser;
 use super::program::Program;
 use super::{DEADLINE, wait_until};
 
-/// A session in a browser of its own.
+/// A session in its own browser.
 pub struct Chromium {
     driver: SocketAddr,
     session: String,
@@ -64,7 +64,7 @@ impl Chromium {
             body.len()
         )
         .unwrap();
-        // It keeps the connection, whatever it is asked.
+        // It keeps the connection open, whatever is requested.
         let mut answer = BufReader::new(stream);
         let mut length = 0;
         loop {
@@ -84,7 +84,7 @@ impl Chromium {
         answer["value"].clone()
     }
 
-    /// Has its scripts and pictures take so many times as long (by the debugger's protocol).
+    /// Slows its scripts and drawing down by this factor (with the debugger's protocol).
     pub fn slow_down(&self, times: u32) {
         let path = format!("/session/{}/goog/cdp/execute", self.session);
         let command = json!({ "cmd": "Emulation.setCPUThrottlingRate", "params": { "rate": times } });

@@ -4,12 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use super::rtsp::Answer;
 
-/// A player's two sockets, on an even port and the next. Both are bound: a relay that is told of a port that nobody has taken here may
-/// send its reports to another scenario's player.
+/// A player's two sockets, on an even port and the next. Both are bound: otherwise a relay that is given an unbound port
+/// might send its reports to another scenario's player.
 pub struct Ports {
-    /// RTP comes here.
+    /// Receives RTP.
     pub rtp: UdpSocket,
-    /// RTCP comes here.
+    /// Receives RTCP.
     pub rtcp: UdpSocket,
 }
 
@@ -24,14 +24,14 @@ impl Ports {
         Ports::bind_beside(SocketAddr::new(ip, 0))
     }
 
-    /// A pair on the address of a socket, whose zone it has too.
+    /// A pair on a socket's address, with the same zone.
     pub fn bind_beside(mut address: SocketAddr) -> Ports {
         loop {
             address.set_port(0);
             let one = UdpSocket::bind(address).expect("a port");
             let port = port_of(&one);
             address.set_port(port ^ 1);
-            // Another program may have the neighbour.
+            // Another program may have bound the next port.
             let Ok(other) = UdpSocket::bind(address) else { continue };
             return if port.is_multiple_of(2) {
                 Ports { rtp: one, rtcp: other }
@@ -41,18 +41,18 @@ impl Ports {
         }
     }
 
-    /// As `client_port` has them.
+    /// The value of `client_port`.
     pub fn pair(&self) -> String {
         format!("{}-{}", port_of(&self.rtp), port_of(&self.rtcp))
     }
 
-    /// The `Transport` that asks for datagrams to them.
+    /// The `Transport` header that requests datagrams to them.
     pub fn transport(&self) -> String {
         format!("RTP/AVP;unicast;client_port={}", self.pair())
     }
 }
 
-/// Lets a socket take the datagrams alone that come from the RTP port of the relay, which its answer to SETUP names.
+/// Connects a socket, so it receives only datagrams from the relay's RTP port, which the answer to SETUP names.
 pub fn take_from(socket: &UdpSocket, relay: IpAddr, answer: &Answer) {
     let ports = answer.transport("server_port").expect("server_port");
     let port = ports.split('-').next().unwrap().parse().expect("a port");

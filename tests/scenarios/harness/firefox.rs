@@ -1,4 +1,4 @@
-//! Firefox without a window, told what to do by WebDriver BiDi (W3C) over a WebSocket, as far as the scenarios need it.
+//! Headless Firefox, controlled by WebDriver BiDi (W3C) over a WebSocket, as far as the scenarios need it.
 
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ use super::{DEADLINE, scratch_file, wait_until};
 /// Debian's long-term release.
 const PROGRAM: &str = "firefox-esr";
 
-/// A page may play with sound without anybody having clicked; and nothing is asked of anybody's servers.
+/// Pages may play with sound without a click, and the browser contacts no server by itself.
 const PREFERENCES: &str = "user_pref(\"media.autoplay.default\", 0);
 user_pref(\"media.autoplay.blocking_policy\", 0);
 user_pref(\"datareporting.policy.dataSubmissionEnabled\", false);
@@ -23,7 +23,7 @@ user_pref(\"network.captive-portal-service.enabled\", false);
 user_pref(\"network.connectivity-service.enabled\", false);
 ";
 
-/// A session in a browser of its own.
+/// A session in its own browser.
 pub struct Firefox {
     socket: RefCell<WebSocket<TcpStream>>,
     asked: Cell<u64>,
@@ -46,7 +46,7 @@ impl Firefox {
         std::fs::write(profile.join("user.js"), PREFERENCES).unwrap();
         let mut command = Command::new(PROGRAM);
         command.args(["--headless", "--no-remote", "--remote-debugging-port", "0", "--profile"]).arg(&profile);
-        // It refuses to run as root in somebody else's home.
+        // It refuses to run as root in another user's home.
         command.env("HOME", &profile);
         let program = Program::start(command);
         let mut address: Option<SocketAddr> = None;
@@ -77,7 +77,7 @@ impl Firefox {
         loop {
             let Message::Text(text) = socket.read().expect("an answer") else { continue };
             let answer: Value = serde_json::from_str(&text).unwrap();
-            // Events come between answers.
+            // Events may arrive between responses.
             if answer["id"] == id {
                 assert_eq!(answer["type"], "success", "{method}: {answer}");
                 return answer["result"].clone();
@@ -93,7 +93,7 @@ impl Browser for Firefox {
     }
 
     fn run(&self, script: &str) -> Value {
-        // Values have a form of their own, so they come as text.
+        // Values have their own format, so they are passed as text.
         let expression = format!("JSON.stringify((() => {{ {script} }})() ?? null)");
         let target = json!({ "context": self.context });
         let params = json!({ "expression": expression, "target": target, "awaitPromise": false });
@@ -109,7 +109,7 @@ impl Drop for Firefox {
             self.command("browser.close", &json!({}));
             wait_until("Firefox ends", DEADLINE, || self.program.ended().is_some());
         }
-        // A scratch directory; the build directory's cleaning takes what stays.
+        // A scratch directory; cleaning the build directory removes it if it stays.
         let _ = std::fs::remove_dir_all(&self.profile);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::rtsp::Packet;
 
-/// The NAL units in a frame's packets, put together again.
+/// The NAL units in a frame's packets, reassembled.
 pub fn nal_units(packets: &[Packet]) -> Vec<Vec<u8>> {
     let mut units: Vec<Vec<u8>> = Vec::new();
     for packet in packets {
@@ -42,7 +42,7 @@ pub fn is_complete_keyframe(packets: &[Packet]) -> bool {
     types.contains(&7) && types.contains(&8) && types.contains(&5)
 }
 
-/// The frame as a decoder takes it from a file.
+/// The frame in the format of a file.
 pub fn annex_b(packets: &[Packet]) -> Vec<u8> {
     nal_units(packets).iter().flat_map(|unit| [&[0, 0, 0, 1], unit.as_slice()].concat()).collect()
 }

@@ -11,7 +11,7 @@ pub fn http_address(relay: &Relay) -> SocketAddr {
     listens_for(relay, "http")
 }
 
-/// Where it serves the same by TLS.
+/// Where it serves HTTPS.
 pub fn https_address(relay: &Relay) -> SocketAddr {
     listens_for(relay, "https")
 }

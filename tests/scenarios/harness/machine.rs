@@ -1,4 +1,4 @@
-//! Scenarios run in parallel, except those that measure or that change the machine: they run alone.
+//! Scenarios run in parallel, except those that measure or change the machine, which run alone.
 
 use std::fs::File;
 
@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::DEADLINE;
 use super::program::run;
 
-/// Held while a scenario runs. A file lock, so that it works between processes too.
+/// Held while a scenario runs. A file lock, so it also works between processes.
 pub struct Turn {
     _gate: Option<Flock<File>>,
     _machine: Flock<File>,
@@ -20,9 +20,9 @@ fn lock(name: &str, how: FlockArg) -> Flock<File> {
     Flock::lock(file, how).map_err(|(_, errno)| errno).expect("flock")
 }
 
-/// Runs beside others.
+/// Runs beside other scenarios.
 pub fn beside_others() -> Turn {
-    // Whoever wants to be alone holds the gate while waiting, so that newcomers cannot starve it.
+    // A scenario that must run alone holds the gate while waiting, so newcomers cannot starve it.
     drop(lock("gate.lock", FlockArg::LockExclusive));
     Turn { _gate: None, _machine: lock("machine.lock", FlockArg::LockShared) }
 }
@@ -38,14 +38,14 @@ pub fn is_root() -> bool {
     std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("/proc")) == 0
 }
 
-/// Says loudly that a scenario cannot run here; in CI that is a failure.
+/// Reports that a scenario cannot run here; in CI that is a failure.
 pub fn cannot_run(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "cannot run here: {why}");
     eprintln!("SKIPPED: {why}");
 }
 
-/// Gives this thread and its children a network of their own, whose loopback is up and all ports of which are free. Where that cannot be had
-/// it says so, as [`cannot_run`] does, and gives `false`.
+/// Gives this thread and its children their own network, with loopback up and all ports free. If that is not possible,
+/// reports it with [`cannot_run`] and returns `false`.
 pub fn has_own_network() -> bool {
     if !is_root() {
         cannot_run("a network namespace needs root");
@@ -59,7 +59,7 @@ pub fn has_own_network() -> bool {
     true
 }
 
-/// A count of the kernel's, of the calling thread's network namespace: a protocol and a name in /proc/net/snmp (RFC 4022, RFC 4113).
+/// A counter of the calling thread's network namespace: a protocol and a name in /proc/net/snmp (RFC 4022, RFC 4113).
 pub fn snmp(protocol: &str, name: &str) -> u64 {
     let table = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("/proc/thread-self/net/snmp");
     let mut lines = table.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));

@@ -22,7 +22,7 @@ pub mod websocket;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How long a scenario waits for a condition before it fails; generous, since nothing but a failure ever takes it.
+/// How long a scenario waits for a condition before it fails; generous, because only a failure takes that long.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds; panics with `what` after `deadline`.
@@ -39,10 +39,10 @@ pub fn test_file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
-/// The Python that has the distribution's GStreamer bindings.
+/// The Python with the distribution's GStreamer bindings.
 pub const SYSTEM_PYTHON: &str = "/usr/bin/python3";
 
-/// A new file name under the target directory, for what one scenario writes.
+/// A new file name in the target directory, for one scenario's output.
 pub fn scratch_file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}-{name}", std::process::id(), fastrand::u32(..)))
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A server's namespace with a bridge, and clients' namespaces that each have a cable to it. Gone when dropped.
+/// A server's namespace with a bridge, and clients' namespaces that are each connected to it. Removed when dropped.
 pub struct Net {
     name: String,
     clients: u8,
@@ -28,7 +28,7 @@ fn run(program: &str, arguments: &str) {
 }
 
 impl Net {
-    /// A network with so many clients' namespaces, numbered from 0.
+    /// A network with this many client namespaces, numbered from 0.
     pub fn new(clients: u8) -> Net {
         let name = format!("rr{}x{}", std::process::id(), MADE.fetch_add(1, Ordering::SeqCst));
         let net = Net { name, clients };
@@ -54,7 +54,7 @@ impl Net {
         format!("{}s", self.name)
     }
 
-    /// The name of a client's namespace, for a thread that is to [`enter`] it.
+    /// The name of a client's namespace, for a thread that will [`enter`] it.
     pub fn name_of(&self, number: u8) -> String {
         self.client(number)
     }
@@ -68,18 +68,18 @@ impl Net {
         Ipv4Addr::new(10, 77, 0, 10 + number)
     }
 
-    /// Lets no more through to a client than `rate` (as `tc` writes it); the rest waits, `limit` of it at most.
+    /// Limits the rate towards a client to `rate` (in the notation of `tc`); the rest waits, up to `limit`.
     pub fn narrow(&self, number: u8, rate: &str, limit: &str) {
         let server = self.server();
         run("tc", &format!("-n {server} qdisc add dev port{number} root tbf rate {rate} burst 16kb limit {limit}"));
     }
 
-    /// Lets no packet of more than `bytes` through to a client.
+    /// Limits the size of packets towards a client.
     pub fn shorten(&self, number: u8, bytes: u16) {
         ip(&format!("-n {} route add {}/32 dev {BRIDGE} mtu {bytes}", self.server(), Net::address(number)));
     }
 
-    /// Gives a client, or the server, one more address.
+    /// Gives a client, or the server, another address.
     pub fn add_address(&self, client: Option<u8>, address: &str) {
         let (namespace, interface) = match client {
             Some(number) => (self.client(number), "eth0"),
@@ -89,23 +89,23 @@ impl Net {
         ip(&format!("-n {namespace} addr add {address} dev {interface}{at_once}"));
     }
 
-    /// Cuts a client off: nothing comes through its cable, and neither end is told.
+    /// Disconnects a client: no packet passes, and neither end is notified.
     pub fn cut(&self, number: u8) {
-        // The bridge's port, not the client's: its own end stays up, as that of a machine behind a broken switch does.
+        // The bridge's port, not the client's, whose own end stays up, like that of a machine behind a broken switch.
         ip(&format!("-n {} link set port{number} nomaster", self.server()));
     }
 
-    /// Joins what was cut.
+    /// Reconnects it.
     pub fn mend(&self, number: u8) {
         ip(&format!("-n {} link set port{number} master {BRIDGE}", self.server()));
     }
 
-    /// Moves the calling thread, and what it starts from now on, to the server's namespace.
+    /// Moves the calling thread, and the processes that it starts from now on, to the server's namespace.
     pub fn enter_server(&self) {
         enter(&self.server());
     }
 
-    /// Does something in a client's namespace. Sockets made there stay there.
+    /// Calls a function in a client's namespace. Sockets created there stay there.
     pub fn at_client<T: Send>(&self, number: u8, work: impl FnOnce() -> T + Send) -> T {
         let name = self.client(number);
         std::thread::scope(|scope| {
@@ -127,7 +127,7 @@ pub fn enter(namespace: &str) {
 impl Drop for Net {
     fn drop(&mut self) {
         for name in (0..self.clients).map(|number| self.client(number)).chain([self.server()]) {
-            // One that was never made is as good as gone.
+            // One that was never created needs no removal.
             let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }

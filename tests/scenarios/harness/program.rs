@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Everything that a program has printed to one of its outputs so far.
+/// Everything that a program has printed so far to one of its outputs.
 #[derive(Clone, Default)]
 pub struct Printed(Arc<Mutex<Vec<u8>>>);
 
@@ -24,32 +24,32 @@ impl Printed {
         })
     }
 
-    /// The text of it.
+    /// Its text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
 
-/// A running program; killed when dropped, and what it printed is shown if the scenario failed.
+/// A running program; killed when dropped, and its output is shown if the scenario failed.
 pub struct Program {
     name: String,
     child: Child,
     status: Option<ExitStatus>,
     followers: Vec<JoinHandle<()>>,
-    /// What it has printed to its standard output.
+    /// Its standard output so far.
     pub stdout: Printed,
-    /// What it has printed to its standard error.
+    /// Its standard error so far.
     pub stderr: Printed,
 }
 
 impl Program {
-    /// Starts it. Its standard input is closed, unless the command says otherwise with [`Program::start_fed`].
+    /// Starts it. Its standard input is closed; see [`Program::start_fed`] for the alternative.
     pub fn start(mut command: Command) -> Program {
         command.stdin(Stdio::null());
         Program::start_fed(command)
     }
 
-    /// Starts it with the standard input that the command has been given.
+    /// Starts it with the standard input set in the command.
     pub fn start_fed(mut command: Command) -> Program {
         let name = format!("{command:?}");
         let mut child =
@@ -66,7 +66,7 @@ impl Program {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    /// Its standard input, if it was given a pipe.
+    /// Its standard input, if that is a pipe.
     pub fn stdin(&mut self) -> Option<std::process::ChildStdin> {
         self.child.stdin.take()
     }
@@ -76,7 +76,7 @@ impl Program {
         kill(self.pid(), signal).expect("kill");
     }
 
-    /// Whether it has ended.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("wait");
@@ -84,7 +84,7 @@ impl Program {
         self.status
     }
 
-    /// Waits for its end; past the deadline it is killed and the scenario fails.
+    /// Waits for its end; after the deadline it is killed and the scenario fails.
     pub fn finish(mut self, deadline: Duration) -> Finished {
         let start = Instant::now();
         let status = loop {
@@ -106,7 +106,7 @@ impl Program {
 
     fn kill(&mut self) {
         if self.ended().is_none() {
-            // It may end by itself in between.
+            // It may have ended meanwhile.
             let _ = self.child.kill();
             self.status = self.child.wait().ok();
         }
@@ -115,7 +115,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Of one whose end was waited for, the scenario has told.
+        // If its end was waited for, the scenario has reported on it.
         let untold = std::thread::panicking() && self.status.is_none();
         let ended = self.ended();
         self.kill();
@@ -129,18 +129,18 @@ impl Drop for Program {
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
-    /// How long it was waited for.
+    /// How long it took.
     pub took: Duration,
-    /// Everything it printed to its standard output.
+    /// Its standard output.
     pub stdout: String,
-    /// Everything it printed to its standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
 impl Finished {
-    /// Panics unless it succeeded and had nothing to complain of.
+    /// Panics unless it succeeded and printed no complaints.
     pub fn expect_silent_success(self) -> Finished {
         assert!(self.status.success() && self.stderr.trim().is_empty(), "{self:#?}");
         self

@@ -1,14 +1,14 @@
-//! A publisher that does exactly what a scenario tells it, valid or not.
+//! A publisher that does exactly what a scenario tells it to, valid or not.
 
 use std::net::SocketAddr;
 
 use super::rtsp::{Answer, Client};
 
-/// A video track that can be read.
+/// A valid video track.
 pub const VIDEO: &str = "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n\
     a=fmtp:96 packetization-mode=1;sprop-parameter-sets=Z0LAHtkDxWhAAAADAEAAAAwDxYuS,aMuMsg==\r\na=control:streamid=0\r\n";
 
-/// One that has said RECORD, over TCP.
+/// One that has sent RECORD, over TCP.
 pub struct Publisher {
     /// Its connection.
     pub client: Client,
@@ -34,7 +34,7 @@ impl Publisher {
         self.client.answer()
     }
 
-    /// SETUP of the track with that number; remembers the session.
+    /// SETUP of the track with this number; remembers the session.
     pub fn set_up(&mut self, url: &str, track: usize, transport: &str) -> Answer {
         let transport = format!("{transport};mode=record");
         let answer = self.client.request("SETUP", &format!("{url}/streamid={track}"), &[("Transport", &transport)]);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::camera::Camera;
 use super::program::Program;
 use super::rtsp::Client;
 use super::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_until};
@@ -21,19 +22,19 @@ pub struct Relay {
     address: SocketAddr,
 }
 
-/// How io_uring is kept from the relay, if at all.
+/// How the relay is kept from using io_uring.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Uring {
-    /// As the environment says (`RTSPRELAY_TEST_IO=seccomp`).
+    /// As in the environment (`RTSPRELAY_TEST_IO=seccomp`).
     AsAsked,
     /// Refused by a seccomp filter.
     Refused,
-    /// The arguments or the configuration say that it is not to be used.
+    /// The arguments or the configuration say not to use it.
     Unused,
 }
 
-/// The command that runs the relay with `arguments`; `RTSPRELAY_TEST_BINARY` says which, if not the one under test, and
-/// `RTSPRELAY_TEST_ZERO_COPY` which sends are to be zero-copy.
+/// The command that runs the relay with `arguments`. `RTSPRELAY_TEST_BINARY` names another binary than the one under test, and
+/// `RTSPRELAY_TEST_ZERO_COPY` says which sends are zero-copy.
 pub fn command(uring: Uring, arguments: &[&str]) -> Command {
     let binary = std::env::var_os("RTSPRELAY_TEST_BINARY").unwrap_or_else(|| BINARY.into());
     let filtered = uring == Uring::Refused || std::env::var("RTSPRELAY_TEST_IO").is_ok_and(|io| io == "seccomp");
@@ -45,7 +46,7 @@ pub fn command(uring: Uring, arguments: &[&str]) -> Command {
         Command::new(binary)
     };
     command.args(arguments);
-    // Without io_uring there is none, and the relay would say so.
+    // Without io_uring there is no zero copy, and the relay would log that.
     if let (Ok(zero_copy), Some(&("run" | "demo")), Uring::AsAsked, false) =
         (std::env::var("RTSPRELAY_TEST_ZERO_COPY"), arguments.first(), uring, filtered)
     {
@@ -71,12 +72,20 @@ impl Relay {
         Relay::start(command(Uring::AsAsked, &["run", "--source", source, "--listen", "127.0.0.1:0"]))
     }
 
+    /// One camera, no file; returns once the camera has sent a keyframe of `bytes` and is being served.
+    pub fn of_camera(camera: &Camera, bytes: usize) -> Relay {
+        let relay = Relay::connecting_to(&camera.url());
+        camera.wait_playing();
+        camera.keyframe(bytes);
+        relay.serving("/")
+    }
+
     /// With a configuration file (that must listen at `127.0.0.1:0`); returns as soon as the relay listens.
     pub fn configured(config: &str) -> Relay {
         Relay::configured_with(Uring::AsAsked, config)
     }
 
-    /// The same; `uring` says how io_uring is kept from it.
+    /// The same; `uring` says how the relay is kept from using io_uring.
     pub fn configured_with(uring: Uring, config: &str) -> Relay {
         let path = scratch_file("rtsprelay.toml");
         std::fs::write(&path, config).expect("write the configuration");
@@ -114,14 +123,22 @@ impl Relay {
         self
     }
 
-    /// Plays the stream at `path` until so many video frames have come. Every shard has them then before it gets a new
-    /// connection, which comes to it the same way.
+    /// Plays the stream at `path` until this many video frames have arrived. Then every shard has them before it gets a new
+    /// connection, which arrives by the same path.
     pub fn has_sent(&self, path: &str, frames: usize) {
         let mut client = Client::connect(self.address);
         client.play_everything(&self.url(path));
         for _ in 0..frames {
             client.frame_on(0);
         }
+    }
+
+    /// Connects a player to the stream at `path`, and returns it after its first video frame.
+    pub fn player(&self, path: &str) -> Client {
+        let mut client = Client::connect(self.address);
+        client.play_everything(&self.url(path));
+        client.frame_on(0);
+        client
     }
 
     /// Where it listens.
@@ -144,7 +161,7 @@ impl Relay {
         found.unwrap()
     }
 
-    /// Everything it has printed.
+    /// Everything it has printed so far.
     pub fn printed(&self) -> String {
         let program = self.program.as_ref().expect("running");
         program.stdout.text() + &program.stderr.text()
@@ -160,7 +177,7 @@ impl Relay {
         self.program.as_ref().expect("running").signal(signal);
     }
 
-    /// Waits for its end; gives the exit status, how long it took, and everything it printed.
+    /// Waits for its end. Returns the exit status, how long it took, and everything it printed.
     pub fn finish(mut self, deadline: Duration) -> (ExitStatus, Duration, String) {
         let finished = self.program.take().expect("running").finish(deadline);
         (finished.status, finished.took, finished.stdout + &finished.stderr)
@@ -170,18 +187,18 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if let Some(path) = &self.config {
-            // A scratch file; the build directory's cleaning takes what stays.
+            // A scratch file; cleaning the build directory removes it if it stays.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Finds `listening … address=127.0.0.1:PORT` in what the relay has printed.
+/// Finds `listening … address=127.0.0.1:PORT` in the relay's output.
 fn listening_address(printed: &str) -> Option<SocketAddr> {
     address_after(printed, |line| line.contains("listening") && !line.contains("http"))
 }
 
-/// Finds `address=127.0.0.1:PORT` in a line that the relay has printed; the last one may not be whole yet.
+/// Finds `address=127.0.0.1:PORT` in a line of the relay's output; the last line may be incomplete.
 pub fn address_after(printed: &str, wanted: impl Fn(&str) -> bool) -> Option<SocketAddr> {
     let (whole_lines, _) = printed.rsplit_once('\n')?;
     whole_lines.lines().filter(|line| wanted(line)).find_map(|line| {

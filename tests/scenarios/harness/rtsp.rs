@@ -1,4 +1,4 @@
-//! An RTSP client that does exactly what a scenario tells it, valid or not (RFC 2326).
+//! An RTSP client that does exactly what a scenario tells it to, valid or not (RFC 2326).
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -9,19 +9,19 @@ use tokio_rustls::rustls::{ClientConnection, Stream};
 
 use super::{DEADLINE, wait_until};
 
-/// An answer of the server.
+/// A response of the server.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     /// The status code.
     pub status: u16,
-    /// Names and values of the headers, in order.
+    /// Names and values of the header fields, in order.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: String,
 }
 
 impl Answer {
-    /// The first value of a header.
+    /// The first value of a header field.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
@@ -60,12 +60,12 @@ impl Answer {
     }
 }
 
-/// What comes from the server.
+/// A message from the server.
 #[derive(Clone, Debug)]
 pub enum Incoming {
-    /// An answer.
+    /// A response.
     Answer(Answer),
-    /// A packet between `$` and the next (section 10.12).
+    /// A packet, framed with `$` (section 10.12).
     Packet(Packet),
 }
 
@@ -76,7 +76,7 @@ pub struct Packet {
     pub channel: u8,
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// When it had been read.
+    /// When it was read.
     pub at: Instant,
 }
 
@@ -101,7 +101,7 @@ impl Packet {
         u32::from_be_bytes(self.bytes[8..12].try_into().unwrap())
     }
 
-    /// What follows the RTP header (without extension or padding).
+    /// What follows the RTP header (without extension and padding).
     pub fn payload(&self) -> &[u8] {
         &self.bytes[12 + 4 * usize::from(self.bytes[0] & 0xF)..]
     }
@@ -112,7 +112,7 @@ impl Packet {
     }
 }
 
-/// A track as DESCRIBE tells of it.
+/// A track as described by DESCRIBE.
 #[derive(Clone, Debug)]
 pub struct Track {
     /// `video`, `audio`, …
@@ -156,13 +156,13 @@ pub fn stream_from(ip: IpAddr, address: SocketAddr) -> TcpStream {
 /// A connection to an RTSP server.
 pub struct Client {
     stream: TcpStream,
-    /// What the bytes go through, over RTSPS.
+    /// The TLS layer, with RTSPS.
     tls: Option<Box<ClientConnection>>,
     buffer: Vec<u8>,
     cseq: u32,
-    /// Sent in every request once it is set.
+    /// Sent in every request once set.
     pub session: Option<String>,
-    /// Packets that came while an answer was waited for.
+    /// Packets that arrived before a response.
     pub queued: VecDeque<Packet>,
 }
 
@@ -177,7 +177,7 @@ impl Client {
         Client::over(stream_from(ip, address))
     }
 
-    /// Connects with a receive buffer of about `bytes`, so that it blocks the server soon.
+    /// Connects with a receive buffer of about `bytes`, so that the server's sends block soon.
     pub fn connect_narrow(address: SocketAddr, bytes: usize) -> Client {
         let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(bytes).unwrap();
@@ -185,19 +185,19 @@ impl Client {
         Client::over(socket.into())
     }
 
-    /// Over a connection that is there.
+    /// Over an existing connection.
     pub fn over(stream: TcpStream) -> Client {
         stream.set_nodelay(true).unwrap();
         Client { stream, tls: None, buffer: Vec::new(), cseq: 0, session: None, queued: VecDeque::new() }
     }
 
-    /// The same connection by TLS; the handshake is done with the first bytes.
+    /// The same connection with TLS; the handshake happens with the first bytes.
     pub fn by_tls(mut self, tls: ClientConnection) -> Client {
         self.tls = Some(Box::new(tls));
         self
     }
 
-    /// Reads some bytes; none at the end of the connection, which TLS has to be told of.
+    /// Reads some bytes; none at the end of the connection, which is reported to the TLS layer.
     fn read_bytes(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         match &mut self.tls {
             Some(tls) => Stream::new(&mut **tls, &mut self.stream).read(into),
@@ -205,7 +205,7 @@ impl Client {
         }
     }
 
-    /// The connection itself.
+    /// The TCP connection.
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
@@ -237,7 +237,7 @@ impl Client {
         text + "\r\n"
     }
 
-    /// Sends a request and waits for its answer; packets that come before it are queued.
+    /// Sends a request and waits for its response; packets before it are queued.
     pub fn request(&mut self, method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
         let text = self.compose(method, url, headers);
         self.send_raw(text.as_bytes());
@@ -246,7 +246,7 @@ impl Client {
         answer
     }
 
-    /// Waits for the next answer; packets that come before it are queued.
+    /// Waits for the next response; packets before it are queued.
     pub fn answer(&mut self) -> Answer {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -257,7 +257,7 @@ impl Client {
         }
     }
 
-    /// Whether a request is answered with 200; not if the connection is closed instead.
+    /// Whether a request gets 200; `false` also if the connection is closed.
     pub fn is_served(&mut self, method: &str, url: &str) -> bool {
         let text = self.compose(method, url, &[]);
         let end = Instant::now() + DEADLINE;
@@ -270,7 +270,7 @@ impl Client {
         self.request("DESCRIBE", url, &[("Accept", "application/sdp")])
     }
 
-    /// SETUP over this connection on the channels given; remembers the session.
+    /// SETUP over this connection on these channels; remembers the session.
     pub fn setup(&mut self, track: &Track, rtp_channel: u8, rtcp_channel: u8) -> Answer {
         let transport = format!("RTP/AVP/TCP;unicast;interleaved={rtp_channel}-{rtcp_channel}");
         let answer = self.request("SETUP", &track.url, &[("Transport", &transport)]);
@@ -285,7 +285,7 @@ impl Client {
         self.request("PLAY", url, &[("Range", "npt=0.000-")])
     }
 
-    /// DESCRIBE, SETUP of every track on channels 0-1, 2-3, …, and PLAY; gives the tracks and the answer to PLAY.
+    /// DESCRIBE, SETUP of every track on channels 0-1, 2-3, …, and PLAY. Returns the tracks and the answer to PLAY.
     pub fn play_everything(&mut self, url: &str) -> (Vec<Track>, Answer) {
         let described = self.describe(url).expect(200);
         let tracks = tracks(&described);
@@ -301,7 +301,7 @@ impl Client {
         self.packet_or_end().expect("a packet before the end of the connection")
     }
 
-    /// The next packet, or nothing if the server closed the connection.
+    /// The next packet, or `None` if the server closed the connection.
     pub fn packet_or_end(&mut self) -> Option<Packet> {
         if let Some(packet) = self.queued.pop_front() {
             return Some(packet);
@@ -324,7 +324,7 @@ impl Client {
         }
     }
 
-    /// The next RTP packet on `channel`; others are passed over.
+    /// The next RTP packet on `channel`; others are skipped.
     pub fn packet_on(&mut self, channel: u8) -> Packet {
         loop {
             let packet = self.packet();
@@ -334,7 +334,7 @@ impl Client {
         }
     }
 
-    /// All packets of the next video frame on `channel`, to its marker.
+    /// All packets of the next video frame on `channel`, up to its marker.
     pub fn frame_on(&mut self, channel: u8) -> Vec<Packet> {
         let mut packets = Vec::new();
         loop {
@@ -345,7 +345,7 @@ impl Client {
         }
     }
 
-    /// Whether the server closes the connection (or resets it) before the deadline; what comes before is passed over.
+    /// Whether the server closes (or resets) the connection before the deadline; data before that are skipped.
     pub fn is_closed(&mut self) -> bool {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -357,7 +357,7 @@ impl Client {
         }
     }
 
-    /// Reads the next answer or packet; nothing at the end of the connection.
+    /// Reads the next response or packet; `None` at the end of the connection.
     pub fn read(&mut self, end: Instant) -> std::io::Result<Option<Incoming>> {
         loop {
             if let Some((incoming, used)) = parse(&self.buffer) {
@@ -376,7 +376,7 @@ impl Client {
         }
     }
 
-    /// Waits until the server cannot send any more because nothing is read: what lies in the socket does not grow.
+    /// Waits until the server can send no more because nothing is read: the amount of unread data stops growing.
     pub fn wait_blocking(&self) {
         let unread = || rtsprelay::sys::unread_bytes(&self.stream).unwrap();
         let (mut last, mut same) = (0, 0);
@@ -388,7 +388,7 @@ impl Client {
         });
     }
 
-    /// Takes `bytes` from the connection without looking at them; they count as read but not parsed.
+    /// Takes `bytes` from the connection without parsing them.
     pub fn read_some(&mut self, bytes: usize) {
         let wanted = self.buffer.len() + bytes;
         self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -401,7 +401,7 @@ impl Client {
     }
 }
 
-/// Takes one answer or packet from the front of `buffer`, if all of it is there.
+/// Takes one response or packet from the start of `buffer`, if it is complete.
 fn parse(buffer: &[u8]) -> Option<(Incoming, usize)> {
     if *buffer.first()? == b'$' {
         let header = buffer.get(..4)?;

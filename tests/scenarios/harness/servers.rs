@@ -8,22 +8,22 @@ use super::relay::Relay;
 use super::rtsp::Client;
 use super::{DEADLINE, SYSTEM_PYTHON, test_file, wait_until};
 
-/// Frames a second of every encoder's picture.
+/// Frame rate of every encoder's video.
 const FPS: u32 = 30;
 
 /// RTP ticks from one to the next.
 const FRAME_TICKS: u32 = 90_000 / FPS;
 
-/// A gst-rtsp-server child with an encoder of its own.
+/// A gst-rtsp-server child with its own encoder.
 pub struct Encoder {
     program: Program,
     port: u16,
-    // The server ends when this closes, however the scenario ends.
+    // The server exits when this closes, however the scenario ends.
     _stdin: std::process::ChildStdin,
 }
 
 impl Encoder {
-    /// Starts one: `arguments` are those of `tests/servers/gst_server.py`.
+    /// Starts one with these `arguments` of `tests/servers/gst_server.py`.
     pub fn start(arguments: &[&str]) -> Encoder {
         let mut command = Command::new(SYSTEM_PYTHON);
         command.arg(test_file("servers/gst_server.py")).args(arguments).stdin(Stdio::piped());
@@ -38,23 +38,23 @@ impl Encoder {
         Encoder { program, port: port.unwrap(), _stdin: stdin }
     }
 
-    /// Where it serves its picture.
+    /// The URL of its stream.
     pub fn url(&self) -> String {
         self.url_of("cam")
     }
 
-    /// Where it serves `path`.
+    /// The URL of `path`.
     pub fn url_of(&self, path: &str) -> String {
         format!("rtsp://127.0.0.1:{}/{path}", self.port)
     }
 
-    /// What it has complained of.
+    /// What it has complained about.
     pub fn complaints(&self) -> String {
         self.program.stderr.text()
     }
 }
 
-/// A relay with an encoder of its own. (gst-rtsp-server hangs when one client of a shared encoder leaves as another comes.)
+/// A relay with its own encoder. (gst-rtsp-server hangs when one client of a shared encoder leaves while another joins.)
 pub struct Relayed {
     relay: Relay,
     _encoder: Encoder,
@@ -68,15 +68,15 @@ impl std::ops::Deref for Relayed {
     }
 }
 
-/// Relays an encoder. Returns when players have something to begin with: each track's first packets and its sender report.
+/// Relays an encoder. Returns when players can start: when each track's first packets and sender report have arrived.
 ///
-/// Until then `RTP-Info` is an estimate, and nobody knows how the tracks' clocks lie to each other: players move their
+/// Until then `RTP-Info` is an estimate, and the relation of the tracks' clocks is unknown: players shift their
 /// timestamps when they learn it.
 pub fn relayed(arguments: &[&str]) -> Relayed {
     relayed_with(arguments, "")
 }
 
-/// The same by a relay that is configured with these keys besides.
+/// The same with a relay that is configured with these additional keys.
 pub fn relayed_with(arguments: &[&str], keys: &str) -> Relayed {
     let encoder = Encoder::start(arguments);
     let relay = Relay::configured(&format!(
@@ -87,7 +87,7 @@ pub fn relayed_with(arguments: &[&str], keys: &str) -> Relayed {
     let mut client = Client::connect(relay.address());
     let (tracks, _) = client.play_everything(&relay.url("/"));
     let mut channels: Vec<u8> = (0..tracks.len() as u8 * 2).collect();
-    // A machine with other work may let the encoder do its first frames slowly, and a live source leaves out what is late.
+    // On a busy machine the encoder may be slow with its first frames, and a live source drops what is late.
     let (mut last, mut at_rate) = (0, 0);
     let end = Instant::now() + DEADLINE;
     while !channels.is_empty() || at_rate < FPS {

@@ -1,4 +1,4 @@
-//! The resources that the relay holds at a moment: system resources from /proc, clients from its own report. The leak check compares them.
+//! The resources that the relay holds at a time: system resources from /proc, clients from its own report. Used to find leaks.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use super::relay::Relay;
 /// What the relay holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vitals {
-    /// Descriptors open.
+    /// Open descriptors.
     pub descriptors: usize,
     /// Threads.
     pub threads: usize,
@@ -19,14 +19,14 @@ pub struct Vitals {
     pub connections: u64,
     /// RTSP sessions.
     pub sessions: u64,
-    /// Clients that play.
+    /// Playing clients.
     pub clients: u64,
     /// Send operations that are queued or in flight.
     pub in_flight: u64,
 }
 
 impl Vitals {
-    /// Takes them now. Asking costs the relay a connection for HTTP, which may still be counted.
+    /// Reads them now. This opens an HTTP connection to the relay, which may still be counted.
     pub fn of(relay: &Relay, http: SocketAddr) -> Vitals {
         let (status, metrics) = get(http, "/metrics");
         assert_eq!(status, 200, "{metrics}");
@@ -41,7 +41,7 @@ impl Vitals {
         }
     }
 
-    /// Waits until the relay holds no more than these again; panics with what it holds after `deadline`.
+    /// Waits until the relay holds no more than this again; panics with the difference after `deadline`.
     pub fn come_back(&self, relay: &Relay, http: SocketAddr, deadline: Duration) {
         let start = Instant::now();
         loop {
@@ -74,7 +74,7 @@ fn entries(relay: &Relay, directory: &str) -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.expect("an entry").path())
 }
 
-/// Whether a task is a worker of io_uring, which the kernel makes and ends as it likes.
+/// Whether a task is a worker of io_uring, which the kernel creates and ends as it likes.
 fn is_kernels(task: &Path) -> bool {
     fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("iou-"))
 }
@@ -82,14 +82,14 @@ fn is_kernels(task: &Path) -> bool {
 /// Memory of the relay, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// Resident: its own, and what it has touched of the program and its libraries.
+    /// Resident: private memory, and the parts of the program and libraries that it has touched.
     pub resident: u64,
-    /// Of that, its own.
+    /// The private part of it.
     pub anonymous: u64,
 }
 
 impl Memory {
-    /// Takes it now.
+    /// Reads it now.
     pub fn of(relay: &Relay) -> Memory {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", relay.pid())).expect("/proc of the relay");
         let bytes = |name: &str| {
@@ -100,7 +100,7 @@ impl Memory {
     }
 }
 
-/// The most memory that the relay has had resident so far, in bytes (`VmHWM`, proc_pid_status(5)).
+/// The largest resident memory of the relay so far, in bytes (`VmHWM`, proc_pid_status(5)).
 pub fn peak(relay: &Relay) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", relay.pid())).expect("/proc of the relay");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");

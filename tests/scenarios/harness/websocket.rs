@@ -1,4 +1,4 @@
-//! A browser's connection to a stream without a browser, with tungstenite, an independent implementation.
+//! Receives a stream like a browser, with tungstenite, an independent implementation.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use tungstenite::{Message, WebSocket};
 
 use super::DEADLINE;
 
-/// What comes of a stream.
+/// A message of the stream.
 #[derive(Clone, Debug)]
 pub enum Said {
     /// A text, as JSON.
@@ -28,13 +28,13 @@ pub enum Said {
 /// A connection.
 pub struct Watcher {
     socket: WebSocket<TcpStream>,
-    /// Initialization segments that have come, the newest of each track.
+    /// The newest initialization segment of each track.
     pub inits: Vec<(u8, Vec<u8>)>,
-    /// Texts that have come.
+    /// All text messages so far.
     pub texts: Vec<Value>,
 }
 
-/// The status of a refusal, or the connection.
+/// A connection, or the status with which it was refused.
 pub fn watch_with(address: SocketAddr, path: &str, headers: &[(&'static str, &str)]) -> Result<Watcher, u16> {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -55,7 +55,7 @@ pub fn watch(address: SocketAddr, path: &str) -> Watcher {
 }
 
 impl Watcher {
-    /// The next thing that comes. Pings are answered by the library.
+    /// The next message. The library answers pings.
     pub fn next(&mut self) -> Said {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -86,7 +86,7 @@ impl Watcher {
         }
     }
 
-    /// The next text of that type.
+    /// The next text message of this type.
     pub fn text(&mut self, kind: &str) -> Value {
         loop {
             match self.next() {
@@ -108,7 +108,7 @@ impl Watcher {
         }
     }
 
-    /// How it ends.
+    /// The code and reason at the end of the connection.
     pub fn end(&mut self) -> (u16, String) {
         loop {
             if let Said::Closed(code, reason) = self.next() {
@@ -117,12 +117,12 @@ impl Watcher {
         }
     }
 
-    /// Says something.
+    /// Sends a text message.
     pub fn say(&mut self, text: &str) {
         self.socket.send(Message::text(text)).unwrap();
     }
 
-    /// Sends bytes that are no frame of the library's.
+    /// Sends raw bytes.
     pub fn send_raw(&mut self, bytes: &[u8]) {
         std::io::Write::write_all(self.socket.get_mut(), bytes).unwrap();
     }
@@ -132,7 +132,7 @@ impl Watcher {
         self.socket.get_ref()
     }
 
-    /// An initialization segment and so many fragments of a track: a file.
+    /// An initialization segment and this many fragments of a track: a file.
     pub fn file(&mut self, track: u8, fragments: usize) -> Vec<u8> {
         let media: Vec<Vec<u8>> = (0..fragments).map(|_| self.fragment(track).1).collect();
         let (_, init) = self.inits.iter().find(|(of, _)| *of == track).expect("an initialization segment comes first");

@@ -1,4 +1,4 @@
-//! What the viewer's tests share: relays and other servers to play from, the viewer itself, and ffmpeg to compare with.
+//! What the viewer's tests share: relays and other servers to play from, the viewer itself, and ffmpeg for comparison.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The longest wait for something that will happen.
+/// The longest wait for anything that must happen.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Held while a test runs: they play in real time, and would disturb each other.
+/// Held while a test runs, because the tests play in real time and would disturb each other.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -30,7 +30,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits until `condition` holds, and says `what` did not happen otherwise.
+/// Waits until `condition` is true; panics with `what` otherwise.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
@@ -39,25 +39,25 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Where the program of this name is that the tests need; the test fails with the package to install.
+/// The path of a program that the tests need; the test fails with the package to install.
 pub fn need(program: &str, package: &str) {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()));
     assert!(found, "`{program}` is needed for this test; install the package {package}");
 }
 
-/// The relay's binary, beside the viewer's, as the sources are now.
+/// The relay's binary, next to the viewer's, built from the current sources.
 fn relay_binary() -> PathBuf {
     static BUILD: Once = Once::new();
     let binary = Path::new(env!("CARGO_BIN_EXE_rtsprelay-view")).with_file_name("rtsprelay");
     BUILD.call_once(|| {
-        // The tests of the whole workspace bring it along, with other features of its dependencies than it has alone: cargo
+        // A test run of the whole workspace builds it, too, with other features of its dependencies than alone: cargo
         // would compile them all again.
         if is_up_to_date(&binary) {
             return;
         }
         let folder = binary.parent().and_then(Path::file_name).expect("the profile's folder").to_string_lossy();
-        // The folder of the profiles `dev` and `test` is named otherwise than they are.
+        // The folder of the profiles `dev` and `test` has another name.
         let profile = if folder == "debug" { "dev" } else { &*folder };
         let build =
             ["build", "--quiet", "--locked", "--package", "rtsprelay", "--bin", "rtsprelay", "--profile", profile];
@@ -67,8 +67,8 @@ fn relay_binary() -> PathBuf {
     binary
 }
 
-/// Whether the relay's binary is there, and made after the last change to what it is made from. (A source that was saved while it was
-/// being made is taken for older.)
+/// Whether the relay's binary exists and is newer than its sources. (A source that was saved during the
+/// build counts as older.)
 fn is_up_to_date(binary: &Path) -> bool {
     let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
     let Ok(made) = changed(binary) else { return false };
@@ -93,12 +93,12 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts one at a free port.
+    /// Starts one on a free port.
     pub fn start() -> Self {
         Self::start_at("127.0.0.1:0")
     }
 
-    /// Starts one at this address, and waits until its stream is there to be played.
+    /// Starts one at this address, and waits until its stream can be played.
     pub fn start_at(address: &str) -> Self {
         let mut process = Command::new(relay_binary())
             .args(["demo", "--listen", address])
@@ -116,12 +116,12 @@ impl Demo {
             if let Some((_, listens)) = line.split_once("listening address=") {
                 address = listens.split_whitespace().next().map(str::to_owned);
             }
-            // Until then it answers 503, which the viewer would tell of.
+            // Until then it answers 503, which the viewer would report.
             live |= line.contains(" live stream=");
             said.extend([&line, "\n"]);
         }
         let address = address.expect("seen");
-        // It must not block on what nobody reads.
+        // It must not block on output that nobody reads.
         std::thread::spawn(move || lines.for_each(drop));
         Demo { process, address }
     }
@@ -135,7 +135,7 @@ pub struct GstServer {
 }
 
 impl GstServer {
-    /// Starts one at a free port; with a login `USER:PASSWORD` that it wants, if any.
+    /// Starts one on a free port; with a login `USER:PASSWORD` if it must require one.
     pub fn start(login: Option<&str>, mounts: &[(&str, &str)]) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gst_server.py");
         let mut command = Command::new("/usr/bin/python3");
@@ -155,7 +155,7 @@ impl GstServer {
     }
 }
 
-/// The viewer, to be run in a folder with nothing in it, on no display and no terminal.
+/// The viewer, run in an empty folder, without display and terminal.
 pub fn viewer(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rtsprelay-view"));
     command.args(arguments).stdin(Stdio::null()).env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
@@ -179,14 +179,14 @@ pub fn json_lines(output: &Output) -> Vec<Value> {
         .collect()
 }
 
-/// The last line, which sums up.
+/// The last line, the summary.
 pub fn summary(lines: &[Value]) -> &Value {
     let last = lines.last().expect("at least the summary");
     assert_eq!(last["summary"], true, "{last}");
     last
 }
 
-/// What ffmpeg writes to its standard output with these arguments.
+/// ffmpeg's standard output with these arguments.
 pub fn ffmpeg(arguments: &[&str]) -> Vec<u8> {
     need("ffmpeg", "ffmpeg");
     let output =
@@ -216,13 +216,13 @@ pub fn read_png(path: &Path) -> (Vec<u8>, u32) {
     (pixels, info.width)
 }
 
-/// A new folder for a test's files, removed with it.
+/// A new folder for a test's files, removed when dropped.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
     /// A folder named after the test.
     pub fn new(name: &str) -> Self {
-        // Tests of one program run beside one another, some of them under the same name.
+        // Tests of one program run in parallel, some of them with the same name.
         static MADE: AtomicU32 = AtomicU32::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}-{number}", std::process::id()));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use md5::{Digest as _, Md5};
 
-/// A way to show a password.
+/// An authentication scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// The password itself.
@@ -17,26 +17,26 @@ pub enum Scheme {
 /// A camera's realm.
 const REALM: &str = "camera";
 
-/// Whom a camera lets in, and how it asks.
+/// Whom a camera admits, and how it asks for credentials.
 #[derive(Clone, Debug)]
 pub struct Login {
     /// The user.
     pub user: &'static str,
     /// The password.
     pub password: &'static str,
-    /// What it offers, in this order.
+    /// The schemes it offers, in this order.
     pub offers: &'static [Scheme],
-    /// What it takes in truth.
+    /// The schemes it really accepts.
     pub takes: Scheme,
-    /// The `algorithm` of its Digest; none is MD5.
+    /// The `algorithm` of its Digest; `None` means MD5.
     pub algorithm: Option<&'static str>,
     /// The `qop` that its Digest offers.
     pub qop: Option<&'static str>,
-    /// Changes its challenges: cameras have their own ways to write them.
+    /// Changes its challenges, because cameras write them in different ways.
     pub spelling: fn(String) -> String,
-    /// How long a nonce is good for.
+    /// The lifetime of a nonce.
     pub nonce_lifetime: Option<Duration>,
-    /// How many wrong passwords lock an address out, and for how long, anew with each further try.
+    /// How many wrong passwords lock an address out, and for how long, restarted by each further try.
     pub locks: Option<(usize, Duration)>,
 }
 
@@ -56,36 +56,36 @@ impl Login {
         }
     }
 
-    /// What stands before the host in the URL of a camera with this login.
+    /// The user information in the URL of a camera with this login.
     pub fn userinfo(&self) -> String {
         format!("{}:{}@", self.user, self.password)
     }
 }
 
-/// What a camera remembers of those who wanted in.
+/// What a camera remembers of its clients' attempts.
 #[derive(Default)]
 pub struct Door {
     nonces: Vec<(String, Instant)>,
-    /// Nonces with the count (`nc`) that they came with.
+    /// Nonces with the last count (`nc`) used with them.
     counts: Vec<(String, String)>,
     /// Requests with a wrong password.
     pub wrong: usize,
-    /// Requests that came while their address was locked out.
+    /// Requests that arrived while their address was locked out.
     pub while_locked: usize,
     locked_until: Option<Instant>,
 }
 
-/// What becomes of a request.
+/// The verdict on a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is let in.
+    /// It is admitted.
     In,
     /// It is answered 401, with these challenges.
     Out(Vec<String>),
 }
 
 impl Door {
-    /// Judges a request by its `Authorization` header.
+    /// Judges a request by its `Authorization` header field.
     pub fn judge(&mut self, login: &Login, method: &str, url: &str, header: Option<&str>, now: Instant) -> Verdict {
         if self.locked_until.is_some_and(|until| now < until) {
             self.while_locked += usize::from(header.is_some());
@@ -109,7 +109,7 @@ impl Door {
         self.challenge(login, false, now)
     }
 
-    /// Whether the header shows the password; none if it does by a nonce that is too old.
+    /// Whether the header field proves the password; `None` if its nonce is too old.
     fn look(&mut self, login: &Login, method: &str, url: &str, header: &str, now: Instant) -> Option<bool> {
         if let Some(basic) = header.strip_prefix("Basic ") {
             let expected =
@@ -134,7 +134,7 @@ impl Door {
         fresh.then_some(true)
     }
 
-    /// Whether a nonce comes with a count that it has not come with before, as it must with `qop`.
+    /// Whether a nonce is used with a new count, as `qop` requires.
     fn counts_on(&mut self, login: &Login, nonce: &str, count: &str) -> bool {
         let count = (nonce.to_owned(), count.to_owned());
         if login.qop.is_some() && (count.1.len() != 8 || self.counts.contains(&count)) {
@@ -164,7 +164,7 @@ impl Door {
     }
 }
 
-/// What `response` has to be. Requests have no body.
+/// The expected `response`. Requests have no body.
 fn response<'a>(login: &Login, method: &str, url: &str, field: &impl Fn(&str) -> &'a str) -> String {
     let algorithm = login.algorithm.unwrap_or("MD5");
     let hash = |text: &str| match algorithm.trim_end_matches("-sess") {
@@ -192,7 +192,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `name="value"` or `name=value`, with commas between.
+/// Parses `name="value"` or `name=value`, separated by commas.
 fn parameters(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut rest = text.trim();

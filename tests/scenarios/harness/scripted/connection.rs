@@ -12,13 +12,13 @@ use super::stage::{Output, Stage, Track, Way};
 use super::{Identity, Kind, Reply, Report, Request, Script, Shared, Sign};
 use crate::harness::datagrams::Ports;
 
-/// How long a connection waits for something to read when nothing is due.
+/// How long a connection waits for data when nothing is due.
 const IDLE: Duration = Duration::from_millis(20);
 
-/// How long it is written to before the other end counts as dead.
+/// How long a write may take before the other end counts as dead.
 const STUCK: Duration = Duration::from_secs(20);
 
-/// A byte that TLS begins with.
+/// The first byte of a TLS connection.
 const HANDSHAKE: u8 = 22;
 
 enum Wire {
@@ -27,7 +27,7 @@ enum Wire {
 }
 
 impl Wire {
-    /// None if it was to be TLS and is not; that is put down.
+    /// `None` if it should have been TLS and was not, which is recorded.
     fn open(stream: TcpStream, identity: Option<&Identity>, shared: &Shared) -> Option<Wire> {
         stream.set_write_timeout(Some(STUCK)).ok()?;
         let Some(identity) = identity else { return Some(Wire::Plain(stream)) };
@@ -49,7 +49,7 @@ impl Wire {
         }
     }
 
-    /// Some bytes; none if nothing came within `patience`.
+    /// Some bytes; `None` if nothing arrived within `patience`.
     fn read(&mut self, patience: Duration, into: &mut [u8]) -> std::io::Result<Option<usize>> {
         self.stream().set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
         let read = match self {
@@ -72,9 +72,9 @@ impl Wire {
     }
 }
 
-/// Why a connection is over.
+/// Why a connection ends.
 enum End {
-    /// The other end is gone.
+    /// The other end closed it.
     Gone,
     /// The camera closes it.
     Closed(&'static str),
@@ -111,7 +111,7 @@ struct Connection<'a> {
     buffer: Vec<u8>,
     stage: Stage,
     last_sign: Instant,
-    /// Requests of the camera's own that no answer has come to.
+    /// The camera's own requests that were not answered yet.
     unanswered: usize,
     asked: Instant,
 }
@@ -175,7 +175,7 @@ impl Connection<'_> {
         self.shared.record().reports.push(report);
     }
 
-    /// Takes one message from what was read; false if it is not all there yet.
+    /// Takes one message from the data read; `false` if it is incomplete.
     fn take_message(&mut self) -> Result<bool, End> {
         if self.buffer.first() == Some(&b'$') {
             let Some(&[_, channel, high, low]) = self.buffer.first_chunk() else { return Ok(false) };
@@ -226,7 +226,7 @@ impl Connection<'_> {
         if let Some(change) = &script.on_request {
             change(&request, &mut reply);
         }
-        // It is on record before it is answered.
+        // It is recorded before it is answered.
         self.shared.record().requests.push(request.clone());
         let played = request.method == "PLAY" && reply.status == 200;
         let then_close = reply.then_close;
@@ -252,10 +252,10 @@ impl Connection<'_> {
         Request { at: Instant::now(), connection, playing, method, url, headers, authorized: false }
     }
 
-    /// None if the request is let in.
+    /// `None` if the request is admitted.
     fn challenges(&self, script: &Script, request: &Request) -> Vec<String> {
         let Some(login) = &script.login else { return Vec::new() };
-        // What a session may do is asked of nobody.
+        // Requests within a session are not checked.
         if request.method == "OPTIONS" && !request.playing && request.header("Authorization").is_none() {
             return Vec::new();
         }
@@ -267,7 +267,7 @@ impl Connection<'_> {
         }
     }
 
-    /// What a camera without faults answers.
+    /// The answer of a camera without faults.
     fn fill(&mut self, reply: &mut Reply, request: &Request, script: &Script) {
         let base = request.url.trim_end_matches('/').to_owned();
         let session = format!("{}", 4_711 + self.number);
@@ -295,7 +295,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Sets a track up; gives the `Transport` of the answer.
+    /// Sets a track up; returns the `Transport` of the answer.
     fn set_up(&mut self, request: &Request, script: &Script) -> Option<String> {
         let place: usize = request.url.rsplit("track").next()?.parse().ok()?;
         let kind = *script.tracks.get(place.checked_sub(1)?)?;
@@ -327,7 +327,7 @@ impl Connection<'_> {
     }
 
     fn send(&mut self, reply: Reply) -> Result<(), End> {
-        // The time that the camera takes.
+        // The camera's response time.
         std::thread::sleep(reply.delay);
         let mut bytes = Vec::new();
         if let Some(ask) = &reply.ask {
@@ -374,7 +374,7 @@ fn text_of(reply: Reply) -> String {
     }
 }
 
-/// What DESCRIBE is answered with.
+/// The answer to DESCRIBE.
 fn description(script: &Script) -> String {
     let mut text =
         "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n".to_owned();

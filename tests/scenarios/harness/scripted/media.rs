@@ -1,4 +1,4 @@
-//! The media of a scripted camera: decodable H.264 and PCMU. Each frame and each audio packet contains its number, so that
+//! The media of a scripted camera: decodable H.264 and PCMU. Each frame and each audio packet contains its number, so
 //! a player can tell whether all of them arrived.
 
 use std::collections::hash_map::DefaultHasher;
@@ -13,16 +13,16 @@ use crate::harness::{DEADLINE, scratch_file, test_file};
 /// Bytes of an RTP payload.
 const PAYLOAD_BYTES: usize = 1_400;
 
-/// Begins the SEI message (H.264 section D.1.6, `user_data_unregistered`) that a frame's number follows.
+/// The start of the SEI message (H.264 section D.1.6, `user_data_unregistered`) that contains a frame's number.
 const MARK: &[u8; 16] = b"scripted camera!";
 
 /// Digits of a frame's number.
 const DIGITS: usize = 16;
 
-/// Bytes of a packet of sound: 20 ms.
+/// Bytes of an audio packet: 20 ms.
 pub const SOUND_BYTES: usize = 160;
 
-/// Frames that can be sent round and round.
+/// Frames that can be sent in a loop.
 pub struct Clip {
     frames: Vec<ClipFrame>,
     /// The sequence parameter set.
@@ -32,24 +32,24 @@ pub struct Clip {
 }
 
 struct ClipFrame {
-    /// What a keyframe brings with it: its parameter sets.
+    /// Its parameter sets, as they precede a keyframe.
     sets: Vec<Vec<u8>>,
     slices: Vec<Vec<u8>>,
     key: bool,
 }
 
 impl Clip {
-    /// The one that the relay's test pattern is made of.
+    /// The clip of the relay's test pattern.
     pub fn pattern() -> Clip {
         Clip::parse(&std::fs::read(test_file("../assets/pattern.h264")).expect("the pattern"))
     }
 
-    /// One of this size, with parameter sets of its own; ffmpeg makes it.
+    /// A clip of this size with its own parameter sets, made by ffmpeg.
     pub fn made(width: u32, height: u32) -> Clip {
         Clip::encoded(width, height, 50, &["-preset", "ultrafast", "-g", "25", "-bf", "0"])
     }
 
-    /// So many frames of ffmpeg's test picture, by x264 with these options.
+    /// This many frames of ffmpeg's test picture, encoded by x264 with these options.
     pub fn encoded(width: u32, height: u32, frames: u32, options: &[&str]) -> Clip {
         let file = scratch_file("clip.h264");
         let (picture, frames) = (format!("testsrc2=size={width}x{height}:rate=25"), frames.to_string());
@@ -58,18 +58,18 @@ impl Clip {
         let to = ["-f", "h264", "-y", file.to_str().unwrap()];
         assert!(run(DEADLINE, "ffmpeg", &[&from[..], &codec, options, &to].concat()).status.success());
         let clip = Clip::parse(&std::fs::read(&file).unwrap());
-        // A scratch file; the build directory's cleaning takes what stays.
+        // A scratch file; cleaning the build directory removes it if it stays.
         let _ = std::fs::remove_file(&file);
         clip
     }
 
-    /// It, then another one with parameter sets of its own, and so on in turns. It is described by its own.
+    /// This clip, then another with its own parameter sets, and so on alternately. The description has this clip's.
     pub fn then(mut self, other: Clip) -> Clip {
         self.frames.extend(other.frames);
         self
     }
 
-    /// With other sequence parameter sets: what `change` makes of each.
+    /// With its sequence parameter sets changed by `change`.
     pub fn with_sps(mut self, change: impl Fn(&[u8]) -> Vec<u8>) -> Clip {
         self.sps = change(&self.sps);
         for set in self.frames.iter_mut().flat_map(|frame| &mut frame.sets).filter(|set| set[0] & 0x1F == 7) {
@@ -83,7 +83,7 @@ impl Clip {
         self.frames.len() as u64
     }
 
-    /// Whether the `at`th frame since the clip began is one that no other frame refers to, which is a B frame of x264's.
+    /// Whether the `at`th frame since the clip began is referred to by no other frame, as x264's B frames are.
     pub fn is_b(&self, at: u64) -> bool {
         self.frames[(at % self.len()) as usize].slices[0][0] == 0x01
     }
@@ -92,7 +92,7 @@ impl Clip {
         let mut clip = Clip { frames: Vec::new(), sps: Vec::new(), pps: Vec::new() };
         for unit in units(annex_b) {
             match unit[0] & 0x1F {
-                // first_mb_in_slice is 0 in a frame's first slice, which is a one bit.
+                // first_mb_in_slice is 0 in a frame's first slice, which is encoded as a one bit.
                 kind @ (1 | 5) if unit[1] & 0x80 != 0 => {
                     let key = kind == 5;
                     let sets = if key { vec![clip.sps.clone(), clip.pps.clone()] } else { Vec::new() };
@@ -131,9 +131,9 @@ impl Clip {
 
 /// A frame, ready to be sent.
 pub struct Frame {
-    /// Whether decoding can begin at it.
+    /// Whether decoding can start here.
     pub key: bool,
-    /// Of its slices.
+    /// A hash of its slices.
     pub hash: u64,
     /// Of its packets.
     pub payloads: Vec<Vec<u8>>,
@@ -145,13 +145,13 @@ fn units(annex_b: &[u8]) -> Vec<&[u8]> {
     let ends = starts.iter().skip(1).copied().chain([annex_b.len()]);
     let unit = |(start, end): (&usize, usize)| {
         let unit = &annex_b[start + 3..end];
-        // Zero bytes at the end belong to the next start code, or to nothing.
+        // Trailing zero bytes belong to the next start code, or to nothing.
         &unit[..unit.iter().rposition(|byte| *byte != 0).expect("a unit") + 1]
     };
     starts.iter().zip(ends).map(unit).collect()
 }
 
-/// The SEI unit that carries a frame's number.
+/// The SEI unit with a frame's number.
 fn marked(number: u64) -> Vec<u8> {
     let digits = format!("{number:0width$}", width = DIGITS);
     [&[0x06, 0x05, (MARK.len() + DIGITS) as u8][..], MARK, digits.as_bytes(), &[0x80]].concat()
@@ -168,7 +168,7 @@ fn hash(slices: &[Vec<u8>]) -> u64 {
     hasher.finish()
 }
 
-/// The payloads that carry a unit: one, or fragments (RFC 6184 section 5.8).
+/// The payloads for a unit: one, or fragments (RFC 6184 section 5.8).
 fn payloads(unit: &[u8]) -> Vec<Vec<u8>> {
     if unit.len() <= PAYLOAD_BYTES {
         return vec![unit.to_vec()];
@@ -182,30 +182,30 @@ fn payloads(unit: &[u8]) -> Vec<Vec<u8>> {
     pieces.enumerate().map(fragment).collect()
 }
 
-/// A packet of sound with its number.
+/// An audio packet with its number.
 pub fn sound(number: u32) -> Vec<u8> {
     let mut payload = vec![0xFF; SOUND_BYTES];
     payload[..4].copy_from_slice(&number.to_be_bytes());
     payload
 }
 
-/// The number of a packet of sound that a player got.
+/// The number in an audio packet that a player received.
 pub fn sound_number(packet: &Packet) -> u32 {
     u32::from_be_bytes(packet.payload()[..4].try_into().expect("sound"))
 }
 
-/// A frame as a player got it.
+/// A frame as received by a player.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Its number; none if it does not say.
+    /// Its number, if it contains one.
     pub number: Option<u64>,
-    /// Of its slices, as far as they came.
+    /// A hash of its slices, as far as they arrived.
     pub hash: u64,
     /// Whether it has an IDR picture.
     pub key: bool,
 }
 
-/// Puts together what a frame's packets carry, whole or not.
+/// Reassembles the contents of a frame's packets, complete or not.
 pub fn received(packets: &[Packet]) -> Received {
     let mut units: Vec<Vec<u8>> = Vec::new();
     for packet in packets {

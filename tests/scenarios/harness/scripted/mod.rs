@@ -1,7 +1,7 @@
-//! A camera of which a scenario may change every answer and packet: RTSP over TCP or TLS, media interleaved or over UDP. It plays
-//! at its own pace, and records its requests and what it sent.
+//! A camera whose every answer and packet a scenario can change: RTSP over TCP or TLS, media interleaved or over UDP. It plays
+//! at its own pace, and records the requests and what it sent.
 //!
-//! Use [`camera`](super::camera) where a scenario decides when each frame is sent.
+//! Use [`camera`](super::camera) if the scenario decides when each frame is sent.
 
 pub mod auth;
 mod connection;
@@ -22,7 +22,7 @@ use self::media::Clip;
 use super::camera::{Place, bound};
 use super::{DEADLINE, wait_until};
 
-/// What a track is.
+/// A kind of track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// H.264, payload type 96.
@@ -31,11 +31,11 @@ pub enum Kind {
     Audio,
 }
 
-/// A camera's certificate, which it signed itself.
+/// A camera's self-signed certificate.
 #[derive(Clone)]
 pub struct Identity {
     config: Arc<ServerConfig>,
-    /// As `tls_fingerprint` takes it.
+    /// In the format of `tls_fingerprint`.
     pub fingerprint: String,
 }
 
@@ -54,14 +54,14 @@ impl Identity {
     }
 }
 
-/// A request as the camera read it.
+/// A request as read by the camera.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// When.
+    /// When it was read.
     pub at: Instant,
-    /// By which connection, counted from 0.
+    /// The connection, counted from 0.
     pub connection: usize,
-    /// Whether media flowed by this connection then.
+    /// Whether media were being sent on this connection.
     pub playing: bool,
     /// The method.
     pub method: String,
@@ -69,43 +69,43 @@ pub struct Request {
     pub url: String,
     /// Names and values of its headers.
     pub headers: Vec<(String, String)>,
-    /// Whether it was let in.
+    /// Whether it was admitted.
     pub authorized: bool,
 }
 
 impl Request {
-    /// The first value of a header.
+    /// The first value of a header field.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 }
 
-/// An answer before it is sent.
+/// A response before it is sent.
 pub struct Reply {
     /// The status code.
     pub status: u16,
-    /// What follows it.
+    /// The reason phrase.
     pub reason: String,
-    /// Names and values of its headers, without `Content-Length`.
+    /// Names and values of its header fields, without `Content-Length`.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: String,
-    /// What ends a line.
+    /// The line ending.
     pub newline: &'static str,
-    /// A request of the camera's own that goes before it.
+    /// A request of the camera's own that precedes it.
     pub ask: Option<String>,
     /// Changes its text.
     pub edit: Option<Box<dyn FnOnce(String) -> String>>,
-    /// How long the camera thinks.
+    /// The camera's response time.
     pub delay: Duration,
-    /// Nothing is sent at all.
+    /// Whether nothing is sent.
     pub silent: bool,
-    /// The connection ends behind it.
+    /// Whether the connection ends after it.
     pub then_close: bool,
 }
 
 impl Reply {
-    /// Puts a header in the place of what has this name.
+    /// Replaces a header field.
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
         let value = value.into();
         match self.headers.iter_mut().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
@@ -114,12 +114,12 @@ impl Reply {
         }
     }
 
-    /// Takes a header away.
+    /// Removes a header field.
     pub fn remove(&mut self, name: &str) {
         self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
     }
 
-    /// Makes it another status without a body.
+    /// Turns it into another status without a body.
     pub fn refuse(&mut self, status: u16, reason: &str) {
         (self.status, self.reason) = (status, reason.to_owned());
         self.headers.retain(|(name, _)| name == "CSeq");
@@ -130,23 +130,23 @@ impl Reply {
 /// A packet before it is sent.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// Of which track.
+    /// Its track.
     pub kind: Kind,
-    /// Whether it is a sender report; then the fields below tell of the track's newest packet.
+    /// Whether it is a sender report; then the fields below describe the track's newest packet.
     pub rtcp: bool,
-    /// The channel that it goes by, if it is interleaved.
+    /// The channel, if it is interleaved.
     pub channel: u8,
-    /// The packets of its track before it, in this session.
+    /// Number of packets of its track before it in this session.
     pub count: u64,
-    /// The frames (or packets of sound) of its track before it, in this session.
+    /// Number of frames (or audio packets) of its track before it in this session.
     pub frame: u64,
-    /// Of a frame: whether decoding can begin at it.
+    /// For video: whether decoding can start at its frame.
     pub key: bool,
     /// Whether it is its frame's first.
     pub first: bool,
     /// Whether it is its frame's last.
     pub last: bool,
-    /// RTP, or RTCP.
+    /// The RTP or RTCP packet.
     pub bytes: Vec<u8>,
 }
 
@@ -156,7 +156,7 @@ impl Outgoing {
         framed(self.channel, &self.bytes)
     }
 
-    /// Gives an RTP packet another SSRC.
+    /// Changes the SSRC of an RTP packet.
     pub fn set_ssrc(&mut self, ssrc: u32) {
         let at = if self.rtcp { 4 } else { 8 };
         self.bytes[at..at + 4].copy_from_slice(&ssrc.to_be_bytes());
@@ -167,35 +167,35 @@ impl Outgoing {
         u16::from_be_bytes([self.bytes[2], self.bytes[3]])
     }
 
-    /// Gives an RTP packet another sequence number.
+    /// Changes the sequence number of an RTP packet.
     pub fn set_seq(&mut self, seq: u16) {
         self.bytes[2..4].copy_from_slice(&seq.to_be_bytes());
     }
 
-    /// Sends it as it is.
+    /// Sends it unchanged.
     pub fn whole(&self) -> Vec<Piece> {
         vec![Piece::Packet(self.bytes.clone())]
     }
 }
 
-/// A packet as it goes by a channel.
+/// A packet, framed for a channel.
 pub fn framed(channel: u8, bytes: &[u8]) -> Vec<u8> {
     [&[b'$', channel][..], &(bytes.len() as u16).to_be_bytes(), bytes].concat()
 }
 
-/// What the camera sends in a packet's place.
+/// What the camera sends instead of a packet.
 pub enum Piece {
-    /// A packet by the same way.
+    /// A packet on the same path.
     Packet(Vec<u8>),
-    /// One by the track's way for RTCP.
+    /// A packet on the track's RTCP path.
     Report(Vec<u8>),
-    /// Bytes in the connection, as they are.
+    /// Bytes on the connection, unchanged.
     Raw(Vec<u8>),
-    /// A request of the camera's own, with the `CSeq` that it has in it.
+    /// A request of the camera's own, with the `CSeq` in it.
     Ask(String),
 }
 
-/// A sign of life.
+/// What counts as a sign of life.
 pub enum Sign<'a> {
     /// A request.
     Request(&'a Request),
@@ -203,10 +203,10 @@ pub enum Sign<'a> {
     Report(&'a [u8]),
 }
 
-/// RTCP as the camera got it.
+/// An RTCP packet received by the camera.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Of which track, by the way that it came.
+    /// Its track, by the path on which it arrived.
     pub kind: Kind,
     /// The compound packet.
     pub bytes: Vec<u8>,
@@ -219,34 +219,34 @@ pub type OnPacket = Arc<Mutex<dyn FnMut(&mut Outgoing) -> Vec<Piece> + Send>>;
 /// Of a [`Script`].
 pub type OnSign = Arc<dyn Fn(&Sign) -> bool + Send + Sync>;
 
-/// What a camera is like. Without changes it has no faults.
+/// The behaviour of a camera. Without changes it has no faults.
 #[derive(Clone)]
 pub struct Script {
-    /// For TLS.
+    /// The certificate, for TLS.
     pub identity: Option<Identity>,
-    /// Whom it lets in; else anybody.
+    /// Whom it admits; `None` for everyone.
     pub login: Option<Login>,
     /// Its tracks, in the order of its description.
     pub tracks: Vec<Kind>,
-    /// Its picture.
+    /// Its video.
     pub clip: Arc<Clip>,
     /// Frames per second.
     pub fps: u32,
-    /// How far its clock is before ours, in seconds.
+    /// By how many seconds its clock is ahead of ours.
     pub clock_ahead_s: i64,
-    /// What a session is said to last without a sign of life, in seconds.
+    /// The session timeout that it announces, in seconds.
     pub session_timeout_s: u64,
-    /// What is a sign of life; the connection of a session without one is closed. None: it needs none.
+    /// What counts as a sign of life; a session without one is closed. `None`: it needs none.
     pub life: Option<OnSign>,
-    /// It serves one connection at a time, and the next one so long after its end.
+    /// It serves one connection at a time, and the next one only this long after its end.
     pub one_at_a_time: Option<Duration>,
-    /// How long its own requests may go unanswered before it closes.
+    /// How long its own requests may remain unanswered before it closes.
     pub patience: Option<Duration>,
-    /// Where its datagrams come from, if not from the address of the connection.
+    /// The source address of its datagrams, if not that of the connection.
     pub datagrams_from: Option<IpAddr>,
     /// The first sequence numbers, if not random.
     pub first_seq: Option<u16>,
-    /// Sent again and again while it plays, as fast as it is taken.
+    /// Sent repeatedly while it plays, as fast as it is read.
     pub flood: Option<Arc<Vec<u8>>>,
     /// See [`Script::answers`].
     pub on_request: Option<OnRequest>,
@@ -283,26 +283,26 @@ impl Script {
         self
     }
 
-    /// Changes packets: called for each with nothing sent of it yet; gives what is sent.
+    /// Changes packets: called for each before it is sent; returns what is sent instead.
     pub fn packets(mut self, change: impl FnMut(&mut Outgoing) -> Vec<Piece> + Send + 'static) -> Script {
         self.on_packet = Some(Arc::new(Mutex::new(change)));
         self
     }
 
-    /// Closes the connection of a session that gives no sign of life for `seconds`.
+    /// Closes a session's connection after `seconds` without a sign of life.
     pub fn lives_by(mut self, seconds: u64, is_sign: impl Fn(&Sign) -> bool + Send + Sync + 'static) -> Script {
         self.session_timeout_s = seconds;
         self.life = Some(Arc::new(is_sign));
         self
     }
 
-    /// By TLS.
+    /// With TLS.
     pub fn by_tls(mut self) -> Script {
         self.identity = Some(Identity::new());
         self
     }
 
-    /// Lets in whom `login` says.
+    /// Admits only this login.
     pub fn for_user(mut self, login: Login) -> Script {
         self.login = Some(login);
         self
@@ -312,39 +312,39 @@ impl Script {
 /// A frame that the camera sent.
 #[derive(Clone, Copy, Debug)]
 pub struct SentFrame {
-    /// When, to a moment before.
+    /// Shortly before it was sent.
     pub at: Instant,
-    /// Its number; the numbers of all sessions go on.
+    /// Its number; numbers continue over all sessions.
     pub number: u64,
-    /// Of its slices.
+    /// A hash of its slices.
     pub hash: u64,
 }
 
 /// An RTP packet that the camera made.
 #[derive(Clone, Copy, Debug)]
 pub struct SentPacket {
-    /// Of which track.
+    /// Its track.
     pub kind: Kind,
     /// Its SSRC, unless the script changes it.
     pub ssrc: u32,
-    /// Its sequence number, with the turns over 65,535 before it counted (RFC 3550 appendix A.1).
+    /// Its sequence number, extended over wraps (RFC 3550 appendix A.1).
     pub extended_seq: u32,
-    /// Whether nothing was sent of it.
+    /// Whether it was not sent.
     pub left_out: bool,
 }
 
-/// What happened, in order.
+/// A record of what happened, in order.
 #[derive(Default)]
 pub struct Record {
-    /// Connections: when, and from where.
+    /// Connections: when, and from which address.
     pub opened: Vec<(Instant, SocketAddr)>,
     /// All requests.
     pub requests: Vec<Request>,
-    /// Heads of the answers to its own requests.
+    /// The heads of the responses to its own requests.
     pub answers: Vec<String>,
-    /// RTCP that came.
+    /// RTCP received.
     pub reports: Vec<Report>,
-    /// What came where TLS was to come.
+    /// Data received where TLS was expected.
     pub in_the_clear: Vec<String>,
     /// Why it closed connections.
     pub closed: Vec<&'static str>,
@@ -360,7 +360,7 @@ struct Shared {
     door: Mutex<Door>,
     sockets: Mutex<Vec<(usize, TcpStream)>>,
     last_end: Mutex<Option<Instant>>,
-    /// Connections are closed as soon as they are made.
+    /// Connections are closed as soon as they are accepted.
     away: AtomicBool,
     frames: AtomicU64,
     sounds: AtomicU64,
@@ -376,11 +376,11 @@ impl Shared {
     }
 }
 
-/// The camera. Everything closes when it is dropped.
+/// The camera. All its sockets close when it is dropped.
 pub struct Camera {
     shared: Arc<Shared>,
     place: Place,
-    /// The listener, and the thread that accepts.
+    /// The listener, and the accepting thread.
     listening: Option<(TcpListener, JoinHandle<()>)>,
 }
 
@@ -412,7 +412,7 @@ impl Camera {
         self.place.address()
     }
 
-    /// Its URL, with user and password if it wants them.
+    /// Its URL, with user and password if required.
     pub fn url(&self) -> String {
         let script = self.shared.script();
         let scheme = if script.identity.is_some() { "rtsps" } else { "rtsp" };
@@ -420,17 +420,17 @@ impl Camera {
         format!("{scheme}://{userinfo}{}/cam", self.address())
     }
 
-    /// Changes what it is like, from the next request and session on.
+    /// Changes its behaviour, from the next request and session on.
     pub fn change(&self, change: impl FnOnce(&mut Script)) {
         change(&mut self.shared.script.lock().unwrap());
     }
 
-    /// What happened so far; the camera stands still as long as this is held.
+    /// The record so far; the camera blocks while this is held.
     pub fn record(&self) -> MutexGuard<'_, Record> {
         self.shared.record()
     }
 
-    /// How many requests with this method it has read.
+    /// The number of requests with this method.
     pub fn count(&self, method: &str) -> usize {
         self.record().requests.iter().filter(|request| request.method == method).count()
     }
@@ -446,15 +446,15 @@ impl Camera {
         wait_until("the relay plays the camera", DEADLINE, || self.count("PLAY") >= times);
     }
 
-    /// Breaks all connections off.
+    /// Closes all connections.
     pub fn hang_up(&self) {
         for (_, socket) in self.shared.sockets.lock().unwrap().drain(..) {
-            // It may be closed already.
+            // It may already be closed.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    /// Breaks all connections off, and closes each new one at once until it is called with `false`.
+    /// Closes all connections, and each new one at once until this is called with `false`.
     pub fn set_away(&self, away: bool) {
         self.shared.away.store(away, Ordering::SeqCst);
         if away {
@@ -462,10 +462,10 @@ impl Camera {
         }
     }
 
-    /// Switches it off: nothing listens there any more.
+    /// Switches it off: nothing listens any more.
     pub fn off(&mut self) {
         if let Some((listener, thread)) = self.listening.take() {
-            // Wakes the thread; it cannot fail with a listener.
+            // Wakes the thread; it cannot fail while there is a listener.
             let _ = socket2::SockRef::from(&listener).shutdown(Shutdown::Both);
             thread.join().expect("the acceptor");
         }

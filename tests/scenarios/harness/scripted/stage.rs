@@ -1,4 +1,4 @@
-//! The media of one session: which frame and which audio packet is due, and what is sent of it.
+//! The media of one session: which frame and audio packet is due, and what is sent of it.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
@@ -7,27 +7,27 @@ use std::time::{Duration, Instant, SystemTime};
 use super::media::{SOUND_BYTES, sound};
 use super::{Kind, Outgoing, Piece, Report, Script, SentFrame, SentPacket, Shared, framed};
 
-/// Ticks of the picture's clock a second, and of the sound's.
+/// Clock rates of video and audio, in Hz.
 const VIDEO_RATE: u64 = 90_000;
 const AUDIO_RATE: u64 = 8_000;
 
-/// Packets of sound a second.
+/// Audio packets a second.
 const SOUNDS: u64 = AUDIO_RATE / SOUND_BYTES as u64;
 
 /// Seconds from 1900 to 1970.
 const NTP_TO_UNIX_S: u64 = 2_208_988_800;
 
-/// How a track's packets go.
+/// How a track's packets are sent.
 pub(super) enum Way {
-    /// By these channels of the connection: RTP, RTCP.
+    /// On these channels of the connection: RTP, RTCP.
     Channels(u8, u8),
     /// As datagrams.
     Ports {
         /// Sends RTP.
         rtp: UdpSocket,
-        /// Sends and takes RTCP.
+        /// Sends and receives RTCP.
         rtcp: UdpSocket,
-        /// Where RTP goes, and RTCP.
+        /// The destinations of RTP and RTCP.
         to: [SocketAddr; 2],
     },
 }
@@ -35,11 +35,11 @@ pub(super) enum Way {
 /// A track that was set up.
 pub(super) struct Track {
     pub(super) kind: Kind,
-    /// Its place in the description, from 1 on.
+    /// Its position in the description, from 1.
     place: usize,
     pub(super) way: Way,
     ssrc: u32,
-    /// Of the next packet.
+    /// The sequence number of the next packet.
     extended_seq: u32,
     first_time: u32,
     time: u32,
@@ -64,7 +64,7 @@ impl Track {
         }
     }
 
-    /// What `RTP-Info` says of its next packet.
+    /// The `RTP-Info` about its next packet.
     pub(super) fn rtp_info(&self, base: &str) -> String {
         format!("url={base}/track{};seq={};rtptime={}", self.place, self.extended_seq as u16, self.first_time)
     }
@@ -89,15 +89,15 @@ impl Track {
     }
 }
 
-/// What is to be written to the connection.
+/// Data to write to the connection.
 #[derive(Default)]
 pub(super) struct Output {
     pub(super) bytes: Vec<u8>,
-    /// The camera's own requests among it.
+    /// The camera's own requests in it.
     pub(super) asks: usize,
 }
 
-/// The tracks that were set up, and since when they play.
+/// The tracks that were set up, and when playback started.
 #[derive(Default)]
 pub(super) struct Stage {
     pub(super) tracks: Vec<Track>,
@@ -141,7 +141,7 @@ impl Stage {
         }
     }
 
-    /// The reports that came as datagrams.
+    /// Reports that arrived as datagrams.
     pub(super) fn reports(&self) -> Vec<Report> {
         let mut found = Vec::new();
         for track in &self.tracks {
@@ -155,7 +155,7 @@ impl Stage {
     }
 }
 
-/// When a track's next frame is due, since the beginning.
+/// When a track's next frame is due, since the start.
 fn at(track: &Track, script: &Script) -> Duration {
     let rate = match track.kind {
         Kind::Video => u64::from(script.fps),
@@ -221,7 +221,7 @@ fn report(track: &Track, script: &Script, output: &mut Output, elapsed: Duration
     put(track, pieces, true, output);
 }
 
-/// What the script makes of a packet.
+/// What the script does with a packet.
 fn pieces(track: &Track, script: &Script, rtcp: bool, part: Part, bytes: Vec<u8>) -> Vec<Piece> {
     let channel = match track.way {
         Way::Channels(rtp, _) if !rtcp => rtp,
@@ -255,7 +255,7 @@ fn put(track: &Track, pieces: Vec<Piece>, rtcp: bool, output: &mut Output) {
         match &track.way {
             Way::Channels(rtp, rtcp) => output.bytes.extend(framed(if by_rtcp { *rtcp } else { *rtp }, &bytes)),
             Way::Ports { rtp, rtcp, to } => {
-                // Nobody may be there any more.
+                // The client may be gone.
                 let _ = if by_rtcp { rtcp.send_to(&bytes, to[1]) } else { rtp.send_to(&bytes, to[0]) };
             }
         }
