@@ -95,7 +95,7 @@ fn frames_of_one_byte_take_no_more_memory_than_the_log_may() {
     assert!(grown <= 8 * LOG, "{} MiB for a log of {} MiB", grown / MIB, LOG / MIB);
     assert!(last > u64::from(FRAMES) * 13 / 4, "too few bytes for a meaningful test: {last} bytes");
     drop(publisher);
-    wait_until("the log is let go of", DEADLINE, || {
+    wait_until("the log is freed", DEADLINE, || {
         let metrics = get(http_address(&relay), "/metrics").1;
         value(&metrics, "rtsprelay_log_bytes{stream=\"live\"") == 0.0
     });
@@ -141,14 +141,14 @@ fn what_cameras_and_players_say_bans_nobody_and_turns_no_line_around() {
         let answer = player.request("SETUP", &relay.url("/t/trackID=0"), &named).expect(200);
         player.session = answer.session().map(str::to_owned);
         player.play(&relay.url("/t")).expect(200);
-        wait_until("the camera's fault is told of", DEADLINE, || {
+        wait_until("the camera's fault is reported", DEADLINE, || {
             let status = get(http_address(&relay), "/status").1;
             relay.printed().contains("cam") && status.contains("fault\":\"")
         });
         let printed = relay.printed();
         let mut status = get(http_address(&relay), "/status").1;
         println!("{}", printed.lines().find(|line| line.contains("WARN")).unwrap_or_default());
-        wait_until("the player is told of", DEADLINE, || {
+        wait_until("the player is reported", DEADLINE, || {
             status = get(http_address(&relay), "/status").1;
             status.contains("user_agent\":\"x")
         });
@@ -184,7 +184,7 @@ fn refusals_fill_no_log() {
             client.answer().expect(461);
         }
     }
-    wait_until("what was left out is told of", DEADLINE, || relay.printed().contains("more lines like this one"));
+    wait_until("what was left out is reported", DEADLINE, || relay.printed().contains("more lines like this one"));
     let printed = relay.printed();
     let told = printed.len() - before;
     println!("3,200 refusals, {told} bytes of log");

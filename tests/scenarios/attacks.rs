@@ -172,7 +172,7 @@ fn no_path_leads_anywhere_but_to_the_streams() {
     // The truncation of a long URL may fall within a password.
     Client::connect(host).describe(&format!("rtsp://me:{}@{host}/nothing", "secret".repeat(200))).expect(404);
     let mut log = String::new();
-    wait_until("the log tells of it", DEADLINE, || {
+    wait_until("the log mentions it", DEADLINE, || {
         log = relay.printed();
         log.matches("refused (404): no such stream or track").count() == 2
     });

@@ -233,7 +233,7 @@ fn the_log_is_read_by_fail2ban() {
         asked(&mut client, "DESCRIBE", &url, name, "guess").expect(401);
     }
     let lines = || relay.relay.printed().matches("authentication failed").count();
-    wait_until("both are told", DEADLINE, || lines() == 2);
+    wait_until("both are reported", DEADLINE, || lines() == 2);
     // The exact expression from the documentation.
     let document = std::fs::read_to_string(test_file("../docs/USERS.md")).unwrap();
     let expression =
@@ -266,7 +266,7 @@ fn a_reload_changes_the_users() {
     std::fs::write(&relay.path, USERS.replace("se:c ret", "another")).unwrap();
     relay.relay.signal(Signal::SIGHUP);
     player.join().unwrap();
-    wait_until("its end is told", DEADLINE, || relay.relay.printed().contains("reason=\"unauthorized\""));
+    wait_until("its end is reported", DEADLINE, || relay.relay.printed().contains("reason=\"unauthorized\""));
     let url = relay.relay.url("/front");
     let mut client = Client::connect(relay.relay.address());
     asked(&mut client, "DESCRIBE", &url, "viewer", "se:c ret").expect(401);

@@ -142,7 +142,9 @@ fn who_does_not_answer_refuses_and_is_not_asked_for_each_request() {
     }
     assert!(start.elapsed() >= Duration::from_millis(500), "the timeout was respected");
     assert_eq!(platform.asked().len(), 1, "one query for equal requests");
-    wait_until("it is told", DEADLINE, || relay.printed().contains("auth_url does not answer (nothing within 500ms)"));
+    wait_until("it is reported", DEADLINE, || {
+        relay.printed().contains("auth_url does not answer (nothing within 500ms)")
+    });
     assert_eq!(value(&get(http_address(&relay), "/metrics").1, "rtsprelay_auth_url_unanswered_total"), 10.0);
 }
 
@@ -176,7 +178,7 @@ fn what_a_refused_url_has_in_its_query_is_not_logged() {
     let mut client = Client::connect(relay.address());
     client.describe(&relay.url("/nothing?jwt=hunter2&hunter2")).expect(404);
     client.request("ANNOUNCE", &relay.url("/test?token=hunter2"), &[]).expect(405);
-    wait_until("both are told", DEADLINE, || {
+    wait_until("both are reported", DEADLINE, || {
         let printed = relay.printed();
         printed.contains("/nothing?jwt=***&***") && printed.contains("/test?token=***")
     });

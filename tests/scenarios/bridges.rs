@@ -98,7 +98,7 @@ fn every_command_passes_pictures_on() {
     platform.args(listens);
     let mut platform = Program::start(platform);
     let mut sends = start(&bridge.replace("-c copy", "-c copy -an"));
-    wait_until("the platform has had a second of it", DEADLINE, || {
+    wait_until("the platform has received a second of it", DEADLINE, || {
         if sends.ended().is_some() {
             sends = start(&bridge.replace("-c copy", "-c copy -an"));
         }

@@ -180,7 +180,7 @@ fn a_crowd_of_browsers_keeps_no_scrape_out() {
     assert!((1..=32).contains(&left), "{left} browsers have kept theirs");
     // Live pictures and events take none of these places.
     let watchers: Vec<_> = (0..40).map(|_| watch(http, "/+events")).collect();
-    wait_until("pages are answered beside them", DEADLINE, || {
+    wait_until("pages are served meanwhile", DEADLINE, || {
         ask(&mut connection_from(11, http), "/+tiles").is_ok_and(|status| status == 200)
     });
     assert_eq!(watchers.len(), 40);

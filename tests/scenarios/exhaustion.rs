@@ -55,7 +55,7 @@ fn without_descriptors_left_players_lose_nothing_and_it_recovers() {
     let before = descriptors(&relay);
     let crowd: Vec<TcpStream> = (0..150).map(|_| TcpStream::connect(relay.address()).expect("a backlog")).collect();
     unbroken(&mut playing, 30);
-    wait_until("the cure is told", DEADLINE, || {
+    wait_until("the fix is logged", DEADLINE, || {
         relay.printed().contains("ulimit -Hn") || relay.printed().contains("ulimit -n")
     });
     let printed = relay.printed();
@@ -110,13 +110,13 @@ fn a_fault_at_one_client_ends_that_one_alone() {
     let _ = page.read_to_end(&mut answer);
     assert!(answer.is_empty());
     let counted = || metric(&relay, "rtsprelay_panics_total{where=\"client\"}") == 3.0;
-    wait_until("that of a page's client is counted too", DEADLINE, counted);
+    wait_until("the panic of a page's client is counted, too", DEADLINE, counted);
     wait_until("both are gone", DEADLINE, || {
         metric(&relay, "rtsprelay_clients{stream=\"test\",transport=\"tcp\"}") == 1.0
     });
     let told =
         |line: &&str| line.contains("a bug in the relay ended this client") && line.contains("client=127.0.0.1:");
-    wait_until("both are told of", DEADLINE, || relay.printed().lines().filter(told).count() >= 2);
+    wait_until("both are reported", DEADLINE, || relay.printed().lines().filter(told).count() >= 2);
     let printed = relay.printed();
     assert!(printed.contains("a test wants it so") && printed.contains("panics.rs"), "where: {printed}");
     assert_eq!(printed.lines().filter(told).count(), 2, "{printed}");
@@ -152,7 +152,7 @@ fn a_fault_of_a_source_starts_it_again_and_leaves_the_clients() {
     let relay = Relay::start(command(Uring::AsAsked, &[&DEMO[..], &["--test-panic", "1500ms"]].concat())).serving("/");
     let mut client = player(&relay);
     wait_until("the source fails", DEADLINE, || metric(&relay, "rtsprelay_panics_total{where=\"source\"}") >= 1.0);
-    wait_until("it is told", DEADLINE, || {
+    wait_until("it is reported", DEADLINE, || {
         let printed = relay.printed();
         printed.lines().any(|line| line.contains("the source's code panicked") && line.contains("stream=test"))
     });

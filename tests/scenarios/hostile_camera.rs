@@ -195,7 +195,7 @@ fn cameras_that_send_rubbish_end_nothing_but_themselves() {
     let before = resident_bytes(&relay);
     let mut frames = 0u64;
     let patience = Duration::from_secs(60 + wanted as u64);
-    wait_until("enough connections have been spoiled", patience, || {
+    wait_until("enough connections have been damaged", patience, || {
         // The good stream continues all the time.
         good.frame_on(0);
         frames += 1;

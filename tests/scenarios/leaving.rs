@@ -123,10 +123,10 @@ fn a_configuration_that_changes_is_read_without_a_signal() {
     wait_until("the new stream is served", DEADLINE, || describe("/two") == 200);
     // An invalid file changes nothing, and is logged once.
     publish("..3", &stream("one").replace("name", "nam"));
-    wait_until("it is told", DEADLINE, || relay.printed().contains("did you mean stream.name"));
+    wait_until("it is reported", DEADLINE, || relay.printed().contains("did you mean stream.name"));
     assert_eq!(describe("/two"), 200);
     publish("..4", &stream("one"));
-    wait_until("what was taken out is gone", DEADLINE, || describe("/two") == 404);
+    wait_until("what was removed is gone", DEADLINE, || describe("/two") == 404);
     assert_eq!(relay.printed().matches("did you mean stream.name").count(), 1);
     watching.frame_on(0);
     std::fs::remove_dir_all(directory).unwrap();

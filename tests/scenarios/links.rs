@@ -124,7 +124,7 @@ fn a_multicast_group_is_sent_once_for_all_who_joined() {
         witness.frame_on(0);
         sent_datagrams() == before
     });
-    wait_until("the log tells of them", DEADLINE, || {
+    wait_until("the log mentions them", DEADLINE, || {
         let log = relay.printed();
         let of_them =
             |what: &str| log.lines().filter(|line| line.contains(what) && line.contains(" client=10.77.")).count();

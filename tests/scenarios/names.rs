@@ -131,7 +131,7 @@ fn an_edge_pulls_each_name_once_and_lets_it_go() {
     assert_eq!(origin.printed().matches(" started playing ").count(), 10, "{}", origin.printed());
     assert_eq!(streams(&edge).len(), 10);
     drop(players);
-    wait_until("the edge has let them go", DEADLINE, || streams(&edge).is_empty());
+    wait_until("the edge has released them", DEADLINE, || streams(&edge).is_empty());
     assert_eq!(edge.printed().matches("reason=\"unwanted\"").count(), 10, "{}", edge.printed());
     let metrics = get(http_address(&edge), "/metrics").1;
     assert!(!metrics.contains("edge/3"), "{metrics}");
@@ -153,7 +153,7 @@ fn a_name_that_the_origin_does_not_have_is_not_found_and_leaves_nothing() {
         assert_eq!(describe(&edge, &format!("/edge/{name}")), 404);
         assert_eq!(describe(&edge, &format!("/edge/{name}")), 404);
         let at_once = began.elapsed() < Duration::from_secs(1);
-        wait_until("the origin tells of it", DEADLINE, || asked(&name) > 0);
+        wait_until("the origin reports it", DEADLINE, || asked(&name) > 0);
         assert!(!at_once || asked(&name) == 1, "{}", origin.printed());
         at_once
     });
@@ -363,7 +363,7 @@ fn a_reload_leaves_streams_alone_that_still_match() {
     assert!(players[1].is_closed());
     for name in ["front", "b/1"] {
         let gone = format!("\"event\":\"gone\",\"reason\":\"removed\",\"stream\":\"{name}\"");
-        wait_until("programs are told", DEADLINE, || edge.printed().matches(&gone).count() == 1);
+        wait_until("programs are notified", DEADLINE, || edge.printed().matches(&gone).count() == 1);
     }
     let pulls = || origin.printed().matches(" started playing stream=").count();
     wait_until("the first one is pulled from there", DEADLINE, || pulls() == 3);

@@ -332,7 +332,7 @@ fn every_real_camera_is_relayed_or_told_what_is_wrong_with_it() {
     let (status, _, printed) = relay.finish(DEADLINE);
     assert!(status.success() && !printed.contains("panicked"), "{printed}");
     // The relay does not wait for the camera's thread.
-    wait_until("reolink is told of the end", DEADLINE, || asked("reolink", "TEARDOWN"));
+    wait_until("reolink gets TEARDOWN", DEADLINE, || asked("reolink", "TEARDOWN"));
 }
 
 /// What is wrong with the result of a case, if anything.
@@ -344,7 +344,7 @@ fn judge(relay: &Relay, case: &Case) -> Option<String> {
             (found != expected).then(|| format!("{}: {found:?} instead of {expected:?}; {log:?}", case.name))
         }
         Fault(words) => {
-            wait_until(&format!("{} is told of", case.name), DEADLINE, || {
+            wait_until(&format!("{} is reported", case.name), DEADLINE, || {
                 log_of(relay, case.name).iter().any(|line| line.contains(words))
             });
             None

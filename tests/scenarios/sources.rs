@@ -55,7 +55,7 @@ fn a_recording_goes_on_over_the_cameras_restarts() {
         camera = Some(camera_relay(port).serving("/test"));
         wait_until("the relay is live again", DEADLINE, || live_in_a_row(&relay));
         let recorded = frames(&recorder);
-        wait_until("ffmpeg records on", DEADLINE, || frames(&recorder) >= recorded + 30);
+        wait_until("ffmpeg continues recording", DEADLINE, || frames(&recorder) >= recorded + 30);
     }
     recorder.stdin().unwrap().write_all(b"q").unwrap();
     let recorded = recorder.finish(DEADLINE);
@@ -107,7 +107,7 @@ fn a_camera_that_hangs_is_noticed_told_of_and_connected_anew() {
         client.packet_within(Duration::from_millis(100)).is_some()
     });
     // It sends nothing more, and closes nothing.
-    wait_until("the relay connects anew", DEADLINE, || {
+    wait_until("the relay reconnects", DEADLINE, || {
         camera.requests().iter().filter(|method| *method == "PLAY").count() >= 2
     });
     let silent = "the camera sent no media for 1 s";

@@ -42,7 +42,7 @@ fn play_with_others(relay: &Relay, wanted: &[(&str, u8, u8)], players: &Players)
         assert_eq!(answer.transport("interleaved"), Some(format!("{rtp}-{rtcp}").as_str()));
     }
     players.set_up.fetch_add(1, Ordering::Relaxed);
-    wait_until("the others are as far", DEADLINE, || players.set_up.load(Ordering::Relaxed) >= players.count);
+    wait_until("the others have caught up", DEADLINE, || players.set_up.load(Ordering::Relaxed) >= players.count);
     let played = client.play(described.header("Content-Base").unwrap()).expect(200);
     let info = played.rtp_info();
     assert_eq!(info.len(), wanted.len(), "{played:#?}");

@@ -206,7 +206,7 @@ fn a_fault_at_one_client_ends_that_one_alone() {
         let metrics = get(http_address(&relay), "/metrics").1;
         value(&metrics, "rtsprelay_panics_total{where=\"client\"}") == 1.0 && status(&relay)["tls"]["connections"] == 1
     });
-    wait_until("it is told", DEADLINE, || relay.printed().contains("a test wants it so"));
+    wait_until("it is reported", DEADLINE, || relay.printed().contains("a test wants it so"));
     player().frame_on(0);
     packets.extend(healthy.frame_on(0));
     assert_unbroken(&packets);
@@ -228,7 +228,7 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
     let silent = crowd(relay.address());
     let shards = available_parallelism().unwrap().get();
     let room = (tls_half_open_max(CLIENTS), strangers_max(CLIENTS).next_multiple_of(shards));
-    wait_until("most are given up", DEADLINE, || {
+    wait_until("most are closed", DEADLINE, || {
         let told = status(&relay);
         let count = |of: &Value| of.as_u64().unwrap() as usize;
         let left = (count(&told["tls"]["half_open"]), count(&told["total"]["connections"]));
@@ -242,7 +242,7 @@ fn half_open_handshakes_leave_room_in_a_small_relay_and_for_other_addresses() {
     // Then another one is evicted for each new connection. That takes a moment, and if many arrive in it, some are refused.
     let come = || {
         let mut newcomer = None;
-        wait_until("another one has given way", DEADLINE, || {
+        wait_until("another one has been evicted", DEADLINE, || {
             let mut client = Client::connect(relay.address());
             newcomer = client.is_served("OPTIONS", "*").then_some(client);
             newcomer.is_some()
@@ -293,7 +293,7 @@ fn of_half_open_handshakes_one_gives_way_for_each_of_a_burst() {
     let burst = FREE as u64 + GIVEN;
     let burst: Vec<_> = (0..burst).map(|_| stream_from([127, 0, 0, 3].into(), relay.address())).collect();
     relay.signal(Signal::SIGCONT);
-    wait_until("as many have given way", DEADLINE, || are_in((waiting - GIVEN, plain + burst.len() as u64)));
+    wait_until("as many have been evicted", DEADLINE, || are_in((waiting - GIVEN, plain + burst.len() as u64)));
     assert_eq!(count(&status(&relay), "/tls/handshakes_total/crowded_out"), GIVEN);
     drop((half_open, beside, burst));
 }
@@ -526,7 +526,7 @@ fn a_thousand_half_open_handshakes_delay_nobody() {
     let total = |outcome: &str| counted["tls"]["handshakes_total"][outcome].as_u64();
     assert!(total("crowded_out") >= Some(76), "{counted}");
     assert_eq!((total("done"), counted["total"]["skips_total"].as_u64()), (Some(1), Some(0)), "{counted}");
-    wait_until("they are given up", DEADLINE, || status(&relay)["tls"]["half_open"] == 0);
+    wait_until("they are closed", DEADLINE, || status(&relay)["tls"]["half_open"] == 0);
     drop(half_open);
 }
 

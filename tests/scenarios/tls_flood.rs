@@ -118,7 +118,7 @@ fn players_come_in_while_many_addresses_begin_handshakes_that_they_never_end() {
         let begun = sent.load(Ordering::Relaxed);
         for player in 0..PLAYERS {
             let mut tries = 0;
-            wait_until(&format!("player {player} comes in"), 2 * DEADLINE, || {
+            wait_until(&format!("player {player} is served"), 2 * DEADLINE, || {
                 tries += 1;
                 plays(address, &trusted)
             });

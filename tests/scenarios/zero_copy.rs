@@ -35,7 +35,7 @@ fn forced_on_over_loopback_all_of_it_arrives_and_counts_as_copied() {
             assert_eq!(pair[1].seq(), pair[0].seq().wrapping_add(1));
         }
     }
-    wait_until("the report tells of copied sends", DEADLINE, || {
+    wait_until("the report counts copied sends", DEADLINE, || {
         counter(&relay.printed(), "zero_copy_copied_total") > 100
     });
     assert_eq!(counter(&relay.printed(), "zero_copy_total"), 0, "loopback always copies");

@@ -62,7 +62,7 @@ fn same_as_ffmpeg(name: &str, codec: Codec, encode: &[&str]) {
     let input = ["-y", "-f", "lavfi", "-i", source, "-frames:v", "60"];
     ffmpeg(&[&input[..], encode, &[&file]].concat());
     let clip = std::fs::read(&file).expect("ffmpeg wrote it");
-    // In 8 bits first: from 10 bits, ffmpeg interpolates the chroma, which nothing here does.
+    // First converted to 8 bits: from 10 bits, ffmpeg interpolates the chroma, which the viewer does not.
     let wanted = ffmpeg(&[
         "-i",
         &file,
@@ -99,7 +99,7 @@ fn same_as_ffmpeg(name: &str, codec: Codec, encode: &[&str]) {
         assert_eq!(outcome, Outcome::Decoded);
     }
     println!("{name}: {pictures} pictures, PSNR at least {worst:.1} dB");
-    // Some are still inside where they are reordered.
+    // Some pictures are still in the decoder's reordering buffer.
     assert!(pictures >= 54, "{pictures} pictures");
     assert!(worst > PSNR_MIN, "PSNR {worst:.1} dB");
 }

@@ -1,4 +1,4 @@
-//! What a person sees: the terminal's picture in tmux, and the window under Xvfb.
+//! What a person sees: the picture in the terminal, in tmux, and the window, under Xvfb.
 
 mod common;
 
@@ -9,7 +9,7 @@ use common::{Demo, Folder, Running, need, read_png, turn, wait_until};
 
 const VIEWER: &str = env!("CARGO_BIN_EXE_rtsprelay-view");
 
-/// What a program prints.
+/// The output of a program.
 fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().expect("it runs");
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -48,7 +48,7 @@ fn in_tmux_the_picture_is_of_half_blocks_with_the_numbers_under_it() {
     let tmux = |arguments: &[&str]| terminal.tmux(arguments);
     let screen = || terminal.screen();
     let code = folder.file("code");
-    // If it fails, the terminal stays to show why.
+    // If it fails, the terminal stays open to show why.
     let command =
         format!("{VIEWER} {} --terminal; echo $? > {code}; [ \"$(cat {code})\" = 0 ] || sleep infinity", demo.address);
     tmux(&["new-session", "-d", "-x", "100", "-y", "30", &command]);
@@ -83,8 +83,8 @@ impl Display {
         need("Xvfb", "xvfb");
         need("xdotool", "xdotool");
         need("import", "imagemagick");
-        // Without `-noreset` Xvfb starts over when its last client leaves, and turns away who comes in that moment: a
-        // look for the window that ends before the viewer has connected would be such a last client.
+        // Without `-noreset` Xvfb resets when its last client leaves, and refuses clients meanwhile: a check for the
+        // window that ends before the viewer has connected would be such a last client.
         let log = folder.file("Xvfb.log");
         let mut server = Command::new("Xvfb")
             .args(["-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp", "-noreset"])
@@ -105,7 +105,7 @@ impl Display {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// What is on the screen: pixels of three bytes, and pixels in a row.
+    /// The screen's contents: three bytes per pixel, and the number of pixels per row.
     fn shot(&self, file: &str) -> (Vec<u8>, u32) {
         let png = format!("PNG24:{file}");
         let status = Command::new("import").args(["-window", "root", &png]).env("DISPLAY", &self.name).status();
@@ -136,12 +136,12 @@ fn a_window_keeps_the_shape_of_the_picture_and_obeys_keys() {
     });
     let window = find();
     let file = folder.file("shot.png");
-    // A square window: the picture of 16:9 has black above and below.
+    // A square window: a 16:9 picture has black bars above and below.
     display.xdotool(&["windowsize", &window, "640", "640"]);
     display.xdotool(&["windowmove", &window, "0", "0"]);
     display.xdotool(&["windowfocus", &window]);
     display.xdotool(&["key", "--window", &window, "i"]);
-    // The stripes at the foot of the test pattern: light and dark in turn, 40 pixels each.
+    // The stripes at the bottom of the test pattern: alternately light and dark, 40 pixels each.
     let stripes = |row: usize| -> Vec<u8> {
         let (pixels, width) = display.shot(&file);
         (0..640).map(|x| pixels[(row * width as usize + x) * 3 + 1]).collect()

@@ -1,4 +1,4 @@
-//! The viewer with servers that refuse, restart, or are not the relay; and what scripts get to know of it.
+//! The viewer with servers that refuse, restart, or are not the relay; and what scripts learn about it.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::time::Instant;
 use common::{Demo, Folder, GstServer, Running, play, summary, turn, viewer};
 use serde_json::Value;
 
-/// Live 1080p30 that moves, cheaply encoded.
+/// Live 1080p30 with motion, cheaply encoded.
 const SOURCE: &str =
     "videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=1920,height=1080,framerate=30/1";
 

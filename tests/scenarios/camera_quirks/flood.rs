@@ -112,7 +112,7 @@ fn a_flood_of_tiny_frames_holds_up_nobody_and_no_stop() {
     assert!(faults.is_empty(), "{faults:?}");
     // Whenever it plays again.
     let played = hostile.count("PLAY");
-    wait_until("it is at it again", 2 * PATIENCE, || hostile.count("PLAY") > played);
+    wait_until("it plays again", 2 * PATIENCE, || hostile.count("PLAY") > played);
     compare("stop", calm[2], stop(relay));
 }
 

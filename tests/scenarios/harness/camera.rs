@@ -1,6 +1,6 @@
 //! A camera that sends what a scenario tells it to, when told: H.264 and PCMU over interleaved RTP.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -327,80 +327,14 @@ fn rtp(wire: &mut Vec<u8>, channel: u8, marker_and_type: u8, seq: u16, time: u32
 /// Answers one connection's requests until it ends.
 fn serve(stream: &TcpStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream);
-    loop {
-        let mut first = [0; 1];
-        if reader.read_exact(&mut first).is_err() {
-            return;
-        }
-        if first[0] == b'$' {
-            let mut header = [0; 3];
-            if reader.read_exact(&mut header).is_err() {
-                return;
-            }
-            let mut packet = vec![0; usize::from(u16::from_be_bytes([header[1], header[2]]))];
-            if reader.read_exact(&mut packet).is_err() {
-                return;
-            }
-            continue;
-        }
-        let mut head = String::from_utf8(first.to_vec()).unwrap();
-        while !head.ends_with("\r\n\r\n") {
-            if reader.read_line(&mut head).unwrap_or(0) == 0 {
-                return;
-            }
-        }
-        let header = |name: &str| {
-            head.lines().find_map(|line| {
-                let (n, value) = line.split_once(':')?;
-                n.eq_ignore_ascii_case(name).then(|| value.trim().to_string())
-            })
-        };
-        if let Some(len) = header("Content-Length").and_then(|v| v.parse::<usize>().ok()) {
-            let mut body = vec![0; len];
-            if reader.read_exact(&mut body).is_err() {
-                return;
-            }
-        }
+    while let Some(head) = next_request(&mut reader) {
         let method = head.split(' ').next().unwrap().to_string();
-        let url = head.split(' ').nth(1).unwrap().to_string();
         let mut state = state.lock().unwrap();
         if state.deaf {
             continue;
         }
-        let (mut extra, mut body) = (String::new(), String::new());
-        match method.as_str() {
-            "OPTIONS" => extra += "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER\r\n",
-            "DESCRIBE" => {
-                extra += &format!("Content-Base: {}/\r\nContent-Type: application/sdp\r\n", url.trim_end_matches('/'));
-                let encoding = state.encoding.unwrap_or("H264");
-                body = format!(
-                    "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n\
-                     m=video 0 RTP/AVP 96\r\na=rtpmap:96 {encoding}/90000\r\na=fmtp:96 packetization-mode=1;\
-                     profile-level-id=42C01E;sprop-parameter-sets={SPROP}\r\na=control:track1\r\n\
-                     m=audio 0 RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\na=control:track2\r\n"
-                );
-            }
-            "SETUP" => {
-                let asked = header("Transport").unwrap_or_default();
-                let pair = asked.split("interleaved=").nth(1).and_then(|v| v.split([';', ',']).next()).unwrap_or("0-1");
-                let channel = pair.split('-').next().unwrap().parse().unwrap();
-                if url.ends_with("track1") {
-                    state.video.0 = channel;
-                } else {
-                    state.audio.0 = channel;
-                }
-                extra += &format!("Transport: RTP/AVP/TCP;unicast;interleaved={pair}\r\nSession: 4711;timeout=60\r\n");
-            }
-            "PLAY" => {
-                let base = url.trim_end_matches('/');
-                extra += &format!(
-                    "Session: 4711\r\nRTP-Info: url={base}/track1;seq={};rtptime={},url={base}/track2;seq={};rtptime={}\r\n",
-                    state.video.1, state.video.2, state.audio.1, state.audio.2
-                );
-            }
-            _ => extra += "Session: 4711\r\n",
-        }
-        let cseq = header("CSeq").unwrap_or_default();
+        let (extra, body) = answer(&mut state, &method, &head);
+        let cseq = header(&head, "CSeq").unwrap_or_default();
         let answer = format!("RTSP/1.0 200 OK\r\nCSeq: {cseq}\r\n{extra}Content-Length: {}\r\n\r\n{body}", body.len());
         let mut writer = stream;
         if writer.write_all(answer.as_bytes()).is_err() {
@@ -412,5 +346,79 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
             state.playing = None;
         }
         state.requests.push(method);
+    }
+}
+
+/// The head of the next request; interleaved packets and bodies are skipped. `None` at the end of the connection.
+fn next_request(reader: &mut impl BufRead) -> Option<String> {
+    let mut first = [0; 1];
+    loop {
+        reader.read_exact(&mut first).ok()?;
+        if first[0] != b'$' {
+            break;
+        }
+        let mut header = [0; 3];
+        reader.read_exact(&mut header).ok()?;
+        reader.read_exact(&mut vec![0; usize::from(u16::from_be_bytes([header[1], header[2]]))]).ok()?;
+    }
+    let mut head = String::from_utf8(first.to_vec()).unwrap();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).unwrap_or(0) == 0 {
+            return None;
+        }
+    }
+    if let Some(len) = header(&head, "Content-Length").and_then(|value| value.parse::<usize>().ok()) {
+        reader.read_exact(&mut vec![0; len]).ok()?;
+    }
+    Some(head)
+}
+
+/// The value of a header field.
+fn header(head: &str, name: &str) -> Option<String> {
+    head.lines().find_map(|line| {
+        let (n, value) = line.split_once(':')?;
+        n.eq_ignore_ascii_case(name).then(|| value.trim().to_string())
+    })
+}
+
+/// The header fields and the body of the answer to a request, which may set a track up.
+fn answer(state: &mut State, method: &str, head: &str) -> (String, String) {
+    let url = head.split(' ').nth(1).unwrap();
+    let base = url.trim_end_matches('/');
+    match method {
+        "OPTIONS" => {
+            let public = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER\r\n";
+            (public.into(), String::new())
+        }
+        "DESCRIBE" => {
+            let encoding = state.encoding.unwrap_or("H264");
+            let body = format!(
+                "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n\
+                 m=video 0 RTP/AVP 96\r\na=rtpmap:96 {encoding}/90000\r\na=fmtp:96 packetization-mode=1;\
+                 profile-level-id=42C01E;sprop-parameter-sets={SPROP}\r\na=control:track1\r\n\
+                 m=audio 0 RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\na=control:track2\r\n"
+            );
+            (format!("Content-Base: {base}/\r\nContent-Type: application/sdp\r\n"), body)
+        }
+        "SETUP" => {
+            let asked = header(head, "Transport").unwrap_or_default();
+            let pair = asked.split("interleaved=").nth(1).and_then(|v| v.split([';', ',']).next()).unwrap_or("0-1");
+            let channel = pair.split('-').next().unwrap().parse().unwrap();
+            if url.ends_with("track1") {
+                state.video.0 = channel;
+            } else {
+                state.audio.0 = channel;
+            }
+            let fields = format!("Transport: RTP/AVP/TCP;unicast;interleaved={pair}\r\nSession: 4711;timeout=60\r\n");
+            (fields, String::new())
+        }
+        "PLAY" => {
+            let fields = format!(
+                "Session: 4711\r\nRTP-Info: url={base}/track1;seq={};rtptime={},url={base}/track2;seq={};rtptime={}\r\n",
+                state.video.1, state.video.2, state.audio.1, state.audio.2
+            );
+            (fields, String::new())
+        }
+        _ => ("Session: 4711\r\n".into(), String::new()),
     }
 }
