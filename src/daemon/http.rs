@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::{JoinSet, spawn_local, yield_now};
 use tokio::time::sleep;
 
 use super::admission::SharedAdmission;
@@ -121,6 +121,8 @@ pub(super) async fn serve(listener: Listener, pages: Pages) {
     loop {
         let (stream, peer) = accepted(&listener).await;
         take(stream, From { peer, secured: None }, &pages, &places);
+        // After a restart more may wait than there are places: accepted all at once, they would be closed before they are served.
+        yield_now().await;
     }
 }
 
