@@ -524,6 +524,12 @@ pub const LINGER_READ_BYTES_MAX: usize = 256 * 1024;
 /// Length of the queue of connections to be accepted.
 pub const LISTEN_BACKLOG_MAX: i32 = 1024;
 
+/// Maximum number of descriptors that a service manager may pass.
+pub const INHERITED_DESCRIPTORS_MAX: u32 = 64;
+
+/// Maximum number of listening sockets that the relay has the service manager keep; `FileDescriptorStoreMax=` in the packaged unit.
+pub const STORED_SOCKETS_MAX: usize = 32;
+
 /// Minimum size in bytes of a send that lends its pages to the kernel with `zero_copy = "auto"`; below it, copying is cheaper.
 pub const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
 
@@ -607,6 +613,8 @@ const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(TLS_FAREWELL_MAX_MS < STOP_MAX_MS);
     assert!(LINGER_MS < STOP_MAX_MS / 2);
+    // All of them are passed back, besides those of socket units: one that is not seen would listen without anybody accepting.
+    assert!(STORED_SOCKETS_MAX <= INHERITED_DESCRIPTORS_MAX as usize / 2);
     assert!(TLS_SLICE_COMPUTED_US < TLS_SLICE_US);
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
     // A chunk always fits in an operation, even if a packet of the maximum size made it exceed its limit.

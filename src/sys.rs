@@ -14,6 +14,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::limits::INHERITED_DESCRIPTORS_MAX;
+
 /// Prefetches the first `bytes` of a value into the cache, without waiting. Does nothing on processors for which it is not implemented.
 #[inline]
 pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
@@ -42,9 +44,6 @@ pub fn give_back_free_memory() {
         libc::malloc_trim(0);
     }
 }
-
-/// Maximum number of descriptors that a service manager may pass.
-const INHERITED_MAX: u32 = 64;
 
 /// The kernel's data about a TCP connection (`struct tcp_info` of `linux/tcp.h`, the fields used in reports).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -224,7 +223,7 @@ const PASSED_FIRST: RawFd = 3;
 pub fn note_descriptors() {
     // SAFETY: it only queries whether the descriptor is open.
     let is_open = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
-    PASSED.get_or_init(|| (PASSED_FIRST..PASSED_FIRST + INHERITED_MAX as RawFd).filter(is_open).collect());
+    PASSED.get_or_init(|| (PASSED_FIRST..PASSED_FIRST + INHERITED_DESCRIPTORS_MAX as RawFd).filter(is_open).collect());
 }
 
 /// The descriptors from the service manager.
@@ -244,7 +243,7 @@ pub fn inherited_descriptors() -> Inherited {
     if number("LISTEN_PID") != Some(std::process::id()) || TAKEN.swap(true, Ordering::Relaxed) {
         return Inherited::default();
     }
-    let count = number("LISTEN_FDS").unwrap_or(0).min(INHERITED_MAX) as RawFd;
+    let count = number("LISTEN_FDS").unwrap_or(0).min(INHERITED_DESCRIPTORS_MAX) as RawFd;
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').chain(std::iter::repeat(""));
     let passed = PASSED.get().map_or(&[][..], |passed| passed);

@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use super::admission::SharedAdmission;
 use super::answers::{Answer, plain, said};
 use super::failure::Failure;
+use super::fd_store::{FdStore, Kind};
 use super::health;
 use super::manage::{self, Manage};
 use super::places::{Places, Purpose, Seat};
@@ -106,8 +107,8 @@ impl Drop for CountsPanic {
 ///
 /// # Errors
 /// A sentence with the address and the fix.
-pub(super) fn bind(address: SocketAddr) -> Result<Listener, Failure> {
-    Listener::bind(address).map_err(|error| {
+pub(super) fn bind(store: &mut FdStore, kind: Kind, address: SocketAddr) -> Result<Listener, Failure> {
+    store.listen(kind, address).map_err(|error| {
         format!(
             "cannot serve HTTP on {address} ({error}); free the port, choose another with --http or `http`, or remove the key"
         )
