@@ -131,6 +131,10 @@ pub const RTP_PACKET_BYTES_MAX: usize = 1_472;
 /// Maximum size of each part of a larger packet, in bytes: what fits into an IPv6 datagram with that MTU.
 pub const RTP_PART_BYTES_MAX: usize = 1_452;
 
+/// Maximum number of packets that one received packet of H.264 or H.265 is split into: one that holds thousands of tiny NAL units would
+/// keep a shard from its clients for milliseconds. The largest fragment needs 46, a frame with a slice for each row of macroblocks 68.
+pub const PACKETS_OF_ONE_MAX: u64 = 512;
+
 /// Maximum size of a parameter set that is stored and inserted before keyframes, in bytes; a larger one must come with them.
 pub const PARAMETER_SET_BYTES_MAX: usize = 1_024;
 
