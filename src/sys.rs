@@ -34,6 +34,23 @@ pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
     let _ = (value, bytes);
 }
 
+/// Size in bytes from which an allocation is a mapping of its own, and free memory at a heap's end that stays there.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES_MAX: libc::c_int = 1024 * 1024;
+
+/// Makes the allocator return large pieces of memory, such as a page of metrics, as soon as they are freed. Otherwise the first of them that is freed
+/// moves both of glibc's thresholds to its own size and twice that (mallopt(3), `M_MMAP_THRESHOLD`). Does nothing with C libraries other than
+/// glibc. For the start of the program.
+pub fn return_large_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread allocates yet (mallopt(3) is MT-Unsafe only in its initialization); the call takes numbers and touches no memory
+    // in use. A refusal leaves the thresholds as they were.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES_MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX);
+    }
+}
+
 /// Makes the allocator return free whole pages to the system (malloc_trim(3)). Threads that allocate may have to wait: about a
 /// millisecond per ten megabytes. Does nothing with C libraries other than glibc.
 pub fn give_back_free_memory() {
