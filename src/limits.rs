@@ -131,6 +131,10 @@ pub const RTP_PACKET_BYTES_MAX: usize = 1_472;
 /// Maximum size of each part of a larger packet, in bytes: what fits into an IPv6 datagram with that MTU.
 pub const RTP_PART_BYTES_MAX: usize = 1_452;
 
+/// Maximum number of packets that one received packet of H.264 or H.265 is split into: one that holds thousands of tiny NAL units would
+/// keep a shard from its clients for milliseconds. The largest fragment needs 46, a frame with a slice for each row of macroblocks 68.
+pub const PACKETS_OF_ONE_MAX: u64 = 512;
+
 /// Maximum size of a parameter set that is stored and inserted before keyframes, in bytes; a larger one must come with them.
 pub const PARAMETER_SET_BYTES_MAX: usize = 1_024;
 
@@ -524,6 +528,12 @@ pub const LINGER_READ_BYTES_MAX: usize = 256 * 1024;
 /// Length of the queue of connections to be accepted.
 pub const LISTEN_BACKLOG_MAX: i32 = 1024;
 
+/// Maximum number of descriptors that a service manager may pass.
+pub const INHERITED_DESCRIPTORS_MAX: u32 = 64;
+
+/// Maximum number of listening sockets that the relay has the service manager keep; `FileDescriptorStoreMax=` in the packaged unit.
+pub const STORED_SOCKETS_MAX: usize = 32;
+
 /// Minimum size in bytes of a send that lends its pages to the kernel with `zero_copy = "auto"`; below it, copying is cheaper.
 pub const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
 
@@ -607,6 +617,8 @@ const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(TLS_FAREWELL_MAX_MS < STOP_MAX_MS);
     assert!(LINGER_MS < STOP_MAX_MS / 2);
+    // All of them are passed back, besides those of socket units: one that is not seen would listen without anybody accepting.
+    assert!(STORED_SOCKETS_MAX <= INHERITED_DESCRIPTORS_MAX as usize / 2);
     assert!(TLS_SLICE_COMPUTED_US < TLS_SLICE_US);
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
     // A chunk always fits in an operation, even if a packet of the maximum size made it exceed its limit.

@@ -25,6 +25,7 @@ const EXIT_WRONG: u8 = 2;
 
 fn main() -> ExitCode {
     rtsprelay::sys::note_descriptors();
+    rtsprelay::sys::return_large_memory();
     let (testing, arguments) = match Testing::take(std::env::args_os(), parse_duration) {
         Ok(taken) => taken,
         Err(error) => return wrong(&error),

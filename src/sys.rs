@@ -14,6 +14,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::limits::INHERITED_DESCRIPTORS_MAX;
+
 /// Prefetches the first `bytes` of a value into the cache, without waiting. Does nothing on processors for which it is not implemented.
 #[inline]
 pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
@@ -32,6 +34,23 @@ pub(crate) fn prefetch<T>(value: &T, bytes: usize) {
     let _ = (value, bytes);
 }
 
+/// Size in bytes from which an allocation is a mapping of its own, and free memory at a heap's end that stays there.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES_MAX: libc::c_int = 1024 * 1024;
+
+/// Makes the allocator return large pieces of memory, such as a page of metrics, as soon as they are freed. Otherwise the first of them that is freed
+/// moves both of glibc's thresholds to its own size and twice that (mallopt(3), `M_MMAP_THRESHOLD`). Does nothing with C libraries other than
+/// glibc. For the start of the program.
+pub fn return_large_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread allocates yet (mallopt(3) is MT-Unsafe only in its initialization); the call takes numbers and touches no memory
+    // in use. A refusal leaves the thresholds as they were.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES_MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX);
+    }
+}
+
 /// Makes the allocator return free whole pages to the system (malloc_trim(3)). Threads that allocate may have to wait: about a
 /// millisecond per ten megabytes. Does nothing with C libraries other than glibc.
 pub fn give_back_free_memory() {
@@ -42,9 +61,6 @@ pub fn give_back_free_memory() {
         libc::malloc_trim(0);
     }
 }
-
-/// Maximum number of descriptors that a service manager may pass.
-const INHERITED_MAX: u32 = 64;
 
 /// The kernel's data about a TCP connection (`struct tcp_info` of `linux/tcp.h`, the fields used in reports).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -224,7 +240,7 @@ const PASSED_FIRST: RawFd = 3;
 pub fn note_descriptors() {
     // SAFETY: it only queries whether the descriptor is open.
     let is_open = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
-    PASSED.get_or_init(|| (PASSED_FIRST..PASSED_FIRST + INHERITED_MAX as RawFd).filter(is_open).collect());
+    PASSED.get_or_init(|| (PASSED_FIRST..PASSED_FIRST + INHERITED_DESCRIPTORS_MAX as RawFd).filter(is_open).collect());
 }
 
 /// The descriptors from the service manager.
@@ -244,7 +260,7 @@ pub fn inherited_descriptors() -> Inherited {
     if number("LISTEN_PID") != Some(std::process::id()) || TAKEN.swap(true, Ordering::Relaxed) {
         return Inherited::default();
     }
-    let count = number("LISTEN_FDS").unwrap_or(0).min(INHERITED_MAX) as RawFd;
+    let count = number("LISTEN_FDS").unwrap_or(0).min(INHERITED_DESCRIPTORS_MAX) as RawFd;
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').chain(std::iter::repeat(""));
     let passed = PASSED.get().map_or(&[][..], |passed| passed);

@@ -1,4 +1,4 @@
-//! The Debian package under a real systemd: install, start, play, reload, watchdog, syslog, stop, sockets, sandbox, purge.
+//! The Debian package under a real systemd: install, start, play, reload, watchdog, crashes, syslog, stop, sockets, sandbox, purge.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::admission::{LimitReached, SharedAdmission};
 use super::failure::Failure;
+use super::fd_store::{FdStore, Kind};
 use super::proxied::{self, Refused};
 use crate::egress::Listener;
 use crate::limits::{ACCEPTED_AT_ONCE_MAX, PROXY_HEADERS_AWAITED_MAX};
@@ -25,8 +26,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// A sentence with the address and the fix.
-pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Vec<Listener>, Failure> {
-    let listener = |&address| Listener::bind(address).map_err(|error| cannot_listen(address, &error).into());
+pub(super) fn bind(store: &mut FdStore, kind: Kind, addresses: &[SocketAddr]) -> Result<Vec<Listener>, Failure> {
+    let listener = |&address| store.listen(kind, address).map_err(|error| cannot_listen(address, &error).into());
     addresses.iter().map(listener).collect()
 }
 

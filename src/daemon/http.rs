@@ -14,12 +14,13 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::{JoinSet, spawn_local, yield_now};
 use tokio::time::sleep;
 
 use super::admission::SharedAdmission;
 use super::answers::{Answer, plain, said};
 use super::failure::Failure;
+use super::fd_store::{FdStore, Kind};
 use super::health;
 use super::manage::{self, Manage};
 use super::places::{Places, Purpose, Seat};
@@ -106,8 +107,8 @@ impl Drop for CountsPanic {
 ///
 /// # Errors
 /// A sentence with the address and the fix.
-pub(super) fn bind(address: SocketAddr) -> Result<Listener, Failure> {
-    Listener::bind(address).map_err(|error| {
+pub(super) fn bind(store: &mut FdStore, kind: Kind, address: SocketAddr) -> Result<Listener, Failure> {
+    store.listen(kind, address).map_err(|error| {
         format!(
             "cannot serve HTTP on {address} ({error}); free the port, choose another with --http or `http`, or remove the key"
         )
@@ -121,6 +122,8 @@ pub(super) async fn serve(listener: Listener, pages: Pages) {
     loop {
         let (stream, peer) = accepted(&listener).await;
         take(stream, From { peer, secured: None }, &pages, &places);
+        // After a restart more may wait than there are places: accepted all at once, they would be closed before they are served.
+        yield_now().await;
     }
 }
 

@@ -58,6 +58,8 @@ impl Relay {
         if over.is_zero() {
             return Ok(());
         }
+        // Other relays take over the clients; here they would wait for the end of `drain`.
+        self.store.release();
         process::leave(SystemTime::now() + delay + over);
         info!(
             drain = ?over,
@@ -74,7 +76,7 @@ impl Relay {
                 asked = asked.recv() => match asked {
                     Some(Asked::Summary) => self.tell_summary().await,
                     Some(Asked::Reload) => info!("leaving: the configuration is not reloaded"),
-                    Some(Asked::Stop) | None => return Ok(()),
+                    Some(Asked::Stop | Asked::Restart) | None => return Ok(()),
                 },
                 why = failed(tasks) => return Err(why),
                 _ = step.tick() => {}

@@ -10,12 +10,14 @@ mod descriptors;
 mod dispatch;
 mod events;
 mod failure;
+mod fd_store;
 mod fields;
 mod fold;
 #[cfg(feature = "testing")]
 pub mod fuzz;
 mod health;
 mod http;
+mod inherited;
 mod leaving;
 mod list;
 mod manage;
@@ -75,6 +77,8 @@ use console::Console;
 use dispatch::Outlets;
 use events::Events;
 pub use failure::Failure;
+use fd_store::{FdStore, Kind};
+use inherited::Inherited;
 pub use list::{add_stream, end_client, list_streams, remove_stream};
 use manage::{Ask, Asks, Manage, Reply};
 use notify::Notifier;
@@ -196,19 +200,20 @@ async fn start_streams(
     load: Option<Load>,
     io: IoKind,
 ) -> Result<(Relay, Vec<ShardHandle>, Opening), Failure> {
-    let (plain, for_tls) = notify::inherited_listeners();
-    let (listeners, addresses) = listen(plain, "listen", &config.listen)?;
+    let notifier = Rc::new(Notifier::from_env());
+    let Inherited { plain, secured: for_tls, mut store } = Inherited::take(&config, &notifier);
+    let (listeners, addresses) = listen(plain, &mut store, Kind::Rtsp, &config.listen)?;
     let (control, messages) = mpsc::unbounded_channel();
     let (io, handles) = start_shards(&config, io, &control).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
-    let secured = secure::Secured::start(&config, for_tls, &shards, &ControlSender::new(0, control.clone()))?;
+    let secured =
+        secure::Secured::start(&config, (for_tls, &mut store), &shards, &ControlSender::new(0, control.clone()))?;
     let doors = Doors::new()?;
     doors.set(&config, &shards);
     tell_warnings(&config);
     let all: Vec<SocketAddr> = addresses.iter().chain(&secured.addresses).copied().collect();
     access::warn_if_open(&config, &all, config.http);
-    let web = config.http.map(http::bind).transpose()?.map(|web| (web, false));
-    let web = web.into_iter().chain(config.http_tls.map(http::bind).transpose()?.map(|web| (web, true))).collect();
+    let web = listen_for_pages(&config, &mut store)?;
 
     // Without a file there is at most one configured stream.
     let single = config.streams.first().filter(|_| load.is_none()).map(|stream| stream.name.clone());
@@ -229,9 +234,7 @@ async fn start_streams(
     streams.start_all(&config.streams).await;
     tell_listening(&config, io, handles.len(), &addresses, &secured.addresses);
     tell_urls(&config, &urls);
-    let clients = (config.limits.clients, config.clients_per_address());
-    let admission = Rc::new(RefCell::new(Admission::new(clients.0, clients.1, handles.len())));
-    admission.borrow_mut().set_balancers(Balancers::of(&config));
+    let admission = admission(&config, handles.len());
     let events = Events::new();
     let watched = reporter.lock().await.watched();
     let site = Site::new(&config, doors.clone(), watched, Rc::clone(&admission), events.clone());
@@ -242,7 +245,8 @@ async fn start_streams(
         config,
         addresses: all,
         load,
-        notifier: Rc::new(Notifier::from_env()),
+        notifier,
+        store,
         shards,
         reporter,
         streams,
@@ -300,16 +304,17 @@ fn tell_listening(config: &Config, io: IoKind, shards: usize, plain: &[SocketAdd
     }
 }
 
-/// The sockets that the service manager has handed over for RTSP or RTSPS, or else those at the addresses of the configuration; with
-/// their addresses.
+/// The sockets of a socket unit for RTSP or RTSPS, or else those at the addresses of the configuration; with their addresses.
 fn listen(
     inherited: Vec<std::net::TcpListener>,
-    key: &str,
+    store: &mut FdStore,
+    kind: Kind,
     addresses: &[SocketAddr],
 ) -> Result<(Vec<Listener>, Vec<SocketAddr>), Failure> {
     let listeners = if inherited.is_empty() {
-        acceptor::bind(addresses)?
+        acceptor::bind(store, kind, addresses)?
     } else {
+        let key = if kind == Kind::Rtsps { "listen_tls" } else { "listen" };
         info!("the sockets come from the service manager; `{key}` is ignored");
         let take = |listener| {
             Listener::from_std(listener).map_err(|error| format!("an inherited socket cannot be used ({error})"))
@@ -320,6 +325,20 @@ fn listen(
         |listener: &Listener| listener.local_addr().map_err(|error| format!("a listener has no address ({error})"));
     let addresses = listeners.iter().map(address).collect::<Result<_, String>>()?;
     Ok((listeners, addresses))
+}
+
+/// Lets connections in, as configured.
+fn admission(config: &Config, shards: usize) -> SharedAdmission {
+    let mut admission = Admission::new(config.limits.clients, config.clients_per_address(), shards);
+    admission.set_balancers(Balancers::of(config));
+    Rc::new(RefCell::new(admission))
+}
+
+/// The listeners for HTTP and HTTPS, and whether they are by TLS.
+fn listen_for_pages(config: &Config, store: &mut FdStore) -> Result<Vec<(Listener, bool)>, Failure> {
+    let wanted = [(config.http, Kind::Http, false), (config.http_tls, Kind::Https, true)];
+    let wanted = wanted.into_iter().filter_map(|(address, kind, by_tls)| Some((address?, kind, by_tls)));
+    wanted.map(|(address, kind, by_tls)| Ok((http::bind(store, kind, address)?, by_tls))).collect()
 }
 
 /// Waits until one of the tasks has failed, because a relay that no longer accepts or reports would appear to work.
@@ -344,6 +363,7 @@ struct Relay {
     addresses: Vec<SocketAddr>,
     load: Option<Load>,
     notifier: Rc<Notifier>,
+    store: FdStore,
     shards: Rc<[ShardSender]>,
     reporter: Rc<Mutex<Reporter>>,
     streams: Streams,
@@ -370,7 +390,7 @@ struct Relay {
 
 impl Relay {
     /// Starts accepting clients, and all tasks besides the relay itself. Returns the tasks, and those that accept.
-    async fn open(&self, opening: Opening) -> (JoinSet<()>, Vec<AbortHandle>) {
+    async fn open(&mut self, opening: Opening) -> (JoinSet<()>, Vec<AbortHandle>) {
         let Opening { listeners, web, messages, outlets, ids, wanting, asks } = opening;
         let mut tasks = JoinSet::new();
         let mut acceptors = Vec::new();
@@ -393,6 +413,7 @@ impl Relay {
         if let Some(within) = notify::watchdog() {
             tasks.spawn_local(notify::feed(Rc::clone(&self.notifier), within, Rc::clone(&self.shards)));
         }
+        self.store.keep();
         self.notifier.tell("READY=1");
         if self.config.report.events {
             tasks.spawn_local(self.events.clone().print());
@@ -455,8 +476,13 @@ impl Relay {
                 asked = asked.recv() => match asked {
                     Some(Asked::Summary) => self.tell_summary().await,
                     Some(Asked::Reload) => self.read_again(&mut watch, true).await,
+                    Some(Asked::Restart) => {
+                        info!("stopping");
+                        return Ok(());
+                    }
                     Some(Asked::Stop) | None => {
                         info!("stopping");
+                        self.store.release();
                         return Ok(());
                     }
                 },

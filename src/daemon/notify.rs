@@ -1,11 +1,12 @@
-//! The interface to the service manager (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
+//! Notifications to the service manager (sd_notify(3), sd_watchdog_enabled(3)).
 
-use std::net::TcpListener;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tokio::sync::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -13,14 +14,13 @@ use super::health;
 use super::reporter::Reporter;
 use crate::media::SourceState;
 use crate::shard::inbox::ShardSender;
-use crate::sys;
 
 /// How often the manager is sent the number of streams and clients, if it has changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 /// Notifies the service manager, if there is one.
 #[derive(Debug, Default)]
-pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+pub(super) struct Notifier(Option<(UnixDatagram, UnixAddr)>);
 
 impl Notifier {
     /// The manager named by `NOTIFY_SOCKET`.
@@ -28,10 +28,10 @@ impl Notifier {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Notifier(None) };
         let bytes = name.as_encoded_bytes();
         let address = match bytes.strip_prefix(b"@") {
-            Some(name) => SocketAddr::from_abstract_name(name),
-            None => SocketAddr::from_pathname(&name),
+            Some(name) => UnixAddr::new_abstract(name),
+            None => UnixAddr::new(name.as_os_str()),
         };
-        match address.and_then(|address| Ok((UnixDatagram::unbound()?, address))) {
+        match address.map_err(io::Error::from).and_then(|address| Ok((UnixDatagram::unbound()?, address))) {
             Ok(pair) => Notifier(Some(pair)),
             Err(error) => {
                 tracing::warn!("cannot notify the service manager ({error}); NOTIFY_SOCKET is {name:?}");
@@ -40,12 +40,30 @@ impl Notifier {
         }
     }
 
+    /// Whether there is a manager.
+    pub(super) fn is_present(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Sends lines of `NAME=value`.
     pub(super) fn tell(&self, lines: &str) {
-        if let Some((socket, address)) = &self.0 {
-            // If the manager is not there at the moment, nothing is needed.
-            let _ = socket.send_to_addr(lines.as_bytes(), address);
-        }
+        // If the manager is not there at the moment, nothing is needed.
+        let _ = self.send(lines, &[]);
+    }
+
+    /// Sends lines, and with them a descriptor (sd_pid_notify_with_fds(3)); the manager gets a duplicate.
+    ///
+    /// # Errors
+    /// The error of `sendmsg`. Success does not mean that the manager keeps the descriptor.
+    pub(super) fn pass(&self, lines: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.send(lines, &[ControlMessage::ScmRights(&[descriptor.as_raw_fd()])])
+    }
+
+    fn send(&self, lines: &str, control: &[ControlMessage<'_>]) -> io::Result<()> {
+        let Some((socket, address)) = &self.0 else { return Ok(()) };
+        let lines = [IoSlice::new(lines.as_bytes())];
+        sendmsg(socket.as_raw_fd(), &lines, control, MsgFlags::MSG_NOSIGNAL, Some(address))?;
+        Ok(())
     }
 
     /// A reload starts; it ends with `READY=1`.
@@ -98,34 +116,4 @@ pub(super) async fn status(notifier: Rc<Notifier>, reporter: Rc<Mutex<Reporter>>
             told = status;
         }
     }
-}
-
-/// The name of a socket for RTSPS (systemd.socket(5), `FileDescriptorName=`).
-const TLS_NAME: &str = "rtsps";
-
-/// The listening sockets from the service manager, for RTSP and for RTSPS; empty without one.
-pub(super) fn inherited_listeners() -> (Vec<TcpListener>, Vec<TcpListener>) {
-    let (mut plain, mut secured) = (Vec::new(), Vec::new());
-    let sys::Inherited { descriptors, missing } = sys::inherited_descriptors();
-    if missing > 0 {
-        let (passed, told) = (descriptors.len(), descriptors.len() + missing);
-        tracing::warn!(
-            passed,
-            told,
-            "LISTEN_FDS announces more sockets than the relay was started with; it uses those that exist"
-        );
-    }
-    for (fd, name) in descriptors {
-        let socket = socket2::Socket::from(fd);
-        let listens = socket.is_listener().unwrap_or(false);
-        match socket.local_addr().ok().and_then(|address| address.as_socket()) {
-            Some(_) if listens && name == TLS_NAME => secured.push(socket.into()),
-            Some(_) if listens => plain.push(socket.into()),
-            address => tracing::warn!(
-                ?address,
-                "a socket from the service manager is not used because it is not a listening TCP socket; see ListenStream="
-            ),
-        }
-    }
-    (plain, secured)
 }

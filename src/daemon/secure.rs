@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use tracing::{error, warn};
 
 use super::failure::Failure;
+use super::fd_store::{FdStore, Kind};
 use crate::config::Config;
 use crate::egress::Listener;
 use crate::metrics::lines::rfc3339;
@@ -25,14 +26,14 @@ pub(super) struct Secured {
 }
 
 impl Secured {
-    /// Listens, on the sockets from the service manager if there are any, and starts the threads: as many encryption threads as shards,
+    /// Listens, on the sockets of a socket unit if there are any, and starts the threads: as many encryption threads as shards,
     /// but at most one per core.
     ///
     /// # Errors
     /// A sentence with the fix.
     pub(super) fn start(
         config: &Config,
-        inherited: Vec<std::net::TcpListener>,
+        (inherited, store): (Vec<std::net::TcpListener>, &mut FdStore),
         shards: &[ShardSender],
         control: &ControlSender,
     ) -> Result<Secured, Failure> {
@@ -44,7 +45,7 @@ impl Secured {
             }
             return Ok(Secured { listeners: Vec::new(), addresses: Vec::new(), threads: None });
         };
-        let (listeners, addresses) = super::listen(inherited, "listen_tls", &tls.listen)?;
+        let (listeners, addresses) = super::listen(inherited, store, Kind::Rtsps, &tls.listen)?;
         let carriers = shards.len().min(available_parallelism().map_or(1, usize::from));
         let threads =
             Tls::spawn(&tls.identity, limits(config), carriers, shards.to_vec(), control.clone(), config.testing);

@@ -10,8 +10,11 @@ use tokio::sync::mpsc;
 /// What a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// SIGTERM or SIGINT: stop.
+    /// SIGTERM: stop.
     Stop,
+    /// SIGINT: stop; if a service manager keeps the listening sockets, a successor accepts their connections (`RestartKillSignal=` in
+    /// the unit).
+    Restart,
     /// SIGHUP: reload.
     Reload,
     /// SIGUSR1: print the summary.
@@ -38,7 +41,7 @@ pub(super) fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
                 (SIGUSR1, _) => Asked::Summary,
                 (_, None) => {
                     stopping = Some(Instant::now());
-                    Asked::Stop
+                    if signal == SIGINT { Asked::Restart } else { Asked::Stop }
                 }
                 (_, Some(first)) if first.elapsed() < ECHO => continue,
                 _ => std::process::exit(0),

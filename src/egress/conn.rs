@@ -404,6 +404,12 @@ impl Listener {
     }
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn address(
     fd: Option<BorrowedFd<'_>>,
     ask: impl FnOnce(&Socket) -> io::Result<socket2::SockAddr>,

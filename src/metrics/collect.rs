@@ -16,27 +16,31 @@ use crate::media::StreamId;
 /// Latencies of the current span, and of everything before it.
 #[derive(Debug)]
 struct Latencies {
-    span: Histogram<u64>,
+    span: Histogram<u32>,
     before: Histogram<u64>,
 }
 
 impl Latencies {
-    fn new(make: fn() -> Histogram<u64>) -> Self {
-        Latencies { span: make(), before: make() }
+    fn of_relay() -> Self {
+        Latencies { span: relay_histogram(), before: relay_histogram() }
+    }
+
+    fn of_stream() -> Self {
+        Latencies { span: stream_histogram(), before: stream_histogram() }
     }
 
     fn add(&mut self, interval: &Histogram<u32>) {
-        add_all(&mut self.span, interval);
+        self.span.add(interval).expect("histograms of the same bounds add up");
     }
 
     fn end_span(&mut self) {
-        self.before.add(&self.span).expect("histograms of the same bounds add up");
+        add_all(&mut self.before, &self.span);
         self.span.reset();
     }
 
     fn whole(&self) -> Histogram<u64> {
         let mut whole = self.before.clone();
-        whole.add(&self.span).expect("histograms of the same bounds add up");
+        add_all(&mut whole, &self.span);
         whole
     }
 }
@@ -135,7 +139,7 @@ impl Collector {
             silent: 0,
             streams: Vec::new(),
             gone: SourceSums::default(),
-            latency: Latencies::new(relay_histogram),
+            latency: Latencies::of_relay(),
             digested: (Mark::new(now), relay_histogram()),
         }
     }
@@ -195,7 +199,7 @@ impl Collector {
                 let place = self.streams.get_mut(index).and_then(Option::as_mut);
                 let Some(stream) = place.filter(|stream| stream.id == part.stream) else { continue };
                 if let Some(latency) = &part.latency {
-                    stream.latency.get_or_insert_with(|| Latencies::new(stream_histogram)).add(latency);
+                    stream.latency.get_or_insert_with(Latencies::of_stream).add(latency);
                 }
                 known.streams[index] =
                     Seen { counts: part.counts, lag: part.worst_lag, log_bytes: part.log_bytes, unread: part.unread };
@@ -271,9 +275,15 @@ impl Collector {
 
     fn report(&self, now: Instant, at: SystemTime, scope: Scope) -> Report {
         let uptime = now.saturating_duration_since(self.started);
-        let (span, latency) = match scope {
-            Scope::Interval => (now.saturating_duration_since(self.span_start), self.latency.span.clone()),
-            Scope::Summary => (uptime, self.latency.whole()),
+        let (span, latency, histogram) = match scope {
+            Scope::Interval => {
+                let latency = &self.latency.span;
+                (now.saturating_duration_since(self.span_start), Percentiles::of(latency), octaves(latency))
+            }
+            Scope::Summary => {
+                let latency = self.latency.whole();
+                (uptime, Percentiles::of(&latency), octaves(&latency))
+            }
         };
         let streams: Vec<_> = (0..self.streams.len()).filter_map(|index| self.stream(index, span, scope)).collect();
         let mut total = Totals { silent_shards: self.silent, ..Totals::default() };
@@ -308,8 +318,8 @@ impl Collector {
         sum.reconnects_total += self.gone.reconnects;
         sum.dropped_total += gone.drops.iter().sum::<u64>() + self.gone.dropped;
         sum.bytes_total += gone.bytes;
-        total.flow.latency = Percentiles::of(&latency);
-        Report { scope, at, uptime, span, streams, total, histogram: octaves(&latency) }
+        total.flow.latency = latency;
+        Report { scope, at, uptime, span, streams, total, histogram }
     }
 
     fn stream(&self, index: usize, span: Duration, scope: Scope) -> Option<StreamReport> {

@@ -82,7 +82,7 @@ counted! {
         Empty = "empty",
         /// Its payload type is not the track's.
         PayloadType = "payload_type",
-        /// Too large for a datagram, and could not be split.
+        /// Too large for a datagram, and could not be split, or not whole: it had too many NAL units.
         Oversize = "oversize",
         /// A datagram to the ports for a camera from another sender.
         Stranger = "stranger",

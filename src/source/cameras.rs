@@ -321,7 +321,8 @@ async fn one_is_back(before: &mut [Known<'_>], options: &CameraOptions, describe
                 continue;
             }
             let mut camera = Camera { address: known.address, options, describe, learned: &mut known.learned };
-            match camera.answers().await {
+            // In memory of its own, because the task of each stream would have room for it all the time.
+            match Box::pin(camera.answers()).await {
                 Ok(()) => return index,
                 Err(fault) => known.refusals.judge(Instant::now(), fault.retry() == Retry::Refused),
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::payload_types::{PayloadTypes, Whose};
 use super::stats::{Notice, SourceStats};
 use super::timeline::{Order, SenderReport};
-use crate::limits::{KEYFRAME_WAIT_MAX_S, RTP_PACKET_BYTES_MAX, RTP_PART_BYTES_MAX};
+use crate::limits::{KEYFRAME_WAIT_MAX_S, PACKETS_OF_ONE_MAX, RTP_PACKET_BYTES_MAX, RTP_PART_BYTES_MAX};
 use crate::media::chunk::Chunk;
 use crate::media::chunker::{Chunker, Packet};
 use crate::media::codec::fragment::{self, Sizes, fragment};
@@ -452,10 +452,12 @@ impl Input {
     ) {
         let mut packets = 0u64;
         let known = fragment(self.codec, payload, PAYLOAD_BYTES, &mut |prefix, body| {
-            self.emit(0x80, false, prefix, body, received, chunker, out);
             packets += 1;
+            if packets <= PACKETS_OF_ONE_MAX {
+                self.emit(0x80, false, prefix, body, received, chunker, out);
+            }
         });
-        tally.stats.oversize += u64::from(!known);
+        tally.stats.oversize += u64::from(!known || packets > PACKETS_OF_ONE_MAX);
         tally.stats.malformed += u64::from(known && packets == 0);
         tally.stats.fragmented += u64::from(payload.len() > PAYLOAD_BYTES.whole && packets > 0);
     }

@@ -225,6 +225,19 @@ fn oversize_packets_are_cut_and_numbered_on() {
 }
 
 #[test]
+fn a_packet_of_thousands_of_units_keeps_nobody_waiting() {
+    let mut rig = Rig::h264(Some(SPROP));
+    let units = |nal: &[u8]| -> Vec<u8> { [&[0, nal.len() as u8], nal].concat().repeat(6_000) };
+    let aggregate = [&[0x78][..], &units(&[0x68, 0xeb, 0xe3, 0xcb])].concat();
+    rig.frame(&[SPS, PPS, &aggregate, IDR]);
+    rig.frame(&[P]);
+    let chunks = rig.chunks();
+    assert_eq!(chunks[0].packets.len(), 2 + 512 + 1);
+    assert_eq!(rig.pipeline.stats().oversize, 1);
+    assert_eq!(chunks[1].first_seq, chunks[0].first_seq.wrapping_add(515));
+}
+
+#[test]
 fn packets_that_fill_a_datagram_pass_unchanged_and_stay_one_run() {
     let mut rig = Rig::h264(Some(SPROP));
     let full = |first: &[u8]| -> Vec<u8> { first.iter().copied().chain([0x55; 1_472]).take(1_472 - 12).collect() };

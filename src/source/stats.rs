@@ -24,7 +24,7 @@ pub struct SourceStats {
     pub late: u64,
     /// Packets that never arrived, according to gaps in the sequence numbers.
     pub lost: u64,
-    /// Oversize H.264 and H.265 packets that could not be split: discarded.
+    /// Oversize H.264 and H.265 packets that could not be split: discarded; of one with too many NAL units, the part that was too much.
     pub oversize: u64,
     /// Oversize H.264 and H.265 packets that were split.
     pub fragmented: u64,

@@ -29,6 +29,7 @@ mod datagrams;
 mod delivery;
 mod exhaustion;
 mod families;
+mod fd_store;
 mod first_keyframe;
 mod hostile_camera;
 mod io_blocked;

@@ -33,6 +33,24 @@ plays() { # STREAM [USER:PASSWORD@] [PORT]
     near timeout 20 ffprobe -v error -rtsp_transport tcp -show_entries stream=codec_name -of csv=p=0 "rtsp://${2:-}127.0.0.1:${3:-8554}/$1" 2>"$probed" | grep h264 >/dev/null
 }
 says() { journal | grep -F -- "$1" >/dev/null; }
+# The main process, as this machine numbers it.
+main_process() {
+    local inner status
+    inner=$(show MainPID)
+    for status in /proc/[0-9]*/status; do
+        # Other processes may end in the meantime.
+        if grep -qsE "^NSpid:.*[[:space:]]$inner\$" "$status" && grep -qs '^Name:[[:space:]]*rtsprelay$' "$status"; then
+            cut -d/ -f3 <<<"$status"
+        fi
+    done
+}
+# Players and pages connect all the time while a command in the guest ends the main process.
+under_connections() {
+    near /usr/bin/python3 "$here/connects.py" "$(main_process)" rtsp://127.0.0.1:8554 http://127.0.0.1:8580 -- \
+        nsenter -t "$INIT" -a --wd=/ "$@" || fail "not every connection was answered: $*"
+}
+refuses() { ! near timeout 20 bash -c "exec 3<>/dev/tcp/127.0.0.1/$1" 2>/dev/null; }
+kept() { show NFileDescriptorStore; }
 configure() { # TEXT OF STREAMS... [head in $head]
     {
         printf 'listen = ["127.0.0.1:8554"]\nhttp = "127.0.0.1:8580"\n%b' "${head:-}"
@@ -68,8 +86,9 @@ fi
 
 step "upgrade"
 before=$(show MainPID)
-guest dpkg -i /root/rtsprelay.deb >/dev/null
+under_connections dpkg -i /root/rtsprelay.deb
 [ "$(show MainPID)" != "$before" ] || fail "the version before still runs"
+[ "$(show NRestarts)" = 0 ] || fail "the upgrade killed it"
 within 10 plays one
 
 step "reload with a second stream, under a player of the first"
@@ -119,14 +138,7 @@ printf '[Service]\nWatchdogSec=2s\n' >"/proc/$INIT/root/run/systemd/system/rtspr
 guest systemctl daemon-reload
 configure one
 guest systemctl restart rtsprelay
-inner=$(show MainPID)
-pid=
-for status in /proc/[0-9]*/status; do
-    # Other processes may end meanwhile.
-    if grep -qsE "^NSpid:.*[[:space:]]$inner\$" "$status" && grep -qs '^Name:[[:space:]]*rtsprelay$' "$status"; then
-        pid=$(cut -d/ -f3 <<<"$status")
-    fi
-done
+pid=$(main_process)
 [ -n "$pid" ] || fail "the relay's process is not found"
 hung_at=$SECONDS
 /usr/bin/python3 "$here/stop_thread.py" "$pid" shard-0 &
@@ -137,6 +149,53 @@ guest journalctl --no-pager -o cat -u rtsprelay | grep -i 'watchdog timeout' | t
 echo "restarted and playing $((SECONDS - hung_at)) s after shard 0 hung"
 rm "/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
 guest systemctl daemon-reload
+
+step "a crash and a restart refuse nobody"
+configure one
+guest systemctl restart rtsprelay
+[ "$(kept)" = 2 ] || fail "systemd keeps $(kept) sockets"
+# With RestartSec=1s nobody listens for a second, unless systemd does.
+under_connections systemctl kill --kill-who=main -s KILL rtsprelay
+under_connections systemctl kill --kill-who=main -s ABRT rtsprelay # what the watchdog sends
+under_connections systemctl restart rtsprelay
+[ "$(kept)" = 2 ] || fail "systemd keeps $(kept) sockets"
+within 20 plays one
+
+step "the store follows the configuration"
+file=/proc/$INIT/root/etc/rtsprelay/rtsprelay.toml
+sed -i 's/127.0.0.1:8554/0.0.0.0:8554/' "$file"
+guest systemctl restart rtsprelay || fail "the socket at the address before is in the way"
+within 20 plays one
+sed -i 's/0.0.0.0:8554/127.0.0.1:8555/' "$file"
+guest systemctl reload rtsprelay
+within 10 says "listen changed in the configuration; restart the relay to apply it"
+plays one || fail "a reload closed a listener that takes a restart"
+guest systemctl restart rtsprelay
+within 20 plays one "" 8555
+refuses 8554 || fail "a port that is no longer configured accepts connections"
+[ "$(kept)" = 2 ] || fail "systemd keeps $(kept) sockets"
+
+step "nobody waits for a relay that is stopped, or fails for good"
+configure one
+guest systemctl restart rtsprelay
+guest systemctl stop rtsprelay
+refuses 8554 || fail "a port of a stopped relay accepts connections"
+[ "$(kept)" = 0 ] || fail "systemd keeps $(kept) sockets of a stopped relay"
+printf '[Unit]\nStartLimitIntervalSec=1h\nStartLimitBurst=2\n' >"/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
+guest systemctl daemon-reload
+guest systemctl start rtsprelay
+printf 'sorce = "test"\n' >>"$file"
+guest systemctl kill --kill-who=main -s KILL rtsprelay
+near timeout 60 bash -c 'exec 3<>/dev/tcp/127.0.0.1/8554 && printf "OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n" >&3 && cat <&3' 2>"$probed" && code=0 || code=$?
+echo "the connection that waited ended with $code: $(cat "$probed")"
+[ $code != 124 ] || fail "a connection waits for a relay that has failed"
+grep 'refused' "$probed" && fail "the connection after the crash did not wait"
+within 10 bash -c "nsenter -t $INIT -a systemctl is-failed rtsprelay >/dev/null"
+refuses 8554 || fail "a port of a failed relay accepts connections"
+[ "$(kept)" = 0 ] || fail "systemd keeps $(kept) sockets of a failed relay"
+rm "/proc/$INIT/root/run/systemd/system/rtsprelay.service.d/test.conf"
+guest systemctl daemon-reload
+guest systemctl reset-failed rtsprelay
 
 step "syslog, and its restart"
 head='[report]\nsyslog = true\nevery = "1s"\n' configure one

@@ -231,7 +231,8 @@ impl Camera<'_> {
         mut until: Pin<&mut impl Future<Output = T>>,
     ) -> Result<Outcome<T>, Redirected> {
         let link = {
-            let mut open = pin!(self.open(address, feed.had_video));
+            // In memory of its own: it is gone long before the session is.
+            let mut open = Box::pin(self.open(address, feed.had_video));
             let both = poll_fn(|cx| {
                 if let Poll::Ready(left) = until.as_mut().poll(cx) {
                     return Poll::Ready(Err(left));

@@ -36,7 +36,7 @@ impl H264 {
                     let (sps, vui) = Sps::h264_with_vui(nal).ok_or(DecodeError::ParameterSet)?;
                     let (width, height) = sps.coded;
                     if u64::from(width) * u64::from(height) > PIXELS_MAX {
-                        return Err(DecodeError::TooLarge(width.into(), height.into()));
+                        return Err(DecodeError::TooLarge(width, height));
                     }
                     self.reorders = match vui.reorder {
                         Some(count) => count > 0,
