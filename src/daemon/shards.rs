@@ -97,7 +97,6 @@ fn start_shards_with(
             udp_ports: config.udp_ports,
             zero_copy: config.zero_copy,
             multicast: multicast.clone(),
-            cpu: None,
             own_sockets,
             testing: config.testing,
         };

@@ -53,8 +53,6 @@ pub struct ShardConfig {
     pub zero_copy: ZeroCopy,
     /// The streams' multicast groups.
     pub multicast: Vec<MulticastSetup>,
-    /// The CPU that the thread is pinned to.
-    pub cpu: Option<usize>,
     /// Maximum number of UDP clients' own sockets.
     pub own_sockets: usize,
     /// What tests ask for.
@@ -185,11 +183,6 @@ fn serve(
     control: ControlSender,
     ready: &std::sync::mpsc::Sender<io::Result<()>>,
 ) -> io::Result<()> {
-    if let Some(cpu) = config.cpu {
-        let mut set = nix::sched::CpuSet::new();
-        set.set(cpu)?;
-        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
-    }
     let runtime = Runtime::new(config.io)?;
     runtime.block_on(async move {
         let udp = match config.udp {

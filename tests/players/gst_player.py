@@ -21,6 +21,9 @@ def main():
     url, transport = sys.argv[1], sys.argv[2]
     frames = None if sys.argv[3] == "watch" else int(sys.argv[3])
     Gst.init(None)
+    # PyGObject makes a class when it is first used. If two of GStreamer's threads do that at once, one of them may find a class without methods.
+    for method in (Gst.Caps.get_structure, Gst.Structure.get_string, Gst.Pad.query_caps, Gst.Buffer.has_flags):
+        assert callable(method)
     pipeline = Gst.Pipeline()
     source = Gst.ElementFactory.make("rtspsrc")
     source.set_property("location", url)
