@@ -18,7 +18,7 @@ use rtsprelay::limits::{REPORT_EVERY_MIN_MS, WORKERS_MAX};
     name = "rtsprelay",
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 stopped on request, 1 runtime failure, 2 invalid arguments or configuration.\nRTSPRELAY_LOG sets the log level: error, warn, info (the default), debug, trace."
+    after_help = "Exit codes: 0 stopped on request or handed over, 1 runtime failure, 2 invalid arguments or configuration.\nSignals: SIGTERM stops, SIGHUP reloads the configuration, SIGUSR1 prints a summary, SIGUSR2 hands everything over to the program that now lies at the path of this one.\nRTSPRELAY_LOG sets the log level: error, warn, info (the default), debug, trace."
 )]
 pub struct Cli {
     /// What to do.
@@ -47,6 +47,13 @@ pub enum Command {
     Demo {
         #[command(flatten)]
         overrides: Overrides,
+    },
+    /// Have a running relay hand its clients and cameras over to the program that now lies at its path, as on SIGUSR2, and print the
+    /// outcome
+    Upgrade {
+        /// The relay's process id [default: the only relay that runs on this machine]
+        #[arg(long, value_name = "PID")]
+        pid: Option<u32>,
     },
     /// Show a running relay's live table, with its clients
     Top {

@@ -35,5 +35,6 @@ pub mod testing;
 pub mod tls;
 mod told;
 pub mod trust;
+pub mod upgrade;
 pub mod web;
 pub mod wire;

@@ -36,6 +36,14 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Check { config } => check(&config),
+        Command::Upgrade { pid } => match daemon::upgrade(pid) {
+            Ok(done) => {
+                // If nobody reads standard output any more, the exit code suffices.
+                let _ = writeln!(std::io::stdout(), "{done}");
+                ExitCode::SUCCESS
+            }
+            Err(message) => complain(&message, EXIT_FAILURE),
+        },
         Command::Top { http, password_file } => ask(&http, password_file.as_deref(), daemon::top),
         Command::Streams { what: None, http, password_file } => {
             ask(&http, password_file.as_deref(), daemon::list_streams)

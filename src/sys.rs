@@ -1,15 +1,18 @@
 //! Safe wrappers for raw system calls that nix and socket2 lack.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
 use std::mem::{size_of, size_of_val};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, getpeername, getsockname, recvmsg};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -276,6 +279,85 @@ pub fn inherited_descriptors() -> Inherited {
         .collect();
     let missing = count as usize - descriptors.len();
     Inherited { descriptors, missing }
+}
+
+/// The number under which [`spawn_detached`] passes a descriptor.
+const HANDED_FD: RawFd = 3;
+
+/// The variable that says that a descriptor was passed.
+const HANDED: &str = "RTSPRELAY_HANDED";
+
+/// Starts a program that becomes a child of init, or of the service manager, and not of this process. It finds `passed` with
+/// [`handed_descriptor`]. What was announced to this process alone (`LISTEN_FDS`, `WATCHDOG_PID`) is not announced to it.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn spawn_detached(command: &mut Command, passed: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = passed.as_raw_fd();
+    command.env(HANDED, "1");
+    for of_this_process in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
+        command.env_remove(of_this_process);
+    }
+    // SAFETY: the function runs in the new process before exec and allocates nothing; all it calls are system calls (signal-safety(7)),
+    // and `fork`, whose locks the first fork has left free. The number stays open: `passed` outlives the call.
+    unsafe {
+        command.pre_exec(move || {
+            match libc::fork() {
+                -1 => return Err(io::Error::last_os_error()),
+                0 => {}
+                // The program itself is its child, which thereby loses its parent.
+                _ => libc::_exit(0),
+            }
+            let done = if fd == HANDED_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, HANDED_FD) };
+            if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+    command.spawn()?.wait()?;
+    Ok(())
+}
+
+/// The descriptor that this process was started with by [`spawn_detached`]; `None` if it was not, or if it was already taken.
+pub fn handed_descriptor() -> Option<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    std::env::var_os(HANDED)?;
+    if !PASSED.get()?.contains(&HANDED_FD) || TAKEN.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    // SAFETY: it only marks the descriptor close-on-exec.
+    unsafe { libc::fcntl(HANDED_FD, libc::F_SETFD, libc::FD_CLOEXEC) };
+    // SAFETY: it was open when the process started (PASSED), and nothing has taken it (TAKEN).
+    Some(unsafe { OwnedFd::from_raw_fd(HANDED_FD) })
+}
+
+/// Maximum number of descriptors in one message (`SCM_MAX_FD`, unix(7)).
+pub const MESSAGE_FDS_MAX: usize = 253;
+
+/// Receives bytes, and appends the descriptors that come with them (`SCM_RIGHTS`, unix(7)).
+///
+/// # Errors
+/// The error of `recvmsg`; `InvalidData` if there was no room for all descriptors, usually because the limit on open files is reached.
+pub fn recv_descriptors(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = nix::cmsg_space!([RawFd; MESSAGE_FDS_MAX]);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let truncated = received.flags.contains(MsgFlags::MSG_CTRUNC);
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = message {
+            // SAFETY: the kernel has just made these descriptors for this process, and nothing else knows them.
+            descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    if truncated {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the limit on open files is too low for all descriptors",
+        ));
+    }
+    Ok(received.bytes)
 }
 
 /// Registers a socket with the thread's runtime to watch for readability.

@@ -34,6 +34,7 @@ struct Knobs {
     panic: Option<Duration>,
     nonce_lifetime: Option<Duration>,
     unmeasured: bool,
+    hand_over: Option<&'static str>,
 }
 
 #[cfg(feature = "testing")]
@@ -45,6 +46,7 @@ impl Testing {
     /// --test-delay TIME            chunks are held back so long between chunker and shards
     /// --test-panic TIME            a source panics so long after its start; a client's code does when the client asks for it
     /// --test-nonce-lifetime TIME   how long nonces are valid
+    /// --test-hand-over=FILE        a program that takes over ends at the step that the file names
     /// --test-unmeasured            nothing that is sent is counted, and nothing is reported
     /// ```
     ///
@@ -63,6 +65,11 @@ impl Testing {
             };
             if text == "--test-unmeasured" {
                 knobs.unmeasured = true;
+                continue;
+            }
+            if let Some(file) = text.strip_prefix("--test-hand-over=") {
+                // As long as the process lives.
+                knobs.hand_over = Some(file.to_owned().leak());
                 continue;
             }
             let (name, value) = match text.split_once('=') {
@@ -98,6 +105,15 @@ impl Testing {
     /// How long nonces are valid.
     pub fn nonce_lifetime(&self) -> Duration {
         self.knobs.nonce_lifetime.unwrap_or(Duration::from_secs(NONCE_LIFETIME_S))
+    }
+
+    /// A program that takes over from another has come to this step.
+    pub fn hand_over_step(&self, step: &str) {
+        let dies_at = self.knobs.hand_over.and_then(|file| std::fs::read_to_string(file).ok());
+        if dies_at.is_some_and(|dies_at| dies_at.trim() == step) {
+            // As if somebody else had ended it.
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
     }
 
     /// Whether sends are not counted and nothing is reported.
@@ -139,6 +155,9 @@ impl Testing {
     pub const fn nonce_lifetime(&self) -> Duration {
         Duration::from_secs(NONCE_LIFETIME_S)
     }
+
+    /// Nothing happens.
+    pub const fn hand_over_step(&self, _step: &str) {}
 
     /// No.
     pub const fn is_unmeasured(&self) -> bool {

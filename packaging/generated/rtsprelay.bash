@@ -40,6 +40,9 @@ _rtsprelay() {
             rtsprelay,top)
                 cmd="rtsprelay__subcmd__top"
                 ;;
+            rtsprelay,upgrade)
+                cmd="rtsprelay__subcmd__upgrade"
+                ;;
             rtsprelay__subcmd__streams,add)
                 cmd="rtsprelay__subcmd__streams__subcmd__add"
                 ;;
@@ -56,7 +59,7 @@ _rtsprelay() {
 
     case "${cmd}" in
         rtsprelay)
-            opts="-h -V --help --version run demo top streams hash-password token generate check"
+            opts="-h -V --help --version run demo upgrade top streams hash-password token generate check"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -321,6 +324,24 @@ _rtsprelay() {
                     return 0
                     ;;
                 --password-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rtsprelay__subcmd__upgrade)
+            opts="-h --pid --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --pid)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

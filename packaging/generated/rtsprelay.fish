@@ -28,6 +28,7 @@ complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -s h -l help -d 'Print
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -s V -l version -d 'Print version'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "run" -d 'Serve the streams of a configuration file, or one camera without a file. Without a file, programs on this machine can also publish streams of any name: ffmpeg … -f rtsp rtsp://127.0.0.1:8554/NAME'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "demo" -d 'Serve the built-in test pattern, without a camera, at rtsp://127.0.0.1:8554/'
+complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "upgrade" -d 'Have a running relay hand its clients and cameras over to the program that now lies at its path, as on SIGUSR2, and print the outcome'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "top" -d 'Show a running relay\'s live table, with its clients'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "streams" -d 'List a running relay\'s streams: URL, state, clients and errors; add or remove a stream; disconnect a client'
 complete -c rtsprelay -n "__fish_rtsprelay_needs_command" -f -a "hash-password" -d 'Print the hashes of a user\'s password, which is read from standard input'
@@ -68,6 +69,8 @@ logfmt\t'Lines of key=value'
 json\t'One JSON object per line'"
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -l report-every -d 'Time between two reports, such as 1s; 0 for only the summary at exit [default: 1min for the format line, otherwise 1s]' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand upgrade" -l pid -d 'The relay\'s process id [default: the only relay that runs on this machine]' -r
+complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand upgrade" -s h -l help -d 'Print help'
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l http -d 'Address of its HTTP server (`http` in its configuration), with a user name if it requires one. Other users of this machine can see the command line; to hide a password, use --password-file' -r
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -l password-file -d 'A file with the user\'s password on its first line' -r -F
 complete -c rtsprelay -n "__fish_rtsprelay_using_subcommand top" -s h -l help -d 'Print help'

@@ -12,7 +12,7 @@ use super::admission::{LimitReached, SharedAdmission};
 use super::failure::Failure;
 use super::fd_store::{FdStore, Kind};
 use super::proxied::{self, Refused};
-use crate::egress::Listener;
+use crate::egress::{Listener, Valve};
 use crate::limits::{ACCEPTED_AT_ONCE_MAX, PROXY_HEADERS_AWAITED_MAX};
 use crate::metrics::{Limited, process};
 use crate::shard::inbox::{ShardSender, ToShard};
@@ -59,6 +59,8 @@ pub(super) struct Entrance {
     pub tls: Option<TlsSender>,
     /// Lets them in.
     pub admission: SharedAdmission,
+    /// Closed while everything is handed over to another process.
+    pub valve: Valve,
 }
 
 impl Entrance {
@@ -115,7 +117,7 @@ pub(super) async fn accept(listener: Listener, entrance: Entrance) {
                         tracing::warn!("{why}");
                     }
                 }
-                next = listener.accept() => break next,
+                next = entrance.valve.pass(listener.accept()) => break next,
             }
         };
         match next {

@@ -23,6 +23,8 @@ use crate::web::pass::Pass;
 #[derive(Clone)]
 pub(super) struct Doors {
     guard: Arc<Guard>,
+    /// The secret of its nonces, and when their time began.
+    secret: ([u8; 32], Instant),
     access: Rc<RefCell<Option<Arc<Access>>>>,
 }
 
@@ -44,7 +46,17 @@ impl Doors {
     pub(super) fn new() -> Result<Doors, Failure> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| format!("cannot get random numbers from the system ({error})"))?;
-        Ok(Doors { guard: Guard::new(&secret, Instant::now()), access: Rc::default() })
+        Ok(Doors::with((secret, Instant::now())))
+    }
+
+    /// Those of another process, whose nonces stay valid.
+    pub(super) fn with(secret: ([u8; 32], Instant)) -> Doors {
+        Doors { guard: Guard::new(&secret.0, secret.1), secret, access: Rc::default() }
+    }
+
+    /// The secret of its nonces, and how long ago their time began, in nanoseconds.
+    pub(super) fn secret(&self) -> ([u8; 32], u64) {
+        (self.secret.0, self.secret.1.elapsed().as_nanos() as u64)
     }
 
     /// Applies the users of a configuration, here and in the shards.

@@ -91,6 +91,12 @@ impl Admission {
         Ok(())
     }
 
+    /// A connection that another process has admitted.
+    pub(super) fn restore(&mut self, peer: SocketAddr) {
+        *self.by_origin.entry(origin(peer.ip())).or_default() += 1;
+        self.open += 1;
+    }
+
     /// Whether each new connection should evict an unfinished TLS handshake, so that there are places for the next ones.
     pub(super) fn is_crowded(&self) -> bool {
         self.open > connections_many(self.clients_max, self.shards)

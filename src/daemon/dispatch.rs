@@ -55,16 +55,31 @@ impl Outlet {
 /// The outlets of all streams. No borrow is held across an `await`.
 pub(super) type Outlets = Rc<RefCell<HashMap<StreamId, Outlet>>>;
 
+/// Whom the shards' messages concern.
+pub(super) struct Desk {
+    /// The streams' sources.
+    pub outlets: Outlets,
+    /// The streams' ids.
+    pub ids: Rc<RefCell<StreamIds>>,
+    /// The connections.
+    pub admission: SharedAdmission,
+    /// Requests for names that no stream has.
+    pub wanted: mpsc::UnboundedSender<Wanted>,
+    /// The readers of events.
+    pub events: Events,
+}
+
 /// Passes messages on until the task is dropped.
-pub(super) async fn dispatch(
-    mut messages: mpsc::UnboundedReceiver<(u16, ToControl)>,
-    outlets: Outlets,
-    ids: Rc<RefCell<StreamIds>>,
-    admission: SharedAdmission,
-    wanted: mpsc::UnboundedSender<Wanted>,
-    events: Events,
-) {
+pub(super) async fn dispatch(mut messages: mpsc::UnboundedReceiver<(u16, ToControl)>, desk: Desk) {
     while let Some((shard, message)) = messages.recv().await {
+        desk.pass_on(shard, message);
+    }
+}
+
+impl Desk {
+    /// Passes on one message.
+    pub(super) fn pass_on(&self, shard: u16, message: ToControl) {
+        let Desk { outlets, ids, admission, wanted, events } = self;
         let mut outlets = outlets.borrow_mut();
         match message {
             ToControl::Gone { peer } => admission.borrow_mut().gone(peer),

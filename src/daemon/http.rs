@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{JoinSet, spawn_local, yield_now};
 use tokio::time::sleep;
 
@@ -27,7 +28,7 @@ use super::places::{Places, Purpose, Seat};
 use super::proxied;
 use super::reporter::{Page, Reporter};
 use super::web::{self, From, Site};
-use crate::egress::Listener;
+use crate::egress::{Listener, Valve};
 use crate::limits::PROXY_HEADERS_AWAITED_MAX;
 use crate::metrics::{Limited, Panicked, process, prometheus};
 use crate::shard::inbox::ShardSender;
@@ -70,6 +71,10 @@ pub(super) struct Pages {
     pub on_loopback: bool,
     /// Clients may make the code that serves them panic, for tests.
     pub testing: Testing,
+    /// Closed while everything is handed over to another process.
+    pub valve: Valve,
+    /// Ends the connections.
+    pub ending: Rc<watch::Sender<bool>>,
 }
 
 impl Pages {
@@ -120,7 +125,7 @@ pub(super) fn bind(store: &mut FdStore, kind: Kind, address: SocketAddr) -> Resu
 pub(super) async fn serve(listener: Listener, pages: Pages) {
     let places = Rc::default();
     loop {
-        let (stream, peer) = accepted(&listener).await;
+        let (stream, peer) = pages.valve.pass(accepted(&listener)).await;
         take(stream, From { peer, secured: None }, &pages, &places);
         // After a restart more may wait than there are places: accepted all at once, they would be closed before they are served.
         yield_now().await;
@@ -137,7 +142,7 @@ pub(super) async fn serve_tls(listener: Listener, tls: TlsSender, pages: Pages) 
         loop {
             let (stream, peer) = tokio::select! {
                 Some(_) = unsaid.join_next() => continue,
-                next = accepted(&listener) => next,
+                next = pages.valve.pass(accepted(&listener)) => next,
             };
             if !pages.admission.borrow().balancers().have(peer.ip()) {
                 tls.page(stream, peer, &sender);
@@ -214,9 +219,16 @@ fn take(stream: std::net::TcpStream, from: From, pages: &Pages, places: &Rc<Plac
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(BUFFER_BYTES_MAX);
         // A failed or slow connection concerns only its client.
+        let mut ending = pages.ending.subscribe();
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
         tokio::select! {
-            _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades() => {}
+            _ = connection.as_mut() => {}
             () = too_long(&goes_on) => {}
+            _ = ending.wait_for(|ending| *ending) => {
+                // One that is idle ends at once, another with its answer.
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
         }
     });
     seat.is_of(connection.abort_handle());

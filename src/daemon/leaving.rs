@@ -76,6 +76,7 @@ impl Relay {
                 asked = asked.recv() => match asked {
                     Some(Asked::Summary) => self.tell_summary().await,
                     Some(Asked::Reload) => info!("leaving: the configuration is not reloaded"),
+                    Some(Asked::Upgrade) => info!("leaving: there is no upgrade any more"),
                     Some(Asked::Stop | Asked::Restart) | None => return Ok(()),
                 },
                 why = failed(tasks) => return Err(why),
@@ -93,6 +94,7 @@ impl Relay {
             let connections: usize = self.shards.iter().map(|shard| shard.connections()).sum();
             if accepts {
                 acceptors.iter().for_each(AbortHandle::abort);
+                self.passing.listening.clear();
                 accepts = false;
                 info!(connections, "leaving: listeners closed");
             }

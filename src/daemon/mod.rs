@@ -5,6 +5,7 @@ mod access;
 mod admission;
 mod answers;
 mod ask;
+mod ask_upgrade;
 pub mod console;
 mod descriptors;
 mod dispatch;
@@ -15,17 +16,21 @@ mod fields;
 mod fold;
 #[cfg(feature = "testing")]
 pub mod fuzz;
+mod hand_over;
 mod health;
+mod heir;
 mod http;
 mod inherited;
 mod leaving;
 mod list;
+mod listeners;
 mod manage;
 mod memory;
 mod named;
 mod notify;
 mod outside;
 mod panics;
+mod passed;
 mod places;
 mod proxied;
 mod redraw;
@@ -42,6 +47,7 @@ mod state;
 mod stream_ids;
 mod streams;
 mod syslog;
+mod take_over;
 mod top;
 mod urls;
 mod watch;
@@ -50,6 +56,7 @@ mod web_events;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,18 +77,22 @@ use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::ShardHandle;
 use crate::source::news::SourceNews;
 use crate::tls::Tls;
+use crate::upgrade::own_program;
 use acceptor::Entrance;
 use access::Doors;
 use admission::{Admission, SharedAdmission};
+pub use ask_upgrade::upgrade;
 use console::Console;
-use dispatch::Outlets;
+use dispatch::{Desk, Outlets};
 use events::Events;
 pub use failure::Failure;
 use fd_store::{FdStore, Kind};
+use heir::Heir;
 use inherited::Inherited;
 pub use list::{add_stream, end_client, list_streams, remove_stream};
 use manage::{Ask, Asks, Manage, Reply};
 use notify::Notifier;
+use passed::Passing;
 use proxied::Balancers;
 use registry::{Registry, Wanted};
 use reporter::Reporter;
@@ -122,6 +133,9 @@ pub fn run(config: Config, load: Option<Load>) -> ExitCode {
 }
 
 fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
+    // Before anything else, because a relative path depends on the working directory.
+    let program = own_program();
+    let heir = Heir::find()?;
     panics::tell();
     if let Err(error) = memory::watch() {
         warn!("cannot start the thread that returns free memory to the system ({error})");
@@ -144,7 +158,7 @@ fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
         Err(error) => (io, Err(error)),
     };
     let runtime = runtime.map_err(|error| format!("cannot create the control thread's runtime ({error})"))?;
-    runtime.block_on(control(config, load, io, asked))
+    runtime.block_on(control(config, load, (io, program), asked, heir))
 }
 
 /// How sockets send: as configured, as far as this machine allows.
@@ -165,11 +179,20 @@ fn choose_io(choice: IoChoice) -> Result<IoKind, Failure> {
 async fn control(
     config: Config,
     load: Option<Load>,
-    io: IoKind,
+    (io, program): (IoKind, Option<PathBuf>),
     mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
+    mut heir: Option<Heir>,
 ) -> Result<(), Failure> {
     let added = config.state.as_deref().map_or(Ok(Vec::new()), state::read)?;
-    let (mut relay, handles, opening) = start_streams(config, load, io).await?;
+    let started = start_streams(config, load, io, heir.as_mut()).await;
+    if let (Err(why), Some(heir)) = (&started, &mut heir) {
+        heir.refuse(why);
+    }
+    let (mut relay, handles, mut opening) = started?;
+    relay.passing.program = program;
+    if let Some(heir) = heir {
+        relay.take_over(heir, &mut opening).await?;
+    }
     let (mut tasks, acceptors) = relay.open(opening).await;
     relay.start_added(added).await;
     let mut outcome = relay.serve(&handles, &mut tasks, &mut asked).await;
@@ -188,9 +211,8 @@ struct Opening {
     web: Vec<(Listener, bool)>,
     /// The shards' messages.
     messages: mpsc::UnboundedReceiver<(u16, ToControl)>,
-    outlets: Outlets,
-    ids: Rc<RefCell<StreamIds>>,
-    wanting: mpsc::UnboundedSender<Wanted>,
+    /// Where they go.
+    desk: Desk,
     asks: Asks,
 }
 
@@ -199,22 +221,24 @@ async fn start_streams(
     config: Config,
     load: Option<Load>,
     io: IoKind,
+    mut heir: Option<&mut Heir>,
 ) -> Result<(Relay, Vec<ShardHandle>, Opening), Failure> {
     let notifier = Rc::new(Notifier::from_env());
-    let Inherited { plain, secured: for_tls, mut store } = Inherited::take(&config, &notifier);
+    let Inherited { plain, secured: for_tls, mut store } =
+        listeners::inherited(&config, &notifier, heir.as_deref_mut());
     let (listeners, addresses) = listen(plain, &mut store, Kind::Rtsp, &config.listen)?;
     let (control, messages) = mpsc::unbounded_channel();
-    let (io, handles) = start_shards(&config, io, &control).await?;
+    let homes = heir.as_deref().map(Heir::homes);
+    let (io, handles) = start_shards(&config, io, &control, homes.as_ref()).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
     let secured =
         secure::Secured::start(&config, (for_tls, &mut store), &shards, &ControlSender::new(0, control.clone()))?;
-    let doors = Doors::new()?;
+    let (doors, id) = identity(heir.as_deref(), &config, io)?;
     doors.set(&config, &shards);
     tell_warnings(&config);
     let all: Vec<SocketAddr> = addresses.iter().chain(&secured.addresses).copied().collect();
     access::warn_if_open(&config, &all, config.http);
-    let web = listen_for_pages(&config, &mut store)?;
-
+    let web = listeners::listen_for_pages(&config, &mut store, heir)?;
     // Without a file there is at most one configured stream.
     let single = config.streams.first().filter(|_| load.is_none()).map(|stream| stream.name.clone());
     let urls = Urls::new(&addresses, &secured.addresses, single);
@@ -225,23 +249,21 @@ async fn start_streams(
     let (news, from_sources) = mpsc::unbounded_channel();
     let (wanting, wanted) = mpsc::unbounded_channel();
     let (asks, asked_for) = mpsc::unbounded_channel();
-    let id = named::relay_id()?;
     let telling = Telling { relay: Arc::clone(&id), news };
     let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), told, config.testing, telling);
-    let mut registry = Registry::default();
-    registry.set_patterns(config.patterns.clone());
+    let registry = registry(&config);
     named::tell_rules(&id, &config, &shards);
-    streams.start_all(&config.streams).await;
+    streams.start_all(&config.streams, homes.as_ref()).await;
     tell_listening(&config, io, handles.len(), &addresses, &secured.addresses);
     tell_urls(&config, &urls);
     let admission = admission(&config, handles.len());
     let events = Events::new();
     let watched = reporter.lock().await.watched();
     let site = Site::new(&config, doors.clone(), watched, Rc::clone(&admission), events.clone());
-    let listeners = listeners.into_iter().map(|listener| (listener, false));
-    let listeners = listeners.chain(secured.listeners.into_iter().map(|listener| (listener, true))).collect();
-    let log_bytes = config.log_bytes(config.streams.len());
+    let (listeners, listening) = listeners::all(listeners, secured.listeners, &web)?;
+    let desk = Desk { outlets, ids, admission: Rc::clone(&admission), wanted: wanting, events: events.clone() };
     let relay = Relay {
+        log_bytes: config.log_bytes(config.streams.len()),
         config,
         addresses: all,
         load,
@@ -261,9 +283,29 @@ async fn start_streams(
         events,
         asked_for,
         added: Vec::new(),
-        log_bytes,
+        passing: Passing::new(io, listening),
     };
-    Ok((relay, handles, Opening { listeners, web, messages, outlets, ids, wanting, asks }))
+    Ok((relay, handles, Opening { listeners, web, messages, desk, asks }))
+}
+
+fn registry(config: &Config) -> Registry {
+    let mut registry = Registry::default();
+    registry.set_patterns(config.patterns.clone());
+    registry
+}
+
+/// What clients and other relays know the relay by: that of the relay before, or new.
+///
+/// # Errors
+/// This process cannot take over from the relay before.
+fn identity(heir: Option<&Heir>, config: &Config, io: IoKind) -> Result<(Doors, Arc<str>), Failure> {
+    match heir {
+        Some(heir) => {
+            heir.check(config, io)?;
+            Ok((Doors::with(heir.nonces()), heir.id()))
+        }
+        None => Ok((Doors::new()?, named::relay_id()?)),
+    }
 }
 
 /// What reports are made by.
@@ -315,7 +357,7 @@ fn listen(
         acceptor::bind(store, kind, addresses)?
     } else {
         let key = if kind == Kind::Rtsps { "listen_tls" } else { "listen" };
-        info!("the sockets come from the service manager; `{key}` is ignored");
+        info!("the sockets come from the service manager or from the relay before; `{key}` is ignored");
         let take = |listener| {
             Listener::from_std(listener).map_err(|error| format!("an inherited socket cannot be used ({error})"))
         };
@@ -332,13 +374,6 @@ fn admission(config: &Config, shards: usize) -> SharedAdmission {
     let mut admission = Admission::new(config.limits.clients, config.clients_per_address(), shards);
     admission.set_balancers(Balancers::of(config));
     Rc::new(RefCell::new(admission))
-}
-
-/// The listeners for HTTP and HTTPS, and whether they are by TLS.
-fn listen_for_pages(config: &Config, store: &mut FdStore) -> Result<Vec<(Listener, bool)>, Failure> {
-    let wanted = [(config.http, Kind::Http, false), (config.http_tls, Kind::Https, true)];
-    let wanted = wanted.into_iter().filter_map(|(address, kind, by_tls)| Some((address?, kind, by_tls)));
-    wanted.map(|(address, kind, by_tls)| Ok((http::bind(store, kind, address)?, by_tls))).collect()
 }
 
 /// Waits until one of the tasks has failed, because a relay that no longer accepts or reports would appear to work.
@@ -386,26 +421,27 @@ struct Relay {
     added: Vec<Added>,
     /// Size of each stream's log, as the shards know it.
     log_bytes: u64,
+    /// What an upgrade needs.
+    passing: Passing,
 }
 
 impl Relay {
     /// Starts accepting clients, and all tasks besides the relay itself. Returns the tasks, and those that accept.
     async fn open(&mut self, opening: Opening) -> (JoinSet<()>, Vec<AbortHandle>) {
-        let Opening { listeners, web, messages, outlets, ids, wanting, asks } = opening;
+        let Opening { listeners, web, messages, desk, asks } = opening;
         let mut tasks = JoinSet::new();
         let mut acceptors = Vec::new();
         for (listener, secured) in listeners {
             let tls = self.tls.as_ref().map(|tls| tls.sender().clone());
             let (shards, admission) = (Rc::clone(&self.shards), Rc::clone(&self.admission));
-            let entrance = Entrance { secured, shards, tls, admission };
+            let entrance = Entrance { secured, shards, tls, admission, valve: self.passing.valve.clone() };
             acceptors.push(tasks.spawn_local(acceptor::accept(listener, entrance)));
         }
         if !self.config.testing.is_unmeasured() {
             tasks.spawn_local(Reporter::run(Rc::clone(&self.reporter)));
         }
         outside::set(self.config.site.auth.as_ref(), &self.shards);
-        let (admission, events) = (Rc::clone(&self.admission), self.events.clone());
-        tasks.spawn_local(dispatch::dispatch(messages, outlets, ids, admission, wanting, events));
+        tasks.spawn_local(dispatch::dispatch(messages, desk));
         for (web, by_tls) in web {
             self.open_http(&mut tasks, web, by_tls, &asks);
         }
@@ -437,6 +473,8 @@ impl Relay {
             admission: Rc::clone(&self.admission),
             on_loopback,
             testing: self.config.testing,
+            valve: self.passing.valve.clone(),
+            ending: Rc::clone(&self.passing.ending),
         };
         match self.tls.as_ref().filter(|_| by_tls) {
             Some(tls) => tasks.spawn_local(http::serve_tls(web, tls.sender().clone(), pages)),
@@ -445,7 +483,8 @@ impl Relay {
     }
 
     /// Ends everything, with the summary last.
-    async fn stop(self, handles: Vec<ShardHandle>, mut tasks: JoinSet<()>) {
+    async fn stop(mut self, handles: Vec<ShardHandle>, mut tasks: JoinSet<()>) {
+        self.passing.listening.clear();
         self.notifier.tell("STOPPING=1\nSTATUS=stopping");
         let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
         tasks.abort_all();
@@ -476,6 +515,7 @@ impl Relay {
                 asked = asked.recv() => match asked {
                     Some(Asked::Summary) => self.tell_summary().await,
                     Some(Asked::Reload) => self.read_again(&mut watch, true).await,
+                    Some(Asked::Upgrade) => self.hand_over().await,
                     Some(Asked::Restart) => {
                         info!("stopping");
                         return Ok(());

@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout_at};
 use tracing::{error, warn};
 
 use super::failure::Failure;
+use super::passed::HomesByName;
 use super::{descriptors, streams};
 use crate::config::{Config, IoChoice, StreamConfig};
 use crate::egress::IoKind;
@@ -26,14 +27,15 @@ const LAST_FRAMES_MAX: Duration = Duration::from_millis(50);
 /// Minimum and maximum number of submission entries of a shard's ring.
 const RING_ENTRIES: std::ops::RangeInclusive<u32> = 256..=16_384;
 
-/// Starts the shards; with epoll if that is allowed and io_uring fails for lack of resources (usually memory).
+/// Starts the shards, frozen if they take over from others whose streams have these homes; with epoll if that is allowed and io_uring fails for lack of resources (usually memory).
 pub(super) async fn start_shards(
     config: &Config,
     io: IoKind,
     control: &mpsc::UnboundedSender<(u16, ToControl)>,
+    before: Option<&HomesByName>,
 ) -> Result<(IoKind, Vec<ShardHandle>), Failure> {
     let mut handles = Vec::new();
-    let why = match start_shards_with(config, io, control, &mut handles) {
+    let why = match start_shards_with(config, io, control, before, &mut handles) {
         Ok(()) => return Ok((io, handles)),
         Err(why) => why,
     };
@@ -45,7 +47,7 @@ pub(super) async fn start_shards(
     }
     warn!("{why}; using epoll, at a higher CPU cost per client");
     let mut handles = Vec::new();
-    start_shards_with(config, IoKind::Epoll, control, &mut handles)?;
+    start_shards_with(config, IoKind::Epoll, control, before, &mut handles)?;
     Ok((IoKind::Epoll, handles))
 }
 
@@ -53,13 +55,15 @@ fn start_shards_with(
     config: &Config,
     io: IoKind,
     control: &mpsc::UnboundedSender<(u16, ToControl)>,
+    before: Option<&HomesByName>,
     handles: &mut Vec<ShardHandle>,
 ) -> Result<(), Failure> {
     let count = config.shards();
     let loads = Loads::new(count);
     let (senders, inboxes): (Vec<_>, Vec<_>) =
         (0..count as u16).map(|shard| inbox::channel(shard, loads.clone())).unzip();
-    let set_up = |id, stream| streams::setup(id, streams::home_at(id, count), stream);
+    let set_up =
+        |id, stream: &StreamConfig| streams::setup(id, streams::first_home(id, &stream.name, count, before), stream);
     let streams: Vec<StreamSetup> =
         (0u16..).zip(&config.streams).map(|(place, stream)| set_up(StreamId::first(place), stream)).collect();
     let multicast = multicast_groups(config);
@@ -98,6 +102,7 @@ fn start_shards_with(
             zero_copy: config.zero_copy,
             multicast: multicast.clone(),
             own_sockets,
+            frozen: before.is_some(),
             testing: config.testing,
         };
         let handle =

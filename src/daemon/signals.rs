@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
@@ -19,6 +19,8 @@ pub(super) enum Asked {
     Reload,
     /// SIGUSR1: print the summary.
     Summary,
+    /// SIGUSR2: hand everything over to the program that now lies at this one's path.
+    Upgrade,
 }
 
 /// A second signal sooner than this is a duplicate: Ctrl-C reaches a whole process group, and a wrapper forwards it.
@@ -29,7 +31,7 @@ const ECHO: Duration = Duration::from_millis(100);
 /// # Errors
 /// The handlers or the thread cannot be set up.
 pub(super) fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
     let (tell, told) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut stopping: Option<Instant> = None;
@@ -39,6 +41,7 @@ pub(super) fn listen() -> io::Result<mpsc::UnboundedReceiver<Asked>> {
                 // The same signal means that the terminal was closed; standard output is then no terminal any more.
                 (SIGHUP, _) if !on_terminal || io::stdout().is_terminal() => Asked::Reload,
                 (SIGUSR1, _) => Asked::Summary,
+                (SIGUSR2, _) => Asked::Upgrade,
                 (_, None) => {
                     stopping = Some(Instant::now());
                     if signal == SIGINT { Asked::Restart } else { Asked::Stop }

@@ -12,6 +12,7 @@ use tracing::info;
 
 use super::dispatch::{Outlet, Outlets};
 use super::failure::Failure;
+use super::passed::HomesByName;
 use super::reporter::{Reporter, Watched};
 use super::stream_ids::StreamIds;
 use crate::config::{SourceKind, StreamConfig};
@@ -103,6 +104,12 @@ pub(super) fn home_at(id: StreamId, shards: usize) -> u16 {
     (id.index() % shards) as u16
 }
 
+/// The home of a configured stream at startup: that of another process, from which this one takes over, or else in turns.
+pub(super) fn first_home(id: StreamId, name: &str, shards: usize, before: Option<&HomesByName>) -> u16 {
+    let known = before.and_then(|before| before.get(name)).copied();
+    known.filter(|home| usize::from(*home) < shards).unwrap_or_else(|| home_at(id, shards))
+}
+
 /// The description of a stream for the shards.
 pub(super) fn setup(id: StreamId, home: u16, stream: &StreamConfig) -> StreamSetup {
     let published = matches!(stream.source, SourceKind::Publisher { .. });
@@ -183,11 +190,11 @@ impl Streams {
     }
 
     /// Starts the configured streams. The shards were started with them, at the indices from 0 on.
-    pub(super) async fn start_all(&mut self, streams: &[StreamConfig]) {
+    pub(super) async fn start_all(&mut self, streams: &[StreamConfig], before: Option<&HomesByName>) {
         for stream in streams {
             let id = self.ids.borrow_mut().take();
             if let Some(id) = id {
-                let home = home_at(id, self.shards.len());
+                let home = first_home(id, &stream.name, self.shards.len(), before);
                 self.start((id, home, None), stream, None);
                 self.watch(id, home, stream).await;
             }
@@ -208,6 +215,11 @@ impl Streams {
     /// All of them.
     pub(super) fn configs(&self) -> impl Iterator<Item = &StreamConfig> {
         self.running.iter().map(|running| &running.config)
+    }
+
+    /// All of them, with the shards that run their sources.
+    pub(super) fn with_homes(&self) -> impl Iterator<Item = (&StreamConfig, u16)> {
+        self.running.iter().map(|running| (&running.config, running.home))
     }
 
     /// The name of a stream.

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -374,6 +374,14 @@ impl Listener {
         socket.bind(&address.into())?;
         socket.listen(LISTEN_BACKLOG_MAX)?;
         Listener::from_std(socket.into())
+    }
+
+    /// A further handle on the socket.
+    ///
+    /// # Errors
+    /// The error of `dup`.
+    pub fn to_owned_fd(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
     }
 
     /// Takes over a listening socket (socket activation).

@@ -266,7 +266,8 @@ impl Egress for EpollEgress {
 
     fn cancel(&mut self, token: Token) {
         let Some(slot) = self.slots.get_mut(token.slot as usize) else { return };
-        if let Some(op) = slot.blocked.take_if(|op| op.token == token) {
+        if let Some(mut op) = slot.blocked.take_if(|op| op.token == token) {
+            slot.unsent = rest_of(op.pieces.drain(..), op.offset);
             self.blocked -= 1;
             self.finish(token, op.sent, Some(io::Error::from_raw_os_error(libc::ECANCELED)));
         }
@@ -274,6 +275,12 @@ impl Egress for EpollEgress {
 
     fn take_unsent(&mut self, token: Token) -> Vec<Piece> {
         self.slots.get_mut(token.slot as usize).map(|slot| std::mem::take(&mut slot.unsent)).unwrap_or_default()
+    }
+
+    fn forget(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token.slot as usize) {
+            slot.unsent = Vec::new();
+        }
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -20,6 +20,7 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 mod uring;
+mod valve;
 
 use std::io;
 use std::ops::AddAssign;
@@ -35,6 +36,7 @@ pub use self::ready::Ready;
 pub use self::runtime::IoKind;
 pub use self::secured::Secured;
 pub use self::uring::UringEgress;
+pub use self::valve::Valve;
 pub use crate::media::rendering::{Datagrams, Piece};
 
 /// Whether sends lend their pages to the kernel (`SEND_ZC`) instead of having it copy them.
@@ -161,8 +163,8 @@ pub trait Egress {
     /// is in flight.
     fn cancel(&mut self, token: Token);
 
-    /// The part of a connection's operation that was not sent, if its completion reported a shortage ([`is_shortage`]); the caller
-    /// takes it then, and sends it later or drops it. Empty after any other error.
+    /// The part of a connection's operation that was not sent, if its completion reported a shortage ([`is_shortage`]) or a cancel
+    /// (`ECANCELED`); the caller takes it then, and sends it later or drops it. Empty after any other error.
     fn take_unsent(&mut self, _token: Token) -> Vec<Piece> {
         Vec::new()
     }

@@ -179,6 +179,12 @@ impl SimEgress {
         blocked.map(|op| op.pieces.iter().map(Piece::len).sum::<usize>()).sum()
     }
 
+    /// The sockets have other slots from now on, and those without one are closed.
+    pub fn renumber(&mut self, slot: impl Fn(u32) -> Option<u32>) {
+        let sockets = std::mem::take(&mut self.sockets).into_iter();
+        self.sockets = sockets.filter_map(|(old, socket)| Some((slot(old)?, socket))).collect();
+    }
+
     /// Removes the socket in that slot, for the next client that gets it.
     pub fn renew(&mut self, slot: u32) {
         self.sockets.remove(&slot);
@@ -228,6 +234,7 @@ impl Egress for SimEgress {
         let Some(socket) = self.sockets.get_mut(&token.slot) else { return };
         if let Some(operation) = socket.operation.take_if(|operation| operation.token == token) {
             let error = Some(io::Error::from_raw_os_error(libc::ECANCELED));
+            socket.unsent = rest_of(operation.pieces.into_iter(), operation.offset);
             self.completions.push_back(Completion {
                 token,
                 bytes: operation.done,

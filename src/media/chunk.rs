@@ -87,6 +87,13 @@ pub struct ChunkState {
     packets: Box<[Span]>,
 }
 
+impl ChunkState {
+    /// Its media, which may travel apart from the rest.
+    pub fn bytes_mut(&mut self) -> &mut Bytes {
+        &mut self.bytes
+    }
+}
+
 impl Chunk {
     /// The chunk as plain data; its bytes are shared, not copied.
     pub fn save(&self, now: Instant) -> ChunkState {

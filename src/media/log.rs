@@ -192,6 +192,13 @@ pub struct LogState {
     forced_below: u64,
 }
 
+impl LogState {
+    /// Its chunks, in a fixed order.
+    pub fn chunks_mut(&mut self) -> impl Iterator<Item = &mut ChunkState> {
+        self.entries.iter_mut().chain(&mut self.sound)
+    }
+}
+
 impl Log {
     /// Its contents as plain data.
     pub fn save(&self, now: Instant) -> LogState {

@@ -1,7 +1,9 @@
 //! The state of a stream's source.
 
+use serde::{Deserialize, Serialize};
+
 /// The state of a source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceState {
     /// Connecting to a camera that has not failed since it last played, or that is tried for the first time.
     Connecting,

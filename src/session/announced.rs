@@ -1,5 +1,7 @@
 //! A publisher's announcement.
 
+use serde::{Deserialize, Serialize};
+
 use super::resource::without_credentials;
 use super::sessions::SetUp;
 use crate::media::{SourceTrack, StreamId, TrackId};
@@ -12,14 +14,14 @@ pub(super) struct Announced {
     tracks: Vec<AnnouncedTrack>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct AnnouncedTrack {
     pub(super) source: Result<SourceTrack, Unreadable>,
     pub(super) control: String,
 }
 
 /// Why a track cannot be relayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("its m= line has no RTP payload type")]
     PayloadType,
@@ -27,7 +29,25 @@ pub(super) enum Unreadable {
     RtpMap(u8),
 }
 
+/// An announcement as plain data, without its stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct AnnouncedState {
+    tracks: Vec<AnnouncedTrack>,
+}
+
+impl AnnouncedState {
+    /// The announcement of that stream.
+    pub(super) fn restore(self, stream: StreamId) -> Announced {
+        Announced { stream, tracks: self.tracks }
+    }
+}
+
 impl Announced {
+    /// It as plain data.
+    pub(super) fn save(&self) -> AnnouncedState {
+        AnnouncedState { tracks: self.tracks.clone() }
+    }
+
     /// A stream's tracks, from the body of an ANNOUNCE.
     pub(super) fn new(stream: StreamId, tracks: Vec<AnnouncedTrack>) -> Announced {
         Announced { stream, tracks }

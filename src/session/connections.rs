@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::announced::Announced;
@@ -22,6 +23,7 @@ use crate::limits::{
     STRANGER_FREE_BYTES,
 };
 use crate::media::StreamId;
+use crate::media::saved::Moment;
 use crate::wire::rtsp::{Invalid, Message, Request, Response};
 
 /// A PLAY or RECORD that the shard has not answered yet.
@@ -102,6 +104,17 @@ pub(super) struct Connection {
     unread: u32,
     /// The bytes that are counted for it in [`Holding`].
     holds: u32,
+}
+
+/// A connection as plain data, without its addresses, its user and its unread bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct ConnectionState {
+    secure: bool,
+    proxied: bool,
+    settled: bool,
+    since: Moment,
+    heard: Option<Moment>,
+    whole_at: Moment,
 }
 
 // There is one for each client, and their table may have twice as many entries, so this must be small.
@@ -234,6 +247,45 @@ impl Connection {
         let mut unread = BytesMut::from(&request.raw[..]);
         unread.extend_from_slice(&self.incoming.take_unread());
         unread
+    }
+
+    /// What was read from it and not answered, from the start of a request that waits; and an answer whose time has not come. `None`
+    /// while it waits for the shard.
+    pub(super) fn unanswered(&self) -> Option<(Bytes, Bytes)> {
+        let (request, answer) = match &self.blocked {
+            None => (None, None),
+            Some(Blocked::Waiting(_)) => return None,
+            Some(Blocked::Held(held)) => (Some(&held.request), None),
+            Some(Blocked::Denied(denied)) => match &denied.then {
+                Then::Answer(answer) => (None, Some(answer)),
+                Then::Look(request) => (Some(request), None),
+            },
+        };
+        let mut unread = BytesMut::from(request.map_or(&[][..], |request| &request.raw[..]));
+        unread.extend_from_slice(self.incoming.unread());
+        Some((unread.freeze(), answer.map_or_else(Bytes::new, |answer| answer.clone().finish())))
+    }
+
+    /// It as plain data; times are relative to `reference`.
+    pub(super) fn save(&self, reference: Instant) -> ConnectionState {
+        let (since, heard, whole_at) = self.incoming.times();
+        let moment = |at| Moment::of(at, reference);
+        ConnectionState {
+            secure: self.secure,
+            proxied: self.proxied,
+            settled: self.settled,
+            since: moment(since),
+            heard: heard.map(moment),
+            whole_at: moment(whole_at),
+        }
+    }
+
+    /// Restores a saved one that has just been inserted, with its unread bytes.
+    pub(super) fn restore(&mut self, reference: Instant, state: &ConnectionState, unread: &[u8]) {
+        (self.secure, self.proxied, self.settled) = (state.secure, state.proxied, state.settled);
+        let at = |moment: Moment| moment.at(reference);
+        self.incoming.set_times((at(state.since), state.heard.map(at), at(state.whole_at)));
+        self.incoming.feed(unread);
     }
 
     /// The maximum size of its requests' bodies.

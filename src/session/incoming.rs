@@ -51,6 +51,21 @@ impl Incoming {
         self.decoder.take_unread()
     }
 
+    /// The unprocessed bytes.
+    pub(super) fn unread(&self) -> &[u8] {
+        self.decoder.unread()
+    }
+
+    /// When it was opened, when its last complete request arrived, and when its allowance will be whole.
+    pub(super) fn times(&self) -> (Instant, Option<Instant>, Instant) {
+        (self.since, self.heard, self.rate.whole_at())
+    }
+
+    /// Restores a connection's times.
+    pub(super) fn set_times(&mut self, (since, heard, whole_at): (Instant, Option<Instant>, Instant)) {
+        (self.since, self.heard, self.rate) = (since, heard, Rate::whole(whole_at));
+    }
+
     /// When the client was last heard from: its last complete request, or its connecting.
     pub(super) fn last_heard(&self) -> Instant {
         self.heard.unwrap_or(self.since)

@@ -31,6 +31,7 @@ mod publish;
 mod rate;
 mod reports;
 mod resource;
+mod saved;
 mod server;
 mod sessions;
 mod setup;
@@ -48,6 +49,7 @@ pub use config::ServerConfig;
 pub use loads::Loads;
 pub use named::NotMade;
 pub use ports::UdpPorts;
+pub use saved::{NotSaved, ServerState, StreamState as KnownStreamState};
 pub use server::Server;
 pub use types::{
     CloseReason, ConnId, Counters, Delivery, EndReason, Event, FirstPacket, NameWanted, PlayTrack, SessionIds,

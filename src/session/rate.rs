@@ -33,6 +33,16 @@ impl Rate {
         Rate { whole_at: now + WHOLE }
     }
 
+    /// An allowance that will be whole at that time.
+    pub(super) fn whole(whole_at: Instant) -> Rate {
+        Rate { whole_at }
+    }
+
+    /// When the allowance will be whole again.
+    pub(super) fn whole_at(&self) -> Instant {
+        self.whole_at
+    }
+
     /// Until when the next request must wait; `None` if it need not.
     pub(super) fn wait(&self, now: Instant) -> Option<Instant> {
         let missing = self.whole_at.saturating_duration_since(now);

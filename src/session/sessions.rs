@@ -7,17 +7,20 @@ use std::ops::Index;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::ids::Ids;
 use super::timers::Armed;
 use super::types::{ConnId, Delivery, FirstPacket, PlayTrack, SessionInfo, SessionKey, SessionLimit};
 use crate::access::User;
 use crate::limits::{UDP_ORPHANED_S, USER_AGENT_CHARS_MAX};
+use crate::media::saved::Moment;
 use crate::media::{Description, StreamId, TrackId};
 use crate::wire::rtsp::Status;
 use crate::wire::transport::Lower;
 
 /// A track of a session.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct SetUp {
     pub(super) track: TrackId,
     pub(super) delivery: Delivery,
@@ -34,6 +37,21 @@ pub(super) enum State {
     /// PLAY was requested, and the shard has not answered yet.
     Starting,
     Playing,
+}
+
+/// A session as plain data, without its user, its stream and its connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SessionState {
+    peer: SocketAddr,
+    publishes: bool,
+    heard: Moment,
+    playing: bool,
+    played: bool,
+    announced: bool,
+    tracks: Vec<SetUp>,
+    rtp_info: String,
+    user_agent: Option<String>,
+    moved: bool,
 }
 
 /// The parameters of a new session.
@@ -101,6 +119,52 @@ impl Session {
             rtp_info: String::new(),
             user_agent: None,
             moved: false,
+            orphaned: None,
+        }
+    }
+
+    /// It as plain data, if it is interleaved and not about to start; times are relative to `reference`.
+    pub(super) fn save(&self, reference: Instant) -> Option<SessionState> {
+        (self.lower == Lower::Tcp && self.state != State::Starting).then(|| SessionState {
+            peer: self.peer,
+            publishes: self.publishes,
+            heard: Moment::of(self.heard, reference),
+            playing: self.state == State::Playing,
+            played: self.played,
+            announced: self.announced,
+            tracks: self.tracks.clone(),
+            rtp_info: self.rtp_info.clone(),
+            user_agent: self.user_agent.clone(),
+            moved: self.moved,
+        })
+    }
+
+    /// Restores a saved one.
+    pub(super) fn restore(
+        reference: Instant,
+        state: SessionState,
+        (stream, description): (StreamId, Arc<Description>),
+        user: Option<Arc<User>>,
+        conn: Option<ConnId>,
+    ) -> Session {
+        Session {
+            peer: state.peer,
+            user,
+            stream,
+            description,
+            lower: Lower::Tcp,
+            publishes: state.publishes,
+            heard: state.heard.at(reference),
+            hint_ports: false,
+            timer: Armed::default(),
+            state: if state.playing { State::Playing } else { State::Ready },
+            played: state.played,
+            announced: state.announced,
+            tracks: state.tracks,
+            conn,
+            rtp_info: state.rtp_info,
+            user_agent: state.user_agent,
+            moved: state.moved,
             orphaned: None,
         }
     }

@@ -179,6 +179,10 @@ impl KnownStreams {
         }
     }
 
+    pub(super) fn is_asleep(&self, id: StreamId) -> bool {
+        self.get(id).is_some_and(|stream| stream.asleep)
+    }
+
     pub(super) fn set_first_wait(&mut self, id: StreamId, wait: Option<Duration>) {
         if let Some(stream) = self.get_mut(id) {
             stream.first_wait = wait;

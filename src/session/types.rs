@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::crowd::origin;
 use crate::limits::{PUBLISHERS_BEYOND_PER_ADDRESS, publishers_beyond};
@@ -121,7 +122,7 @@ impl fmt::Display for SessionKey {
 }
 
 /// Transport of a track to its client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Delivery {
     /// Interleaved in the RTSP connection (RFC 2326 section 10.12).
     Interleaved {

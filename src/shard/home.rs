@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -17,9 +18,11 @@ use super::local::{HomeSink, Local};
 use super::types::Hosting;
 use crate::media::{Description, StreamId, Track};
 use crate::metrics::{Panicked, SourceDrop, SourceGauge, process};
+use crate::source::held::Running;
 use crate::source::pipeline::Pipeline;
 use crate::source::publisher::{self, FromShard, PublisherRules, PublisherSpec};
 use crate::source::publishing::{PublisherVerdict, Publishing};
+use crate::source::saved::SavedSource;
 use crate::source::shared::Source;
 use crate::source::spec::{SourceKind, SourceSpec};
 use crate::source::supervisor;
@@ -51,12 +54,16 @@ pub struct Homes {
     shards: Vec<ShardSender>,
     local: Rc<Local>,
     homes: HashMap<StreamId, Home>,
+    /// They are held for a hand-over.
+    held: bool,
+    /// Another process's sources, for those that come.
+    restored: HashMap<StreamId, Rc<Source>>,
 }
 
 impl Homes {
     /// Initially empty. The sources' output goes through `local`; `shards` are all shards, for answering publishers.
     pub fn new(shards: Vec<ShardSender>, local: Rc<Local>) -> Self {
-        Homes { shards, local, homes: HashMap::new() }
+        Homes { shards, local, homes: HashMap::new(), held: false, restored: HashMap::new() }
     }
 
     /// Runs a source from now on; if the stream had one here before, after that has ended. Must be called within the thread's runtime.
@@ -65,7 +72,11 @@ impl Homes {
         let before = self.homes.remove(&stream);
         let (source, publishing, before) = match before {
             Some(Home { source, publishing, task, .. }) => (source, publishing, Some(task)),
-            None => (Source::new(Pipeline::new(fastrand::u64(..))), PublishingQueue::default(), None),
+            None => {
+                let restored = self.restored.remove(&stream);
+                let source = restored.unwrap_or_else(|| Source::new(Pipeline::new(fastrand::u64(..))));
+                (source, PublishingQueue::default(), None)
+            }
         };
         let (shards, local) = (self.shards.clone(), Rc::clone(&self.local));
         let runner = Runner {
@@ -104,11 +115,55 @@ impl Homes {
     /// Passes on a publisher's action.
     pub fn publishing(&self, stream: StreamId, (shard, session, what): FromShard) {
         let asks = matches!(what, Publishing::Record { .. });
+        if let Some(home) = self.homes.get(&stream).filter(|_| self.held) {
+            home.source.has_more();
+        }
         let outlet = self.homes.get(&stream).map(|home| home.publishing.borrow());
         let sent = outlet.as_ref().and_then(|outlet| outlet.as_ref()?.send((shard, session, what)).ok());
         if let (None, true, Some(shard)) = (sent, asks, self.shards.get(usize::from(shard))) {
             shard.tell(ToShard::Publisher(session, PublisherVerdict::Refuse(SERVICE_UNAVAILABLE)));
         }
+    }
+
+    /// All sources stop for a hand-over; times are to be relative to `reference`.
+    pub fn hold(&mut self, reference: Instant) {
+        self.held = true;
+        self.homes.values().for_each(|home| home.source.hold(reference));
+    }
+
+    /// All sources continue.
+    pub fn release(&mut self) {
+        self.held = false;
+        self.homes.values().for_each(|home| home.source.release());
+    }
+
+    /// Whether all have stopped.
+    pub fn are_held(&self) -> bool {
+        self.homes.values().all(|home| home.task.is_finished() || home.source.is_held())
+    }
+
+    /// The sources whose sessions cannot be handed over, and how they are connected.
+    pub fn uncarried(&self) -> impl Iterator<Item = (StreamId, &'static str)> + '_ {
+        self.homes.iter().filter(|(_, home)| !home.removed).filter_map(|(stream, home)| match home.source.running() {
+            Running::Tls => Some((*stream, "rtsps")),
+            Running::Datagrams => Some((*stream, "UDP")),
+            Running::Session | Running::Nothing => None,
+        })
+    }
+
+    /// The held sources as plain data, with their descriptors.
+    pub fn save(&self, reference: Instant) -> Vec<(StreamId, SavedSource, Option<OwnedFd>)> {
+        let there = self.homes.iter().filter(|(_, home)| !home.removed);
+        let saved = there.map(|(stream, home)| {
+            let (saved, connection) = home.source.save(reference);
+            (*stream, saved, connection)
+        });
+        saved.collect()
+    }
+
+    /// The stream's source is this one of another process, when it comes.
+    pub fn restore(&mut self, stream: StreamId, reference: Instant, saved: SavedSource, connection: Option<OwnedFd>) {
+        self.restored.insert(stream, Source::restore(reference, saved, connection));
     }
 
     /// The state of the sources.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::saved::HandOver;
 use super::snapshot::Snapshot;
 use super::types::{Hosting, ShardLimits, Still, StreamSetup, WebClient};
 use crate::access::Access;
@@ -147,6 +148,8 @@ pub enum ToShard {
     Ping(oneshot::Sender<()>),
     /// Disconnect a few clients, so that the last one is disconnected at that time. Sent repeatedly.
     SendAway(Instant),
+    /// A step of a hand-over from one process to another.
+    HandOver(Box<HandOver>),
     /// Finish the frames in flight, close the clients, end the thread.
     Stop,
 }
@@ -298,6 +301,16 @@ impl ShardReceiver {
             }
         }
         polled
+    }
+
+    /// Whether no message is waiting.
+    pub fn is_empty(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    /// The shard has one more connection, which did not come through the inbox.
+    pub fn connection_restored(&self) {
+        self.shared.loads.come(self.shared.shard);
     }
 
     /// One of the shard's connections is gone.

@@ -35,6 +35,11 @@ impl Local {
         }
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.events.borrow().is_empty()
+    }
+
     /// The oldest event.
     pub fn pop(&self) -> Option<(StreamId, StreamEvent)> {
         self.events.borrow_mut().pop_front()

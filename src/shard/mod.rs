@@ -4,10 +4,13 @@ pub mod core;
 pub mod fanout;
 #[cfg(feature = "testing")]
 pub mod fuzz;
+mod hand_over;
+mod handing;
 pub mod home;
 pub mod inbox;
 pub mod local;
 pub mod player;
+pub mod saved;
 mod snapshot;
 pub mod thread;
 pub mod types;

@@ -5,6 +5,8 @@
 
 #[path = "player_frames.rs"]
 mod frames;
+#[path = "player_saved.rs"]
+mod saved;
 #[cfg(test)]
 #[path = "player_tests.rs"]
 mod tests;
@@ -24,6 +26,8 @@ use crate::media::chunk::{Chunk, ChunkKind};
 use crate::media::log::Log;
 use crate::media::{Description, TrackId};
 use crate::metrics::DropReason;
+
+pub use self::saved::PlayerState;
 
 /// A track as a client receives it.
 #[derive(Clone, Debug)]

@@ -18,12 +18,13 @@ use tokio::time::Sleep;
 
 use super::core::{Core, Mail};
 use super::fanout::Fanout;
+use super::handing::Handing;
 use super::home::Homes;
 use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToControl, ToShard};
 use super::local::Local;
 use super::types::{CoreConfig, Group, Handover, Hosting, Lingering, UdpSockets, WebClient};
 use crate::egress::runtime::Runtime;
-use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, ZeroCopy};
+use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, Valve, ZeroCopy};
 use crate::limits::{
     LINGER_MS, LINGER_READ_BYTES_MAX, PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, STOP_MAX_MS,
     USER_TIMEOUT_AFTER_STALL_S,
@@ -55,6 +56,8 @@ pub struct ShardConfig {
     pub multicast: Vec<MulticastSetup>,
     /// Maximum number of UDP clients' own sockets.
     pub own_sockets: usize,
+    /// Whether it starts frozen, and is given the state of another process's shard.
+    pub frozen: bool,
     /// What tests ask for.
     pub testing: Testing,
 }
@@ -127,7 +130,7 @@ const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(1);
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes that were read from a connection; nothing more is read from it until they have been absorbed.
-struct Read {
+pub(super) struct Read {
     token: Token,
     conn: Conn,
     result: io::Result<usize>,
@@ -137,7 +140,7 @@ struct Read {
 }
 
 /// A datagram, with the socket that it arrived on and its sender.
-struct Received {
+pub(super) struct Received {
     by: Port,
     from: SocketAddr,
     bytes: Vec<u8>,
@@ -234,31 +237,34 @@ fn without_ports(error: io::Error, ports: Option<(u16, u16)>) -> io::Error {
     io::Error::new(error.kind(), format!("no two consecutive UDP ports are free in {first}-{last} ({error}); {cure}"))
 }
 
-struct Thread<E: Egress> {
+pub(super) struct Thread<E: Egress> {
     shard: u16,
-    core: Core<E>,
-    io: IoKind,
+    pub(super) core: Core<E>,
+    pub(super) io: IoKind,
     dscp: u8,
     user_timeout: Duration,
-    inbox: ShardReceiver,
+    pub(super) inbox: ShardReceiver,
     shards: Vec<ShardSender>,
     control: ControlSender,
     /// The sources that run here, and their output.
-    homes: Homes,
-    local: Rc<Local>,
+    pub(super) homes: Homes,
+    pub(super) local: Rc<Local>,
+    /// Stops reading.
+    pub(super) valve: Valve,
+    pub(super) handing: Handing,
     fanout: Fanout,
     /// When it was told to stop.
     stopping: Option<Instant>,
-    reads: mpsc::UnboundedReceiver<Read>,
+    pub(super) reads: mpsc::UnboundedReceiver<Read>,
     /// Bounded: what arrives faster than it is processed waits, and is lost, in the sockets' own buffers.
-    datagrams: mpsc::Receiver<Received>,
+    pub(super) datagrams: mpsc::Receiver<Received>,
     read: mpsc::UnboundedSender<Read>,
     /// Publishers' connections that are not read until their sources have processed more.
     backlogged: Vec<(Token, Conn, Vec<u8>)>,
     /// Connections that are closed on this side, and until when they are read, in that order.
     lingering: VecDeque<(Instant, Lingering)>,
-    timer: Pin<Box<Sleep>>,
-    timer_at: Instant,
+    pub(super) timer: Pin<Box<Sleep>>,
+    pub(super) timer_at: Instant,
 }
 
 impl<E: Egress> Thread<E> {
@@ -273,10 +279,11 @@ impl<E: Egress> Thread<E> {
     ) -> Self {
         let (read, reads) = mpsc::unbounded_channel();
         let (arrived, datagrams) = mpsc::channel(DATAGRAMS_WAITING_MAX);
+        let valve = Valve::default();
         if let Some(udp) = &udp {
             // Publishers send here, and players also open their paths with datagrams to the RTP port.
             for (socket, port) in [(&udp.rtcp, Port::Rtcp), (&udp.rtp, Port::Rtp)] {
-                tokio::task::spawn_local(read_datagrams(socket.clone(), port, arrived.clone()));
+                tokio::task::spawn_local(read_datagrams(socket.clone(), port, arrived.clone(), valve.clone()));
             }
         }
         let local = Rc::new(Local::default());
@@ -288,6 +295,10 @@ impl<E: Egress> Thread<E> {
             core.set_group(stream, group);
         }
         core.set_testing(config.testing);
+        if config.frozen {
+            valve.close();
+            core.freeze();
+        }
         Thread {
             shard: config.core.server.shard,
             core,
@@ -299,6 +310,8 @@ impl<E: Egress> Thread<E> {
             control,
             homes,
             local,
+            valve,
+            handing: Handing::new(config.frozen),
             fanout: Fanout::default(),
             stopping: None,
             reads,
@@ -341,6 +354,7 @@ impl<E: Egress> Thread<E> {
             for message in self.core.take_outbox() {
                 self.control.tell(message);
             }
+            self.answer_frozen();
         }
     }
 
@@ -359,6 +373,7 @@ impl<E: Egress> Thread<E> {
                 }
                 what => {
                     let Some(sender) = self.shards.get(usize::from(to)) else { continue };
+                    self.handing.told += 1;
                     match what {
                         ToShard::Chunk(stream, epoch, chunk) => self.fanout.chunk(to, sender, stream, epoch, chunk),
                         what => sender.tell(what),
@@ -439,6 +454,9 @@ impl<E: Egress> Thread<E> {
             self.lingered(0);
             any = true;
         }
+        if self.handing.frozen {
+            return self.absorb_frozen(cx, any);
+        }
         let linger = self.lingering.front().map(|(until, _)| *until);
         // A source usually produces output when it processes something, which wakes the shard; but not always, and not if its home is
         // another shard.
@@ -509,6 +527,7 @@ impl<E: Egress> Thread<E> {
                     self.gone(peer);
                 }
             }
+            ToShard::HandOver(step) => self.hand_over_step(now, *step),
             ToShard::SendAway(until) => self.core.send_away(now, until),
             ToShard::Stop => {
                 self.stopping = Some(now);
@@ -525,7 +544,10 @@ impl<E: Egress> Thread<E> {
     }
 
     /// Keeps a stream's source going; of a new stream, before anybody hears of that.
-    fn host(&mut self, now: Instant, mut hosting: Hosting) {
+    pub(super) fn host(&mut self, now: Instant, mut hosting: Hosting) {
+        if self.handing.is_heir {
+            return self.handing.hostings.push(hosting);
+        }
         let setup = hosting.setup.take();
         self.homes.host(hosting);
         if let Some(setup) = setup {
@@ -616,10 +638,10 @@ impl<E: Egress> Thread<E> {
 
     /// Starts the next read of a connection. There is never more than one read in progress, and none while its bytes are being
     /// processed, so that the connection can be handed over completely.
-    fn read_on(&self, token: Token, conn: Conn, buffer: Vec<u8>, dropped: usize) {
-        let read = self.read.clone();
+    pub(super) fn read_on(&self, token: Token, conn: Conn, buffer: Vec<u8>, dropped: usize) {
+        let (read, valve) = (self.read.clone(), self.valve.clone());
         tokio::task::spawn_local(async move {
-            let (result, buffer) = conn.read(buffer).await;
+            let (result, buffer) = valve.pass(conn.read(buffer)).await;
             // The shard has ended: there is nobody to read for.
             let _ = read.send(Read { token, conn, result, buffer, dropped });
         });
@@ -647,11 +669,11 @@ impl<E: Egress> Thread<E> {
     }
 }
 
-async fn read_datagrams(socket: Datagram, by: Port, read: mpsc::Sender<Received>) {
+async fn read_datagrams(socket: Datagram, by: Port, read: mpsc::Sender<Received>, valve: Valve) {
     let mut buffer = Vec::with_capacity(DATAGRAM_BYTES_MAX);
     let mut errors = 0;
     loop {
-        let (result, returned) = socket.recv_from(buffer).await;
+        let (result, returned) = valve.pass(socket.recv_from(buffer)).await;
         buffer = returned;
         match result {
             Ok((count, from)) => {

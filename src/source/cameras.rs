@@ -1,5 +1,6 @@
 //! The cameras of a stream: which one is tried next, and when.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
@@ -10,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::backoff::{Backoff, Refusals};
 use super::camera::address::CameraAddress;
 use super::camera::fault::{Fault, Retry, Step};
-use super::camera::{Camera, CameraOptions, Learned, Outcome, PullTransport};
+use super::camera::{Camera, CameraOptions, CameraSession, Learned, Outcome, PullTransport};
 use super::fault_log::{FaultLog, STEADY};
 use super::feed::Feed;
 use super::news::SourceNews;
@@ -49,7 +50,12 @@ pub(super) struct Cameras<'a> {
     backoff: Backoff,
     /// Whether the stream was created by name, which an origin may not have.
     made: bool,
+    /// Another process's session, to be continued.
+    resumed: Option<Resumed>,
 }
+
+/// Another process's session, its connection, and what its times are relative to.
+type Resumed = (CameraSession, OwnedFd, Instant);
 
 /// Why a session was ended.
 enum Left {
@@ -79,6 +85,7 @@ impl<'a> Cameras<'a> {
             describe: if addresses.len() > 1 { describe.min(DESCRIBE_WITH_OTHERS_MAX) } else { describe },
             backoff: Backoff::new(spec.waits),
             made: spec.made,
+            resumed: None,
         }
     }
 
@@ -91,15 +98,17 @@ impl<'a> Cameras<'a> {
         random: &mut impl FnMut() -> f64,
     ) {
         let mut asked = spec.asked.clone();
+        self.resumed = self.resumable(feed);
+        let goes_on = self.resumed.is_some();
         let camera = self.known[self.at].address;
-        if self.made {
+        if self.made || goes_on {
             debug!(stream = %feed.name, %camera, "connecting");
         } else {
             info!(stream = %feed.name, %camera, "connecting");
         }
         // A camera that has refused the password is not contacted, whoever requests the stream.
         let (at, wait) = self.plan(Instant::now(), self.at, Duration::ZERO);
-        self.at = at;
+        self.at = if goes_on { self.at } else { at };
         if wait > Duration::ZERO {
             feed.waits(SystemTime::now() + wait);
             if self.pause(wait, spec, feed.name, &mut asked, stop).await.is_none() {
@@ -126,6 +135,15 @@ impl<'a> Cameras<'a> {
         }
     }
 
+    /// Takes another process's session with one of these cameras, which becomes the current one. A session with another camera is not
+    /// continued.
+    fn resumable<P: StreamSink>(&mut self, feed: &Feed<'_, P>) -> Option<Resumed> {
+        let resume = feed.source().resume.take()?;
+        let (session, connection, reference) = resume.of::<CameraSession>()?;
+        self.at = self.known.iter().position(|known| known.address.url().as_str() == session.camera)?;
+        Some((session, connection?, reference))
+    }
+
     /// Runs one session with the current camera.
     async fn session<P: StreamSink>(
         &mut self,
@@ -133,7 +151,10 @@ impl<'a> Cameras<'a> {
         feed: &mut Feed<'_, P>,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Left, Fault> {
-        feed.connecting();
+        let resumed = self.resumed.take();
+        if resumed.is_none() {
+            feed.connecting();
+        }
         let (options, describe, look_back) = (&spec.camera, self.describe, self.look_back);
         let (before, from) = self.known.split_at_mut(self.at);
         let Known { address, learned, .. } = &mut from[0];
@@ -145,7 +166,11 @@ impl<'a> Cameras<'a> {
                 back = one_is_back(before, options, describe, look_back) => Left::Back(back),
             }
         };
-        let outcome = Camera { address, options, describe, learned }.session(feed, until).await;
+        let mut camera = Camera { address, options, describe, learned };
+        let outcome = match resumed {
+            Some(resumed) => camera.resume(resumed, feed, until).await,
+            None => camera.session(feed, until).await,
+        };
         match outcome {
             Outcome::Failed(fault) => Err(fault),
             Outcome::Left(left) => {

@@ -6,9 +6,11 @@ use tracing::{debug, info, warn};
 
 use super::camera::fault::Fault;
 use super::camera::pace::Drained;
+use super::held::FeedState;
 use super::news::{NewsSender, SourceNews};
 use super::shared::Source;
 use super::timeline::SenderReport;
+use crate::media::saved::Moment;
 use crate::media::{SourceState, SourceTrack, StreamEvent, StreamSink, TrackId};
 use crate::metrics::SourceDrop;
 use crate::sys::Connection;
@@ -69,6 +71,27 @@ impl<'a, P: StreamSink> Feed<'a, P> {
     /// The source that it belongs to.
     pub(super) fn source(&self) -> &'a Source {
         self.source
+    }
+
+    /// What it knows beside the pipeline, as plain data; times are relative to `reference`.
+    pub(super) fn save(&self, reference: Instant) -> FeedState {
+        let live = self.live.map(|live| Moment::of(live, reference));
+        FeedState { live, silent: self.silent, had_video: self.had_video }
+    }
+
+    /// Continues a saved session.
+    pub(super) fn restore(&mut self, reference: Instant, state: FeedState) {
+        self.live = state.live.map(|live| live.at(reference));
+        (self.silent, self.had_video) = (state.silent, state.had_video);
+        self.tell_live = self.live.is_none();
+    }
+
+    /// Tells the control thread the state of a restored source, which the shards know.
+    pub(super) fn tell_restored(&self) {
+        if self.source.restored.take() {
+            let state = self.source.status.borrow().state;
+            self.tell_news(SourceNews::State(state));
+        }
     }
 
     /// Publishes a new state.

@@ -7,7 +7,9 @@ use tokio::time::sleep_until;
 
 use super::cameras::Cameras;
 use super::feed::Feed;
-use super::pattern::{Emitted, TestPattern};
+use super::held::{Deposit, Resume, Running};
+use super::pattern::{Emitted, PatternState, TestPattern};
+use super::saved::Runs;
 use super::shared::stopped;
 use super::spec::{SourceKind, SourceSpec};
 use super::timeline::{SenderReport, to_ntp};
@@ -37,12 +39,31 @@ pub(super) async fn keep<P: StreamSink>(
 
 /// Plays the test pattern forever.
 async fn play_pattern<P: StreamSink>(feed: &mut Feed<'_, P>) {
-    let mut pattern = TestPattern::new(Instant::now());
-    feed.state(SourceState::Connecting);
-    feed.connected(pattern.tracks());
+    let source = feed.source();
+    let _runs = Runs::new(source, Running::Session);
+    let mut pattern = match source.resume.take().and_then(Resume::of::<PatternState>) {
+        Some((state, _, reference)) => {
+            feed.restore(reference, state.feed);
+            TestPattern::restore(reference, &state)
+        }
+        None => {
+            let pattern = TestPattern::new(Instant::now());
+            feed.state(SourceState::Connecting);
+            feed.connected(pattern.tracks());
+            pattern
+        }
+    };
     loop {
         let due = pattern.deadline();
-        sleep_until(feed.deadline().map_or(due, |deadline| deadline.min(due)).into()).await;
+        let due = feed.deadline().map_or(due, |deadline| deadline.min(due));
+        tokio::select! {
+            biased;
+            reference = source.held() => {
+                let session = pattern.save(reference, feed.save(reference));
+                source.wait_held(Deposit::new(&session, None)).await;
+            }
+            () = sleep_until(due.into()) => {}
+        }
         let (now, wall) = (Instant::now(), SystemTime::now());
         pattern.emit(now, wall, |track, emitted| match emitted {
             Emitted::Packet(packet) => feed.packet(track, now, packet),

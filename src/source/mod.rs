@@ -13,6 +13,7 @@ mod feed;
 #[cfg(feature = "testing")]
 pub mod fuzz;
 mod gate;
+pub mod held;
 mod input;
 mod keep;
 pub mod news;
@@ -24,6 +25,7 @@ pub mod pipeline;
 pub mod publisher;
 pub mod publishing;
 mod reorder;
+pub mod saved;
 pub mod shared;
 pub mod spec;
 pub mod stamp;

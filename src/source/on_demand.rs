@@ -27,21 +27,24 @@ pub(super) async fn keep_on_demand<P: StreamSink>(
     let mut stop = stop.clone();
     let mut seen = 0;
     loop {
-        feed.state(SourceState::Idle);
-        tokio::select! {
-            biased;
-            () = stopped(&mut stop) => return,
-            asked = demand.wait_for(|demand| demand.shards > 0 || demand.asked != seen) => {
-                if asked.is_err() {
-                    return;
+        // The session of another process goes on.
+        if feed.source().resume.borrow().is_none() {
+            feed.state(SourceState::Idle);
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                asked = demand.wait_for(|demand| demand.shards > 0 || demand.asked != seen) => {
+                    if asked.is_err() {
+                        return;
+                    }
                 }
             }
-        }
-        // Requests for names that do not exist must not fill the log.
-        if spec.made {
-            debug!(stream = %feed.name, "asked for");
-        } else {
-            info!(stream = %feed.name, "asked for");
+            // Requests for names that do not exist must not fill the log.
+            if spec.made {
+                debug!(stream = %feed.name, "asked for");
+            } else {
+                info!(stream = %feed.name, "asked for");
+            }
         }
         let (halt, mut halted) = watch::channel(false);
         let source = feed.source();

@@ -2,10 +2,14 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use super::clip::Clip;
+use super::held::FeedState;
 use super::packetizer::Packetizer;
 use super::stamp::{H264_SEI, Stamp};
 use super::tone::{self, Tone};
+use crate::media::saved::Moment;
 use crate::media::{SourceTrack, TrackId};
 
 /// The track with the picture.
@@ -13,6 +17,12 @@ pub const VIDEO: TrackId = TrackId(0);
 
 /// The track with the tone.
 pub const AUDIO: TrackId = TrackId(1);
+
+/// Payload types and SSRCs; the timeline replaces the SSRCs.
+const VIDEO_TYPE: u8 = 96;
+const VIDEO_SSRC: u32 = 1;
+const AUDIO_TYPE: u8 = 0;
+const AUDIO_SSRC: u32 = 2;
 
 /// Clock rate of the video track's RTP timestamp.
 const VIDEO_CLOCK: u32 = 90_000;
@@ -84,7 +94,46 @@ pub struct TestPattern {
     sei: Vec<u8>,
 }
 
+/// A test source as plain data.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct PatternState {
+    pub(super) feed: FeedState,
+    start: Moment,
+    report_at: Moment,
+    /// The numbers of the next deadlines.
+    ticks: (u64, u64),
+    /// The numbers of the next packets.
+    seqs: (u16, u16),
+    frame: u64,
+    tone: usize,
+}
+
 impl TestPattern {
+    /// It as plain data; times are relative to `reference`.
+    pub(super) fn save(&self, reference: Instant, feed: FeedState) -> PatternState {
+        PatternState {
+            feed,
+            start: Moment::of(self.start, reference),
+            report_at: Moment::of(self.report_at, reference),
+            ticks: (self.video_pace.next, self.audio_pace.next),
+            seqs: (self.video.next_seq(), self.audio.next_seq()),
+            frame: self.frame,
+            tone: self.tone.at(),
+        }
+    }
+
+    /// Restores a saved test source.
+    pub(super) fn restore(reference: Instant, state: &PatternState) -> TestPattern {
+        let mut pattern = TestPattern::new(state.start.at(reference));
+        pattern.report_at = state.report_at.at(reference);
+        (pattern.video_pace.next, pattern.audio_pace.next) = state.ticks;
+        pattern.video = Packetizer::new(VIDEO_TYPE, VIDEO_SSRC, state.seqs.0);
+        pattern.audio = Packetizer::new(AUDIO_TYPE, AUDIO_SSRC, state.seqs.1);
+        pattern.frame = state.frame;
+        pattern.tone = Tone::from(state.tone);
+        pattern
+    }
+
     /// A test source whose first frame is due at `start`.
     pub fn new(start: Instant) -> Self {
         TestPattern {
@@ -95,8 +144,8 @@ impl TestPattern {
             audio_pace: Pace::new(start, AUDIO_RATE),
             report_at: start,
             // The timeline replaces these initial numbers and SSRCs.
-            video: Packetizer::new(96, 1, 0),
-            audio: Packetizer::new(0, 2, 0),
+            video: Packetizer::new(VIDEO_TYPE, VIDEO_SSRC, 0),
+            audio: Packetizer::new(AUDIO_TYPE, AUDIO_SSRC, 0),
             frame: 0,
             sei: Vec::new(),
         }
@@ -108,7 +157,7 @@ impl TestPattern {
             SourceTrack {
                 media: "video".to_owned(),
                 encoding: "H264".to_owned(),
-                payload_type: 96,
+                payload_type: VIDEO_TYPE,
                 clock_rate: VIDEO_CLOCK,
                 channels: None,
                 fmtp: Some(self.clip.fmtp()),
@@ -117,7 +166,7 @@ impl TestPattern {
             SourceTrack {
                 media: "audio".to_owned(),
                 encoding: "PCMU".to_owned(),
-                payload_type: 0,
+                payload_type: AUDIO_TYPE,
                 clock_rate: tone::RATE,
                 channels: Some(1),
                 fmtp: None,

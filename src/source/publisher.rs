@@ -5,17 +5,21 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
 use super::camera::fault::Fault;
 use super::feed::Feed;
+use super::held::{Deposit, FeedState, Resume, Running};
 use super::news::{NewsSender, SourceNews};
 use super::publishing::{PublisherVerdict, Publishing};
-use super::reorder::Reorder;
+use super::reorder::{Reorder, ReorderState};
+use super::saved::Runs;
 use super::shared::{Source, stopped};
 use super::timeline::SenderReport;
+use crate::media::saved::Moment;
 use crate::media::{SourceState, SourceTrack, StreamSink, TrackId};
 use crate::session::{EndReason, SessionKey};
 use crate::wire::rtcp;
@@ -79,7 +83,48 @@ struct PublishedTrack {
     bye: bool,
 }
 
+/// The active publisher as plain data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct PublisherSession {
+    feed: FeedState,
+    shard: u16,
+    session: u64,
+    peer: SocketAddr,
+    heard: Moment,
+    paused: bool,
+    /// The stream's track, what waits for missing packets, and whether its sender has sent BYE.
+    tracks: Vec<(TrackId, ReorderState, bool)>,
+}
+
 impl Current {
+    fn save(&self, reference: Instant, feed: FeedState) -> PublisherSession {
+        let track = |track: &PublishedTrack| (track.id, track.reorder.save(reference), track.bye);
+        PublisherSession {
+            feed,
+            shard: self.shard,
+            session: self.session.0,
+            peer: self.peer,
+            heard: Moment::of(self.heard, reference),
+            paused: self.paused,
+            tracks: self.tracks.iter().map(track).collect(),
+        }
+    }
+
+    fn restore(reference: Instant, saved: PublisherSession) -> Current {
+        let track = |(id, reorder, bye): (TrackId, ReorderState, bool)| {
+            let reorder = Reorder::restore(reference, &reorder);
+            PublishedTrack { id, reorder, bye }
+        };
+        Current {
+            shard: saved.shard,
+            session: SessionKey(saved.session),
+            peer: saved.peer,
+            heard: saved.heard.at(reference),
+            paused: saved.paused,
+            tracks: saved.tracks.into_iter().map(track).collect(),
+        }
+    }
+
     /// Whether the end of the connection was expected. GStreamer's `rtspclientsink` drops its own TEARDOWN in about one of ten cases:
     /// only an RTCP BYE, and sometimes PAUSE, precedes the close.
     fn has_said_goodbye(&self) -> bool {
@@ -104,11 +149,17 @@ pub async fn run<P: StreamSink>(
         current: None,
         ended: VecDeque::new(),
     };
-    host.feed.state(SourceState::Down);
-    host.feed.waits_for(WAITING);
-    info!(stream = %spec.name, "{WAITING}");
+    let _runs = Runs::new(&source, Running::Session);
+    host.begin(&source);
+    let mut held = source.held.subscribe();
     loop {
-        let due = host.deadline();
+        let reference = *held.borrow_and_update();
+        if let Some(reference) = reference
+            && messages.is_empty()
+        {
+            source.deposit.replace(Deposit::new(&host.save(reference), None));
+        }
+        let due = host.deadline().filter(|_| reference.is_none());
         let message = tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
@@ -116,6 +167,8 @@ pub async fn run<P: StreamSink>(
                 Some(message) => Some(message),
                 None => break,
             },
+            // Its sender is the source's own.
+            _ = held.changed() => continue,
             () = async { match due { Some(due) => sleep_until(due.into()).await, None => std::future::pending().await } } => None,
         };
         if let Some(message) = message {
@@ -130,7 +183,9 @@ pub async fn run<P: StreamSink>(
                 host.message(message);
             }
         }
-        host.tick(Instant::now(), messages.is_empty());
+        if reference.is_none() {
+            host.tick(Instant::now(), messages.is_empty());
+        }
         if !messages.is_empty() {
             // Waiting messages are ready at once, so a publisher that never pauses would monopolize the thread.
             tokio::task::yield_now().await;
@@ -159,6 +214,27 @@ struct Host<'a, P, T> {
 }
 
 impl<P: StreamSink, T: Fn(u16, SessionKey, PublisherVerdict)> Host<'_, P, T> {
+    /// Waits for the first publisher, or continues with that of another process.
+    fn begin(&mut self, source: &Source) {
+        self.feed.tell_restored();
+        let resumed = source.resume.take().and_then(Resume::of::<Option<PublisherSession>>);
+        if let Some((Some(session), _, reference)) = resumed {
+            self.feed.restore(reference, session.feed);
+            self.feed.tell_news(SourceNews::Publisher(true));
+            self.current = Some(Current::restore(reference, session));
+            return;
+        }
+        self.feed.state(SourceState::Down);
+        self.feed.waits_for(WAITING);
+        info!(stream = %self.spec.name, "{WAITING}");
+    }
+
+    /// The active publisher, for another process.
+    fn save(&self, reference: Instant) -> Option<PublisherSession> {
+        let feed = self.feed.save(reference);
+        self.current.as_ref().map(|current| current.save(reference, feed))
+    }
+
     /// Notifies a publisher; of its end only once.
     fn tell(&mut self, shard: u16, session: SessionKey, verdict: PublisherVerdict) {
         if let PublisherVerdict::End(_) = verdict {

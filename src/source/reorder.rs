@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::REORDER_PACKETS_MAX;
-#[cfg(feature = "testing")]
 use crate::media::saved::Moment;
 
 /// How long a packet waits for a missing one before it.
@@ -31,11 +30,9 @@ impl<T> Default for Reorder<T> {
 }
 
 /// The waiting packets as plain data.
-#[cfg(feature = "testing")]
 pub(super) type ReorderState = Reorder<Moment>;
 
 impl<T: Copy> Reorder<T> {
-    #[cfg(feature = "testing")]
     fn with_moments<U>(&self, to: impl Fn(T) -> U) -> Reorder<U> {
         let kept = self.kept.iter().map(|(sequence, at, packet)| (*sequence, to(*at), packet.clone()));
         Reorder { next: self.next, kept: kept.collect() }
@@ -48,13 +45,11 @@ fn sequence(packet: &[u8]) -> Option<u16> {
 
 impl Reorder {
     /// The waiting packets as plain data.
-    #[cfg(feature = "testing")]
     pub(super) fn save(&self, now: Instant) -> ReorderState {
         self.with_moments(|at| Moment::of(at, now))
     }
 
     /// Restores waiting packets.
-    #[cfg(feature = "testing")]
     pub(super) fn restore(now: Instant, state: &ReorderState) -> Reorder {
         state.with_moments(|at| at.at(now))
     }

@@ -2,10 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use super::held::{Deposit, Resume, Running};
 use super::pipeline::Pipeline;
 use crate::media::{SourceState, StreamEvent, StreamSink};
 use crate::metrics::SourceDrop;
@@ -49,6 +50,15 @@ pub struct Source {
     pub reads: Cell<u64>,
     /// Bytes that were copied between being read and reaching the pipeline.
     pub copied: Cell<u64>,
+    /// While it is held for a hand-over: what times are to be relative to.
+    pub(super) held: watch::Sender<Option<Instant>>,
+    pub(super) running: Cell<Running>,
+    /// The session as its task leaves it while the source is held.
+    pub(super) deposit: RefCell<Option<Deposit>>,
+    /// The session to start with.
+    pub(super) resume: RefCell<Option<Resume>>,
+    /// It continues one of another process, and the control thread has not been told its state.
+    pub(super) restored: Cell<bool>,
 }
 
 impl Source {
@@ -69,6 +79,11 @@ impl Source {
             dropped: RefCell::new([0; SourceDrop::COUNT]),
             reads: Cell::new(0),
             copied: Cell::new(0),
+            held: watch::Sender::new(None),
+            running: Cell::default(),
+            deposit: RefCell::default(),
+            resume: RefCell::default(),
+            restored: Cell::new(false),
         })
     }
 

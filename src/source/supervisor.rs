@@ -30,10 +30,13 @@ pub async fn run_with<P: StreamSink>(
     mut random: impl FnMut() -> f64,
 ) {
     let mut feed = Feed::new(&spec.name, &source, publisher).with_news(spec.news.clone());
+    feed.tell_restored();
+    let goes_on = source.resume.borrow().is_some();
     tokio::select! {
         biased;
         () = stopped(&mut stop) => {}
-        () = sleep(spec.start_after) => {}
+        () = sleep(spec.start_after), if !goes_on => {}
+        () = std::future::ready(()), if goes_on => {}
     }
     let mut cameras = Cameras::of(&spec);
     match spec.on_demand.clone() {

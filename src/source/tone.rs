@@ -26,7 +26,19 @@ impl Default for Tone {
     }
 }
 
+impl From<usize> for Tone {
+    /// The tone from that sample of its period on.
+    fn from(at: usize) -> Tone {
+        Tone { next: at % PERIOD, ..Tone::default() }
+    }
+}
+
 impl Tone {
+    /// The next sample's place in the period.
+    pub fn at(&self) -> usize {
+        self.next
+    }
+
     /// Fills `out` with the next samples.
     pub fn fill(&mut self, out: &mut [u8]) {
         for byte in out {

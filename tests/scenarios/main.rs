@@ -62,4 +62,5 @@ mod tls;
 mod tls_flood;
 mod tree;
 mod tshark;
+mod upgrade;
 mod zero_copy;

@@ -4,6 +4,7 @@
 //! Every run prints its seed; `RTSPRELAY_SIM_SEED=… cargo test --test simulation` repeats it.
 
 mod camera;
+mod hand_over;
 mod homes;
 mod names;
 mod player;
@@ -37,8 +38,31 @@ fn written_and_read<T: serde::Serialize + serde::de::DeserializeOwned>(state: &T
     serde_json::from_str(&written).expect("what was written")
 }
 
+/// The parameters of the shard.
+fn config(seed: u64, stream: StreamSetup, log_bytes: usize) -> CoreConfig {
+    CoreConfig {
+        age: AGE,
+        log_bytes,
+        stall_timeout: STALL,
+        streams: vec![stream],
+        server: ServerConfig {
+            shard: 0,
+            shards: 1,
+            session_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(10),
+            limit: SessionLimit::new(100_000),
+            udp_ports: Some((9000, 9001)),
+            all_ports: None,
+            ids: SessionIds::Seeded(seed),
+            loads: None,
+        },
+    }
+}
+
 struct Simulation {
     core: Core<SimEgress>,
+    seed: u64,
+    start: Start,
     camera: Camera,
     rng: fastrand::Rng,
     now: Instant,
@@ -56,6 +80,8 @@ struct Simulation {
     steps: u64,
     /// Reports during outages, to clients that have left.
     reports: u64,
+    /// How often the shard was handed over to another process.
+    handed_over: u64,
     /// A hash that differs if anything sent to a client differs in length or time.
     digest: u64,
 }
@@ -63,23 +89,7 @@ struct Simulation {
 impl Simulation {
     fn new(seed: u64, start: Start, log_bytes: usize) -> Self {
         let now = Instant::now();
-        let config = CoreConfig {
-            age: AGE,
-            log_bytes,
-            stall_timeout: STALL,
-            streams: vec![StreamSetup::plain(STREAM, "cam", start)],
-            server: ServerConfig {
-                shard: 0,
-                shards: 1,
-                session_timeout: Duration::from_secs(60),
-                handshake_timeout: Duration::from_secs(10),
-                limit: SessionLimit::new(100_000),
-                udp_ports: Some((9000, 9001)),
-                all_ports: None,
-                ids: SessionIds::Seeded(seed),
-                loads: None,
-            },
-        };
+        let config = config(seed, StreamSetup::plain(STREAM, "cam", start), log_bytes);
         let udp = UdpSockets { rtp: Datagram::Scripted, rtcp: Datagram::Scripted };
         let mut core = Core::new(now, config, SimEgress::new(), Some(udp));
         let mut camera = Camera::new(seed ^ 0x5151, now);
@@ -88,6 +98,8 @@ impl Simulation {
         }
         Simulation {
             core,
+            seed,
+            start,
             camera,
             rng: fastrand::Rng::with_seed(seed),
             now,
@@ -102,6 +114,7 @@ impl Simulation {
             stopping: false,
             steps: 0,
             reports: 0,
+            handed_over: 0,
             digest: 0,
         }
     }
@@ -325,6 +338,9 @@ impl Simulation {
         if self.core.next_timeout(self.now) <= self.now {
             self.core.timeout(self.now);
         }
+        if !self.stopping && self.rng.u16(0..100) == 0 {
+            self.hand_over();
+        }
         self.settle();
         self.check();
     }
@@ -411,6 +427,7 @@ struct Outcome {
     joined: u64,
     skips: u64,
     saved: u64,
+    handed_over: u64,
     /// Reports during outages that clients received.
     reports: u64,
     digest: u64,
@@ -422,7 +439,8 @@ fn play(seed: u64) -> Outcome {
     let mut simulation = Simulation::new(seed, start, log_bytes);
     for step in 0..3_000 {
         if simulation.clients.len() < 120 && simulation.rng.u8(0..10) < 2 {
-            let udp = simulation.rng.u8(0..8) == 0;
+            // Who plays by UDP is not handed over.
+            let udp = !seed.is_multiple_of(2) && simulation.rng.u8(0..8) == 0;
             simulation.join(udp);
         }
         if simulation.rng.u8(0..4) == 0 {
@@ -453,6 +471,7 @@ fn play(seed: u64) -> Outcome {
         joined: simulation.joined,
         skips: simulation.skips_seen + simulation.clients.values().map(|client| client.seen[0].gaps).sum::<u64>(),
         saved: simulation.camera.saved,
+        handed_over: simulation.handed_over,
         reports: simulation.reports + simulation.clients.values().map(|client| client.reports).sum::<u64>(),
         digest: simulation.digest,
     }
@@ -475,11 +494,14 @@ fn clients_that_stall_join_leave_and_crawl_see_whole_frames_and_come_back_on_key
         all.joined += outcome.joined;
         all.skips += outcome.skips;
         all.saved += outcome.saved;
+        all.handed_over += outcome.handed_over;
         all.reports += outcome.reports;
     }
-    let Outcome { joined, skips, saved, reports, .. } = all;
+    let Outcome { joined, skips, saved, handed_over, reports, .. } = all;
     println!("{joined} clients, {skips} returns on a keyframe, {reports} reports of outages");
     println!("{saved} times the pipeline was saved and restored");
+    println!("{handed_over} times the shard was handed over");
+    assert!(handed_over > 50, "the shard was hardly handed over");
     assert!(saved > 100, "the pipeline was hardly saved");
     assert!(joined > 2_000, "only {joined} clients took part");
     assert!(skips > 300, "only {skips} skips: the rule was hardly tested");

@@ -172,6 +172,7 @@ impl Slot {
         assert!(self.is_idle(), "a client is forgotten when its operation was joined");
         self.connection = None;
         self.fd = -1;
+        self.unsent = Vec::new();
     }
 
     /// Makes the operation that is about to be queued lend its pieces, which are held at that index.
@@ -290,7 +291,7 @@ impl Slot {
         };
         if let Outcome::Done(sent, error) = outcome {
             if let State::Stream(_) = &self.state {
-                if error.is_some_and(|errno| is_shortage(&io::Error::from_raw_os_error(errno))) {
+                if error.is_some_and(keeps_rest) {
                     self.unsent = rest_of(self.pieces.drain(..), sent);
                 }
                 let len = self.pieces.len();
@@ -331,6 +332,11 @@ impl StreamOp {
             Outcome::More
         }
     }
+}
+
+/// Whether the rest of an operation that ended with this error may be sent later.
+fn keeps_rest(errno: i32) -> bool {
+    errno == libc::ECANCELED || is_shortage(&io::Error::from_raw_os_error(errno))
 }
 
 /// Whether the result of a zero-copy send means that zero copy failed, although a plain send may succeed.

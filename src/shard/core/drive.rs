@@ -40,6 +40,9 @@ impl<E: Egress> Core<E> {
     /// Acts on everything that was absorbed: offers new chunks to their clients, serves links that became idle, submits all operations
     /// at once and processes completions. Returns whether there is more to do at once.
     pub fn drive(&mut self, now: Instant) -> bool {
+        if self.frozen {
+            return false;
+        }
         while let Some(index) = self.streams.next_dirty() {
             self.walk(now, index);
             self.trim(now, index);
@@ -59,7 +62,7 @@ impl<E: Egress> Core<E> {
 
     /// Whether there is something to do at once: the last [`Core::reap`] has left completions, or clients can be sent something.
     pub fn has_more(&self) -> bool {
-        !self.reaped_all || self.links.ready() > 0 || self.streams.has_more()
+        !self.reaped_all || (!self.frozen && (self.links.ready() > 0 || self.streams.has_more()))
     }
 
     /// Processes completions; `now` is when they were noticed, if the egress has no better time. Returns whether there were any.
@@ -276,8 +279,7 @@ impl<E: Egress> Core<E> {
     fn completed(&mut self, now: Instant, completion: Completion) {
         let slot = completion.token.slot;
         if let Some(error) = &completion.error
-            && is_shortage(error)
-            && self.shortage(now, completion.token, error)
+            && self.goes_on_later(now, completion.token, error)
         {
             return;
         }

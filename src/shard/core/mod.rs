@@ -10,6 +10,7 @@
 mod browser;
 mod clients;
 mod drive;
+mod freeze;
 mod group;
 mod hosted;
 mod leaving;
@@ -30,6 +31,7 @@ mod place_tests;
 mod put_off;
 mod reasons;
 mod report;
+mod saved;
 mod shortage;
 #[cfg(test)]
 mod silent_tests;
@@ -42,6 +44,7 @@ mod timers;
 mod web;
 
 pub use out::Mail;
+pub use saved::{CoreState, Uncarried};
 pub use state::Core;
 
 pub use super::types::{CoreConfig, ShardLimits, Start, StreamSetup, UdpSockets, WebClient};

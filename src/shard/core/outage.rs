@@ -11,11 +11,15 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
 use super::link::Playing;
 use crate::egress::Piece;
 use crate::limits::{INTERLEAVED_HEADER_BYTES, OUTAGE_REPORT_S};
-use crate::media::chunk::{Chunk, ChunkKind};
+use crate::media::chunk::{Chunk, ChunkKind, ChunkState};
 use crate::media::log::Entry;
+use crate::media::saved::Moment;
 use crate::media::{Description, SourceState, Track, TrackId};
 use crate::shard::snapshot::Sent;
 use crate::wire::rtcp::{self, SenderInfo};
@@ -59,7 +63,43 @@ pub(super) struct Outage {
     reports: Vec<Entry>,
 }
 
+/// The same as plain data, without the newest reports: the next ones are due soon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct OutageState {
+    /// By track: the source's last report, and the packets and octets.
+    sent: Vec<(Option<ChunkState>, u32, u32)>,
+    due: Option<Moment>,
+    end: u64,
+}
+
+impl OutageState {
+    /// All of its bytes, in a fixed order.
+    pub(super) fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
+        self.sent.iter_mut().filter_map(|(report, ..)| report.as_mut()).for_each(|report| each(report.bytes_mut()));
+    }
+}
+
 impl Outage {
+    /// It as plain data; times are relative to `reference`.
+    pub(super) fn save(&self, reference: Instant) -> OutageState {
+        let report = |report: &Arc<Chunk>| report.save(reference);
+        OutageState {
+            sent: self.sent.iter().map(|sent| (sent.report.as_ref().map(report), sent.packets, sent.octets)).collect(),
+            due: self.due.map(|due| Moment::of(due, reference)),
+            end: self.end(),
+        }
+    }
+
+    /// Restores that.
+    pub(super) fn restore(&mut self, reference: Instant, state: OutageState) {
+        let report = |chunk| Arc::new(Chunk::restore(reference, chunk));
+        let sent = state.sent.into_iter();
+        let sent = sent.map(|(last, packets, octets)| Sent { report: last.map(report), packets, octets });
+        self.sent = sent.collect();
+        self.due = state.due.map(|due| due.at(reference));
+        self.first = state.end;
+    }
+
     /// Records a chunk that goes into the log.
     pub(super) fn note(&mut self, chunk: &Arc<Chunk>) {
         let track = usize::from(chunk.track.0);

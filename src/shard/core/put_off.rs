@@ -28,6 +28,16 @@ impl PutOff {
         self.sends.push((token, unsent));
     }
 
+    /// The waiting sends are retried at once.
+    pub(super) fn make_due(&mut self, now: Instant) {
+        self.until = self.until.min(now);
+    }
+
+    /// What the link waits to send.
+    pub(super) fn of(&self, token: Token) -> &[Piece] {
+        self.sends.iter().find(|(of, _)| *of == token).map_or(&[], |(_, unsent)| unsent)
+    }
+
     /// Takes the sends to be retried now.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<(Token, Vec<Piece>)> {
         if self.due().is_some_and(|due| due <= now) { std::mem::take(&mut self.sends) } else { Vec::new() }

@@ -57,6 +57,8 @@ pub struct Core<E: Egress> {
     #[cfg(feature = "testing")]
     pub(super) testing: crate::testing::Testing,
     pub(super) metrics: ShardMetrics,
+    /// Nothing is sent, because the clients are handed over to another process.
+    pub(super) frozen: bool,
     /// Since when clients are being disconnected, and how many played then.
     pub(super) leaving: Option<(Instant, usize)>,
     pub(super) stopping: Option<Instant>,
@@ -102,6 +104,7 @@ impl<E: Egress> Core<E> {
             #[cfg(feature = "testing")]
             testing: crate::testing::Testing::default(),
             metrics: ShardMetrics::new(),
+            frozen: false,
             leaving: None,
             stopping: None,
             next_check: None,
@@ -137,6 +140,16 @@ impl<E: Egress> Core<E> {
     /// Number of connections and UDP clients.
     pub fn links(&self) -> usize {
         self.links.len()
+    }
+
+    /// The name of a stream.
+    pub fn stream_name(&self, id: StreamId) -> Option<&str> {
+        self.streams.find(id).map(|index| self.streams[index].name.as_str())
+    }
+
+    /// The stream with that name.
+    pub fn stream_named(&self, name: &str) -> Option<StreamId> {
+        self.streams.iter().find(|stream| stream.name == name).map(|stream| stream.id)
     }
 
     /// Whether a stop was requested and everything has been closed.

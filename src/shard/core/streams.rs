@@ -4,13 +4,16 @@ use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::browser::WebStream;
-use super::outage::Outage;
+use super::outage::{Outage, OutageState};
 use crate::limits::SUBSCRIPTION_LINGER_S;
-use crate::media::chunk::{Chunk, ChunkKind};
-use crate::media::log::{Appended, Log};
+use crate::media::chunk::{Chunk, ChunkKind, ChunkState};
+use crate::media::log::{Appended, Log, LogState};
+use crate::media::saved::Moment;
 use crate::media::{Description, SourceState, StreamId};
 use crate::shard::snapshot::{Snapshot, Tail};
 use crate::shard::types::{Group, Start, StreamSetup};
@@ -34,6 +37,36 @@ pub(super) enum Subscription {
 pub(super) struct Subscriber {
     pub(super) shard: u16,
     pub(super) epoch: u32,
+}
+
+/// A shard's data for a stream as plain data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct StreamState {
+    log: LogState,
+    outage: OutageState,
+    source: SourceState,
+    epoch: u32,
+    /// The epoch of the subscription, if each chunk comes.
+    live: Option<u32>,
+    /// Subscribed shards, with their epochs.
+    subscribers: Vec<(u16, u32)>,
+    /// By track: the number of the next packet, and a time with the timestamp at that time.
+    tails: Vec<Option<(u16, Moment, u32)>>,
+    reports: Vec<Option<ChunkState>>,
+}
+
+impl StreamState {
+    /// All of its bytes, in a fixed order.
+    pub(super) fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
+        let reports = self.reports.iter_mut().flatten();
+        self.log.chunks_mut().chain(reports).for_each(|chunk| each(chunk.bytes_mut()));
+        self.outage.each_bytes(each);
+    }
+
+    /// The state of its source.
+    pub(super) fn source(&self) -> SourceState {
+        self.source
+    }
 }
 
 pub(super) struct Stream {
@@ -262,6 +295,39 @@ impl Stream {
         (self.tails, self.reports) = (tails, reports);
         self.reports.iter().flatten().for_each(|report| self.web.report(report));
         self.outage.set_sent(sent);
+    }
+
+    /// It as plain data; times are relative to `reference`.
+    pub(super) fn save(&self, reference: Instant) -> StreamState {
+        let tail = |tail: &Tail| (tail.next_seq, Moment::of(tail.clock.0, reference), tail.clock.1);
+        StreamState {
+            log: self.log.save(reference),
+            outage: self.outage.save(reference),
+            source: self.state,
+            epoch: self.epoch,
+            live: match self.subscription {
+                Subscription::Live(epoch) => Some(epoch),
+                _ => None,
+            },
+            subscribers: self.subscribers.iter().map(|by| (by.shard, by.epoch)).collect(),
+            tails: self.tails.iter().map(|of| of.as_ref().map(tail)).collect(),
+            reports: self.reports.iter().map(|of| of.as_ref().map(|report| report.save(reference))).collect(),
+        }
+    }
+
+    /// Restores that. The stream has been described.
+    pub(super) fn restore(&mut self, reference: Instant, state: StreamState) {
+        self.log.restore(reference, state.log);
+        self.outage.restore(reference, state.outage);
+        self.state = state.source;
+        self.epoch = state.epoch;
+        self.subscription = state.live.map_or(Subscription::None, Subscription::Live);
+        self.subscribers = state.subscribers.into_iter().map(|(shard, epoch)| Subscriber { shard, epoch }).collect();
+        let tail = |(next_seq, at, time): (u16, Moment, u32)| Tail { next_seq, clock: (at.at(reference), time) };
+        self.tails = state.tails.into_iter().map(|of| of.map(tail)).collect();
+        let report = |chunk| Arc::new(Chunk::restore(reference, chunk));
+        self.reports = state.reports.into_iter().map(|of| of.map(report)).collect();
+        self.reports.iter().flatten().for_each(|report| self.web.report(report));
     }
 
     /// Makes the reports that are due while the source is away; returns whether there are any.

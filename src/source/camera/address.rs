@@ -97,7 +97,7 @@ impl CameraAddress {
     }
 
     /// The URL without credentials, to be sent to the camera. Do not print it.
-    pub(super) fn url(&self) -> &Url {
+    pub(crate) fn url(&self) -> &Url {
         &self.url
     }
 

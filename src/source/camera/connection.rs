@@ -5,11 +5,12 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket, lookup_host};
 use tokio::time::{Sleep, sleep_until, timeout};
@@ -17,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::warn;
 
 use super::address::CameraAddress;
-use super::client::{Client, Event, Media, Settings};
+use super::client::{Client, ClientState, Event, Media, Settings};
 use super::fault::{Fault, Step};
 use super::pace::{Drained, Pace};
 use super::{CameraOptions, Learned, pauses, tls};
@@ -27,7 +28,10 @@ use crate::media::{SourceTrack, StreamSink, TrackId};
 use crate::metrics::SourceDrop;
 use crate::source::feed::Feed;
 use crate::source::gate::Gate;
+use crate::source::held::{Deposit, FeedState, Running};
 use crate::source::news::SourceNews;
+use crate::source::saved::Runs;
+use crate::source::shared::Source;
 use crate::source::timeline::SenderReport;
 use crate::source::turns::Turn as Share;
 use crate::sys::Connection;
@@ -61,6 +65,19 @@ pub(in crate::source) enum Outcome<T> {
     Left(T),
     /// It failed.
     Failed(Fault),
+}
+
+/// A session that another process continues, without its connection.
+#[derive(Clone, Serialize, Deserialize)]
+pub(in crate::source) struct CameraSession {
+    /// The camera's URL.
+    pub(in crate::source) camera: String,
+    /// The URLs that it has redirected to, in order.
+    redirects: Vec<String>,
+    client: ClientState,
+    /// For each track of the session, the stream's track.
+    map: Vec<TrackId>,
+    feed: FeedState,
 }
 
 /// The camera redirects to this URL.
@@ -172,6 +189,24 @@ struct Link {
     pace: Pace,
     /// The pause at whose end the session's task is woken.
     told_of_pause: Option<Instant>,
+    /// The URLs that led here from the camera's own.
+    redirects: Vec<String>,
+}
+
+/// Notices that the source is held, at the cost of a look while it is not.
+struct Hold<'a> {
+    gate: Gate,
+    held: Pin<Box<dyn Future<Output = Instant> + 'a>>,
+}
+
+impl<'a> Hold<'a> {
+    fn new(source: &'a Source) -> Hold<'a> {
+        Hold { gate: Gate::new(), held: Box::pin(source.held()) }
+    }
+
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<Instant> {
+        self.gate.poll(cx, self.held.as_mut())
+    }
 }
 
 /// Result of one turn of a session.
@@ -182,6 +217,8 @@ enum Turn {
     Yields,
     /// The connection is gone.
     Closed,
+    /// The source is held; times are to be relative to this one.
+    Held(Instant),
 }
 
 impl Camera<'_> {
@@ -193,16 +230,53 @@ impl Camera<'_> {
     ) -> Outcome<T> {
         let mut until = pin!(until);
         let mut address = self.address.clone();
+        let mut redirects = Vec::new();
         for _ in 0..=CAMERA_REDIRECTS_MAX {
-            match self.at(&address, feed, until.as_mut()).await {
+            match self.at(&address, &redirects, feed, until.as_mut()).await {
                 Ok(outcome) => return outcome,
                 Err(Redirected(location)) => match address.redirected(&location) {
-                    Ok(to) => address = to,
+                    Ok(to) => {
+                        address = to;
+                        redirects.push(location);
+                    }
                     Err(fault) => return Outcome::Failed(fault),
                 },
             }
         }
         Outcome::Failed(Fault::Redirects)
+    }
+
+    /// Continues another process's session; ends it with TEARDOWN when `until` resolves.
+    pub(in crate::source) async fn resume<P: StreamSink, T>(
+        &mut self,
+        (session, connection, reference): (CameraSession, OwnedFd, Instant),
+        feed: &mut Feed<'_, P>,
+        until: impl Future<Output = T>,
+    ) -> Outcome<T> {
+        let until = pin!(until);
+        let mut address = self.address.clone();
+        for location in &session.redirects {
+            match address.redirected(location) {
+                Ok(to) => address = to,
+                Err(fault) => return Outcome::Failed(fault),
+            }
+        }
+        let unreachable = |error: io::Error| Fault::Unreachable(error.to_string());
+        let stream = std::net::TcpStream::from(connection);
+        let link = TcpStream::from_std(stream).map_err(unreachable).and_then(|tcp| {
+            let camera = tcp.peer_addr().map_err(unreachable)?;
+            let settings = self.settings(&address, camera, session.feed.had_video);
+            let client = Client::restore(reference, session.client, settings);
+            Ok(Link::new(client, Stream::Plain(tcp), camera, session.redirects))
+        });
+        let mut link = match link {
+            Ok(link) => link,
+            Err(fault) => return Outcome::Failed(fault),
+        };
+        feed.restore(reference, session.feed);
+        let outcome = link.run((self.address, &address), session.map, feed, until, self.options).await;
+        self.learned.clone_from(link.client.learned());
+        outcome.unwrap_or(Outcome::Failed(Fault::Redirects))
     }
 
     /// Checks whether the camera can be reached and describes its stream.
@@ -227,6 +301,7 @@ impl Camera<'_> {
     async fn at<P: StreamSink, T>(
         &mut self,
         address: &CameraAddress,
+        redirects: &[String],
         feed: &mut Feed<'_, P>,
         mut until: Pin<&mut impl Future<Output = T>>,
     ) -> Result<Outcome<T>, Redirected> {
@@ -248,7 +323,8 @@ impl Camera<'_> {
             Ok(link) => link,
             Err(fault) => return Ok(Outcome::Failed(fault)),
         };
-        let outcome = link.run(address, feed, until, self.options).await;
+        link.redirects = redirects.to_vec();
+        let outcome = link.run((self.address, address), Vec::new(), feed, until, self.options).await;
         self.learned.clone_from(link.client.learned());
         outcome
     }
@@ -269,7 +345,13 @@ impl Camera<'_> {
             Err(_) => return Err(Fault::TimedOut(Step::Describe, self.describe)),
         };
         let camera = stream.tcp().peer_addr().map_err(|error| Fault::Unreachable(error.to_string()))?;
-        let settings = Settings {
+        let settings = self.settings(address, camera, had_video);
+        let client = Client::new(begun, Instant::now(), settings);
+        Ok(Link::new(client, stream, camera, Vec::new()))
+    }
+
+    fn settings(&self, address: &CameraAddress, camera: SocketAddr, had_video: bool) -> Settings {
+        Settings {
             url: address.url().to_string(),
             secure: address.is_secure(),
             credentials: address.credentials().cloned(),
@@ -281,9 +363,13 @@ impl Camera<'_> {
             had_video,
             seed: fastrand::u64(..),
             relaying: self.options.relaying.clone(),
-        };
-        let client = Client::new(begun, Instant::now(), settings);
-        Ok(Link {
+        }
+    }
+}
+
+impl Link {
+    fn new(client: Client, stream: Stream, camera: SocketAddr, redirects: Vec<String>) -> Link {
+        Link {
             client,
             stream,
             camera,
@@ -293,11 +379,36 @@ impl Camera<'_> {
             read_at: None,
             pace: Pace::default(),
             told_of_pause: None,
-        })
+            redirects,
+        }
     }
-}
 
-impl Link {
+    /// What its source does while it runs.
+    fn running(&self) -> Running {
+        if matches!(self.stream, Stream::Plain(_)) { Running::Session } else { Running::Tls }
+    }
+
+    /// The session for another process, if it plays and its connection can be handed over.
+    fn deposit<P: StreamSink>(
+        &self,
+        reference: Instant,
+        camera: &CameraAddress,
+        map: &[TrackId],
+        feed: &Feed<'_, P>,
+    ) -> Option<Deposit> {
+        let Stream::Plain(tcp) = &self.stream else { return None };
+        let client = self.client.save(reference).filter(|_| self.datagrams.is_empty())?;
+        let session = CameraSession {
+            camera: camera.url().to_string(),
+            redirects: self.redirects.clone(),
+            client,
+            map: map.to_vec(),
+            feed: feed.save(reference),
+        };
+        let connection = tcp.as_fd().try_clone_to_owned().ok()?;
+        Deposit::new(&session, Some(connection))
+    }
+
     /// Runs up to the description.
     async fn asked(&mut self) -> Result<(), Fault> {
         let mut timer = pin!(sleep_until(Instant::now().into()));
@@ -312,7 +423,7 @@ impl Link {
             match poll_fn(|cx| self.turn(cx, timer.as_mut(), None, &mut Nowhere, &mut |_| Drained::default())).await {
                 Turn::Went => self.client.tick(Instant::now(), &mut Nowhere),
                 Turn::Yields => self.yields().await,
-                Turn::Closed => self.client.closed(Instant::now()),
+                Turn::Closed | Turn::Held(_) => self.client.closed(Instant::now()),
             }
         }
     }
@@ -325,16 +436,19 @@ impl Link {
 
     async fn run<P: StreamSink, T>(
         &mut self,
-        address: &CameraAddress,
+        (camera, address): (&CameraAddress, &CameraAddress),
+        mut map: Vec<TrackId>,
         feed: &mut Feed<'_, P>,
         mut until: Pin<&mut impl Future<Output = T>>,
         options: &CameraOptions,
     ) -> Result<Outcome<T>, Redirected> {
-        let (mut map, mut fresh) = (Vec::new(), false);
+        // What was read before may not have reached a chunk yet.
+        let (mut fresh, mut gate) = (!map.is_empty(), Gate::new());
+        let _runs = Runs::new(feed.source(), self.running());
+        let mut hold = Hold::new(feed.source());
         let mut timer = pin!(sleep_until(Instant::now().into()));
         // How it ends, and until when to wait for the answer to TEARDOWN.
         let mut end: Option<(Outcome<T>, Instant)> = None;
-        let mut gate = Gate::new();
         feed.comes_by(Connection::of(self.stream.tcp().as_raw_fd()).into_iter().collect());
         loop {
             while let Some(event) = self.client.poll_event() {
@@ -342,25 +456,19 @@ impl Link {
                     return over;
                 }
             }
-            if self.client.is_over()
-                && let Some((outcome, _)) = end.take()
-            {
-                self.last_words().await;
+            if let Some(outcome) = self.over(&mut end, feed.name, address).await {
                 return Ok(outcome);
             }
-            let give_up = end.as_ref().map(|(_, until)| *until);
-            if let Some(late) = give_up.filter(|until| *until <= Instant::now()) {
-                tracing::debug!(stream = %feed.name, camera = %address, ?late, "the camera did not answer TEARDOWN");
-                if let Some((outcome, _)) = end.take() {
-                    return Ok(outcome);
-                }
-            }
-            let due = [give_up, feed.deadline()].into_iter().flatten().min();
+            let due = [end.as_ref().map(|(_, until)| *until), feed.deadline()].into_iter().flatten().min();
             let turn = {
                 let mut media = ToFeed { feed: &mut *feed, map: &mut map, fresh: &mut fresh };
-                let leaving = end.is_some();
                 poll_fn(|cx| {
-                    if !leaving && let Poll::Ready(left) = gate.poll(cx, until.as_mut()) {
+                    if let Poll::Ready(reference) = hold.poll(cx) {
+                        return Poll::Ready(Ok(Turn::Held(reference)));
+                    }
+                    if end.is_none()
+                        && let Poll::Ready(left) = gate.poll(cx, until.as_mut())
+                    {
                         return Poll::Ready(Err(left));
                     }
                     let drained = &mut |media: &mut ToFeed<'_, '_, P>| {
@@ -384,12 +492,35 @@ impl Link {
                 Ok(Turn::Closed) => self.client.closed(now),
                 Ok(Turn::Yields) => self.yields().await,
                 Ok(Turn::Went) => {}
+                Ok(Turn::Held(reference)) => {
+                    let deposit = self.deposit(reference, camera, &map, feed).filter(|_| end.is_none());
+                    feed.source().wait_held(deposit).await;
+                    hold = Hold::new(feed.source());
+                }
             }
             self.client.tick(now, &mut ToFeed { feed: &mut *feed, map: &mut map, fresh: &mut fresh });
             if feed.deadline().is_some_and(|due| due <= now) {
                 feed.tick(now, SystemTime::now());
             }
         }
+    }
+
+    /// The result of a session that is over, or whose camera does not answer TEARDOWN.
+    async fn over<T>(
+        &mut self,
+        end: &mut Option<(Outcome<T>, Instant)>,
+        stream: &str,
+        address: &CameraAddress,
+    ) -> Option<Outcome<T>> {
+        if self.client.is_over()
+            && let Some((outcome, _)) = end.take()
+        {
+            self.last_words().await;
+            return Some(outcome);
+        }
+        let (outcome, _) = end.take_if(|(_, until)| *until <= Instant::now())?;
+        tracing::debug!(%stream, camera = %address, "the camera did not answer TEARDOWN");
+        Some(outcome)
     }
 
     /// Handles an event of the client. Returns the result of the session, if it is over; `end` is how it will end, and until when to
@@ -407,6 +538,7 @@ impl Link {
                 if let Err(error) = self.open_ports(track) {
                     self.client.no_ports(error.to_string());
                 }
+                feed.source().running.set(Running::Datagrams);
                 feed.comes_by(Vec::new());
             }
             Event::Described => {}

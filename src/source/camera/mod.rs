@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub use self::client::DatagramsFrom;
 pub(super) use self::client::Learned;
-pub(super) use self::connection::{Camera, Outcome};
+pub(super) use self::connection::{Camera, CameraSession, Outcome};
 use self::tls::TlsOptions;
 use super::news::Relaying;
 

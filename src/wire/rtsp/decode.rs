@@ -150,6 +150,11 @@ impl Decoder {
         self.consumed
     }
 
+    /// The bytes that are not part of a returned message yet.
+    pub fn unread(&self) -> &[u8] {
+        &self.buf
+    }
+
     /// Takes all bytes that are not part of a returned message yet.
     pub fn take_unread(&mut self) -> BytesMut {
         self.consumed += self.buf.len() as u64;

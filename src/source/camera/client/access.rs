@@ -62,7 +62,6 @@ impl Access {
     }
 
     /// Restores a saved state, with the password.
-    #[cfg(feature = "testing")]
     pub(super) fn with_credentials(self, credentials: Option<Credentials>) -> Self {
         Access { credentials, ..self }
     }

@@ -10,7 +10,6 @@ mod fuzz_body;
 mod keepalive;
 mod media;
 mod reception;
-#[cfg(feature = "testing")]
 mod state;
 #[cfg(test)]
 mod tests;
@@ -40,6 +39,7 @@ use crate::wire::rtsp::{Channel, NotRtsp, Piece, Request, Scanner};
 
 #[cfg(feature = "testing")]
 pub use self::fuzz_body::fuzz;
+pub(super) use self::state::ClientState;
 
 /// The client's `User-Agent`.
 const USER_AGENT: &str = concat!("rtsprelay/", env!("CARGO_PKG_VERSION"));

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "testing")]
 use crate::media::saved::Moment;
 use crate::wire::rtcp::ReportBlock;
 use crate::wire::rtp::Header;
@@ -20,7 +19,6 @@ pub(super) struct Reception<T = Instant> {
 }
 
 /// The same as plain data.
-#[cfg(feature = "testing")]
 pub(super) type ReceptionState = Reception<Moment>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +39,6 @@ struct Source<T> {
 }
 
 impl<T: Copy> Reception<T> {
-    #[cfg(feature = "testing")]
     fn with_moments<U>(&self, to: impl Fn(T) -> U) -> Reception<U> {
         let source = self.source.as_ref().map(|source| Source {
             ssrc: source.ssrc,
@@ -59,13 +56,11 @@ impl<T: Copy> Reception<T> {
 
 impl Reception {
     /// The counts as plain data.
-    #[cfg(feature = "testing")]
     pub(super) fn save(&self, now: Instant) -> ReceptionState {
         self.with_moments(|at| Moment::of(at, now))
     }
 
     /// Restores saved counts.
-    #[cfg(feature = "testing")]
     pub(super) fn restore(now: Instant, state: &ReceptionState) -> Reception {
         state.with_moments(|at| at.at(now))
     }

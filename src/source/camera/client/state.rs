@@ -1,7 +1,4 @@
 //! A playing session as plain data, for another process that also gets its descriptors.
-//!
-//! The relay does not hand over sessions yet, so this and what it needs from the parts of a client are compiled only for the tests that
-//! save and restore them.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

@@ -1,0 +1,251 @@
+//! The running relay's side of an upgrade: it starts the program that now lies at its path, and hands everything over to it.
+//!
+//! Whatever goes wrong before the commit, the relay takes everything back and goes on.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout, timeout_at};
+use tracing::{error, info};
+
+use super::console::Console;
+use super::failure::Failure;
+use super::passed::source_text;
+use super::{FLUSH_MAX, Relay, ask_upgrade, fold};
+use crate::egress::IoKind;
+use crate::shard::core::Uncarried;
+use crate::shard::inbox::ToShard;
+use crate::shard::saved::{Carrier, Freezing, HandOver, Saving};
+use crate::upgrade::{self, Answer, Channel, Frozen, Hello, Ready, StreamKnown, Taken};
+
+/// How long the other program may take to check its configuration and to start its threads.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// How long clients may be served nothing.
+const FREEZE_MAX: Duration = Duration::from_secs(5);
+
+/// How long HTTP requests in progress may take; idle connections are closed at once.
+const PAGES_MAX: Duration = Duration::from_secs(2);
+
+/// Maximum number of rounds in which messages between shards come to rest.
+const ROUNDS_MAX: usize = 64;
+
+/// How long a shard may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// The clients were served nothing from then on.
+struct Rest {
+    begun: Instant,
+    reference: Instant,
+}
+
+impl Relay {
+    /// Hands everything over and ends the process; or logs why not, and returns.
+    pub(super) async fn hand_over(&mut self) {
+        let begun = Instant::now();
+        let done = self.try_hand_over(begun).await;
+        ask_upgrade::tell(&done);
+        match done {
+            Ok(_) => {
+                Console::get().flush(FLUSH_MAX);
+                // Not a stop: whatever is still open here is open there as well, and is neither shut down nor flushed.
+                std::process::exit(0);
+            }
+            Err(why) => error!("the upgrade was not done, and nothing has changed: {why}"),
+        }
+    }
+
+    async fn try_hand_over(&mut self, begun: Instant) -> Result<String, Failure> {
+        if std::process::id() == 1 {
+            return Err(
+                "this is the first process of a container, which ends with it; start a new container instead".into()
+            );
+        }
+        let program = self.passing.program.clone().ok_or("the path of the program is unknown; restart instead")?;
+        self.can_hand_over().await?;
+        info!(program = %program.display(), "upgrading: starting the new program");
+        let channel = upgrade::start(&program).map_err(|error| {
+            format!("{} cannot be started ({error}); install the new program there", program.display())
+        })?;
+        let (channel, ready) = self.introduce(channel).await?;
+        let started = begun.elapsed();
+        self.passing.ending.send_replace(true);
+        self.passing.valve.close();
+        let done = self.freeze_and_send(channel, &ready).await;
+        if done.is_err() {
+            for shard in self.shards.iter() {
+                shard.tell(ToShard::HandOver(Box::new(HandOver::Thaw)));
+            }
+            self.passing.valve.open();
+            self.passing.ending.send_replace(false);
+        }
+        let (clients, frozen) = done?;
+        let (start_ms, frozen_ms) = (started.as_millis() as u64, frozen.as_millis() as u64);
+        info!(pid = ready.pid, version = %ready.version, clients, start_ms, frozen_ms, "handed over to the new program");
+        // The service manager listens only to its main process, which is still this one.
+        self.notifier.tell(&format!("MAINPID={}", ready.pid));
+        fold::tell_all_left_out();
+        Ok(format!(
+            "handed over to process {} (version {}): {clients} connections, which were served nothing for {frozen_ms} ms",
+            ready.pid, ready.version
+        ))
+    }
+
+    /// Whether everything that there is can be handed over. Nothing has been touched.
+    async fn can_hand_over(&self) -> Result<(), Failure> {
+        let made: Vec<&str> = self
+            .streams
+            .configs()
+            .filter(|stream| stream.made || stream.added)
+            .map(|stream| stream.name.as_str())
+            .collect();
+        if !made.is_empty() {
+            let made = made.join(", ");
+            return Err(format!(
+                "streams that are not in the configuration cannot be handed over yet ({made}); wait until they are gone, or restart"
+            )
+            .into());
+        }
+        let mut found = Uncarried::default();
+        for shard in self.shards.iter() {
+            let (reply, answer) = oneshot::channel();
+            shard.tell(ToShard::HandOver(Box::new(HandOver::Survey(reply))));
+            let answer = timeout(ANSWER_MAX, answer).await.ok().and_then(Result::ok);
+            found.add(answer.ok_or("a shard does not answer; restart instead")?);
+        }
+        match found.told() {
+            Some(told) => {
+                Err(format!("these cannot be handed over yet ({told}); wait until they are gone, or restart").into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the other process what there is, and waits until it is ready.
+    async fn introduce(&self, mut channel: Channel) -> Result<(Channel, Ready), Failure> {
+        let hello = Hello {
+            shards: self.shards.len(),
+            uring: self.passing.io == IoKind::Uring,
+            streams: self.streams.known(),
+            listeners: self.passing.listening.iter().map(|listening| (listening.purpose, listening.address)).collect(),
+            nonces: self.doors.secret(),
+            id: self.id.to_string(),
+        };
+        let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
+        let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
+        let asked = spawn_blocking(move || {
+            channel.set_deadline(Instant::now() + START_MAX);
+            channel.greet()?;
+            let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+            channel.send(&hello, &[], &descriptors)?;
+            let answer = channel.receive::<Answer>()?.message;
+            Ok::<_, io::Error>((channel, answer))
+        });
+        let asked = asked.await.map_err(|error| error.to_string())?;
+        let (channel, answer) =
+            asked.map_err(|error| format!("the new program was not ready ({error}); its messages say why"))?;
+        match answer {
+            Answer::Ready(ready) => Ok((channel, ready)),
+            Answer::Refused(why) => Err(format!("the new program cannot take over: {why}").into()),
+        }
+    }
+
+    /// From the freeze to the commit. Returns how many clients were handed over, and how long they were served nothing.
+    async fn freeze_and_send(&mut self, channel: Channel, ready: &Ready) -> Result<(usize, Duration), Failure> {
+        let pages = Instant::now() + PAGES_MAX;
+        while self.passing.ending.receiver_count() > 0 && Instant::now() < pages {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let cut_off = self.passing.ending.receiver_count();
+        if cut_off > 0 {
+            info!(connections = cut_off, "HTTP connections that last longer are closed with the upgrade");
+        }
+        let rest = self.freeze().await?;
+        let deadline = rest.begun + FREEZE_MAX;
+        let channel = Arc::new(Mutex::new(channel));
+        let frozen = Frozen { reference_ns: upgrade::monotonic_ns(rest.reference), shards: self.shards.len() };
+        let lost = |error: io::Error| Failure::from(format!("the new program (pid {}) failed ({error})", ready.pid));
+        on(&channel, |channel| {
+            channel.set_deadline(deadline);
+            channel.send(&frozen, &[], &[])
+        })
+        .map_err(lost)?;
+        let mut clients = 0;
+        for (number, shard) in self.shards.iter().enumerate() {
+            let (reply, answer) = oneshot::channel();
+            let carrier = carrier(Arc::clone(&channel));
+            shard.tell(ToShard::HandOver(Box::new(HandOver::Save(Saving {
+                reference: rest.reference,
+                carrier,
+                reply,
+            }))));
+            let saved = timeout_at((deadline + ANSWER_MAX).into(), answer).await.ok().and_then(Result::ok);
+            clients += saved
+                .unwrap_or_else(|| Err("it does not answer".into()))
+                .map_err(|why| format!("shard {number} was not handed over: {why}; try again"))?;
+        }
+        let taking = Arc::clone(&channel);
+        let taken = spawn_blocking(move || on(&taking, |channel| channel.receive::<Taken>()));
+        taken.await.map_err(|error| error.to_string())?.map_err(lost)?;
+        on(&channel, Channel::commit).map_err(lost)?;
+        Ok((clients, rest.begun.elapsed()))
+    }
+
+    /// Brings all shards to rest: nothing is sent or read, nothing is in flight, and no message is on its way between them.
+    async fn freeze(&self) -> Result<Rest, Failure> {
+        let begun = Instant::now();
+        let deadline = begun + FREEZE_MAX / 2;
+        let reference = begun;
+        // A source's answer to a publisher does not count as a message, but it is there one round later.
+        let mut quiet = 0;
+        for _ in 0..ROUNDS_MAX {
+            let answers: Vec<_> = self
+                .shards
+                .iter()
+                .map(|shard| {
+                    let (reply, answer) = oneshot::channel();
+                    shard.tell(ToShard::HandOver(Box::new(HandOver::Freeze(Freezing { reference, reply }))));
+                    answer
+                })
+                .collect();
+            let mut told = 0;
+            for (number, answer) in answers.into_iter().enumerate() {
+                let answer = timeout_at(deadline.into(), answer).await.ok().and_then(Result::ok);
+                told += answer.ok_or_else(|| format!("shard {number} did not come to rest in time; try again"))?;
+            }
+            quiet = if told == 0 { quiet + 1 } else { 0 };
+            if quiet == 2 {
+                return Ok(Rest { begun, reference });
+            }
+        }
+        Err("the shards do not come to rest; try again".into())
+    }
+}
+
+/// Works with the channel, which one thread uses at a time.
+fn on<T>(channel: &Mutex<Channel>, work: impl FnOnce(&mut Channel) -> T) -> T {
+    work(&mut channel.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Carries a shard's state to the other process, with the media beside it.
+fn carrier(channel: Arc<Mutex<Channel>>) -> Carrier {
+    Box::new(move |mut state, descriptors| {
+        let mut blocks: Vec<Bytes> = Vec::new();
+        state.each_bytes(|bytes| blocks.push(std::mem::take(bytes)));
+        on(&channel, |channel| channel.send(&state, &blocks, descriptors))
+    })
+}
+
+impl super::streams::Streams {
+    /// The streams, as two processes compare them.
+    pub(super) fn known(&self) -> Vec<StreamKnown> {
+        self.with_homes()
+            .map(|(stream, home)| StreamKnown { name: stream.name.clone(), source: source_text(stream), home })
+            .collect()
+    }
+}

@@ -1,0 +1,153 @@
+//! A shard's part in the hand-over of clients and sources from one process to another.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use super::core::Uncarried;
+use super::saved::{Freezing, HandOver, Restoring, Saving, ShardState};
+use super::thread::Thread;
+use crate::egress::{Conn, Egress};
+use crate::limits::READ_BYTES_MAX;
+
+/// Interval of checks whether everything has come to rest.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Interval of checks while nothing is waited for; messages wake the shard.
+const IDLE_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl<E: Egress> Thread<E> {
+    /// Does a step of a hand-over.
+    pub(super) fn hand_over_step(&mut self, now: Instant, step: HandOver) {
+        match step {
+            // The requesters may have given up.
+            HandOver::Survey(reply) => drop(reply.send(self.uncarried())),
+            HandOver::Freeze(Freezing { reference, reply }) => {
+                if !std::mem::replace(&mut self.handing.frozen, true) {
+                    self.valve.close();
+                    self.homes.hold(reference);
+                    self.core.freeze();
+                }
+                self.handing.waiting.push(reply);
+            }
+            HandOver::Thaw => {
+                self.handing.waiting.clear();
+                if std::mem::take(&mut self.handing.frozen) {
+                    self.core.thaw(now);
+                    self.homes.release();
+                    self.valve.open();
+                }
+            }
+            HandOver::Save(Saving { reference, carrier, reply }) => {
+                let saved = self.save(reference).and_then(|(state, connections)| {
+                    let clients = state.core.descriptors();
+                    let descriptors: Vec<BorrowedFd<'_>> =
+                        self.core.saved_connections().chain(connections.iter().map(AsFd::as_fd)).collect();
+                    carrier(state, &descriptors).map_err(|error| error.to_string())?;
+                    Ok(clients)
+                });
+                let _ = reply.send(saved);
+            }
+            HandOver::Restore(Restoring { reference, state, descriptors, reply }) => {
+                let restored = self.restore(now, reference, state, descriptors);
+                let _ = reply.send(restored.map_err(|error| error.to_string()));
+            }
+            HandOver::GoOn => self.go_on(now),
+        }
+    }
+
+    /// While the shard is frozen, nothing is due; what it is to wait for is checked often.
+    pub(super) fn absorb_frozen(&mut self, cx: &mut Context<'_>, any: bool) -> Poll<()> {
+        let every = if self.handing.waiting.is_empty() { IDLE_LOOK_EVERY } else { LOOK_EVERY };
+        let next = Instant::now() + every;
+        let due = self.timer.as_mut().poll(cx).is_ready();
+        if due || self.timer_at > next {
+            self.timer_at = next;
+            self.timer.as_mut().reset(next.into());
+            // Otherwise nobody is woken; it cannot be over yet.
+            let _ = self.timer.as_mut().poll(cx);
+        }
+        if any || due { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Answers who wait for everything to come to rest, if it has.
+    pub(super) fn answer_frozen(&mut self) {
+        if self.handing.waiting.is_empty() {
+            return;
+        }
+        let at_rest = self.core.is_frozen()
+            && !self.core.has_more()
+            && self.homes.are_held()
+            && self.local.is_empty()
+            && self.reads.is_empty()
+            && self.datagrams.is_empty()
+            && self.inbox.is_empty();
+        if at_rest {
+            let told = std::mem::take(&mut self.handing.told);
+            for reply in self.handing.waiting.drain(..) {
+                let _ = reply.send(told);
+            }
+        }
+    }
+
+    fn uncarried(&self) -> Uncarried {
+        let named = |(stream, how)| (self.core.stream_name(stream).unwrap_or_default().to_owned(), how);
+        Uncarried { cameras: self.homes.uncarried().map(named).collect(), ..self.core.uncarried() }
+    }
+
+    fn save(&self, reference: Instant) -> Result<(ShardState, Vec<OwnedFd>), String> {
+        if let Some(told) = self.uncarried().told() {
+            return Err(format!("what cannot be handed over has come meanwhile: {told}"));
+        }
+        let core = self.core.save(reference)?;
+        let (mut sources, mut connections) = (Vec::new(), Vec::new());
+        for (stream, saved, connection) in self.homes.save(reference) {
+            let Some(name) = self.core.stream_name(stream) else { continue };
+            sources.push((name.to_owned(), saved));
+            connections.extend(connection);
+        }
+        Ok((ShardState { core, sources }, connections))
+    }
+
+    fn restore(
+        &mut self,
+        now: Instant,
+        reference: Instant,
+        state: ShardState,
+        descriptors: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let ShardState { core, sources } = state;
+        let mut descriptors = descriptors.into_iter();
+        let clients: Vec<OwnedFd> = descriptors.by_ref().take(core.descriptors()).collect();
+        let conns = clients.into_iter().map(|fd| Conn::from_std(TcpStream::from(fd), self.io));
+        let conns = conns.collect::<io::Result<Vec<_>>>()?;
+        for (name, saved) in sources {
+            let connection = if saved.is_connected() { descriptors.next() } else { None };
+            if let Some(stream) = self.core.stream_named(&name) {
+                self.homes.restore(stream, reference, saved, connection);
+            }
+        }
+        self.handing.restored = self.core.restore(now, reference, core, conns);
+        for _ in &self.handing.restored {
+            self.inbox.connection_restored();
+        }
+        Ok(())
+    }
+
+    /// The other process has ended: what it left goes on here.
+    fn go_on(&mut self, now: Instant) {
+        (self.handing.frozen, self.handing.is_heir) = (false, false);
+        self.valve.open();
+        for hosting in std::mem::take(&mut self.handing.hostings) {
+            self.host(now, hosting);
+        }
+        self.core.go_on(now);
+        for (token, conn) in std::mem::take(&mut self.handing.restored) {
+            if self.core.is_there(token) {
+                self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX), 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What a source's task leaves when it is held for a hand-over, and what one starts with that continues in another process.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::media::saved::Moment;
+
+/// A session as its task leaves it.
+pub(super) struct Deposit {
+    session: Value,
+    connection: Option<OwnedFd>,
+}
+
+impl Deposit {
+    /// A session, in the form in which a task of the same kind reads it, and its connection.
+    pub(super) fn new(session: &impl Serialize, connection: Option<OwnedFd>) -> Option<Deposit> {
+        Some(Deposit { session: serde_json::to_value(session).ok()?, connection })
+    }
+
+    /// Its parts.
+    pub(super) fn into_parts(self) -> (Value, Option<OwnedFd>) {
+        (self.session, self.connection)
+    }
+}
+
+/// A session that a source starts with.
+pub(super) struct Resume {
+    pub(super) session: Value,
+    pub(super) connection: Option<OwnedFd>,
+    /// What its times are relative to.
+    pub(super) reference: Instant,
+}
+
+impl Resume {
+    /// The session, if it is of this kind.
+    pub(super) fn of<T: DeserializeOwned>(self) -> Option<(T, Option<OwnedFd>, Instant)> {
+        Some((serde_json::from_value(self.session).ok()?, self.connection, self.reference))
+    }
+}
+
+/// What a feed knows beside the pipeline.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct FeedState {
+    pub(super) live: Option<Moment>,
+    pub(super) silent: bool,
+    pub(super) had_video: bool,
+}
+
+/// What a source's task does, for a hand-over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Running {
+    /// Nothing that goes on in another process.
+    #[default]
+    Nothing,
+    /// A session that it leaves when the source is held.
+    Session,
+    /// A session with a camera over TLS, whose keys cannot be handed over.
+    Tls,
+    /// A session with a camera that sends datagrams.
+    Datagrams,
+}

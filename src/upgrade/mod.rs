@@ -1,0 +1,175 @@
+//! Hands everything that a running relay has to the process of another version: what the two say to each other, and how.
+//!
+//! The running relay starts the other program with one end of a socket pair ([`start`]). Then, in this order:
+//!
+//! 1. it says which version of the format it speaks, and the other which one it accepts ([`Channel::greet`], [`Channel::greeted`]);
+//! 2. [`Hello`], with the listening sockets;
+//! 3. the other checks its configuration, starts its threads, and says [`Ready`];
+//! 4. the running relay freezes, and sends each shard's state, with its descriptors;
+//! 5. the other says [`Taken`];
+//! 6. **one byte** ([`Channel::commit`]). Until it, the other process sends and reads nothing, and the running relay takes everything
+//!    back if anything goes wrong. After it, the running relay ends without closing anything towards a client or camera.
+
+mod channel;
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{env, io};
+
+use serde::{Deserialize, Serialize};
+
+pub use channel::Channel;
+
+use crate::sys;
+
+/// The version of the format that this program writes.
+pub const VERSION: u32 = 1;
+
+/// The oldest version that it reads.
+pub const VERSION_OLDEST: u32 = 1;
+
+/// A stream, as two processes compare them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StreamKnown {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from, without passwords.
+    pub source: String,
+    /// The shard that runs its source.
+    pub home: u16,
+}
+
+/// What a listening socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// RTSP.
+    Rtsp,
+    /// RTSP over TLS.
+    Rtsps,
+    /// HTTP.
+    Http,
+    /// HTTP over TLS.
+    Https,
+}
+
+/// What the running relay says first. The listening sockets come with it, in this order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// How many shards it has.
+    pub shards: usize,
+    /// Whether they send by io_uring.
+    pub uring: bool,
+    /// Its streams.
+    pub streams: Vec<StreamKnown>,
+    /// The listening sockets.
+    pub listeners: Vec<(Purpose, SocketAddr)>,
+    /// The secret of its nonces, and the age of their time, in nanoseconds.
+    pub nonces: ([u8; 32], u64),
+    /// How other relays know it.
+    pub id: String,
+}
+
+/// The other process is ready to take over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// Its process id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+}
+
+/// Its answer to [`Hello`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is ready.
+    Ready(Ready),
+    /// It cannot take over: why, and the cure.
+    Refused(String),
+}
+
+/// What precedes the shards' states.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Frozen {
+    /// The time that all times are relative to, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub reference_ns: u64,
+    /// How many states follow.
+    pub shards: usize,
+}
+
+/// The other process has restored everything.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Taken;
+
+/// The program at the path by which this process was started, however it has been replaced since. Ask for it at startup, because a
+/// relative path depends on the working directory.
+pub fn own_program() -> Option<PathBuf> {
+    let called = PathBuf::from(env::args_os().next()?);
+    if called.components().count() > 1 {
+        return std::path::absolute(called).ok();
+    }
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|folder| folder.join(&called)).find(|program| program.is_file())
+}
+
+/// Starts the program with the arguments of this one. It becomes a child of the service manager, and finds the other end of the
+/// channel with [`taken_over`].
+///
+/// # Errors
+/// It cannot be started.
+pub fn start(program: &Path) -> io::Result<Channel> {
+    let (near, far) = UnixStream::pair()?;
+    let mut command = Command::new(program);
+    command.args(env::args_os().skip(1));
+    sys::spawn_detached(&mut command, std::os::fd::AsFd::as_fd(&far))?;
+    Ok(Channel::new(near))
+}
+
+/// The channel to the running relay that has started this process to take over from it, if one has.
+pub fn taken_over() -> Option<Channel> {
+    sys::handed_descriptor().map(|fd: OwnedFd| Channel::new(UnixStream::from(fd)))
+}
+
+/// The time in nanoseconds of `CLOCK_MONOTONIC`, which all processes share.
+pub fn monotonic_ns(at: Instant) -> u64 {
+    let (now, here) = (clock(), Instant::now());
+    match here.checked_duration_since(at) {
+        Some(ago) => now.saturating_sub(ago.as_nanos() as u64),
+        None => now + at.saturating_duration_since(here).as_nanos() as u64,
+    }
+}
+
+/// The time at so many nanoseconds of `CLOCK_MONOTONIC`.
+pub fn monotonic_at(ns: u64) -> Instant {
+    let (now, here) = (clock(), Instant::now());
+    let ago = Duration::from_nanos(now.saturating_sub(ns));
+    here.checked_sub(ago).unwrap_or(here) + Duration::from_nanos(ns.saturating_sub(now))
+}
+
+fn clock() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    now.unwrap_or_default().as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_the_same_in_every_process() {
+        let now = Instant::now();
+        for at in [now, now + Duration::from_secs(5), now.checked_sub(Duration::from_secs(5)).unwrap_or(now)] {
+            let again = monotonic_at(monotonic_ns(at));
+            let off = again.saturating_duration_since(at) + at.saturating_duration_since(again);
+            assert!(off < Duration::from_millis(5), "{off:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_found_by_its_path() {
+        assert_eq!(own_program().as_deref(), env::current_exe().ok().as_deref());
+    }
+}
