@@ -102,6 +102,12 @@ impl FdStore {
         store
     }
 
+    /// The store of a relay that takes over from another, which has stored its sockets.
+    pub(super) fn succeeding(notifier: Rc<Notifier>, config: &Config) -> FdStore {
+        // Those of a socket unit were not stored; the manager ignores the removal of what it does not have.
+        FdStore { notifier, passed: Vec::new(), open: Vec::new(), stored: wanted(config, false, false) }
+    }
+
     fn receive(&mut self, socket: Socket, text: &str, wanted: &[Name]) {
         let Some(name) = Name::parse(text) else {
             warn!(name = text, "a descriptor in the service manager's store has an unknown name; it is closed");
@@ -204,6 +210,12 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
+
+    #[test]
+    fn the_unit_lets_as_many_be_stored() {
+        let unit = include_str!("../../systemd/rtsprelay.service");
+        assert!(unit.contains(&format!("\nFileDescriptorStoreMax={STORED_SOCKETS_MAX}\n")));
+    }
 
     fn name(kind: Kind, address: &str) -> Name {
         Name { kind, address: address.parse().unwrap() }

@@ -61,10 +61,8 @@ impl Relay {
     }
 
     async fn try_hand_over(&mut self, begun: Instant) -> Result<String, Failure> {
-        if std::process::id() == 1 {
-            return Err(
-                "this is the first process of a container, which ends with it; start a new container instead".into()
-            );
+        if let Some(why) = ends_with_this_process() {
+            return Err(why.into());
         }
         let program = self.passing.program.clone().ok_or("the path of the program is unknown; restart instead")?;
         self.can_hand_over().await?;
@@ -225,6 +223,20 @@ impl Relay {
         }
         Err("the shards do not come to rest; try again".into())
     }
+}
+
+/// The first processes of containers that end when the process does that they have started.
+const INITS: [&str; 5] = ["tini", "docker-init", "dumb-init", "catatonit", "pause"];
+
+/// Why everything would end with this process, the successor too; as far as that can be seen.
+fn ends_with_this_process() -> Option<&'static str> {
+    let init = || std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    if std::process::id() == 1 || INITS.contains(&init().trim_end()) {
+        return Some("the container ends with this process; start a new container instead");
+    }
+    let is_service = std::env::var_os("INVOCATION_ID").is_some() && nix::unistd::getppid().as_raw() == 1;
+    (is_service && std::env::var_os("NOTIFY_SOCKET").is_none())
+        .then_some("the service ends with this process unless its unit has Type=notify; restart instead")
 }
 
 /// Works with the channel, which one thread uses at a time.

@@ -162,6 +162,8 @@ pub(super) async fn serve_tls(listener: Listener, tls: TlsSender, pages: Pages) 
     let answer = async {
         while let Some(SecuredPage { stream, peer, secured }) = secured.recv().await {
             take(stream, From { peer, secured: Some(secured) }, &pages, &places);
+            // As above.
+            yield_now().await;
         }
     };
     tokio::join!(accept, answer);

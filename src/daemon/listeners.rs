@@ -20,8 +20,7 @@ pub(super) type Listeners = Vec<(Listener, bool)>;
 /// The listening sockets that this process was started with.
 pub(super) fn inherited(config: &Config, notifier: &Rc<Notifier>, heir: Option<&mut Heir>) -> Inherited {
     let Some(heir) = heir else { return Inherited::take(config, notifier) };
-    // What the relay before has stored stays in the store.
-    let store = FdStore::new(Rc::clone(notifier), Vec::new(), &[]);
+    let store = FdStore::succeeding(Rc::clone(notifier), config);
     Inherited { plain: heir.listeners(Purpose::Rtsp), secured: heir.listeners(Purpose::Rtsps), store }
 }
 

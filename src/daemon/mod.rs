@@ -516,13 +516,11 @@ impl Relay {
                     Some(Asked::Summary) => self.tell_summary().await,
                     Some(Asked::Reload) => self.read_again(&mut watch, true).await,
                     Some(Asked::Upgrade) => self.hand_over().await,
-                    Some(Asked::Restart) => {
+                    Some(Asked::Restart | Asked::Stop) | None => {
                         info!("stopping");
-                        return Ok(());
-                    }
-                    Some(Asked::Stop) | None => {
-                        info!("stopping");
-                        self.store.release();
+                        if asked != Some(Asked::Restart) {
+                            self.store.release();
+                        }
                         return Ok(());
                     }
                 },

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::info;
 
 use super::failure::Failure;
@@ -42,7 +43,6 @@ impl Relay {
         self.settle(reference).await?;
         testing.hand_over_step("restored");
         channel.send(&Taken, &[], &[]).map_err(failed)?;
-        testing.hand_over_step("taken");
         channel.committed().map_err(failed)?;
         // What clients want, before any source looks at it.
         while let Ok((shard, message)) = opening.messages.try_recv() {
@@ -72,7 +72,8 @@ impl Relay {
         let (reply, answer) = oneshot::channel();
         let restoring = Restoring { reference, state, descriptors: received.descriptors, reply };
         shard.tell(ToShard::HandOver(Box::new(HandOver::Restore(restoring))));
-        answer.await.map_err(|_| failed("it has ended"))?.map_err(|error| failed(&error))
+        let answer = timeout(STEP_MAX, answer).await.ok().and_then(Result::ok);
+        answer.ok_or_else(|| failed("it does not answer"))?.map_err(|error| failed(&error))
     }
 
     /// Waits until the shards have told the control thread everything.
@@ -80,7 +81,7 @@ impl Relay {
         for shard in self.shards.iter() {
             let (reply, answer) = oneshot::channel();
             shard.tell(ToShard::HandOver(Box::new(HandOver::Freeze(Freezing { reference, reply }))));
-            answer.await.map_err(|_| "a shard has ended")?;
+            timeout(STEP_MAX, answer).await.ok().and_then(Result::ok).ok_or("a shard does not answer")?;
         }
         Ok(())
     }

@@ -13,7 +13,8 @@ use super::{Counter, DropReason, Limited, Transport, process};
 use crate::egress::EgressStats;
 use crate::media::StreamId;
 
-/// Latencies of the current span, and of everything before it.
+/// Latencies of the current span, and of everything before it. A span's counts saturate at 2^32 in a bucket: 49,000 frames a second, all of
+/// the same latency, for the 24 hours that a span has at most.
 #[derive(Debug)]
 struct Latencies {
     span: Histogram<u32>,

@@ -258,7 +258,7 @@ fn serving(relay: &Upgraded, path: &str) {
 fn two_upgrades_in_a_row_are_noticed_by_nobody() {
     let _turn = beside_others();
     let camera = Filming::start();
-    let relay = Upgraded::start(&with_camera(&camera));
+    let relay = Upgraded::start(&format!("{PATIENT}{}", with_camera(&camera)));
     let _publisher = ffmpeg(&format!(
         "-v error -re -f lavfi -i testsrc2=size=320x240:rate=25 -c:v libx264 -preset ultrafast -tune zerolatency -g 25 \
          -pix_fmt yuv420p -f rtsp -rtsp_transport tcp {}",
@@ -279,21 +279,20 @@ fn two_upgrades_in_a_row_are_noticed_by_nobody() {
     // Who comes now is served like before.
     let late = Player::start(&relay, "/cam", &packets[0]);
     late.goes_on(50);
+    // One for the viewer by ffmpeg, which may have ended.
+    assert!(relay.count(" stopped playing ") <= 1);
     let longest = players.into_iter().chain([late]).map(Player::end).max();
     println!("the longest time without a packet: {longest:?}");
     program.finish(DEADLINE).expect_silent_success();
     assert_eq!(camera.asked(), ["DESCRIBE", "SETUP", "SETUP", "PLAY"]);
-    let printed = relay.relay.printed();
-    assert_eq!(printed.matches(" publishes").count(), 1, "{printed}");
-    // One for the viewer by ffmpeg, which has ended.
-    assert!(printed.matches(" stopped playing ").count() <= 1 + 21, "{printed}");
+    assert_eq!(relay.count(" publishes"), 1);
 }
 
 #[test]
 fn a_successor_that_dies_before_the_commit_is_noticed_by_nobody() {
     let _turn = beside_others();
     let camera = Filming::start();
-    let relay = Upgraded::start(&with_camera(&camera));
+    let relay = Upgraded::start(&format!("{PATIENT}{}", with_camera(&camera)));
     let packets = ["/cam", "/pattern"].map(|_| Arc::<Packets>::default());
     serving(&relay, "/cam");
     serving(&relay, "/pattern");

@@ -60,6 +60,9 @@ def start(name, command):
         os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=":".join(names))
     # To where none of their numbers are in each other's way.
     high = [os.dup2(fd, 500 + n, inheritable=False) for n, fd in enumerate(fds)]
+    for fd in fds:
+        os.close(fd)
+    giver.close()
     for n, fd in enumerate(high):
         os.dup2(fd, 3 + n)
     os.execvp(command[0], command)

@@ -40,10 +40,12 @@ impl<E: Egress> Core<E> {
     /// An operation has ended early. Returns whether its rest is sent later.
     #[cold]
     pub(super) fn goes_on_later(&mut self, now: Instant, token: Token, error: &io::Error) -> bool {
-        (is_shortage(error) && self.shortage(now, token, error)) || (self.frozen && self.interrupted(now, token))
+        let is_cancelled = error.raw_os_error() == Some(libc::ECANCELED);
+        (is_shortage(error) && self.shortage(now, token, error)) || (is_cancelled && self.interrupted(now, token))
     }
 
-    /// A cancelled operation of a frozen shard: its rest is kept. Returns whether there is one to keep.
+    /// An operation was cancelled, and not because its connection is being closed: by a freeze, which may be over by now. Its rest is
+    /// kept. Returns whether there is one to keep.
     fn interrupted(&mut self, now: Instant, token: Token) -> bool {
         let unsent = self.egress.take_unsent(token);
         let Some(link) = self.links.of_token_mut(token) else { return false };
