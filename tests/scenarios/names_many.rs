@@ -253,7 +253,8 @@ fn streams_that_have_been_and_gone_leave_memory_where_it_was() {
     // One-time growth has happened after half of them.
     let memory: Vec<u64> = (0..10).map(|_| come_and_go()).collect();
     println!("memory in the course of {gone} streams that come and go, KiB: {memory:?}");
-    assert!(memory[9] < memory[4] + memory[4] / 10, "grown: {memory:?}");
+    // Besides, a table of what was there in the last minute may double (some 300 KiB): 2 KiB a stream in a short run, 50 bytes in a long one.
+    assert!(memory[9] < memory[4] + memory[4] / 10 + 512, "grown: {memory:?}");
     let all = ["rtsprelay_streams_made_total ", "rtsprelay_streams_gone_total "].map(|name| metric(&relay, name));
     assert_eq!(all, [gone, gone], "totals go on");
     assert!(!get(http, "/metrics").1.contains("stream=\""), "metrics of a removed stream remain");

@@ -63,7 +63,7 @@ pub(super) struct Outage {
     reports: Vec<Entry>,
 }
 
-/// The same as plain data, without the newest reports: the next ones are due soon.
+/// The same as plain data, without the newest reports: the next ones are made when it is restored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct OutageState {
     /// By track: the source's last report, and the packets and octets.
@@ -96,7 +96,8 @@ impl Outage {
         let sent = state.sent.into_iter();
         let sent = sent.map(|(last, packets, octets)| Sent { report: last.map(report), packets, octets });
         self.sent = sent.collect();
-        self.due = state.due.map(|due| due.at(reference));
+        // A client may not have been sent the newest ones: the next are made at once.
+        self.due = state.due.map(|due| due.at(reference).min(reference));
         self.first = state.end;
     }
 
