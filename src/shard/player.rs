@@ -235,9 +235,9 @@ impl Player {
         self.op_bytes_max = bytes;
     }
 
-    /// Whether there is anything in the log from its cursor on.
+    /// Whether there is anything in the log from its cursor on. What the log has dropped is nothing to wait for.
     pub fn is_behind(&self, log: &Log) -> bool {
-        !self.rest.is_empty() || self.cursor < log.head()
+        !self.rest.is_empty() || (self.cursor < log.head() && log.next(self.cursor).is_some())
     }
 
     /// Keeps only the rest of the started frames, as far as it has arrived; for a client that is about to be closed.

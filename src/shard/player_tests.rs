@@ -321,6 +321,22 @@ fn without_a_newer_keyframe_the_client_waits_at_the_head_and_audio_flows() {
 }
 
 #[test]
+fn who_waits_is_not_behind_for_what_the_log_has_dropped() {
+    let mut bed = Bed::new();
+    let mut player = bed.player(0);
+    bed.chunk(0, VIDEO, 0, "se", 100);
+    assert!(player.is_behind(&bed.log));
+    let now = bed.at(10_000);
+    bed.log.trim(now, drop);
+    // Only a skip moves the cursor of a client that waits for a keyframe.
+    assert_eq!(bed.fill(&mut player, 10_000), [0u64; 0]);
+    assert!(!player.is_behind(&bed.log), "it would never be sent the reports of an outage");
+    let keyframe = bed.chunk(10_000, VIDEO, 1, "kse", 100);
+    assert!(player.is_behind(&bed.log));
+    assert_eq!(bed.fill(&mut player, 10_000), [keyframe]);
+}
+
+#[test]
 fn a_frame_whose_start_the_log_has_lost_is_never_begun() {
     let mut bed = Bed::new();
     // The size of two of them.

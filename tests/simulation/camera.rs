@@ -188,7 +188,9 @@ impl Camera {
 
     /// The part of what it sent that has arrived by `now`.
     pub fn due(&mut self, now: Instant) -> Vec<StreamEvent> {
-        if let Some((how, long)) = self.leaving.take_if(|_| self.pending.is_empty()) {
+        // One that has gone already comes back first.
+        let may_leave = self.pending.is_empty() && self.away.is_none();
+        if let Some((how, long)) = self.leaving.take_if(|_| may_leave) {
             self.go(now, how, long);
         }
         // A camera that falls silent does so between two frames, or the rest arrives late, and counts as late.

@@ -21,8 +21,7 @@ fn carried(mut state: CoreState) -> CoreState {
 impl Simulation {
     /// Hands the shard over, or takes it back half-way; not while there are clients that cannot be handed over.
     pub(super) fn hand_over(&mut self) {
-        // In an outage, a client may wait for a report longer than the simulation allows: what was due is reckoned anew.
-        if self.core.uncarried().told().is_some() || self.camera.away.is_some() {
+        if self.core.uncarried().told().is_some() {
             return;
         }
         self.core.freeze();
