@@ -1,6 +1,7 @@
 //! Browsers over a long time, many tiles, and slow browsers beside others. In the suite for seconds; `tests/soak --browser` runs them for
 //! minutes, and also checks what only an otherwise idle machine can show.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -62,39 +63,47 @@ fn the_picture_gets_no_older_in_a_browser() {
         Some(lasts) => (Duration::from_secs(60).min(lasts / 2), lasts),
         None => (Duration::from_secs(2), Duration::from_secs(5)),
     };
-    for (mode, sound, age_max) in WAYS {
-        let browser = Chromium::start(1280, 900);
-        browser.open(&format!("http://{http}/test/?mode={mode}"));
-        browser.wait("it plays", "view.frames > 10 && view.state === 'playing'");
-        if sound {
-            browser.run("document.getElementById('sound').click();");
+    // At the same time, as a long soak takes long enough once.
+    std::thread::scope(|scope| {
+        for way in WAYS {
+            scope.spawn(move || plays_for(way, http, settles, lasts));
         }
-        browser.run("view.frames = 0;");
-        browser.wait("it plays so", &format!("view.frames > 30 && view.state === 'playing' && view.mode === '{mode}'"));
-        let started = Instant::now();
-        // The times themselves matter: the age at this time after the start, and later.
-        std::thread::sleep(settles);
-        browser.run(NOTES_GAPS);
-        let frames = if soak().is_some() { 900 } else { 60 };
-        let (early, _) = ages(&browser, frames);
-        std::thread::sleep(lasts.saturating_sub(started.elapsed()));
-        let (late, p99) = ages(&browser, frames);
-        let gaps = browser.run("return [gaps.freezes, gaps.worst, view.skips, view.frames];");
-        println!(
-            "{mode}{}: age p50 {early:.1} ms after {settles:?}, {late:.1} ms after {lasts:?} (p99 {p99:.1}); longest gap {:.0} ms, freezes over {FREEZE_MS} ms: {}",
-            if sound { " with sound" } else { "" },
-            gaps[1].as_f64().unwrap(),
-            gaps[0]
-        );
-        assert_eq!(gaps[2], 0, "it was skipped");
-        if soak().is_some() {
-            assert!((late - early).abs() < 5.0 + early / 10.0, "{mode}: {early} ms, then {late} ms");
-            assert!(late < age_max, "{mode}: {late} ms");
-            assert_eq!(gaps[0].as_array().unwrap().len(), 0, "{mode}: {gaps}");
-        } else {
-            assert!(gaps[3].as_u64().unwrap() > 60, "{gaps}");
-            assert!(late < early + 500.0, "{mode}: {early} ms, then {late} ms");
-        }
+    });
+}
+
+/// Plays for so long in one way; the picture's age after it has settled and at the end is about the same.
+fn plays_for((mode, sound, age_max): (&str, bool, f64), http: SocketAddr, settles: Duration, lasts: Duration) {
+    let browser = Chromium::start(1280, 900);
+    browser.open(&format!("http://{http}/test/?mode={mode}"));
+    browser.wait("it plays", "view.frames > 10 && view.state === 'playing'");
+    if sound {
+        browser.run("document.getElementById('sound').click();");
+    }
+    browser.run("view.frames = 0;");
+    browser.wait("it plays so", &format!("view.frames > 30 && view.state === 'playing' && view.mode === '{mode}'"));
+    let started = Instant::now();
+    // The times themselves matter: the age at this time after the start, and later.
+    std::thread::sleep(settles);
+    browser.run(NOTES_GAPS);
+    let frames = if soak().is_some() { 900 } else { 60 };
+    let (early, _) = ages(&browser, frames);
+    std::thread::sleep(lasts.saturating_sub(started.elapsed()));
+    let (late, p99) = ages(&browser, frames);
+    let gaps = browser.run("return [gaps.freezes, gaps.worst, view.skips, view.frames];");
+    println!(
+        "{mode}{}: age p50 {early:.1} ms after {settles:?}, {late:.1} ms after {lasts:?} (p99 {p99:.1}); longest gap {:.0} ms, freezes over {FREEZE_MS} ms: {}",
+        if sound { " with sound" } else { "" },
+        gaps[1].as_f64().unwrap(),
+        gaps[0]
+    );
+    assert_eq!(gaps[2], 0, "it was skipped");
+    if soak().is_some() {
+        assert!((late - early).abs() < 5.0 + early / 10.0, "{mode}: {early} ms, then {late} ms");
+        assert!(late < age_max, "{mode}: {late} ms");
+        assert_eq!(gaps[0].as_array().unwrap().len(), 0, "{mode}: {gaps}");
+    } else {
+        assert!(gaps[3].as_u64().unwrap() > 60, "{gaps}");
+        assert!(late < early + 500.0, "{mode}: {early} ms, then {late} ms");
     }
 }
 
@@ -176,7 +185,7 @@ fn watches_on(mut watcher: Watcher, seen: &Seen, over: &AtomicBool) {
 }
 
 /// Reads two kilobytes ten times a second, or nothing.
-fn barely_reads(http: std::net::SocketAddr, reads: bool, over: &AtomicBool) {
+fn barely_reads(http: SocketAddr, reads: bool, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         let watcher = watch(http, "/+live/test");
         let mut stream = watcher.stream();
