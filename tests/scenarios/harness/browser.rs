@@ -1,6 +1,6 @@
 //! What the scenarios do with a real headless browser.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -24,6 +24,8 @@ pub trait Browser {
         while last[0] != true {
             assert!(started.elapsed() < DEADLINE, "{what}: {last}");
             last = self.run(&script);
+            // The browser needs the time, too.
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
