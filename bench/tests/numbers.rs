@@ -132,6 +132,9 @@ fn a_stall_is_reported_to_the_frame() {
     assert_eq!(number(normal, "/packets_missing"), 0.0, "{report}");
     let back = number(normal, "/resumed_on_keyframe") + number(normal, "/resumed_elsewhere");
     assert_eq!(back, 4.0, "{report}");
+    assert_eq!(number(normal, "/longest_wait_us/count"), 4.0, "{report}");
+    // A second, and the time of a frame, less what the last frame before it may have been late.
+    assert!(number(normal, "/longest_wait_us/p50") > 950_000.0, "{report}");
     assert_eq!(number(&report, "/verified/different"), 0.0, "{report}");
 }
 

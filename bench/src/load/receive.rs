@@ -90,11 +90,15 @@ pub struct Totals {
     pub audio_skip_us: Histogram<u64>,
 }
 
+/// For times in µs.
+pub fn histogram() -> Histogram<u64> {
+    // 1 µs to 60 s with three digits; the limits are constants, so this cannot fail.
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds in order")
+}
+
 impl Totals {
     /// All zero.
     pub fn new() -> Totals {
-        // 1 µs to 60 s with three digits; the limits are constants, so this cannot fail.
-        let histogram = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds in order");
         Totals {
             measuring: false,
             latency_us: histogram(),
@@ -231,6 +235,10 @@ pub struct Receiver {
     pub seen_keyframe: bool,
     /// Video frames that ended within the measurement.
     pub frames: u64,
+    /// When the last video frame ended (CLOCK_REALTIME in ns), within the measurement.
+    ended_ns: Option<u64>,
+    /// The longest time from the end of a video frame to that of the next one within the measurement, in µs.
+    pub longest_wait_us: u64,
     /// Frames that ended in this read.
     ended_now: u32,
     /// Of a player by WebSocket.
@@ -525,6 +533,9 @@ impl Receiver {
             return;
         }
         self.frames += 1;
+        if let Some(before) = self.ended_ns.replace(env.now_ns) {
+            self.longest_wait_us = self.longest_wait_us.max(env.now_ns.saturating_sub(before) / 1000);
+        }
         totals.frames += 1;
         if track.damaged {
             totals.frames_damaged += 1;

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::player::{Phase, Role};
-use super::receive::Totals;
+use super::receive::{Totals, histogram};
 use super::{Args, Load, Mark};
 use crate::metrics::Told;
 
@@ -99,6 +99,9 @@ pub struct Group {
     pub gbit_per_second: f64,
     /// From the stamp in a frame to the end of the read that brought its last byte, in µs.
     pub latency_us: Times,
+    /// Of each player that was there all the time: its longest time from the end of a video frame to that of the next one, in µs.
+    #[serde(default)]
+    pub longest_wait_us: Times,
     /// From PLAY to the end of the first keyframe, in µs, since the start.
     pub first_keyframe_us: Times,
     /// Players whose first frame was not a keyframe, since the start.
@@ -117,6 +120,7 @@ impl Group {
         row("playing at the end", format!("{} of {} ({} closed)", self.playing, self.clients, self.closed));
         row("frames/s per player", format!("mean {:.2}, worst {:.2}", self.fps_mean, self.fps_worst));
         row("latency µs", times(&self.latency_us));
+        row("longest time without a frame µs", times(&self.longest_wait_us));
         row("first keyframe µs", times(&self.first_keyframe_us));
         row("first frame no keyframe", self.began_elsewhere.to_string());
         row(
@@ -283,6 +287,10 @@ fn group(load: &Load<'_>, role: Role, totals: &Totals, seconds: f64) -> Group {
     let of_role = || load.players.iter().flatten().filter(move |p| p.role == role);
     let mut rates: Vec<f64> = of_role().filter(|p| p.steady).map(|p| p.receiver.frames as f64 / seconds).collect();
     rates.sort_by(f64::total_cmp);
+    let mut longest = histogram();
+    for player in of_role().filter(|player| player.steady) {
+        longest.saturating_record(player.receiver.longest_wait_us);
+    }
     Group {
         clients: (0..load.players.len()).filter(|&place| load.role(place) == role).count() as u64,
         playing: of_role().filter(|p| p.phase == Phase::Playing).count() as u64,
@@ -306,6 +314,7 @@ fn group(load: &Load<'_>, role: Role, totals: &Totals, seconds: f64) -> Group {
         bytes: totals.bytes,
         gbit_per_second: totals.bytes as f64 * 8.0 / 1e9 / seconds,
         latency_us: Times::of(&totals.latency_us),
+        longest_wait_us: Times::of(&longest),
         first_keyframe_us: Times::of(&totals.first_keyframe_us),
         began_elsewhere: totals.began_elsewhere,
         audio_wait_us: Times::of(&totals.audio_wait_us),
