@@ -37,9 +37,11 @@ fn the_package_runs_as_a_service() {
     // The same binary as in the other tests; a release build would be the same code, after an hour of CPU time.
     let directory = Path::new(env!("CARGO_BIN_EXE_rtsprelay")).parent().unwrap();
     let profile = if directory.ends_with("release") { "release" } else { "dev" };
-    if !directory.join("rtsprelay-view").exists() {
+    if ["rtsprelay-view", "rtsprelay-bench"].iter().any(|program| !directory.join(program).exists()) {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "-q", "--locked", "-p", "rtsprelay-view", "--bins"]).current_dir(root());
+        cargo
+            .args(["build", "-q", "--locked", "-p", "rtsprelay-view", "-p", "rtsprelay-bench", "--bins"])
+            .current_dir(root());
         succeeds(if profile == "release" { cargo.arg("--release") } else { &mut cargo });
     }
     succeeds(
@@ -55,6 +57,7 @@ fn the_package_runs_as_a_service() {
             .arg(rootfs)
             .arg(root().join("tests/systemd/service.sh"))
             .arg(&deb)
+            .arg(directory.join("rtsprelay-bench"))
             .current_dir(root()),
     );
     assert!(said.contains("nothing is left behind"));

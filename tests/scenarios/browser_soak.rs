@@ -126,7 +126,10 @@ fn the_first_picture_comes_soon() {
         }
         took.sort_by(f64::total_cmp);
         let (median, most) = (took[took.len() / 2], took[took.len() - 1]);
-        println!("{mode}: first picture {median:.0} ms after navigation (median of {}), {most:.0} ms at most", took.len());
+        println!(
+            "{mode}: first picture {median:.0} ms after navigation (median of {}), {most:.0} ms at most",
+            took.len()
+        );
         if soak().is_some() {
             assert!(median < 300.0, "{took:?}");
         }

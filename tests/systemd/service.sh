@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Tests the package under a real systemd: service.sh PACKAGE.deb, run by boot.sh, with the guest's pid in $INIT.
+# Tests the package under a real systemd: service.sh PACKAGE.deb RTSPRELAY-BENCH, run by boot.sh, with the guest's pid in $INIT.
 set -Eeuo pipefail
 trap 'echo "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
 # No `grep -q` after a pipe here: it exits at the first match, and the writer is then killed by SIGPIPE.
 here=$(dirname "$0")
-deb=$1
+deb=$1 bench=$2
 probed=$(mktemp)
 trap 'rm -f "$probed"' EXIT
 
@@ -49,6 +49,13 @@ under_connections() {
     near /usr/bin/python3 "$here/connects.py" "$(main_process)" rtsp://127.0.0.1:8554 http://127.0.0.1:8580 -- \
         nsenter -t "$INIT" -a --wd=/ "$@" || fail "not every connection was answered: $*"
 }
+has_clients() { # NUMBER
+    near /usr/bin/python3 - "$1" <<'PYTHON'
+import sys, urllib.request
+page = urllib.request.urlopen("http://127.0.0.1:8580/metrics").read().decode()
+sys.exit(sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("rtsprelay_clients{")) < int(sys.argv[1]))
+PYTHON
+}
 refuses() { ! near timeout 20 bash -c "exec 3<>/dev/tcp/127.0.0.1/$1" 2>/dev/null; }
 kept() { show NFileDescriptorStore; }
 configure() { # TEXT OF STREAMS... [head in $head]
@@ -84,12 +91,25 @@ if [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 0 ]; th
     says 'io="io_uring"' || fail "the unit's sandbox keeps io_uring from it"
 fi
 
-step "upgrade"
+step "an upgrade that 50 players do not notice"
 before=$(show MainPID)
-under_connections dpkg -i /root/rtsprelay.deb
+report=$(mktemp)
+near timeout 60 "$bench" load --json --clients=50 --warmup=0 --seconds=8 --url=rtsp://127.0.0.1:8554/one >"$report" &
+players=$!
+within 20 has_clients 50
+guest dpkg -i /root/rtsprelay.deb | tail -n 3
 [ "$(show MainPID)" != "$before" ] || fail "the version before still runs"
 [ "$(show NRestarts)" = 0 ] || fail "the upgrade killed it"
-within 10 plays one
+says "handed over to the new program" || fail "it was restarted"
+wait $players || fail "the players: $(cat "$report")"
+/usr/bin/python3 - "$report" <<'PYTHON' || fail "players noticed: $(cat "$report")"
+import json, sys
+seen = json.load(open(sys.argv[1]))["normal"]
+print(seen["playing"], "players,", seen["frames_whole"], "frames, none missing, p99", seen["latency_us"]["p99"], "us")
+sys.exit(seen["playing"] != 50 or seen["closed"] or seen["frames_missing"] or seen["sequence_gaps"] or seen["timeline_restarts"])
+PYTHON
+rm -f "$report"
+upgraded=$SECONDS upgraded_to=$(show MainPID)
 
 step "reload with a second stream, under a player of the first"
 frames=$(mktemp)
@@ -118,6 +138,18 @@ journal | grep 'p99_us=' >/dev/null && fail "the journal is filled with reports 
 guest systemctl kill --kill-who=main -s USR1 rtsprelay
 within 10 says 'ran for '
 journal | grep -oE 'ran for .*2 streams: 2 live.*p99 [0-9.]+ .*s, max .*' || fail "no summary in the journal"
+
+# Longer than WatchdogSec: systemd takes the new process's signs of life.
+while [ $SECONDS -lt $((upgraded + 15)) ]; do sleep 1; done
+[ "$(show MainPID)" = "$upgraded_to" ] || fail "the new process of the upgrade was ended"
+
+step "an upgrade with another unit, which only a restart can apply"
+echo "# changed" >>"/proc/$INIT/root/lib/systemd/system/rtsprelay.service"
+before=$(show MainPID)
+under_connections dpkg -i /root/rtsprelay.deb
+[ "$(show MainPID)" != "$before" ] || fail "the version before still runs"
+[ "$(show NRestarts)" = 0 ] || fail "the upgrade killed it"
+within 10 plays one
 
 step "a password from a credential"
 printf 'se:c ret\n' >"/proc/$INIT/root/etc/viewer.secret"
