@@ -613,6 +613,11 @@ pub const USER_NAME_BYTES_MAX: usize = 64;
 /// Maximum length of a password in bytes, whether in a file or not.
 pub const PASSWORD_BYTES_MAX: usize = 1_024;
 
+/// Maximum number of chunks that a shard hands out at a time for a copy of its logs, and their maximum size in bytes before the last one.
+pub const COPIED_CHUNKS_PASS_MAX: usize = 64;
+/// See [`COPIED_CHUNKS_PASS_MAX`].
+pub const COPIED_BYTES_PASS_MAX: usize = 1 << 20;
+
 const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(TLS_FAREWELL_MAX_MS < STOP_MAX_MS);

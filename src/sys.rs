@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Read};
 use std::mem::{size_of, size_of_val};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -288,18 +288,21 @@ const HANDED_FD: RawFd = 3;
 const HANDED: &str = "RTSPRELAY_HANDED";
 
 /// Starts a program that becomes a child of init, or of the service manager, and not of this process. It finds `passed` with
-/// [`handed_descriptor`]. What was announced to this process alone (`LISTEN_FDS`, `WATCHDOG_PID`) is not announced to it.
+/// [`handed_descriptor`]. What was announced to this process alone (`LISTEN_FDS`, `WATCHDOG_PID`) is not announced to it. Returns its
+/// process id.
 ///
 /// # Errors
 /// The program cannot be started.
-pub fn spawn_detached(command: &mut Command, passed: BorrowedFd<'_>) -> io::Result<()> {
+pub fn spawn_detached(command: &mut Command, passed: BorrowedFd<'_>) -> io::Result<u32> {
     let fd = passed.as_raw_fd();
+    let (mut started, tell) = io::pipe()?;
+    let teller = tell.as_raw_fd();
     command.env(HANDED, "1");
     for of_this_process in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
         command.env_remove(of_this_process);
     }
     // SAFETY: the function runs in the new process before exec and allocates nothing; all it calls are system calls (signal-safety(7)),
-    // and `fork`, whose locks the first fork has left free. The number stays open: `passed` outlives the call.
+    // and `fork`, whose locks the first fork has left free. The numbers stay open: `passed` and `tell` outlive the call.
     unsafe {
         command.pre_exec(move || {
             match libc::fork() {
@@ -308,12 +311,19 @@ pub fn spawn_detached(command: &mut Command, passed: BorrowedFd<'_>) -> io::Resu
                 // The program itself is its child, which thereby loses its parent.
                 _ => libc::_exit(0),
             }
+            let pid = libc::getpid().to_ne_bytes();
+            if libc::write(teller, pid.as_ptr().cast(), pid.len()) != pid.len() as isize {
+                return Err(io::Error::last_os_error());
+            }
             let done = if fd == HANDED_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, HANDED_FD) };
             if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         });
     }
     command.spawn()?.wait()?;
-    Ok(())
+    drop(tell);
+    let mut pid = [0; size_of::<libc::pid_t>()];
+    started.read_exact(&mut pid)?;
+    Ok(libc::pid_t::from_ne_bytes(pid) as u32)
 }
 
 /// The descriptor that this process was started with by [`spawn_detached`]; `None` if it was not, or if it was already taken.
@@ -327,6 +337,13 @@ pub fn handed_descriptor() -> Option<OwnedFd> {
     unsafe { libc::fcntl(HANDED_FD, libc::F_SETFD, libc::FD_CLOEXEC) };
     // SAFETY: it was open when the process started (PASSED), and nothing has taken it (TAKEN).
     Some(unsafe { OwnedFd::from_raw_fd(HANDED_FD) })
+}
+
+/// Whether the other end of a socket is closed (`POLLHUP`, poll(2)).
+pub fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: it points to one entry, which outlives the call.
+    unsafe { libc::poll(&mut polled, 1, 0) == 1 }
 }
 
 /// Maximum number of descriptors in one message (`SCM_MAX_FD`, unix(7)).

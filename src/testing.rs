@@ -35,6 +35,7 @@ struct Knobs {
     nonce_lifetime: Option<Duration>,
     unmeasured: bool,
     hand_over: Option<&'static str>,
+    recording: Option<&'static str>,
 }
 
 #[cfg(feature = "testing")]
@@ -46,7 +47,8 @@ impl Testing {
     /// --test-delay TIME            chunks are held back so long between chunker and shards
     /// --test-panic TIME            a source panics so long after its start; a client's code does when the client asks for it
     /// --test-nonce-lifetime TIME   how long nonces are valid
-    /// --test-hand-over=FILE        a program that takes over ends at the step that the file names
+    /// --test-hand-over=FILE        a program that takes over ends at the step that the file names, or stops there (`STEP stops`)
+    /// --test-record=FILE           a program that takes over records what it receives
     /// --test-unmeasured            nothing that is sent is counted, and nothing is reported
     /// ```
     ///
@@ -70,6 +72,10 @@ impl Testing {
             if let Some(file) = text.strip_prefix("--test-hand-over=") {
                 // As long as the process lives.
                 knobs.hand_over = Some(file.to_owned().leak());
+                continue;
+            }
+            if let Some(file) = text.strip_prefix("--test-record=") {
+                knobs.recording = Some(file.to_owned().leak());
                 continue;
             }
             let (name, value) = match text.split_once('=') {
@@ -109,11 +115,21 @@ impl Testing {
 
     /// A program that takes over from another has come to this step.
     pub fn hand_over_step(&self, step: &str) {
-        let dies_at = self.knobs.hand_over.and_then(|file| std::fs::read_to_string(file).ok());
-        if dies_at.is_some_and(|dies_at| dies_at.trim() == step) {
-            // As if somebody else had ended it.
-            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
-        }
+        use nix::sys::signal::{Signal, raise};
+
+        let told = self.knobs.hand_over.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        // As if somebody else had ended or stopped it.
+        let signal = match told.trim().strip_prefix(step) {
+            Some("") => Signal::SIGKILL,
+            Some(" stops") => Signal::SIGSTOP,
+            _ => return,
+        };
+        let _ = raise(signal);
+    }
+
+    /// The file for what a program that takes over receives.
+    pub fn recording(&self) -> Option<std::fs::File> {
+        std::fs::File::create(self.knobs.recording?).ok()
     }
 
     /// Whether sends are not counted and nothing is reported.
@@ -158,6 +174,11 @@ impl Testing {
 
     /// Nothing happens.
     pub const fn hand_over_step(&self, _step: &str) {}
+
+    /// None.
+    pub const fn recording(&self) -> Option<std::fs::File> {
+        None
+    }
 
     /// No.
     pub const fn is_unmeasured(&self) -> bool {

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use super::failure::Failure;
 
 /// How long an attempt may take: longer than the relay itself waits.
-const OUTCOME_MAX: Duration = Duration::from_secs(60);
+const OUTCOME_MAX: Duration = Duration::from_secs(120);
 
 /// Interval of checks whether the relay still runs.
 const LOOK_EVERY: Duration = Duration::from_millis(200);

@@ -1,30 +1,34 @@
-//! The running relay's side of an upgrade: it starts the program that now lies at its path, and hands everything over to it.
+//! The running relay's side of an upgrade: an [`Attempt`] prepares it while all runs on; then everything is frozen and handed over.
 //!
 //! Whatever goes wrong before the commit, the relay takes everything back and goes on.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout, timeout_at};
-use tracing::{error, info};
+use tokio::time::{sleep, timeout_at};
+use tracing::{error, info, warn};
 
+use super::attempt::{Attempt, Plan, Prepared};
 use super::console::Console;
+use super::copying::{Copier, on};
 use super::failure::Failure;
 use super::passed::source_text;
+use super::signals::Asked;
 use super::{FLUSH_MAX, Relay, ask_upgrade, fold};
+use crate::config::StreamConfig;
 use crate::egress::IoKind;
-use crate::shard::core::Uncarried;
 use crate::shard::inbox::ToShard;
 use crate::shard::saved::{Carrier, Freezing, HandOver, Saving};
-use crate::upgrade::{self, Answer, Channel, Frozen, Hello, Ready, StreamKnown, Taken};
-
-/// How long the other program may take to check its configuration and to start its threads.
-const START_MAX: Duration = Duration::from_secs(30);
+use crate::upgrade::{self, Channel, Frozen, Hello, Next, Origin, Ready, Spent, StreamKnown, Taken};
 
 /// How long clients may be served nothing.
 const FREEZE_MAX: Duration = Duration::from_secs(5);
@@ -35,8 +39,14 @@ const PAGES_MAX: Duration = Duration::from_secs(2);
 /// Maximum number of rounds in which messages between shards come to rest.
 const ROUNDS_MAX: usize = 64;
 
-/// How long a shard may take to answer.
+/// Maximum number of freezes that are taken back because a stream is just being removed.
+const FREEZES_MAX: usize = 4;
+
+/// How long a shard may take to answer after the deadline.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// How long it takes at most to hear why the other process has ended.
+const REASON_MAX: Duration = Duration::from_millis(100);
 
 /// The clients were served nothing from then on.
 struct Rest {
@@ -45,153 +55,233 @@ struct Rest {
 }
 
 impl Relay {
-    /// Hands everything over and ends the process; or logs why not, and returns.
-    pub(super) async fn hand_over(&mut self) {
-        let begun = Instant::now();
-        let done = self.try_hand_over(begun).await;
-        ask_upgrade::tell(&done);
-        match done {
-            Ok(_) => {
-                Console::get().flush(FLUSH_MAX);
-                // Not a stop: whatever is still open here is open there as well, and is neither shut down nor flushed.
-                std::process::exit(0);
-            }
-            Err(why) => error!("the upgrade was not done, and nothing has changed: {why}"),
+    /// Begins an upgrade, which goes on beside everything else. [`Relay::finish_upgrade`] is to follow.
+    pub(super) fn begin_upgrade(&mut self) {
+        if self.passing.attempt.is_some() {
+            return info!("an upgrade is already under way");
+        }
+        let plan = self.plan_upgrade();
+        match plan {
+            Ok(plan) => self.passing.attempt = Some(Attempt::begin(plan)),
+            Err(error) => tell_failure(&error.to_string().into()),
         }
     }
 
-    async fn try_hand_over(&mut self, begun: Instant) -> Result<String, Failure> {
-        if let Some(why) = ends_with_this_process() {
-            return Err(why.into());
-        }
-        let program = self.passing.program.clone().ok_or("the path of the program is unknown; restart instead")?;
-        self.can_hand_over().await?;
-        info!(program = %program.display(), "upgrading: starting the new program");
-        let channel = upgrade::start(&program).map_err(|error| {
-            format!("{} cannot be started ({error}); install the new program there", program.display())
-        })?;
-        let (channel, ready) = self.introduce(channel).await?;
-        let started = begun.elapsed();
-        self.passing.ending.send_replace(true);
-        self.passing.valve.close();
-        let done = self.freeze_and_send(channel, &ready).await;
-        if done.is_err() {
-            for shard in self.shards.iter() {
-                shard.tell(ToShard::HandOver(Box::new(HandOver::Thaw)));
-            }
-            self.passing.valve.open();
-            self.passing.ending.send_replace(false);
-        }
-        let (clients, frozen) = done?;
-        let (start_ms, frozen_ms) = (started.as_millis() as u64, frozen.as_millis() as u64);
-        info!(pid = ready.pid, version = %ready.version, clients, start_ms, frozen_ms, "handed over to the new program");
-        // The service manager listens only to its main process, which is still this one.
-        self.notifier.tell(&format!("MAINPID={}", ready.pid));
-        fold::tell_all_left_out();
-        Ok(format!(
-            "handed over to process {} (version {}): {clients} connections, which were served nothing for {frozen_ms} ms",
-            ready.pid, ready.version
-        ))
-    }
-
-    /// Whether everything that there is can be handed over. Nothing has been touched.
-    async fn can_hand_over(&self) -> Result<(), Failure> {
-        let made: Vec<&str> = self
-            .streams
-            .configs()
-            .filter(|stream| stream.made || stream.added)
-            .map(|stream| stream.name.as_str())
-            .collect();
-        if !made.is_empty() {
-            let made = made.join(", ");
-            return Err(format!(
-                "streams that are not in the configuration cannot be handed over yet ({made}); wait until they are gone, or restart"
-            )
-            .into());
-        }
-        let mut found = Uncarried::default();
-        for shard in self.shards.iter() {
-            let (reply, answer) = oneshot::channel();
-            shard.tell(ToShard::HandOver(Box::new(HandOver::Survey(reply))));
-            let answer = timeout(ANSWER_MAX, answer).await.ok().and_then(Result::ok);
-            found.add(answer.ok_or("a shard does not answer; restart instead")?);
-        }
-        match found.told() {
-            Some(told) => {
-                Err(format!("these cannot be handed over yet ({told}); wait until they are gone, or restart").into())
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Tells the other process what there is, and waits until it is ready.
-    async fn introduce(&self, mut channel: Channel) -> Result<(Channel, Ready), Failure> {
+    fn plan_upgrade(&self) -> io::Result<Plan> {
+        let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,
-            streams: self.streams.known(),
+            streams: self.known_streams(Instant::now()),
             listeners: self.passing.listening.iter().map(|listening| (listening.purpose, listening.address)).collect(),
             nonces: self.doors.secret(),
             id: self.id.to_string(),
         };
-        let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
-        let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
-        let asked = spawn_blocking(move || {
-            channel.set_deadline(Instant::now() + START_MAX);
-            channel.greet()?;
-            let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-            channel.send(&hello, &[], &descriptors)?;
-            let answer = channel.receive::<Answer>()?.message;
-            Ok::<_, io::Error>((channel, answer))
-        });
-        let asked = asked.await.map_err(|error| error.to_string())?;
-        let (channel, answer) =
-            asked.map_err(|error| format!("the new program was not ready ({error}); its messages say why"))?;
-        match answer {
-            Answer::Ready(ready) => Ok((channel, ready)),
-            Answer::Refused(why) => Err(format!("the new program cannot take over: {why}").into()),
+        Ok(Plan {
+            shards: Rc::clone(&self.shards),
+            program: self.passing.program.clone(),
+            hello,
+            sockets: sockets.collect::<io::Result<Vec<_>>>()?,
+        })
+    }
+
+    /// Gives up an upgrade that has begun, if there is one, and kills the other process.
+    pub(super) fn abandon_upgrade(&mut self, why: &str) {
+        if self.passing.attempt.take().is_some() {
+            tell_failure(&why.into());
         }
     }
 
-    /// From the freeze to the commit. Returns how many clients were handed over, and how long they were served nothing.
-    async fn freeze_and_send(&mut self, channel: Channel, ready: &Ready) -> Result<(usize, Duration), Failure> {
-        let pages = Instant::now() + PAGES_MAX;
-        while self.passing.ending.receiver_count() > 0 && Instant::now() < pages {
-            sleep(Duration::from_millis(1)).await;
+    /// Hands everything over and ends the process; or logs why not, and returns what was asked for meanwhile.
+    pub(super) async fn finish_upgrade(
+        &mut self,
+        prepared: Result<Prepared, Failure>,
+        asked: &mut UnboundedReceiver<Asked>,
+    ) -> Vec<Asked> {
+        let attempt = self.passing.attempt.take();
+        let mut later = Vec::new();
+        let done = match prepared {
+            Ok(prepared) => self.hand_over_unless_stopped(prepared, asked, &mut later).await,
+            Err(why) => Err(why),
+        };
+        match done {
+            Ok(done) => {
+                later.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+                pass_on(&later, attempt.as_ref());
+                ask_upgrade::tell(&Ok(done));
+                Console::get().flush(FLUSH_MAX);
+                // Not a stop: whatever is still open here is open there as well, and is neither shut down nor flushed.
+                std::process::exit(0);
+            }
+            Err(why) => {
+                // First the other process ends, because a shard may be waiting for it.
+                drop(attempt);
+                self.take_back();
+                tell_failure(&why);
+            }
+        }
+        later
+    }
+
+    async fn hand_over_unless_stopped(
+        &mut self,
+        prepared: Prepared,
+        asked: &mut UnboundedReceiver<Asked>,
+        later: &mut Vec<Asked>,
+    ) -> Result<String, Failure> {
+        let mut handing = pin!(self.hand_over(prepared));
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut handing => return done,
+                asked = asked.recv() => {
+                    let asked = asked.unwrap_or(Asked::Stop);
+                    later.push(asked);
+                    if matches!(asked, Asked::Stop | Asked::Restart) {
+                        return Err("the relay was asked to stop".into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything goes on as before.
+    fn take_back(&self) {
+        for shard in self.shards.iter() {
+            shard.tell(ToShard::HandOver(Box::new(HandOver::Thaw)));
+        }
+        self.passing.valve.open();
+        self.passing.ending.send_replace(false);
+    }
+
+    /// From the end of HTTP connections to the commit. Nothing is awaited after that.
+    async fn hand_over(&mut self, prepared: Prepared) -> Result<String, Failure> {
+        let Prepared { ready, mut copier, mut spent } = prepared;
+        self.close_pages().await;
+        copier.catch_up().await?;
+        spent.copy = copier.took();
+        let rest = self.come_to_rest().await?;
+        spent.freeze = rest.begun.elapsed();
+        let carried = Arc::default();
+        let clients = self.send_states(&rest, (&copier, &carried), &ready, &mut spent).await?;
+        let ms = |took: Duration| took.as_millis() as u64;
+        info!(
+            pid = ready.pid,
+            version = %ready.version,
+            clients,
+            start_ms = ms(spent.start),
+            copy_ms = ms(spent.copy),
+            freeze_ms = ms(spent.freeze),
+            save_ms = ms(spent.save),
+            restore_ms = ms(spent.restore),
+            frozen_ms = ms(spent.frozen()),
+            copied_bytes = copier.bytes(),
+            frozen_bytes = carried.load(Ordering::Relaxed),
+            "handed over to the new program"
+        );
+        // The service manager listens only to its main process, which is still this one.
+        self.notifier.tell(&format!("MAINPID={}", ready.pid));
+        fold::tell_all_left_out();
+        Ok(format!(
+            "handed over to process {} (version {}): {clients} connections, which were served nothing for {} ms",
+            ready.pid,
+            ready.version,
+            ms(spent.frozen())
+        ))
+    }
+
+    /// Accepts nothing more, and closes HTTP connections that are idle, others when they have been answered.
+    async fn close_pages(&mut self) {
+        self.passing.ending.send_replace(true);
+        self.passing.valve.close();
+        let deadline = Instant::now() + PAGES_MAX;
+        while self.passing.ending.receiver_count() > 0 && Instant::now() < deadline {
+            tokio::select! {
+                Some((ask, reply)) = self.asked_for.recv() => self.on_ask(ask, reply).await,
+                () = sleep(Duration::from_millis(1)) => {}
+            }
         }
         let cut_off = self.passing.ending.receiver_count();
         if cut_off > 0 {
             info!(connections = cut_off, "HTTP connections that last longer are closed with the upgrade");
         }
-        let rest = self.freeze().await?;
+    }
+
+    /// Sends the shards' states and commits; counts the bytes beside them. Returns how many clients were handed over.
+    async fn send_states(
+        &mut self,
+        rest: &Rest,
+        (copier, carried): (&Copier, &Arc<AtomicUsize>),
+        ready: &Ready,
+        spent: &mut Spent,
+    ) -> Result<usize, Failure> {
         let deadline = rest.begun + FREEZE_MAX;
-        let channel = Arc::new(Mutex::new(channel));
-        let frozen = Frozen { reference_ns: upgrade::monotonic_ns(rest.reference), shards: self.shards.len() };
-        let lost = |error: io::Error| Failure::from(format!("the new program (pid {}) failed ({error})", ready.pid));
-        on(&channel, |channel| {
+        let channel = copier.channel();
+        let begun = Instant::now();
+        let frozen = Next::Frozen(Frozen {
+            reference_ns: upgrade::monotonic_ns(rest.reference),
+            shards: self.shards.len(),
+            streams: self.known_streams(rest.reference),
+        });
+        with(channel, move |channel| {
             channel.set_deadline(deadline);
             channel.send(&frozen, &[], &[])
         })
-        .map_err(lost)?;
+        .await?
+        .map_err(|error| lost(channel, ready, &error))?;
         let mut clients = 0;
         for (number, shard) in self.shards.iter().enumerate() {
             let (reply, answer) = oneshot::channel();
-            let carrier = carrier(Arc::clone(&channel));
-            shard.tell(ToShard::HandOver(Box::new(HandOver::Save(Saving {
+            let saving = Saving {
                 reference: rest.reference,
-                carrier,
+                sent: Arc::clone(copier.sent()),
+                carrier: carrier(Arc::clone(channel), Arc::clone(carried)),
                 reply,
-            }))));
+            };
+            shard.tell(ToShard::HandOver(Box::new(HandOver::Save(saving))));
             let saved = timeout_at((deadline + ANSWER_MAX).into(), answer).await.ok().and_then(Result::ok);
-            clients += saved
-                .unwrap_or_else(|| Err("it does not answer".into()))
-                .map_err(|why| format!("shard {number} was not handed over: {why}; try again"))?;
+            clients += saved.unwrap_or_else(|| Err("it does not answer".into())).map_err(|why| {
+                let why = refusal(channel).unwrap_or(why);
+                format!("shard {number} was not handed over: {why}; try again")
+            })?;
         }
-        let taking = Arc::clone(&channel);
-        let taken = spawn_blocking(move || on(&taking, |channel| channel.receive::<Taken>()));
-        taken.await.map_err(|error| error.to_string())?.map_err(lost)?;
-        on(&channel, Channel::commit).map_err(lost)?;
-        Ok((clients, rest.begun.elapsed()))
+        spent.save = begun.elapsed();
+        let taken = with(channel, |channel| channel.receive::<Taken>()).await?;
+        if let Taken::Refused(why) = taken.map_err(|error| lost(channel, ready, &error))?.message {
+            return Err(format!("the new program cannot take over: {why}").into());
+        }
+        spent.restore = begun.elapsed() - spent.save;
+        on(channel, |channel| {
+            channel.send(spent, &[], &[])?;
+            channel.commit()
+        })
+        .map_err(|error| lost(channel, ready, &error))?;
+        Ok(clients)
+    }
+
+    /// Brings all shards to rest, at a moment when no stream is to be created or removed.
+    async fn come_to_rest(&mut self) -> Result<Rest, Failure> {
+        for _ in 0..FREEZES_MAX {
+            while let Ok(wanted) = self.wanted.try_recv() {
+                self.on_wanted(wanted).await;
+            }
+            while let Ok((id, news)) = self.news.try_recv() {
+                self.on_news(id, news).await;
+            }
+            let rest = self.freeze().await?;
+            // Clients' requests are read again by the other process; what sources have told is not told again.
+            while let Ok((id, news)) = self.news.try_recv() {
+                self.note_news(id, &news);
+            }
+            if !self.registry.has_acts() {
+                return Ok(rest);
+            }
+            for shard in self.shards.iter() {
+                shard.tell(ToShard::HandOver(Box::new(HandOver::Thaw)));
+            }
+            self.act().await;
+        }
+        Err("streams are created and removed all the time; try again".into())
     }
 
     /// Brings all shards to rest: nothing is sent or read, nothing is in flight, and no message is on its way between them.
@@ -223,41 +313,82 @@ impl Relay {
         }
         Err("the shards do not come to rest; try again".into())
     }
-}
 
-/// The first processes of containers that end when the process does that they have started.
-const INITS: [&str; 5] = ["tini", "docker-init", "dumb-init", "catatonit", "pause"];
-
-/// Why everything would end with this process, the successor too; as far as that can be seen.
-fn ends_with_this_process() -> Option<&'static str> {
-    let init = || std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    if std::process::id() == 1 || INITS.contains(&init().trim_end()) {
-        return Some("the container ends with this process; start a new container instead");
+    /// The streams, as two processes compare them; times are relative to `reference`.
+    fn known_streams(&self, reference: Instant) -> Vec<StreamKnown> {
+        let known = |(stream, home, via): (&StreamConfig, u16, Option<&str>)| StreamKnown {
+            name: stream.name.clone(),
+            source: source_text(stream),
+            home,
+            origin: self.origin(stream, via, reference),
+        };
+        self.streams.with_homes().map(known).collect()
     }
-    let is_service = std::env::var_os("INVOCATION_ID").is_some() && nix::unistd::getppid().as_raw() == 1;
-    (is_service && std::env::var_os("NOTIFY_SOCKET").is_none())
-        .then_some("the service ends with this process unless its unit has Type=notify; restart instead")
+
+    fn origin(&self, stream: &StreamConfig, via: Option<&str>, reference: Instant) -> Option<Origin> {
+        if stream.made {
+            return self.registry.save(reference, &stream.name, via).map(Origin::Made);
+        }
+        let added = self.added.iter().find(|added| added.config.name == stream.name);
+        added.map(|added| Origin::Added(added.keys.clone()))
+    }
 }
 
-/// Works with the channel, which one thread uses at a time.
-fn on<T>(channel: &Mutex<Channel>, work: impl FnOnce(&mut Channel) -> T) -> T {
-    work(&mut channel.lock().unwrap_or_else(PoisonError::into_inner))
+fn tell_failure(why: &Failure) {
+    ask_upgrade::tell(&Err(why.to_string().into()));
+    error!("the upgrade was not done, and nothing has changed: {why}");
+}
+
+/// Passes on what was asked for when everything had been handed over.
+fn pass_on(asked: &[Asked], attempt: Option<&Attempt>) {
+    let Some(successor) = attempt.and_then(Attempt::successor) else { return };
+    for asked in asked {
+        let signal = match asked {
+            Asked::Stop => Signal::SIGTERM,
+            Asked::Restart => Signal::SIGINT,
+            Asked::Reload => Signal::SIGHUP,
+            Asked::Summary => Signal::SIGUSR1,
+            Asked::Upgrade => continue,
+        };
+        warn!(%signal, "passed on to the new program");
+        successor.signal(signal);
+    }
+}
+
+/// Works with the channel on another thread, where it may wait.
+async fn with<T: Send + 'static>(
+    channel: &Arc<Mutex<Channel>>,
+    work: impl FnOnce(&mut Channel) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let channel = Arc::clone(channel);
+    spawn_blocking(move || on(&channel, work)).await.map_err(|error| error.to_string().into())
+}
+
+/// Why the other process has ended, if it has said so.
+fn refusal(channel: &Mutex<Channel>) -> Option<String> {
+    let heard = on(channel, |channel| {
+        channel.set_deadline(Instant::now() + REASON_MAX);
+        channel.receive::<Taken>()
+    });
+    match heard.ok()?.message {
+        Taken::Refused(why) => Some(why),
+        Taken::All => None,
+    }
+}
+
+fn lost(channel: &Mutex<Channel>, ready: &Ready, error: &io::Error) -> Failure {
+    match refusal(channel) {
+        Some(why) => format!("the new program cannot take over: {why}").into(),
+        None => format!("the new program (pid {}) failed ({error})", ready.pid).into(),
+    }
 }
 
 /// Carries a shard's state to the other process, with the media beside it.
-fn carrier(channel: Arc<Mutex<Channel>>) -> Carrier {
+fn carrier(channel: Arc<Mutex<Channel>>, carried: Arc<AtomicUsize>) -> Carrier {
     Box::new(move |mut state, descriptors| {
         let mut blocks: Vec<Bytes> = Vec::new();
         state.each_bytes(|bytes| blocks.push(std::mem::take(bytes)));
+        carried.fetch_add(blocks.iter().map(Bytes::len).sum(), Ordering::Relaxed);
         on(&channel, |channel| channel.send(&state, &blocks, descriptors))
     })
-}
-
-impl super::streams::Streams {
-    /// The streams, as two processes compare them.
-    pub(super) fn known(&self) -> Vec<StreamKnown> {
-        self.with_homes()
-            .map(|(stream, home)| StreamKnown { name: stream.name.clone(), source: source_text(stream), home })
-            .collect()
-    }
 }

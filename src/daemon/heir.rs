@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
-use super::passed::{HomesByName, source_text};
+use super::passed::{HomesByName, check_streams};
 use crate::config::Config;
 use crate::egress::IoKind;
+use crate::testing::Testing;
 use crate::upgrade::{self, Answer, Channel, Hello, Purpose};
 
 /// How long the running relay may take for each of its steps; longer than it waits itself.
@@ -26,8 +27,11 @@ impl Heir {
     ///
     /// # Errors
     /// Why this process cannot take over.
-    pub(super) fn find() -> Result<Option<Heir>, Failure> {
+    pub(super) fn find(testing: Testing) -> Result<Option<Heir>, Failure> {
         let Some(mut channel) = upgrade::taken_over() else { return Ok(None) };
+        if let Some(file) = testing.recording() {
+            channel.record(file);
+        }
         channel.set_deadline(Instant::now() + STEP_MAX);
         let heard = channel.greeted().and_then(|_| channel.receive::<Hello>());
         let heard = heard.map_err(|error| format!("cannot take over from the running relay ({error})"))?;
@@ -81,19 +85,7 @@ impl Heir {
         if (io == IoKind::Uring) != self.hello.uring {
             return Err("it would send in another way (`io`); restart instead".into());
         }
-        let goes_on = |name: &str, source: &str| {
-            config.streams.iter().any(|stream| stream.name == name && source_text(stream) == source)
-        };
-        let others = self.hello.streams.iter().filter(|stream| !goes_on(&stream.name, &stream.source));
-        let others: Vec<&str> = others.map(|stream| stream.name.as_str()).collect();
-        if others.is_empty() {
-            return Ok(());
-        }
-        Err(format!(
-            "the configuration has other streams than the running relay, or other sources for them ({}); reload it first (SIGHUP)",
-            others.join(", ")
-        )
-        .into())
+        check_streams(config, &self.hello.streams)
     }
 
     /// Tells the running relay why this process cannot take over.

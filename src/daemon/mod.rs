@@ -6,7 +6,9 @@ mod admission;
 mod answers;
 mod ask;
 mod ask_upgrade;
+mod attempt;
 pub mod console;
+mod copying;
 mod descriptors;
 mod dispatch;
 mod events;
@@ -135,7 +137,7 @@ pub fn run(config: Config, load: Option<Load>) -> ExitCode {
 fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
     // Before anything else, because a relative path depends on the working directory.
     let program = own_program();
-    let heir = Heir::find()?;
+    let heir = Heir::find(config.testing)?;
     panics::tell();
     if let Err(error) = memory::watch() {
         warn!("cannot start the thread that returns free memory to the system ({error})");
@@ -183,19 +185,25 @@ async fn control(
     mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
     mut heir: Option<Heir>,
 ) -> Result<(), Failure> {
-    let added = config.state.as_deref().map_or(Ok(Vec::new()), state::read)?;
+    // A relay from which this one takes over has read them already.
+    let state = config.state.as_deref().filter(|_| heir.is_none());
+    let added = state.map_or(Ok(Vec::new()), state::read)?;
     let started = start_streams(config, load, io, heir.as_mut()).await;
     if let (Err(why), Some(heir)) = (&started, &mut heir) {
         heir.refuse(why);
     }
     let (mut relay, handles, mut opening) = started?;
     relay.passing.program = program;
+    let is_heir = heir.is_some();
     if let Some(heir) = heir {
         relay.take_over(heir, &mut opening).await?;
     }
     let (mut tasks, acceptors) = relay.open(opening).await;
-    relay.start_added(added).await;
+    if !is_heir {
+        relay.start_added(added).await;
+    }
     let mut outcome = relay.serve(&handles, &mut tasks, &mut asked).await;
+    relay.abandon_upgrade("the relay is stopping");
     if outcome.is_ok() {
         outcome = relay.leave(&handles, &mut tasks, &acceptors, &mut asked).await;
     }
@@ -512,18 +520,18 @@ impl Relay {
         loop {
             let due = self.registry.next_due();
             tokio::select! {
-                asked = asked.recv() => match asked {
-                    Some(Asked::Summary) => self.tell_summary().await,
-                    Some(Asked::Reload) => self.read_again(&mut watch, true).await,
-                    Some(Asked::Upgrade) => self.hand_over().await,
-                    Some(Asked::Restart | Asked::Stop) | None => {
-                        info!("stopping");
-                        if asked != Some(Asked::Restart) {
-                            self.store.release();
-                        }
+                next = asked.recv() => {
+                    if self.on_asked(next.unwrap_or(Asked::Stop), &mut watch).await {
                         return Ok(());
                     }
-                },
+                }
+                prepared = attempt::prepared(&mut self.passing.attempt) => {
+                    for next in self.finish_upgrade(prepared, asked).await {
+                        if self.on_asked(next, &mut watch).await {
+                            return Ok(());
+                        }
+                    }
+                }
                 why = failed(tasks) => return Err(why),
                 // Its ends of both queues are used elsewhere while it runs.
                 Some(wanted) = self.wanted.recv() => self.on_wanted(wanted).await,
@@ -540,6 +548,23 @@ impl Relay {
         }
     }
 
+    /// Does what a signal asks for. Returns whether that is to stop.
+    async fn on_asked(&mut self, asked: Asked, watch: &mut Watch) -> bool {
+        match asked {
+            Asked::Summary => self.tell_summary().await,
+            Asked::Reload => self.read_again(watch, true).await,
+            Asked::Upgrade => self.begin_upgrade(),
+            Asked::Restart | Asked::Stop => {
+                info!("stopping");
+                if asked != Asked::Restart {
+                    self.store.release();
+                }
+                return true;
+            }
+        }
+        false
+    }
+
     /// Applies a reloaded configuration; one with errors changes nothing.
     async fn reload(&mut self, read: Result<Config, ConfigError>) {
         let mut config = match read {
@@ -552,6 +577,8 @@ impl Relay {
                 return;
             }
         };
+        // The other process may have read the configuration before.
+        self.abandon_upgrade("the configuration was reloaded meanwhile; try again");
         // Keys that need a restart keep their values; everything else is applied.
         let regrouped = keep_multicast(&mut config.streams, &self.config.streams);
         let wanted = self.with_made(&config);

@@ -54,7 +54,13 @@ impl Relay {
 
     /// A source's news.
     pub(super) async fn on_news(&mut self, id: StreamId, news: SourceNews) {
-        let event = match &news {
+        self.note_news(id, &news);
+        self.act().await;
+    }
+
+    /// Takes note of a source's news, without doing what the registry decides then.
+    pub(super) fn note_news(&mut self, id: StreamId, news: &SourceNews) {
+        let event = match news {
             SourceNews::State(SourceState::Live) => Some(Event::Live),
             SourceNews::State(SourceState::Down) => Some(Event::Down),
             SourceNews::Path(path) => {
@@ -66,13 +72,12 @@ impl Relay {
             _ => None,
         };
         if let SourceNews::State(state) = news {
-            self.site.set_state(id, state);
+            self.site.set_state(id, *state);
         }
         if let (Some(event), Some(name)) = (event, self.streams.name(id)) {
             self.events.tell(name, &event);
         }
-        self.registry.news(Instant::now(), id, &news);
-        self.act().await;
+        self.registry.news(Instant::now(), id, news);
     }
 
     /// Time has passed.

@@ -8,9 +8,12 @@ use std::rc::Rc;
 
 use tokio::sync::watch;
 
-use crate::config::{SourceKind, StreamConfig};
+use super::attempt::Attempt;
+use super::failure::Failure;
+use crate::config::{Config, SourceKind, StreamConfig, added};
 use crate::egress::{IoKind, Valve};
-use crate::upgrade::Purpose;
+use crate::media::name::longest;
+use crate::upgrade::{Origin, Purpose, StreamKnown};
 
 /// The home shards of streams, by name.
 pub(super) type HomesByName = HashMap<String, u16>;
@@ -34,12 +37,14 @@ pub(super) struct Passing {
     pub valve: Valve,
     /// Ends HTTP connections, each of which has a receiver.
     pub ending: Rc<watch::Sender<bool>>,
+    /// The upgrade that has begun.
+    pub attempt: Option<Attempt>,
 }
 
 impl Passing {
     /// Everything is open; the program is not known yet.
     pub(super) fn new(io: IoKind, listening: Vec<Listening>) -> Passing {
-        Passing { io, program: None, listening, valve: Valve::default(), ending: Rc::default() }
+        Passing { io, program: None, listening, valve: Valve::default(), ending: Rc::default(), attempt: None }
     }
 }
 
@@ -52,4 +57,33 @@ pub(super) fn source_text(stream: &StreamConfig) -> String {
             cameras.iter().map(|camera| camera.url().to_string()).collect::<Vec<_>>().join(" ")
         }
     }
+}
+
+/// The stream as a relay with this configuration continues it; `None` if its source would be another.
+pub(super) fn continued(config: &Config, known: &StreamKnown) -> Option<StreamConfig> {
+    let stream = match config.streams.iter().find(|stream| stream.name == known.name) {
+        Some(configured) => configured.clone(),
+        None => match known.origin.as_ref()? {
+            Origin::Added(keys) => added::read(&known.name, keys).ok()?.config,
+            Origin::Made(_) => longest(&config.patterns, |one| &one.pattern, &known.name)?.stream(&known.name)?,
+        },
+    };
+    (source_text(&stream) == known.source).then_some(stream)
+}
+
+/// Whether a relay with this configuration continues all of these.
+///
+/// # Errors
+/// Which ones it does not, and the cure.
+pub(super) fn check_streams(config: &Config, known: &[StreamKnown]) -> Result<(), Failure> {
+    let others = known.iter().filter(|known| continued(config, known).is_none());
+    let others: Vec<&str> = others.map(|known| known.name.as_str()).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "the configuration has other streams than the running relay, or other sources for them ({}); reload it first (SIGHUP)",
+        others.join(", ")
+    )
+    .into())
 }

@@ -6,6 +6,9 @@
 
 #![cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "the simulation reaches it"))]
 
+#[path = "registry_saved.rs"]
+mod saved;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -49,6 +52,12 @@ impl Gone {
             Gone::NotUp => "not_up",
             Gone::Removed => "removed",
         }
+    }
+
+    /// The one with that name; for an unknown one, [`Gone::Unwanted`].
+    fn named(name: &str) -> Gone {
+        let known = [Gone::NotFound, Gone::Unpublished, Gone::Loop, Gone::NotUp, Gone::Removed];
+        known.into_iter().find(|gone| gone.name() == name).unwrap_or(Gone::Unwanted)
     }
 }
 

@@ -217,9 +217,9 @@ impl Streams {
         self.running.iter().map(|running| &running.config)
     }
 
-    /// All of them, with the shards that run their sources.
-    pub(super) fn with_homes(&self) -> impl Iterator<Item = (&StreamConfig, u16)> {
-        self.running.iter().map(|running| (&running.config, running.home))
+    /// All of them, with the shards that run their sources, and the relays that the requests for them have passed through.
+    pub(super) fn with_homes(&self) -> impl Iterator<Item = (&StreamConfig, u16, Option<&str>)> {
+        self.running.iter().map(|running| (&running.config, running.home, running.via.as_deref()))
     }
 
     /// The name of a stream.

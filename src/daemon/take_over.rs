@@ -1,21 +1,37 @@
 //! The new program's side of an upgrade, from its being ready to the commit.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::info;
 
 use super::failure::Failure;
 use super::heir::Heir;
+use super::passed::{check_streams, continued};
 use super::{Opening, Relay, outside};
+use crate::config::added::Added;
+use crate::metrics::process;
+use crate::shard::core::KeptLogs;
 use crate::shard::inbox::ToShard;
 use crate::shard::saved::{Freezing, HandOver, Restoring, ShardState};
-use crate::upgrade::{self, Answer, Channel, Frozen, Ready, Taken};
+use crate::upgrade::{self, Answer, Channel, Frozen, Next, Origin, Ready, Received, Spent, StreamKnown, Taken};
 
 /// How long the running relay may take for each of its steps; longer than it waits itself.
 const STEP_MAX: Duration = Duration::from_secs(60);
+
+fn failed(error: &io::Error) -> Failure {
+    format!("the running relay goes on: nothing was taken over ({error})").into()
+}
+
+/// The next message.
+fn receive<T: DeserializeOwned>(channel: &mut Channel) -> Result<Received<T>, Failure> {
+    channel.set_deadline(Instant::now() + STEP_MAX);
+    channel.receive().map_err(|error| failed(&error))
+}
 
 impl Relay {
     /// Takes everything over. Nothing has been sent or read when this returns, except that from then on all shards do.
@@ -27,23 +43,23 @@ impl Relay {
         testing.hand_over_step("ready");
         // Requests that have been read already are not to be answered without it.
         outside::set(self.config.site.auth.as_ref(), &self.shards);
-        let failed =
-            |error: io::Error| Failure::from(format!("the running relay goes on: nothing was taken over ({error})"));
         let channel = heir.channel();
         let ready = Ready { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into() };
         channel.set_deadline(Instant::now() + STEP_MAX);
-        channel.send(&Answer::Ready(ready), &[], &[]).map_err(failed)?;
+        channel.send(&Answer::Ready(ready), &[], &[]).map_err(|error| failed(&error))?;
         testing.hand_over_step("told");
-        let Frozen { reference_ns, shards } = channel.receive::<Frozen>().map_err(failed)?.message;
-        let reference = upgrade::monotonic_at(reference_ns);
+        let mut kept = KeptLogs::new();
+        let frozen = self.take_logs(channel, &mut kept)?;
         testing.hand_over_step("frozen");
-        for number in 0..shards {
-            self.take_shard(number, reference, channel).await?;
+        if let Err(why) = self.take_states(channel, frozen, kept).await {
+            // It may have ended.
+            let _ = channel.send(&Taken::Refused(why.to_string()), &[], &[]);
+            return Err(why);
         }
-        self.settle(reference).await?;
         testing.hand_over_step("restored");
-        channel.send(&Taken, &[], &[]).map_err(failed)?;
-        channel.committed().map_err(failed)?;
+        channel.send(&Taken::All, &[], &[]).map_err(|error| failed(&error))?;
+        let spent = receive::<Spent>(channel)?.message;
+        channel.committed().map_err(|error| failed(&error))?;
         // What clients want, before any source looks at it.
         while let Ok((shard, message)) = opening.messages.try_recv() {
             opening.desk.pass_on(shard, message);
@@ -51,15 +67,90 @@ impl Relay {
         for shard in self.shards.iter() {
             shard.tell(ToShard::HandOver(Box::new(HandOver::GoOn)));
         }
-        let clients: usize = self.shards.iter().map(|shard| shard.connections()).sum();
-        info!(clients, "took over from the relay that ran before");
+        self.tell_taken(spent);
         Ok(())
     }
 
-    async fn take_shard(&mut self, number: usize, reference: Instant, channel: &mut Channel) -> Result<(), Failure> {
+    fn tell_taken(&self, spent: Spent) {
+        let clients: usize = self.shards.iter().map(|shard| shard.connections()).sum();
+        let Spent { start, copy, freeze, save, restore } = spent;
+        process::took_over([start, copy, freeze, save, restore]);
+        let ms = |took: Duration| took.as_millis() as u64;
+        info!(
+            clients,
+            start_ms = ms(start),
+            copy_ms = ms(copy),
+            freeze_ms = ms(freeze),
+            save_ms = ms(save),
+            restore_ms = ms(restore),
+            "took over from the relay that ran before"
+        );
+    }
+
+    /// Keeps what comes of the logs, until the running relay freezes.
+    fn take_logs(&self, channel: &mut Channel, kept: &mut KeptLogs) -> Result<Frozen, Failure> {
+        let mut reference = None;
+        loop {
+            let Received { message, mut blocks, .. } = receive::<Next>(channel)?;
+            match message {
+                Next::Part(ns, mut part) => {
+                    part.each_bytes(|bytes| *bytes = blocks.pop_front().unwrap_or_default());
+                    // The same for all, so that the chunks' times agree.
+                    part.keep(*reference.get_or_insert_with(|| upgrade::monotonic_at(ns)), kept);
+                    self.config.testing.hand_over_step("copying");
+                }
+                Next::Frozen(frozen) => return Ok(frozen),
+            }
+        }
+    }
+
+    /// Restores streams and shards.
+    async fn take_states(&mut self, channel: &mut Channel, frozen: Frozen, kept: KeptLogs) -> Result<(), Failure> {
+        let reference = upgrade::monotonic_at(frozen.reference_ns);
+        self.take_streams(&frozen.streams, reference).await?;
+        let kept = Arc::new(Mutex::new(kept));
+        for number in 0..frozen.shards {
+            self.take_shard((number, reference), channel, &kept).await?;
+        }
+        self.settle(reference).await?;
+        // Those that no log has any more.
+        kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        Ok(())
+    }
+
+    /// Creates the streams that are not in the configuration.
+    async fn take_streams(&mut self, known: &[StreamKnown], reference: Instant) -> Result<(), Failure> {
+        check_streams(&self.config, known)?;
+        for known in known {
+            if self.streams.find(&known.name).is_some() {
+                continue;
+            }
+            let Some(config) = continued(&self.config, known) else { continue };
+            let via = match &known.origin {
+                Some(Origin::Made(made)) => made.via.as_deref().map(Arc::from),
+                _ => None,
+            };
+            let home = Some(known.home).filter(|home| usize::from(*home) < self.shards.len());
+            let id = self.streams.add(&config, via, home).await.ok_or("there are too many streams; restart instead")?;
+            match &known.origin {
+                Some(Origin::Added(keys)) => self.added.push(Added { config, keys: keys.clone() }),
+                Some(Origin::Made(made)) => self.registry.restore(reference, &known.name, id, made),
+                None => {}
+            }
+        }
+        self.share_logs();
+        Ok(())
+    }
+
+    async fn take_shard(
+        &mut self,
+        (number, reference): (usize, Instant),
+        channel: &mut Channel,
+        kept: &Arc<Mutex<KeptLogs>>,
+    ) -> Result<(), Failure> {
         let failed =
             |error: &str| Failure::from(format!("shard {number} cannot be taken over ({error}); restart instead"));
-        let mut received = channel.receive::<ShardState>().map_err(|error| failed(&error.to_string()))?;
+        let mut received = receive::<ShardState>(channel)?;
         let mut state = received.message;
         state.each_bytes(|bytes| *bytes = received.blocks.pop_front().unwrap_or_default());
         if state.descriptors() != received.descriptors.len() {
@@ -70,7 +161,8 @@ impl Relay {
         }
         let shard = self.shards.get(number).ok_or_else(|| failed("there is no such shard"))?;
         let (reply, answer) = oneshot::channel();
-        let restoring = Restoring { reference, state, descriptors: received.descriptors, reply };
+        let restoring =
+            Restoring { reference, state, descriptors: received.descriptors, kept: Arc::clone(kept), reply };
         shard.tell(ToShard::HandOver(Box::new(HandOver::Restore(restoring))));
         let answer = timeout(STEP_MAX, answer).await.ok().and_then(Result::ok);
         answer.ok_or_else(|| failed("it does not answer"))?.map_err(|error| failed(&error))

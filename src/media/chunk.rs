@@ -82,12 +82,17 @@ pub struct ChunkState {
     arrival: Moment,
     first_seq: u16,
     rtp_time: u32,
+    /// The packets follow from these.
     #[serde(with = "super::saved::bytes")]
     bytes: Bytes,
-    packets: Box<[Span]>,
 }
 
 impl ChunkState {
+    /// Its number in the stream.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Its media, which may travel apart from the rest.
     pub fn bytes_mut(&mut self) -> &mut Bytes {
         &mut self.bytes
@@ -109,12 +114,12 @@ impl Chunk {
             first_seq: self.first_seq,
             rtp_time: self.rtp_time,
             bytes: self.bytes.clone(),
-            packets: self.packets.clone(),
         }
     }
 
     /// Restores a saved chunk.
     pub fn restore(now: Instant, state: ChunkState) -> Chunk {
+        let packets = spans(&state.bytes);
         Chunk {
             number: state.number,
             track: state.track,
@@ -126,9 +131,9 @@ impl Chunk {
             arrival: state.arrival.at(now),
             first_seq: state.first_seq,
             rtp_time: state.rtp_time,
-            runs: cut_runs(&state.packets),
+            runs: cut_runs(&packets),
             bytes: state.bytes,
-            packets: state.packets,
+            packets,
         }
     }
 
@@ -180,6 +185,20 @@ impl Chunk {
     }
 }
 
+/// Where the packets lie in the bytes of a chunk.
+fn spans(bytes: &[u8]) -> Box<[Span]> {
+    let (mut spans, mut at) = (Vec::new(), 0);
+    while let Some([b'$', _, high, low]) = bytes.get(at..at + INTERLEAVED_HEADER_BYTES) {
+        let (offset, len) = (at + INTERLEAVED_HEADER_BYTES, u16::from_be_bytes([*high, *low]));
+        at = offset + usize::from(len);
+        if at > bytes.len() {
+            break;
+        }
+        spans.push(Span { offset: offset as u32, len });
+    }
+    spans.into_boxed_slice()
+}
+
 /// Groups packets into GSO runs: equal sizes; a shorter packet ends its run.
 pub fn cut_runs(packets: &[Span]) -> Box<[Run]> {
     let mut runs: Vec<Run> = Vec::new();
@@ -229,6 +248,21 @@ mod tests {
         let runs = cut_runs(&spans(&[40, 1400, 1400, 900, 1400, 1400]));
         let got: Vec<_> = runs.iter().map(|r| (r.first, r.count, r.segment)).collect();
         assert_eq!(got, [(0, 1, 40), (1, 3, 1400), (4, 2, 1400)]);
+    }
+
+    #[test]
+    fn the_packets_of_a_chunk_follow_from_its_bytes() {
+        let sizes = [12, 1400, 0, 65_535];
+        let mut bytes = Vec::new();
+        for size in sizes {
+            bytes.extend_from_slice(&[b'$', 4]);
+            bytes.extend_from_slice(&u16::to_be_bytes(size));
+            bytes.extend(vec![b'$'; usize::from(size)]);
+        }
+        assert_eq!(super::spans(&bytes)[..], spans(&sizes)[..]);
+        // Nonsense has none, and what is cut off ends before it.
+        assert!(super::spans(b"rubbish").is_empty() && super::spans(b"$\0\0\x09").is_empty());
+        assert_eq!(super::spans(&bytes[..bytes.len() - 1]).len(), 3);
     }
 
     #[test]

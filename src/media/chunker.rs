@@ -133,6 +133,13 @@ struct TrackState {
     sent: Sent,
 }
 
+impl ChunkerState {
+    /// The bytes of its open chunks, in a fixed order: they may travel apart from the rest.
+    pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
+        self.tracks.iter_mut().for_each(|track| each(&mut track.buffer));
+    }
+}
+
 impl Chunker {
     /// Its open chunks and next numbers as plain data.
     pub fn save(&self, now: Instant) -> ChunkerState {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::chunk::{Chunk, ChunkKind, ChunkState, Run, Span};
+use super::copied::{Kept, Numbers};
 use super::rendering::{Datagrams, Form, Interleaved, Piece, Rendered, Rendering};
 use super::saved::Moment;
 use super::{Description, TrackId};
@@ -183,8 +184,11 @@ pub struct Log {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogState {
     first: u64,
-    entries: Vec<ChunkState>,
-    sound: Vec<ChunkState>,
+    head: u64,
+    /// The numbers of its chunks before `first`.
+    sound: Vec<u64>,
+    /// Those of its chunks that the other process has not been sent before.
+    chunks: Vec<ChunkState>,
     audio: [bool; TRACKS_MAX],
     keyframes: [Option<u64>; TRACKS_MAX],
     heard: [Option<Moment>; TRACKS_MAX],
@@ -195,18 +199,36 @@ pub struct LogState {
 impl LogState {
     /// Its chunks, in a fixed order.
     pub fn chunks_mut(&mut self) -> impl Iterator<Item = &mut ChunkState> {
-        self.entries.iter_mut().chain(&mut self.sound)
+        self.chunks.iter_mut()
     }
 }
 
+/// A saved log lacks a chunk that should have been sent before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("chunk {0} is missing")]
+pub struct Missing(u64);
+
 impl Log {
-    /// Its contents as plain data.
+    /// Its contents as plain data, with all chunks.
     pub fn save(&self, now: Instant) -> LogState {
-        let chunks = |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.chunk.save(now)).collect();
+        self.save_beyond(now, &mut Numbers::default())
+    }
+
+    /// Its contents as plain data, with the chunks whose numbers are not in `sent`, which has all of them then. Takes time for these
+    /// chunks only, however many there are.
+    pub fn save_beyond(&self, now: Instant, sent: &mut Numbers) -> LogState {
+        let new_sound = self.sound.iter().filter(|entry| sent.insert(entry.chunk.number));
+        let mut chunks: Vec<ChunkState> = new_sound.map(|entry| entry.chunk.save(now)).collect();
+        let lacking: Vec<u64> = sent.lacking(self.first..self.head()).collect();
+        for number in lacking {
+            sent.insert(number);
+            chunks.extend(self.get(number).map(|entry| entry.chunk.save(now)));
+        }
         LogState {
             first: self.first,
-            entries: chunks(&self.entries),
-            sound: chunks(&self.sound),
+            head: self.head(),
+            sound: self.sound.iter().map(|entry| entry.chunk.number).collect(),
+            chunks,
             audio: self.audio,
             keyframes: self.keyframes,
             heard: self.heard.map(|heard| heard.map(|at| Moment::of(at, now))),
@@ -215,14 +237,20 @@ impl Log {
         }
     }
 
-    /// Replaces its contents by saved ones. Its limits stay, and apply from the next [`Log::trim`] on.
-    pub fn restore(&mut self, now: Instant, state: LogState) {
+    /// Replaces its contents by saved ones. Chunks that were sent before are in `kept`, where the others are put for the logs of other
+    /// shards. Its limits stay, and apply from the next [`Log::trim`] on.
+    ///
+    /// # Errors
+    /// A chunk is missing; nothing has been replaced then.
+    pub fn restore(&mut self, now: Instant, state: LogState, kept: &mut Kept) -> Result<(), Missing> {
         let shards = self.shards;
-        let entries = |chunks: Vec<ChunkState>| -> VecDeque<Entry> {
-            chunks.into_iter().map(|chunk| Entry::new(Arc::new(Chunk::restore(now, chunk)), shards)).collect()
-        };
+        state.chunks.into_iter().for_each(|chunk| kept.add(now, chunk));
+        let entry =
+            |number: u64| kept.get(number).map(|chunk| Entry::new(Arc::clone(chunk), shards)).ok_or(Missing(number));
+        let entries = (state.first..state.head).map(entry).collect::<Result<VecDeque<Entry>, Missing>>()?;
+        let sound = state.sound.into_iter().map(entry).collect::<Result<VecDeque<Entry>, Missing>>()?;
         let bytes = |entries: &VecDeque<Entry>| entries.iter().map(|entry| entry.chunk.bytes.len()).sum::<usize>();
-        (self.entries, self.sound) = (entries(state.entries), entries(state.sound));
+        (self.entries, self.sound) = (entries, sound);
         self.sound_bytes = bytes(&self.sound);
         self.bytes = bytes(&self.entries) + self.sound_bytes;
         self.cost = self.entries.iter().chain(&self.sound).map(|entry| entry.cost).sum();
@@ -230,6 +258,18 @@ impl Log {
         (self.audio, self.keyframes) = (state.audio, state.keyframes);
         self.heard = state.heard.map(|heard| heard.map(|at| at.at(now)));
         (self.overflowed, self.forced_below) = (state.overflowed, state.forced_below);
+        Ok(())
+    }
+
+    /// The number of its oldest chunk, including audio before [`Log::first`].
+    pub fn oldest(&self) -> u64 {
+        self.sound.front().map_or(self.first, |entry| entry.chunk.number)
+    }
+
+    /// Its chunks from that number on, in order.
+    pub fn chunks_from(&self, number: u64) -> impl Iterator<Item = &Arc<Chunk>> {
+        let entries = (number.saturating_sub(self.first) as usize).min(self.entries.len());
+        self.sound.range(self.sound_from(number)..).chain(self.entries.range(entries..)).map(|entry| &entry.chunk)
     }
 
     /// An empty log that keeps chunks for `age`, costing at most `bytes_max` bytes. `shards`, at least one, is how many shards keep a
@@ -597,6 +637,62 @@ mod tests {
         log.forget_keyframes();
         log.trim(now + Duration::from_secs(1), |_| {});
         assert_eq!((log.bytes(), log.cost(), log.entries.len()), (0, 0, 0));
+    }
+
+    /// A chunk as sources make them: its bytes say where its packet is.
+    fn framed(number: u64, arrival: Instant) -> Arc<Chunk> {
+        let bytes = bytes::Bytes::from(vec![b'$', 0, 0, 12, 0x80, 96, 0, number as u8, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let packets = Box::new([Span { offset: 4, len: 12 }]);
+        let runs = Box::new([Run { first: 0, count: 1, segment: 12 }]);
+        Arc::new(Chunk { bytes, packets, runs, ..Chunk::clone(&chunk(number, arrival, 16)) })
+    }
+
+    #[test]
+    fn a_log_that_was_copied_before_is_completed_by_what_is_new() {
+        let (now, age) = (Instant::now(), Duration::from_secs(10));
+        let mut log = Log::new(age, 1 << 20, 2);
+        (0..40).for_each(|number| assert_ne!(log.append(framed(number, now)), Appended::AfterGap));
+        // Copied while all runs on, in two parts.
+        let (mut sent, mut kept) = (Numbers::default(), Kept::default());
+        for from in [0, 25] {
+            for chunk in log.chunks_from(from).take(25) {
+                assert!(sent.insert(chunk.number));
+                kept.add(now, chunk.save(now));
+            }
+        }
+        // Some have left the log by then.
+        log.begin_at(30);
+        (30..50).for_each(|number| assert_ne!(log.append(framed(number, now)), Appended::AfterGap));
+        sent.forget_before(20);
+        kept.drop_before(20);
+        let state = log.save_beyond(now, &mut sent);
+        assert_eq!(state.chunks.iter().map(ChunkState::number).collect::<Vec<_>>(), (40..50).collect::<Vec<_>>());
+        let written = serde_json::to_string(&state).unwrap();
+        let restored = |state: &str, kept: &mut Kept| {
+            let mut log = Log::new(age, 1 << 20, 2);
+            log.restore(now, serde_json::from_str(state).unwrap(), kept).map(|()| log)
+        };
+        let same = |one: &Log, other: &Log| {
+            let bytes = |log: &Log| log.chunks_from(0).map(|chunk| chunk.bytes.clone()).collect::<Vec<_>>();
+            assert_eq!(
+                (one.first(), one.head(), one.bytes(), bytes(one)),
+                (other.first(), other.head(), other.bytes(), bytes(other))
+            );
+        };
+        let after = restored(&written, &mut kept).unwrap();
+        same(&after, &log);
+        // Another shard's log, which goes back further, shares the chunks and sends what only it has.
+        let mut other = Log::new(age, 1 << 20, 2);
+        (15..50).for_each(|number| {
+            other.append(framed(number, now));
+        });
+        let state = other.save_beyond(now, &mut sent);
+        assert_eq!(state.chunks.iter().map(ChunkState::number).collect::<Vec<_>>(), (15..20).collect::<Vec<_>>());
+        let shared = restored(&serde_json::to_string(&state).unwrap(), &mut kept).unwrap();
+        same(&shared, &other);
+        assert!(Arc::ptr_eq(shared.get(45).unwrap().chunk(), after.get(45).unwrap().chunk()));
+        // Without what came before there is no log.
+        assert_eq!(restored(&written, &mut Kept::default()).err(), Some(Missing(30)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod chunk;
 pub mod chunker;
 pub mod codec;
+pub mod copied;
 mod description;
 pub mod log;
 pub mod name;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::wire::saved_bytes as bytes;
+
 /// A time in nanoseconds relative to a reference that the saver and the restorer agree on; negative before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment(i64);
@@ -25,51 +27,6 @@ impl Moment {
         let away = Duration::from_nanos(self.0.unsigned_abs());
         let at = if self.0 < 0 { reference.checked_sub(away) } else { reference.checked_add(away) };
         at.unwrap_or(reference)
-    }
-}
-
-/// For `#[serde(with)]`: bytes where the format supports them, otherwise numbers.
-pub mod bytes {
-    use std::fmt;
-
-    use ::bytes::Bytes;
-    use serde::de::{SeqAccess, Visitor};
-    use serde::{Deserializer, Serializer};
-
-    /// Writes them.
-    pub fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    /// Reads them.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
-        deserializer.deserialize_byte_buf(Reader)
-    }
-
-    struct Reader;
-
-    impl<'de> Visitor<'de> for Reader {
-        type Value = Bytes;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("bytes")
-        }
-
-        fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Bytes, E> {
-            Ok(Bytes::copy_from_slice(bytes))
-        }
-
-        fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
-            Ok(Bytes::from(bytes))
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Bytes, A::Error> {
-            let mut bytes = Vec::new();
-            while let Some(byte) = sequence.next_element()? {
-                bytes.push(byte);
-            }
-            Ok(Bytes::from(bytes))
-        }
     }
 }
 

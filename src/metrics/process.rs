@@ -5,9 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use super::{Counter, Limited, Panicked};
 
+/// The parts of an upgrade, in their order.
+pub const UPGRADE_PARTS: [&str; 5] = ["start", "copy", "freeze", "save", "restore"];
+
 static LIMITED: [AtomicU64; Limited::COUNT] = [const { AtomicU64::new(0) }; Limited::COUNT];
 static COUNTED: [AtomicU64; Counter::COUNT] = [const { AtomicU64::new(0) }; Counter::COUNT];
 static PANICKED: [AtomicU64; Panicked::COUNT] = [const { AtomicU64::new(0) }; Panicked::COUNT];
+static UPGRADE_US: [AtomicU64; UPGRADE_PARTS.len()] = [const { AtomicU64::new(0) }; UPGRADE_PARTS.len()];
 static LEAVES_UNTIL_MS: AtomicU64 = AtomicU64::new(0);
 static LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
 
@@ -36,6 +40,19 @@ pub fn leave(until: SystemTime) {
 pub fn leaves_until() -> Option<SystemTime> {
     let ms = LEAVES_UNTIL_MS.load(Ordering::Relaxed);
     (ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
+}
+
+/// This process has taken over from another, which took so long for each of [`UPGRADE_PARTS`].
+pub fn took_over(took: [Duration; UPGRADE_PARTS.len()]) {
+    for (us, took) in UPGRADE_US.iter().zip(took) {
+        us.store(took.as_micros().max(1) as u64, Ordering::Relaxed);
+    }
+}
+
+/// How long each of [`UPGRADE_PARTS`] took, if this process has taken over from another.
+pub(super) fn upgrade_took() -> Option<[Duration; UPGRADE_PARTS.len()]> {
+    let took: [u64; UPGRADE_PARTS.len()] = std::array::from_fn(|part| UPGRADE_US[part].load(Ordering::Relaxed));
+    (took[0] > 0).then(|| took.map(Duration::from_micros))
 }
 
 /// Lines of the log and of reports could not be written.

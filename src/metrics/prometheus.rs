@@ -18,6 +18,7 @@ pub fn text(scrape: &Scrape, last: Option<&Report>, secured: Option<&TlsCounts>)
     let mut out = Text::default();
     let streams: Vec<(&StreamReport, &StreamScrape)> = scrape.summary.streams.iter().zip(&scrape.streams).collect();
     relay(&mut out, scrape);
+    upgrade(&mut out);
     all(&mut out, scrape);
     if let Some(counts) = secured {
         tls(&mut out, counts);
@@ -102,6 +103,16 @@ fn all(out: &mut Text, scrape: &Scrape) {
         ("all_clients_joined_total", "Clients that started to play, for all streams.", all.joined.iter().sum()),
     ] {
         out.single(name, "counter", help, value);
+    }
+}
+
+/// The upgrade by which this process has taken over, if it has.
+fn upgrade(out: &mut Text) {
+    let Some(took) = process::upgrade_took() else { return };
+    let help = "How long each part of the upgrade took by which this process replaced the one before it.";
+    out.family("upgrade_seconds", "gauge", help);
+    for (part, took) in process::UPGRADE_PARTS.into_iter().zip(took) {
+        out.value("upgrade_seconds", &[("part", part)], took.as_secs_f64());
     }
 }
 

@@ -3,11 +3,12 @@
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::core::Uncarried;
-use super::saved::{Freezing, HandOver, Restoring, Saving, ShardState};
+use super::core::{KeptLogs, SentLogs, Uncarried};
+use super::saved::{Copying, Freezing, HandOver, Restoring, Saving, ShardState};
 use super::thread::Thread;
 use crate::egress::{Conn, Egress};
 use crate::limits::READ_BYTES_MAX;
@@ -24,6 +25,12 @@ impl<E: Egress> Thread<E> {
         match step {
             // The requesters may have given up.
             HandOver::Survey(reply) => drop(reply.send(self.uncarried())),
+            HandOver::Copy(Copying { anew, reply }) => {
+                if anew {
+                    self.handing.copied.clear();
+                }
+                let _ = reply.send(self.core.copy_logs(&mut self.handing.copied));
+            }
             HandOver::Freeze(Freezing { reference, reply }) => {
                 if !std::mem::replace(&mut self.handing.frozen, true) {
                     self.valve.close();
@@ -40,8 +47,8 @@ impl<E: Egress> Thread<E> {
                     self.valve.open();
                 }
             }
-            HandOver::Save(Saving { reference, carrier, reply }) => {
-                let saved = self.save(reference).and_then(|(state, connections)| {
+            HandOver::Save(Saving { reference, sent, carrier, reply }) => {
+                let saved = self.save(reference, &sent).and_then(|(state, connections)| {
                     let clients = state.core.descriptors();
                     let descriptors: Vec<BorrowedFd<'_>> =
                         self.core.saved_connections().chain(connections.iter().map(AsFd::as_fd)).collect();
@@ -50,9 +57,9 @@ impl<E: Egress> Thread<E> {
                 });
                 let _ = reply.send(saved);
             }
-            HandOver::Restore(Restoring { reference, state, descriptors, reply }) => {
-                let restored = self.restore(now, reference, state, descriptors);
-                let _ = reply.send(restored.map_err(|error| error.to_string()));
+            HandOver::Restore(Restoring { reference, state, descriptors, kept, reply }) => {
+                let restored = self.restore(now, reference, state, descriptors, &kept);
+                let _ = reply.send(restored);
             }
             HandOver::GoOn => self.go_on(now),
         }
@@ -97,11 +104,11 @@ impl<E: Egress> Thread<E> {
         Uncarried { cameras: self.homes.uncarried().map(named).collect(), ..self.core.uncarried() }
     }
 
-    fn save(&self, reference: Instant) -> Result<(ShardState, Vec<OwnedFd>), String> {
+    fn save(&self, reference: Instant, sent: &Mutex<SentLogs>) -> Result<(ShardState, Vec<OwnedFd>), String> {
         if let Some(told) = self.uncarried().told() {
             return Err(format!("what cannot be handed over has come meanwhile: {told}"));
         }
-        let core = self.core.save(reference)?;
+        let core = self.core.save_beyond(reference, &mut sent.lock().unwrap_or_else(PoisonError::into_inner))?;
         let (mut sources, mut connections) = (Vec::new(), Vec::new());
         for (stream, saved, connection) in self.homes.save(reference) {
             let Some(name) = self.core.stream_name(stream) else { continue };
@@ -117,19 +124,21 @@ impl<E: Egress> Thread<E> {
         reference: Instant,
         state: ShardState,
         descriptors: Vec<OwnedFd>,
-    ) -> io::Result<()> {
+        kept: &Mutex<KeptLogs>,
+    ) -> Result<(), String> {
         let ShardState { core, sources } = state;
         let mut descriptors = descriptors.into_iter();
         let clients: Vec<OwnedFd> = descriptors.by_ref().take(core.descriptors()).collect();
         let conns = clients.into_iter().map(|fd| Conn::from_std(TcpStream::from(fd), self.io));
-        let conns = conns.collect::<io::Result<Vec<_>>>()?;
+        let conns = conns.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
         for (name, saved) in sources {
             let connection = if saved.is_connected() { descriptors.next() } else { None };
             if let Some(stream) = self.core.stream_named(&name) {
                 self.homes.restore(stream, reference, saved, connection);
             }
         }
-        self.handing.restored = self.core.restore(now, reference, core, conns);
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        self.handing.restored = self.core.restore_with(now, reference, core, conns, &mut kept)?;
         for _ in &self.handing.restored {
             self.inbox.connection_restored();
         }

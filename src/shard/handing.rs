@@ -1,9 +1,12 @@
 //! The state of a shard's hand-over from one process to another.
 
+use std::collections::HashMap;
+
 use tokio::sync::oneshot;
 
 use super::types::Hosting;
 use crate::egress::{Conn, Token};
+use crate::media::StreamId;
 
 /// The state of a hand-over.
 #[derive(Default)]
@@ -14,6 +17,8 @@ pub(super) struct Handing {
     pub(super) is_heir: bool,
     /// Sources to run as soon as it has taken over.
     pub(super) hostings: Vec<Hosting>,
+    /// The number up to which each stream's log has been copied.
+    pub(super) copied: HashMap<StreamId, u64>,
     /// Messages to other shards since the last answer.
     pub(super) told: usize,
     /// Who wait for everything to come to rest.

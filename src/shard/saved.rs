@@ -5,13 +5,15 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::core::{CoreState, Uncarried};
+use super::core::{CopiedLog, CopiedLogs, CoreState, KeptLogs, SentLogs, Uncarried};
+use crate::media::chunk::ChunkState;
 use crate::source::saved::SavedSource;
 
 /// A shard as plain data, without its descriptors.
@@ -26,6 +28,7 @@ impl ShardState {
     /// All of its bytes, in a fixed order: they may travel apart from the rest.
     pub fn each_bytes(&mut self, mut each: impl FnMut(&mut Bytes)) {
         self.core.each_bytes(&mut each);
+        self.sources.iter_mut().for_each(|(_, source)| source.each_bytes(&mut each));
     }
 
     /// How many descriptors belong to it: first its clients', then its sources'.
@@ -39,10 +42,47 @@ impl ShardState {
     }
 }
 
+/// Chunks of a stream's log, which are copied before the freeze.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct LogPart {
+    stream: String,
+    oldest: u64,
+    chunks: Vec<ChunkState>,
+}
+
+impl LogPart {
+    /// The chunks as plain data, with times relative to `reference`. From then on `sent` has them.
+    pub fn save(reference: Instant, copied: CopiedLog, sent: &mut SentLogs) -> LogPart {
+        let CopiedLog { stream, oldest, chunks } = copied;
+        let numbers = sent.entry(stream.clone()).or_default();
+        for chunk in &chunks {
+            numbers.insert(chunk.number);
+        }
+        // The other process drops these. The log of another shard may still have some, and sends them again.
+        numbers.forget_before(oldest);
+        let chunks = chunks.iter().map(|chunk| chunk.save(reference)).collect();
+        LogPart { stream, oldest, chunks }
+    }
+
+    /// Keeps the chunks until the logs come, and drops those that have left theirs meanwhile.
+    pub fn keep(self, reference: Instant, kept: &mut KeptLogs) {
+        let kept = kept.entry(self.stream).or_default();
+        self.chunks.into_iter().for_each(|chunk| kept.add(reference, chunk));
+        kept.drop_before(self.oldest);
+    }
+
+    /// All of its bytes, in a fixed order: they may travel apart from the rest.
+    pub fn each_bytes(&mut self, mut each: impl FnMut(&mut Bytes)) {
+        self.chunks.iter_mut().for_each(|chunk| each(chunk.bytes_mut()));
+    }
+}
+
 /// A step of a hand-over.
 pub enum HandOver {
     /// What cannot be handed over?
     Survey(oneshot::Sender<Uncarried>),
+    /// The next chunks of the logs, while all runs on.
+    Copy(Copying),
     /// Send and read nothing from now on.
     Freeze(Freezing),
     /// Send and read again.
@@ -53,6 +93,14 @@ pub enum HandOver {
     Restore(Restoring),
     /// Serve: the other process has ended.
     GoOn,
+}
+
+/// The next chunks of a shard's logs are wanted.
+pub struct Copying {
+    /// Whether this is the first time in an attempt, so that it starts with the oldest ones.
+    pub anew: bool,
+    /// Where they go.
+    pub reply: oneshot::Sender<CopiedLogs>,
 }
 
 /// A shard is to send and read nothing.
@@ -70,6 +118,8 @@ pub type Carrier = Box<dyn FnOnce(ShardState, &[BorrowedFd<'_>]) -> io::Result<(
 pub struct Saving {
     /// What times are relative to.
     pub reference: Instant,
+    /// The chunks that were copied before, and those that are saved now.
+    pub sent: Arc<Mutex<SentLogs>>,
     /// Where it goes.
     pub carrier: Carrier,
     /// How many clients it had, or why it was not saved.
@@ -84,6 +134,8 @@ pub struct Restoring {
     pub state: ShardState,
     /// Its descriptors.
     pub descriptors: Vec<OwnedFd>,
+    /// The chunks that came before, and those of other shards.
+    pub kept: Arc<Mutex<KeptLogs>>,
     /// Answered when it is restored, or why it cannot be.
     pub reply: oneshot::Sender<Result<(), String>>,
 }

@@ -546,6 +546,10 @@ impl<E: Egress> Thread<E> {
     /// Keeps a stream's source going; of a new stream, before anybody hears of that.
     pub(super) fn host(&mut self, now: Instant, mut hosting: Hosting) {
         if self.handing.is_heir {
+            // Its state comes from another process, and then it runs.
+            if let Some(setup) = hosting.setup.take() {
+                self.core.set_stream(now, &setup);
+            }
             return self.handing.hostings.push(hosting);
         }
         let setup = hosting.setup.take();

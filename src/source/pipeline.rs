@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::input::{Input, InputState, Tally, chunks};
@@ -61,6 +62,13 @@ pub struct PipelineState {
     told_clock: ToldClock,
     told_lost: Option<Moment>,
     lost_told: u64,
+}
+
+impl PipelineState {
+    /// The bytes of its open chunks, in a fixed order: they may travel apart from the rest.
+    pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
+        self.chunker.each_bytes(each);
+    }
 }
 
 impl Pipeline {

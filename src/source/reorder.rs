@@ -20,8 +20,12 @@ pub(super) struct Reorder<T = Instant> {
     /// The next expected sequence number.
     next: Option<u16>,
     /// Packets that arrived early, in order.
-    kept: VecDeque<(u16, T, Box<[u8]>)>,
+    kept: VecDeque<(u16, T, Kept)>,
 }
+
+/// A packet that waits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Kept(#[serde(with = "crate::media::saved::bytes")] Box<[u8]>);
 
 impl<T> Default for Reorder<T> {
     fn default() -> Self {
@@ -77,7 +81,7 @@ impl Reorder {
         if self.kept.get(at).is_some_and(|(have, ..)| *have == seq) {
             return out(received, packet);
         }
-        self.kept.insert(at, (seq, received, packet.into()));
+        self.kept.insert(at, (seq, received, Kept(packet.into())));
         if self.kept.len() > REORDER_PACKETS_MAX {
             self.skip(out);
         }
@@ -106,13 +110,13 @@ impl Reorder {
             && let Some((seq, received, packet)) = self.kept.pop_front()
         {
             self.next = Some(seq.wrapping_add(1));
-            out(received, &packet);
+            out(received, &packet.0);
         }
     }
 
     fn flush(&mut self, out: &mut impl FnMut(Instant, &[u8])) {
         for (_, received, packet) in self.kept.drain(..) {
-            out(received, &packet);
+            out(received, &packet.0);
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -32,6 +33,11 @@ pub struct SavedSource {
 }
 
 impl SavedSource {
+    /// All of its media, in a fixed order: they may travel apart from the rest.
+    pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
+        self.pipeline.each_bytes(each);
+    }
+
     /// Whether a descriptor belongs to it.
     pub fn is_connected(&self) -> bool {
         self.connected

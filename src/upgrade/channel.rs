@@ -5,6 +5,7 @@
 //! [`MESSAGE_FDS_MAX`]. Both sides wait at most until the deadline.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -46,6 +47,7 @@ pub struct Channel {
     socket: UnixStream,
     deadline: Instant,
     descriptors: VecDeque<OwnedFd>,
+    recording: Option<File>,
 }
 
 /// A message that has been received.
@@ -65,7 +67,12 @@ fn nonsense(what: &str) -> io::Error {
 
 impl Channel {
     pub(super) fn new(socket: UnixStream) -> Channel {
-        Channel { socket, deadline: Instant::now(), descriptors: VecDeque::new() }
+        Channel { socket, deadline: Instant::now(), descriptors: VecDeque::new(), recording: None }
+    }
+
+    /// From now on, what is received is also written to the file, for tests.
+    pub fn record(&mut self, file: File) {
+        self.recording = Some(file);
     }
 
     /// From now on, sending and receiving end with `TimedOut` at that time.
@@ -78,12 +85,20 @@ impl Channel {
     /// # Errors
     /// A sentence, if it does not; otherwise the error of the socket.
     pub fn greet(&mut self) -> io::Result<()> {
-        self.say_version(VERSION)?;
+        self.greet_with(VERSION)
+    }
+
+    /// As [`Channel::greet`], for a process that writes that version.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn greet_with(&mut self, version: u32) -> io::Result<()> {
+        self.say_version(version)?;
         match self.hear_version()? {
-            VERSION => Ok(()),
+            heard if heard == version => Ok(()),
             _ => Err(io::Error::new(
                 ErrorKind::Unsupported,
-                format!("the other program does not understand the format of this one ({VERSION}); restart instead"),
+                format!("the other program does not understand the format of this one ({version}); restart instead"),
             )),
         }
     }
@@ -216,7 +231,12 @@ impl Channel {
             self.socket.set_read_timeout(self.left()?)?;
             match recv_descriptors(self.socket.as_fd(), &mut buffer[filled..], &mut self.descriptors) {
                 Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "the other process has ended")),
-                Ok(count) => filled += count,
+                Ok(count) => {
+                    if let Some(file) = &mut self.recording {
+                        file.write_all(&buffer[filled..filled + count])?;
+                    }
+                    filled += count;
+                }
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
                 Err(error) => return Err(error),
             }

@@ -5,15 +5,17 @@
 //! 1. it says which version of the format it speaks, and the other which one it accepts ([`Channel::greet`], [`Channel::greeted`]);
 //! 2. [`Hello`], with the listening sockets;
 //! 3. the other checks its configuration, starts its threads, and says [`Ready`];
-//! 4. the running relay freezes, and sends each shard's state, with its descriptors;
-//! 5. the other says [`Taken`];
-//! 6. **one byte** ([`Channel::commit`]). Until it, the other process sends and reads nothing, and the running relay takes everything
+//! 4. while all runs on, the running relay sends its logs ([`Next::Part`]);
+//! 5. it freezes ([`Next::Frozen`]), and sends each shard's state, with its descriptors and what the logs have got since;
+//! 6. the other says [`Taken`], and is told how long everything took ([`Spent`]);
+//! 7. **one byte** ([`Channel::commit`]). Until it, the other process sends and reads nothing, and the running relay takes everything
 //!    back if anything goes wrong. After it, the running relay ends without closing anything towards a client or camera.
 
 mod channel;
+mod successor;
 
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,8 +24,11 @@ use std::{env, io};
 
 use serde::{Deserialize, Serialize};
 
-pub use channel::Channel;
+pub use channel::{Channel, Received};
+pub use successor::Successor;
 
+use crate::media::saved::Moment;
+use crate::shard::saved::LogPart;
 use crate::sys;
 
 /// The version of the format that this program writes.
@@ -33,7 +38,7 @@ pub const VERSION: u32 = 1;
 pub const VERSION_OLDEST: u32 = 1;
 
 /// A stream, as two processes compare them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StreamKnown {
     /// Its name.
     pub name: String,
@@ -41,6 +46,33 @@ pub struct StreamKnown {
     pub source: String,
     /// The shard that runs its source.
     pub home: u16,
+    /// How it came to be, unless it is in the configuration.
+    #[serde(default)]
+    pub origin: Option<Origin>,
+}
+
+/// Why there is a stream that is not in the configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Origin {
+    /// It was added while the relay ran, with these keys.
+    Added(String),
+    /// Its name was requested or published.
+    Made(Made),
+}
+
+/// A stream that was created by name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// The pattern.
+    pub pattern: String,
+    /// The relays that the request for it has passed through.
+    pub via: Option<String>,
+    /// Whose request is being looked up.
+    pub lookup: Option<IpAddr>,
+    /// Whether it has been live.
+    pub was_live: bool,
+    /// When it will be removed, in [`Frozen`] relative to its reference, and why.
+    pub due: Option<(Moment, String)>,
 }
 
 /// What a listening socket is for.
@@ -91,18 +123,57 @@ pub enum Answer {
     Refused(String),
 }
 
+/// What the running relay says next.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum Next {
+    /// Chunks of a stream's log, with times relative to that many nanoseconds of `CLOCK_MONOTONIC`.
+    Part(u64, LogPart),
+    /// Nothing is sent or read any more, and the shards' states follow.
+    Frozen(Frozen),
+}
+
 /// What precedes the shards' states.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Frozen {
     /// The time that all times are relative to, in nanoseconds of `CLOCK_MONOTONIC`.
     pub reference_ns: u64,
     /// How many states follow.
     pub shards: usize,
+    /// The streams, of which some may have been created since [`Hello`], and others are gone.
+    pub streams: Vec<StreamKnown>,
 }
 
-/// The other process has restored everything.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Taken;
+/// What the other process says after the states.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Taken {
+    /// It has restored everything.
+    All,
+    /// It cannot: why, and the cure.
+    Refused(String),
+}
+
+/// How long the parts of an upgrade took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Spent {
+    /// Until the other process was ready.
+    pub start: Duration,
+    /// Until the logs were copied.
+    pub copy: Duration,
+    /// From the freeze until everything was at rest.
+    pub freeze: Duration,
+    /// Until all states were sent.
+    pub save: Duration,
+    /// Until the other process had restored the rest of them.
+    pub restore: Duration,
+}
+
+impl Spent {
+    /// How long clients were served nothing.
+    pub fn frozen(&self) -> Duration {
+        self.freeze + self.save + self.restore
+    }
+}
 
 /// The program at the path by which this process was started, however it has been replaced since. Ask for it at startup, because a
 /// relative path depends on the working directory.
@@ -120,12 +191,21 @@ pub fn own_program() -> Option<PathBuf> {
 ///
 /// # Errors
 /// It cannot be started.
-pub fn start(program: &Path) -> io::Result<Channel> {
-    let (near, far) = UnixStream::pair()?;
+pub fn start(program: &Path) -> io::Result<(Channel, Successor)> {
     let mut command = Command::new(program);
     command.args(env::args_os().skip(1));
-    sys::spawn_detached(&mut command, std::os::fd::AsFd::as_fd(&far))?;
-    Ok(Channel::new(near))
+    start_command(&mut command)
+}
+
+/// Starts any command so that it takes over from this process.
+///
+/// # Errors
+/// It cannot be started.
+pub fn start_command(command: &mut Command) -> io::Result<(Channel, Successor)> {
+    let (near, far) = UnixStream::pair()?;
+    let again = near.try_clone()?;
+    let pid = sys::spawn_detached(command, far.as_fd())?;
+    Ok((Channel::new(near), Successor::new(pid, again)))
 }
 
 /// The channel to the running relay that has started this process to take over from it, if one has.

@@ -13,6 +13,7 @@ pub mod relay_path;
 pub mod rtcp;
 pub mod rtp;
 pub mod rtsp;
+pub mod saved_bytes;
 pub mod sdp;
 pub mod transport;
 pub mod websocket;

@@ -1,12 +1,43 @@
-//! Access to the streams' logs from outside: missing chunks, and saving and restoring.
+//! Access to the streams' logs from outside: missing chunks, saving and restoring, and copying while all runs on.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::state::Core;
 use crate::egress::Egress;
+use crate::limits::{COPIED_BYTES_PASS_MAX, COPIED_CHUNKS_PASS_MAX};
 use crate::media::StreamId;
+use crate::media::chunk::Chunk;
+use crate::media::copied::{Kept, Numbers};
 use crate::media::log::LogState;
 use crate::metrics::DropReason;
+
+/// Chunks that have been sent to another process, by stream.
+pub type SentLogs = HashMap<String, Numbers>;
+
+/// Chunks from another process, by stream.
+pub type KeptLogs = HashMap<String, Kept>;
+
+/// Chunks of a stream, for a copy elsewhere.
+#[derive(Debug)]
+pub struct CopiedLog {
+    /// The stream's name.
+    pub stream: String,
+    /// The number of the log's oldest chunk: others have left it.
+    pub oldest: u64,
+    /// The chunks.
+    pub chunks: Vec<Arc<Chunk>>,
+}
+
+/// Chunks of a shard's streams, for a copy elsewhere.
+#[derive(Debug, Default)]
+pub struct CopiedLogs {
+    /// By stream.
+    pub logs: Vec<CopiedLog>,
+    /// Whether there are more already.
+    pub more: bool,
+}
 
 impl<E: Egress> Core<E> {
     /// The shard's inbox refused a chunk of the stream.
@@ -23,6 +54,35 @@ impl<E: Egress> Core<E> {
 
     /// Replaces a stream's log by a saved one. Clients keep their positions.
     pub fn restore_log(&mut self, now: Instant, id: StreamId, state: LogState) {
-        self.streams[id.index()].log.restore(now, state);
+        let restored = self.streams[id.index()].log.restore(now, state, &mut Kept::default());
+        restored.expect("a saved log has all of its chunks");
+    }
+
+    /// The next chunks of the streams whose home is here, for a copy elsewhere: `next` has the number up to which each stream has been
+    /// copied. Takes little time, however much there is.
+    pub fn copy_logs(&self, next: &mut HashMap<StreamId, u64>) -> CopiedLogs {
+        let mut copied = CopiedLogs::default();
+        let (mut chunks, mut bytes) = (0, 0);
+        for stream in self.streams.iter().filter(|stream| stream.home == self.shard) {
+            let from = next.entry(stream.id).or_default();
+            if stream.log.chunks_from(*from).next().is_none() {
+                continue;
+            }
+            let mut part = CopiedLog { stream: stream.name.clone(), oldest: stream.log.oldest(), chunks: Vec::new() };
+            for chunk in stream.log.chunks_from(*from) {
+                if chunks >= COPIED_CHUNKS_PASS_MAX || bytes >= COPIED_BYTES_PASS_MAX {
+                    copied.more = true;
+                    break;
+                }
+                (chunks, bytes) = (chunks + 1, bytes + chunk.bytes.len());
+                *from = chunk.number + 1;
+                part.chunks.push(Arc::clone(chunk));
+            }
+            if copied.more && part.chunks.is_empty() {
+                break;
+            }
+            copied.logs.push(part);
+        }
+        copied
     }
 }

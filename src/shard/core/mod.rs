@@ -43,6 +43,7 @@ mod subscriptions;
 mod timers;
 mod web;
 
+pub use logs::{CopiedLog, CopiedLogs, KeptLogs, SentLogs};
 pub use out::Mail;
 pub use saved::{CoreState, Uncarried};
 pub use state::Core;

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::link::{Closing, Kind, Link, Playing};
+use super::logs::{KeptLogs, SentLogs};
 use super::state::Core;
 use super::streams::StreamState;
 use crate::egress::{Conn, Egress, Piece, Token};
@@ -138,6 +139,14 @@ impl<E: Egress> Core<E> {
     /// # Errors
     /// Why it cannot be saved at the moment.
     pub fn save(&self, reference: Instant) -> Result<CoreState, String> {
+        self.save_beyond(reference, &mut SentLogs::new())
+    }
+
+    /// As [`Core::save`], without the chunks that have been sent before; `sent` has all of them then.
+    ///
+    /// # Errors
+    /// Why it cannot be saved at the moment.
+    pub fn save_beyond(&self, reference: Instant, sent: &mut SentLogs) -> Result<CoreState, String> {
         debug_assert!(self.is_frozen());
         if !self.awaiting.is_empty() {
             return Err("a client is just about to start".into());
@@ -148,7 +157,7 @@ impl<E: Egress> Core<E> {
             name: stream.name.clone(),
             description: stream.description.as_ref().map(|is| is.with_moments(|at| Moment::of(at, reference))),
             known: self.server.save_stream(stream.id),
-            state: stream.save(reference),
+            state: stream.save(reference, sent.entry(stream.name.clone()).or_default()),
         });
         let links = self.links.iter().filter(|(_, link)| is_kept(link));
         let links = links.filter_map(|(slot, link)| self.save_link(reference, slot as u32, link));
@@ -197,9 +206,25 @@ impl<E: Egress> Core<E> {
         &mut self,
         now: Instant,
         reference: Instant,
-        mut state: CoreState,
+        state: CoreState,
         conns: Vec<Conn>,
     ) -> Vec<(Token, Conn)> {
+        let restored = self.restore_with(now, reference, state, conns, &mut KeptLogs::new());
+        restored.expect("a saved shard has all of its chunks")
+    }
+
+    /// As [`Core::restore`], with chunks that came before, to which the others are added.
+    ///
+    /// # Errors
+    /// A log lacks a chunk.
+    pub fn restore_with(
+        &mut self,
+        now: Instant,
+        reference: Instant,
+        mut state: CoreState,
+        conns: Vec<Conn>,
+        kept: &mut KeptLogs,
+    ) -> Result<Vec<(Token, Conn)>, String> {
         for saved in state.streams {
             let Some(index) = self.streams.iter().find(|stream| stream.name == saved.name).map(|is| is.id.index())
             else {
@@ -213,7 +238,9 @@ impl<E: Egress> Core<E> {
             self.server.set_description(id, description);
             self.server.set_source(now, id, saved.state.source());
             self.server.restore_stream(id, saved.known);
-            self.streams[index].restore(reference, saved.state);
+            let kept = kept.entry(saved.name).or_default();
+            let done = self.streams[index].restore(reference, saved.state, kept);
+            done.map_err(|missing| format!("{}: {missing}", self.streams[index].name))?;
         }
         let mut slots = HashMap::new();
         let mut restored = Vec::new();
@@ -230,7 +257,7 @@ impl<E: Egress> Core<E> {
             }
         }
         self.process_events(now);
-        restored
+        Ok(restored)
     }
 
     fn restore_link(&mut self, now: Instant, reference: Instant, saved: LinkState, conn: &Conn) -> Token {

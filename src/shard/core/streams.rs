@@ -12,7 +12,8 @@ use super::browser::WebStream;
 use super::outage::{Outage, OutageState};
 use crate::limits::SUBSCRIPTION_LINGER_S;
 use crate::media::chunk::{Chunk, ChunkKind, ChunkState};
-use crate::media::log::{Appended, Log, LogState};
+use crate::media::copied::{Kept, Numbers};
+use crate::media::log::{Appended, Log, LogState, Missing};
 use crate::media::saved::Moment;
 use crate::media::{Description, SourceState, StreamId};
 use crate::shard::snapshot::{Snapshot, Tail};
@@ -297,11 +298,11 @@ impl Stream {
         self.outage.set_sent(sent);
     }
 
-    /// It as plain data; times are relative to `reference`.
-    pub(super) fn save(&self, reference: Instant) -> StreamState {
+    /// It as plain data, with the chunks that have not been `sent` before; times are relative to `reference`.
+    pub(super) fn save(&self, reference: Instant, sent: &mut Numbers) -> StreamState {
         let tail = |tail: &Tail| (tail.next_seq, Moment::of(tail.clock.0, reference), tail.clock.1);
         StreamState {
-            log: self.log.save(reference),
+            log: self.log.save_beyond(reference, sent),
             outage: self.outage.save(reference),
             source: self.state,
             epoch: self.epoch,
@@ -315,9 +316,12 @@ impl Stream {
         }
     }
 
-    /// Restores that. The stream has been described.
-    pub(super) fn restore(&mut self, reference: Instant, state: StreamState) {
-        self.log.restore(reference, state.log);
+    /// Restores that, with the chunks that are `kept`. The stream has been described.
+    ///
+    /// # Errors
+    /// A chunk is missing.
+    pub(super) fn restore(&mut self, reference: Instant, state: StreamState, kept: &mut Kept) -> Result<(), Missing> {
+        self.log.restore(reference, state.log, kept)?;
         self.outage.restore(reference, state.outage);
         self.state = state.source;
         self.epoch = state.epoch;
@@ -328,6 +332,7 @@ impl Stream {
         let report = |chunk| Arc::new(Chunk::restore(reference, chunk));
         self.reports = state.reports.into_iter().map(|of| of.map(report)).collect();
         self.reports.iter().flatten().for_each(|report| self.web.report(report));
+        Ok(())
     }
 
     /// Makes the reports that are due while the source is away; returns whether there are any.

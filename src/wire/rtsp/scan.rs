@@ -133,6 +133,7 @@ impl Default for Scanner {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScannerState {
     /// The start of a piece.
+    #[serde(with = "crate::wire::saved_bytes")]
     carry: Vec<u8>,
     /// The channels that were set up.
     channels: Vec<(u8, Channel)>,

@@ -39,6 +39,7 @@ pub(in crate::source) struct ClientState {
     report_due: Moment,
     without_packet_bytes: u64,
     /// Unsent bytes of the connection; they may start in the middle of a request.
+    #[serde(with = "crate::media::saved::bytes")]
     out: Vec<u8>,
 }
 
