@@ -21,7 +21,8 @@ use crate::egress::IoKind;
 use crate::shard::core::Uncarried;
 use crate::shard::inbox::ToShard;
 use crate::shard::saved::{Carrier, Freezing, HandOver, Saving};
-use crate::upgrade::{self, Answer, Channel, Frozen, Hello, Ready, StreamKnown, Taken};
+use crate::shard::types::SocketFds;
+use crate::upgrade::{self, Answer, Channel, DatagramSockets, Frozen, Hello, Ready, StreamKnown, Taken};
 
 /// How long the other program may take to check its configuration and to start its threads.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -65,7 +66,7 @@ impl Relay {
             return Err(why.into());
         }
         let program = self.passing.program.clone().ok_or("the path of the program is unknown; restart instead")?;
-        self.can_hand_over().await?;
+        let reconnecting = self.can_hand_over().await?.reconnecting();
         info!(program = %program.display(), "upgrading: starting the new program");
         let channel = upgrade::start(&program).map_err(|error| {
             format!("{} cannot be started ({error}); install the new program there", program.display())
@@ -85,17 +86,22 @@ impl Relay {
         let (clients, frozen) = done?;
         let (start_ms, frozen_ms) = (started.as_millis() as u64, frozen.as_millis() as u64);
         info!(pid = ready.pid, version = %ready.version, clients, start_ms, frozen_ms, "handed over to the new program");
+        if let Some(cameras) = &reconnecting {
+            info!(%cameras, "the new program connects to these cameras anew");
+        }
         // The service manager listens only to its main process, which is still this one.
         self.notifier.tell(&format!("MAINPID={}", ready.pid));
         fold::tell_all_left_out();
+        let anew =
+            reconnecting.map_or(String::new(), |cameras| format!("; it connects to these cameras anew: {cameras}"));
         Ok(format!(
-            "handed over to process {} (version {}): {clients} connections, which were served nothing for {frozen_ms} ms",
+            "handed over to process {} (version {}): {clients} connections, which were served nothing for {frozen_ms} ms{anew}",
             ready.pid, ready.version
         ))
     }
 
-    /// Whether everything that there is can be handed over. Nothing has been touched.
-    async fn can_hand_over(&self) -> Result<(), Failure> {
+    /// Whether everything that there is can be handed over, or started anew by the other process. Nothing has been touched.
+    async fn can_hand_over(&self) -> Result<Uncarried, Failure> {
         let made: Vec<&str> = self
             .streams
             .configs()
@@ -120,26 +126,49 @@ impl Relay {
             Some(told) => {
                 Err(format!("these cannot be handed over yet ({told}); wait until they are gone, or restart").into())
             }
-            None => Ok(()),
+            None => Ok(found),
         }
+    }
+
+    /// Further descriptors of the shards' UDP sockets.
+    async fn sockets(&self) -> Result<Vec<SocketFds>, Failure> {
+        let mut all = Vec::new();
+        for shard in self.shards.iter() {
+            let (reply, answer) = oneshot::channel();
+            shard.tell(ToShard::HandOver(Box::new(HandOver::Sockets(reply))));
+            let answer = timeout(ANSWER_MAX, answer).await.ok().and_then(Result::ok);
+            let sockets = answer.ok_or("a shard does not answer; restart instead")?;
+            all.push(sockets.map_err(|error| format!("the UDP sockets cannot be passed on ({error})"))?);
+        }
+        Ok(all)
     }
 
     /// Tells the other process what there is, and waits until it is ready.
     async fn introduce(&self, mut channel: Channel) -> Result<(Channel, Ready), Failure> {
+        let sockets = self.sockets().await?;
+        let known = |of: &SocketFds| DatagramSockets {
+            pair: of.pair.is_some(),
+            groups: of.groups.iter().map(|(name, group, _)| (name.clone(), *group)).collect(),
+        };
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,
             streams: self.streams.known(),
             listeners: self.passing.listening.iter().map(|listening| (listening.purpose, listening.address)).collect(),
+            datagrams: sockets.iter().map(known).collect(),
             nonces: self.doors.secret(),
             id: self.id.to_string(),
         };
-        let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
-        let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
+        let listening = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
+        let mut all = listening.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
+        for SocketFds { pair, groups } in sockets {
+            all.extend(pair.into_iter().flat_map(|(rtp, rtcp)| [rtp, rtcp]));
+            all.extend(groups.into_iter().map(|(.., socket)| socket));
+        }
         let asked = spawn_blocking(move || {
             channel.set_deadline(Instant::now() + START_MAX);
             channel.greet()?;
-            let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+            let descriptors: Vec<BorrowedFd<'_>> = all.iter().map(AsFd::as_fd).collect();
             channel.send(&hello, &[], &descriptors)?;
             let answer = channel.receive::<Answer>()?.message;
             Ok::<_, io::Error>((channel, answer))

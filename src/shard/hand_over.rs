@@ -24,6 +24,7 @@ impl<E: Egress> Thread<E> {
         match step {
             // The requesters may have given up.
             HandOver::Survey(reply) => drop(reply.send(self.uncarried())),
+            HandOver::Sockets(reply) => drop(reply.send(self.core.sockets())),
             HandOver::Freeze(Freezing { reference, reply }) => {
                 if !std::mem::replace(&mut self.handing.frozen, true) {
                     self.valve.close();
@@ -82,7 +83,8 @@ impl<E: Egress> Thread<E> {
             && self.homes.are_held()
             && self.local.is_empty()
             && self.reads.is_empty()
-            && self.datagrams.is_empty()
+            // Their readers hold none either: one that waits for room has taken some of it.
+            && self.datagrams.capacity() == self.datagrams.max_capacity()
             && self.inbox.is_empty();
         if at_rest {
             let told = std::mem::take(&mut self.handing.told);
@@ -103,10 +105,10 @@ impl<E: Egress> Thread<E> {
         }
         let core = self.core.save(reference)?;
         let (mut sources, mut connections) = (Vec::new(), Vec::new());
-        for (stream, saved, connection) in self.homes.save(reference) {
+        for (stream, saved, sockets) in self.homes.save(reference) {
             let Some(name) = self.core.stream_name(stream) else { continue };
             sources.push((name.to_owned(), saved));
-            connections.extend(connection);
+            connections.extend(sockets);
         }
         Ok((ShardState { core, sources }, connections))
     }
@@ -124,9 +126,9 @@ impl<E: Egress> Thread<E> {
         let conns = clients.into_iter().map(|fd| Conn::from_std(TcpStream::from(fd), self.io));
         let conns = conns.collect::<io::Result<Vec<_>>>()?;
         for (name, saved) in sources {
-            let connection = if saved.is_connected() { descriptors.next() } else { None };
+            let sockets = descriptors.by_ref().take(saved.descriptors()).collect();
             if let Some(stream) = self.core.stream_named(&name) {
-                self.homes.restore(stream, reference, saved, connection);
+                self.homes.restore(stream, reference, saved, sockets);
             }
         }
         self.handing.restored = self.core.restore(now, reference, core, conns);
