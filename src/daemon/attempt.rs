@@ -19,7 +19,8 @@ use super::failure::Failure;
 use crate::shard::core::Uncarried;
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::shard::saved::HandOver;
-use crate::upgrade::{self, Answer, Channel, Hello, Ready, Spent, Successor};
+use crate::shard::types::SocketFds;
+use crate::upgrade::{self, Answer, Channel, DatagramSockets, Hello, Ready, Spent, Successor};
 
 /// How long the other program may take to check its configuration and to start its threads.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -38,6 +39,8 @@ pub(super) struct Prepared {
     pub(super) ready: Ready,
     pub(super) copier: Copier,
     pub(super) spent: Spent,
+    /// The cameras that the other process connects to anew, for a sentence.
+    pub(super) reconnecting: Option<String>,
 }
 
 /// What an attempt needs.
@@ -45,6 +48,7 @@ pub(super) struct Plan {
     pub(super) shards: Rc<[ShardSender]>,
     /// The program to start.
     pub(super) program: Option<PathBuf>,
+    /// Without the UDP sockets.
     pub(super) hello: Hello,
     /// The listening sockets, in the order of `hello`.
     pub(super) sockets: Vec<OwnedFd>,
@@ -88,23 +92,30 @@ impl Plan {
             return Err(why.into());
         }
         let program = self.program.ok_or("the path of the program is unknown; restart instead")?;
-        survey(&self.shards).await?;
+        let reconnecting = survey(&self.shards).await?.reconnecting();
         info!(program = %program.display(), "upgrading: starting the new program");
         let (channel, process) = upgrade::start(&program).map_err(|error| {
             format!("{} cannot be started ({error}); install the new program there", program.display())
         })?;
         // It is set once.
         let _ = successor.set(process);
-        let (channel, ready) = introduce(channel, self.hello, self.sockets).await?;
+        let (mut hello, mut sockets) = (self.hello, self.sockets);
+        for SocketFds { pair, groups } in datagram_sockets(&self.shards).await? {
+            let known = groups.iter().map(|(name, group, _)| (name.clone(), *group)).collect();
+            hello.datagrams.push(DatagramSockets { pair: pair.is_some(), groups: known });
+            sockets.extend(pair.into_iter().flat_map(|(rtp, rtcp)| [rtp, rtcp]));
+            sockets.extend(groups.into_iter().map(|(.., socket)| socket));
+        }
+        let (channel, ready) = introduce(channel, hello, sockets).await?;
         let spent = Spent { start: begun.elapsed(), ..Spent::default() };
         let mut copier = Copier::new(self.shards, channel);
         copier.catch_up().await?;
-        Ok(Prepared { ready, copier, spent })
+        Ok(Prepared { ready, copier, spent, reconnecting })
     }
 }
 
-/// Whether everything that there is can be handed over.
-async fn survey(shards: &[ShardSender]) -> Result<(), Failure> {
+/// Whether everything that there is can be handed over, or started anew by the other process.
+async fn survey(shards: &[ShardSender]) -> Result<Uncarried, Failure> {
     let mut found = Uncarried::default();
     for shard in shards {
         let (reply, answer) = oneshot::channel();
@@ -116,8 +127,21 @@ async fn survey(shards: &[ShardSender]) -> Result<(), Failure> {
         Some(told) => {
             Err(format!("these cannot be handed over yet ({told}); wait until they are gone, or restart").into())
         }
-        None => Ok(()),
+        None => Ok(found),
     }
+}
+
+/// Further descriptors of the shards' UDP sockets.
+async fn datagram_sockets(shards: &[ShardSender]) -> Result<Vec<SocketFds>, Failure> {
+    let mut all = Vec::new();
+    for shard in shards {
+        let (reply, answer) = oneshot::channel();
+        shard.tell(ToShard::HandOver(Box::new(HandOver::Sockets(reply))));
+        let answer = timeout(ANSWER_MAX, answer).await.ok().and_then(Result::ok);
+        let sockets = answer.ok_or("a shard does not answer; restart instead")?;
+        all.push(sockets.map_err(|error| format!("the UDP sockets cannot be passed on ({error})"))?);
+    }
+    Ok(all)
 }
 
 /// Tells the other process what there is, and waits until it is ready.

@@ -74,6 +74,7 @@ impl Relay {
             uring: self.passing.io == IoKind::Uring,
             streams: self.known_streams(Instant::now()),
             listeners: self.passing.listening.iter().map(|listening| (listening.purpose, listening.address)).collect(),
+            datagrams: Vec::new(),
             nonces: self.doors.secret(),
             id: self.id.to_string(),
         };
@@ -156,7 +157,7 @@ impl Relay {
 
     /// From the end of HTTP connections to the commit. Nothing is awaited after that.
     async fn hand_over(&mut self, prepared: Prepared) -> Result<String, Failure> {
-        let Prepared { ready, mut copier, mut spent } = prepared;
+        let Prepared { ready, mut copier, mut spent, reconnecting } = prepared;
         self.close_pages().await;
         copier.catch_up().await?;
         spent.copy = copier.took();
@@ -179,11 +180,16 @@ impl Relay {
             frozen_bytes = carried.load(Ordering::Relaxed),
             "handed over to the new program"
         );
+        if let Some(cameras) = &reconnecting {
+            info!(%cameras, "the new program connects to these cameras anew");
+        }
         // The service manager listens only to its main process, which is still this one.
         self.notifier.tell(&format!("MAINPID={}", ready.pid));
         fold::tell_all_left_out();
+        let anew =
+            reconnecting.map_or(String::new(), |cameras| format!("; it connects to these cameras anew: {cameras}"));
         Ok(format!(
-            "handed over to process {} (version {}): {clients} connections, which were served nothing for {} ms",
+            "handed over to process {} (version {}): {clients} connections, which were served nothing for {} ms{anew}",
             ready.pid,
             ready.version,
             ms(spent.frozen())

@@ -1,14 +1,16 @@
 //! The new program's side of an upgrade: it gets ready beside the running relay, and takes everything over from it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
-use super::passed::{HomesByName, check_streams};
+use super::passed::{Before, HomesByName, check_streams};
 use crate::config::Config;
 use crate::egress::IoKind;
+use crate::shard::types::SocketFds;
 use crate::testing::Testing;
 use crate::upgrade::{self, Answer, Channel, Hello, Purpose};
 
@@ -20,6 +22,20 @@ pub(super) struct Heir {
     channel: Channel,
     hello: Hello,
     listeners: Vec<(Purpose, SocketAddr, OwnedFd)>,
+    /// The UDP sockets, by shard.
+    sockets: Vec<SocketFds>,
+}
+
+/// The shards' sockets, from the descriptors that come with them.
+fn sockets(hello: &Hello, mut descriptors: impl Iterator<Item = OwnedFd>) -> Option<Vec<SocketFds>> {
+    let mut all = Vec::new();
+    for known in &hello.datagrams {
+        let pair = if known.pair { Some((descriptors.next()?, descriptors.next()?)) } else { None };
+        let group = |(name, group): &(String, SocketAddr)| Some((name.clone(), *group, descriptors.next()?));
+        let groups = known.groups.iter().map(group).collect::<Option<_>>()?;
+        all.push(SocketFds { pair, groups });
+    }
+    Some(all)
 }
 
 impl Heir {
@@ -35,9 +51,12 @@ impl Heir {
         channel.set_deadline(Instant::now() + STEP_MAX);
         let heard = channel.greeted().and_then(|_| channel.receive::<Hello>());
         let heard = heard.map_err(|error| format!("cannot take over from the running relay ({error})"))?;
-        let listeners = heard.message.listeners.iter().zip(heard.descriptors);
+        let (hello, mut descriptors) = (heard.message, heard.descriptors.into_iter());
+        let listeners = hello.listeners.iter().zip(descriptors.by_ref());
         let listeners = listeners.map(|((purpose, address), socket)| (*purpose, *address, socket)).collect();
-        Ok(Some(Heir { channel, hello: heard.message, listeners }))
+        let sockets =
+            sockets(&hello, descriptors).ok_or("cannot take over from the running relay (descriptors are missing)")?;
+        Ok(Some(Heir { channel, hello, listeners, sockets }))
     }
 
     /// The channel to it.
@@ -51,9 +70,13 @@ impl Heir {
         taken.map(|(.., socket)| socket.into()).collect()
     }
 
-    /// The homes of its streams.
-    pub(super) fn homes(&self) -> HomesByName {
-        self.hello.streams.iter().map(|stream| (stream.name.clone(), stream.home)).collect()
+    /// What its shards are continued with.
+    ///
+    /// # Errors
+    /// This process has too many descriptors.
+    pub(super) fn before(&self) -> io::Result<Before> {
+        let homes: HomesByName = self.hello.streams.iter().map(|stream| (stream.name.clone(), stream.home)).collect();
+        Ok(Before { homes, sockets: self.sockets.iter().map(SocketFds::try_clone).collect::<io::Result<_>>()? })
     }
 
     /// The secret of its nonces, and when their time began.
@@ -85,7 +108,24 @@ impl Heir {
         if (io == IoKind::Uring) != self.hello.uring {
             return Err("it would send in another way (`io`); restart instead".into());
         }
+        self.check_groups(config)?;
         check_streams(config, &self.hello.streams)
+    }
+
+    /// Whether the multicast groups are the same.
+    fn check_groups(&self, config: &Config) -> Result<(), Failure> {
+        let goes_on = |name: &str, group: SocketAddr| {
+            let of = config.streams.iter().find(|stream| stream.name == name);
+            of.is_none_or(|stream| stream.multicast.as_ref().is_some_and(|multicast| multicast.group == group))
+        };
+        let mut known = self.hello.datagrams.iter().flat_map(|shard| &shard.groups);
+        match known.find(|(name, group)| !goes_on(name, *group)) {
+            None => Ok(()),
+            Some((name, group)) => Err(format!(
+                "the configuration has another multicast group for {name} than {group}; change it back, or restart"
+            )
+            .into()),
+        }
     }
 
     /// Tells the running relay why this process cannot take over.

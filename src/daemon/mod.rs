@@ -236,8 +236,13 @@ async fn start_streams(
         listeners::inherited(&config, &notifier, heir.as_deref_mut());
     let (listeners, addresses) = listen(plain, &mut store, Kind::Rtsp, &config.listen)?;
     let (control, messages) = mpsc::unbounded_channel();
-    let homes = heir.as_deref().map(Heir::homes);
-    let (io, handles) = start_shards(&config, io, &control, homes.as_ref()).await?;
+    if let Some(heir) = &heir {
+        // Before the sockets of the running relay are put into the mode that this way of sending needs.
+        heir.check(&config, io)?;
+    }
+    let before = heir.as_deref().map(Heir::before).transpose();
+    let before = before.map_err(|error| format!("cannot take over the sockets ({error}); raise `ulimit -n`"))?;
+    let (io, handles) = start_shards(&config, io, &control, before.as_ref()).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
     let secured =
         secure::Secured::start(&config, (for_tls, &mut store), &shards, &ControlSender::new(0, control.clone()))?;
@@ -261,7 +266,7 @@ async fn start_streams(
     let mut streams = Streams::new(Rc::clone(&shards), Rc::clone(&reporter), told, config.testing, telling);
     let registry = registry(&config);
     named::tell_rules(&id, &config, &shards);
-    streams.start_all(&config.streams, homes.as_ref()).await;
+    streams.start_all(&config.streams, before.as_ref().map(|before| &before.homes)).await;
     tell_listening(&config, io, handles.len(), &addresses, &secured.addresses);
     tell_urls(&config, &urls);
     let admission = admission(&config, handles.len());

@@ -13,10 +13,27 @@ use super::failure::Failure;
 use crate::config::{Config, SourceKind, StreamConfig, added};
 use crate::egress::{IoKind, Valve};
 use crate::media::name::longest;
+use crate::shard::types::SocketFds;
 use crate::upgrade::{Origin, Purpose, StreamKnown};
 
 /// The home shards of streams, by name.
 pub(super) type HomesByName = HashMap<String, u16>;
+
+/// What the shards of another process are continued with.
+pub(super) struct Before {
+    /// The homes of its streams.
+    pub homes: HomesByName,
+    /// Its UDP sockets, by shard.
+    pub sockets: Vec<SocketFds>,
+}
+
+impl Before {
+    /// The shard that sends to a stream's multicast group.
+    pub(super) fn group_sender(&self, stream: &str) -> Option<u16> {
+        let sends = |sockets: &SocketFds| sockets.groups.iter().any(|(name, ..)| name == stream);
+        self.sockets.iter().position(sends).map(|shard| shard as u16)
+    }
+}
 
 /// A listening socket, for another process.
 pub(super) struct Listening {

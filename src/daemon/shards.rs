@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout_at};
 use tracing::{error, warn};
 
 use super::failure::Failure;
-use super::passed::HomesByName;
+use super::passed::Before;
 use super::{descriptors, streams};
 use crate::config::{Config, IoChoice, StreamConfig};
 use crate::egress::IoKind;
@@ -20,6 +20,7 @@ use crate::session::{Loads, ServerConfig, SessionIds, SessionLimit, UdpPorts};
 use crate::shard::core::{CoreConfig, StreamSetup};
 use crate::shard::inbox::{self, ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::{self, MulticastSetup, ShardConfig, ShardHandle};
+use crate::shard::types::SocketFds;
 
 /// How long the shards wait during a stop for the sources to end incomplete frames.
 const LAST_FRAMES_MAX: Duration = Duration::from_millis(50);
@@ -27,12 +28,12 @@ const LAST_FRAMES_MAX: Duration = Duration::from_millis(50);
 /// Minimum and maximum number of submission entries of a shard's ring.
 const RING_ENTRIES: std::ops::RangeInclusive<u32> = 256..=16_384;
 
-/// Starts the shards, frozen if they take over from others whose streams have these homes; with epoll if that is allowed and io_uring fails for lack of resources (usually memory).
+/// Starts the shards, frozen and with the sockets of others if they take over from those; with epoll if that is allowed and io_uring fails for lack of resources (usually memory).
 pub(super) async fn start_shards(
     config: &Config,
     io: IoKind,
     control: &mpsc::UnboundedSender<(u16, ToControl)>,
-    before: Option<&HomesByName>,
+    before: Option<&Before>,
 ) -> Result<(IoKind, Vec<ShardHandle>), Failure> {
     let mut handles = Vec::new();
     let why = match start_shards_with(config, io, control, before, &mut handles) {
@@ -55,18 +56,19 @@ fn start_shards_with(
     config: &Config,
     io: IoKind,
     control: &mpsc::UnboundedSender<(u16, ToControl)>,
-    before: Option<&HomesByName>,
+    before: Option<&Before>,
     handles: &mut Vec<ShardHandle>,
 ) -> Result<(), Failure> {
     let count = config.shards();
     let loads = Loads::new(count);
     let (senders, inboxes): (Vec<_>, Vec<_>) =
         (0..count as u16).map(|shard| inbox::channel(shard, loads.clone())).unzip();
+    let homes = before.map(|before| &before.homes);
     let set_up =
-        |id, stream: &StreamConfig| streams::setup(id, streams::first_home(id, &stream.name, count, before), stream);
+        |id, stream: &StreamConfig| streams::setup(id, streams::first_home(id, &stream.name, count, homes), stream);
     let streams: Vec<StreamSetup> =
         (0u16..).zip(&config.streams).map(|(place, stream)| set_up(StreamId::first(place), stream)).collect();
-    let multicast = multicast_groups(config);
+    let multicast = multicast_groups(config, before);
     let per_shard = config.limits.clients.div_ceil(count) + answered_beyond(config.limits.clients);
     let entries = u32::try_from(per_shard).unwrap_or(u32::MAX).clamp(*RING_ENTRIES.start(), *RING_ENTRIES.end());
     let limit = SessionLimit::new(config.limits.clients);
@@ -92,6 +94,10 @@ fn start_shards_with(
             server,
         };
         let own_sockets = descriptors::own_sockets(config);
+        let inherited = before.and_then(|before| before.sockets.get(usize::from(shard))).map(SocketFds::try_clone);
+        let inherited = inherited
+            .transpose()
+            .map_err(|error| format!("shard {shard} cannot take over its sockets ({error}); {}", shard_cure(&error)))?;
         let config = ShardConfig {
             core,
             io,
@@ -103,6 +109,7 @@ fn start_shards_with(
             multicast: multicast.clone(),
             own_sockets,
             frozen: before.is_some(),
+            inherited: inherited.unwrap_or_default(),
             testing: config.testing,
         };
         let handle =
@@ -113,17 +120,18 @@ fn start_shards_with(
     Ok(())
 }
 
-/// The streams' multicast groups; each is sent to by its stream's home.
-fn multicast_groups(config: &Config) -> Vec<MulticastSetup> {
+/// The streams' multicast groups; each is sent to by its stream's home, or by the shard that did so in another process.
+fn multicast_groups(config: &Config, before: Option<&Before>) -> Vec<MulticastSetup> {
     let group = |(place, stream): (u16, &StreamConfig)| {
         let multicast = stream.multicast.as_ref()?;
+        let known = before.and_then(|before| before.group_sender(&stream.name));
         let stream = StreamId::first(place);
         Some(MulticastSetup {
             stream,
             address: multicast.group,
             ttl: multicast.ttl,
             interface: multicast.interface.clone(),
-            sender: streams::home_at(stream, config.shards()),
+            sender: known.unwrap_or_else(|| streams::home_at(stream, config.shards())),
             receivers: Arc::default(),
         })
     };

@@ -204,6 +204,14 @@ impl Datagram {
     /// The error of `fcntl` or of the registration with epoll.
     pub fn from_std(socket: std::net::UdpSocket, io: IoKind) -> io::Result<Datagram> {
         grow_send_buffer(&socket);
+        Datagram::inherited(socket, io)
+    }
+
+    /// Takes over a socket with the options that it has, which another process may still use.
+    ///
+    /// # Errors
+    /// The error of `fcntl` or of the registration with epoll.
+    pub fn inherited(socket: std::net::UdpSocket, io: IoKind) -> io::Result<Datagram> {
         match io {
             IoKind::Uring => {
                 // As in `Conn::from_std`; sends never wait, because they use MSG_DONTWAIT.

@@ -88,11 +88,7 @@ impl UdpPorts {
         let before = ports.map(|port| held.insert(port, holder.clone()));
         drop(held);
         for other in before.into_iter().flatten().filter(elsewhere) {
-            let replaced = &self.replaced[self.shard(other.session)];
-            let mut sessions = lock(&replaced.sessions);
-            sessions.push((now, other.session));
-            // Under the lock, so that it matches the list.
-            replaced.any.store(true, Ordering::Release);
+            self.replace(now, other.session);
         }
         true
     }
@@ -120,6 +116,28 @@ impl UdpPorts {
         let mut sessions = lock(&replaced.sessions);
         replaced.any.store(false, Ordering::Release);
         sessions.drain(..).map(|(_, session)| session).collect()
+    }
+
+    /// Assigns ports, of canonical addresses, to a session that had them in another process.
+    fn restore(&self, ports: [SocketAddr; 2], holder: &Holder) {
+        let mut held = lock(&self.held);
+        for port in ports {
+            held.insert(port, holder.clone());
+        }
+    }
+
+    /// Whether a session was replaced and is still there.
+    fn is_replaced(&self, session: SessionKey) -> bool {
+        lock(&self.replaced[self.shard(session)].sessions).iter().any(|(_, replaced)| *replaced == session)
+    }
+
+    /// A session was replaced, by another shard's.
+    fn replace(&self, now: Instant, session: SessionKey) {
+        let replaced = &self.replaced[self.shard(session)];
+        let mut sessions = lock(&replaced.sessions);
+        sessions.push((now, session));
+        // Under the lock, so that it matches the list.
+        replaced.any.store(true, Ordering::Release);
     }
 
     /// The sessions of a shard that have ports, once for each port.
@@ -182,6 +200,33 @@ impl Ports {
                 self.players.insert(rtcp, (session, true));
             }
         }
+    }
+
+    /// Restores another process's session with its tracks. `replaced`: its ports belong to
+    /// another shard's, and it ends as soon as its shard looks.
+    pub(super) fn restore(
+        &mut self,
+        now: Instant,
+        holder: &Holder,
+        peer: SocketAddr,
+        deliveries: impl Iterator<Item = Delivery> + Clone,
+        replaced: bool,
+    ) {
+        self.begin(holder.session, peer, holder.publishes);
+        if replaced {
+            self.all.replace(now, holder.session);
+        } else {
+            for delivery in deliveries.clone() {
+                let Delivery::Udp { rtp, rtcp } = delivery else { continue };
+                self.all.restore([rtp, rtcp].map(canonical), holder);
+            }
+        }
+        self.set_up(holder.session, holder.publishes, deliveries);
+    }
+
+    /// Whether another shard's session has taken a session's ports, and its shard has not looked yet.
+    pub(super) fn is_replaced(&self, session: SessionKey) -> bool {
+        self.all.is_replaced(session)
     }
 
     /// A player's session releases ports, except those that it has claimed again.

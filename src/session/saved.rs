@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::announced::AnnouncedState;
 use super::connections::{Connection, ConnectionState};
+use super::ports::Holder;
 use super::server::Server;
 use super::sessions::{Session, SessionState};
 use super::types::{ConnId, Delivery, Event, SessionKey};
@@ -58,6 +59,9 @@ struct SavedSession {
     description: Option<Description<Moment>>,
     conn: Option<u32>,
     state: SessionState,
+    /// Another shard's session has taken its ports.
+    #[serde(default)]
+    replaced: bool,
 }
 
 /// Why a server cannot be saved at the moment.
@@ -95,11 +99,6 @@ impl ServerState {
 }
 
 impl Server {
-    /// The sessions that get datagrams, which are not saved.
-    pub fn datagram_sessions(&self) -> usize {
-        self.sessions.matching(|session| session.lower == Lower::Udp).len()
-    }
-
     /// What it knows of a stream.
     pub fn save_stream(&self, id: StreamId) -> StreamState {
         StreamState { path: self.streams.path(id).map(|path| path.to_string()), asleep: self.streams.is_asleep(id) }
@@ -163,6 +162,7 @@ impl Server {
             description: (!is_streams).then(|| session.description.with_moments(|at| Moment::of(at, reference))),
             conn: session.conn().map(|conn| conn.0),
             state: session.save(reference).ok_or(NotSaved::Starting)?,
+            replaced: self.ports.is_replaced(key),
         })
     }
 
@@ -191,7 +191,7 @@ impl Server {
             let Some(description) = own.or_else(|| self.streams.description(stream).cloned()) else { continue };
             let conn = saved.conn.map(ConnId);
             let session = Session::restore(reference, saved.state, (stream, description), user(saved.user), conn);
-            self.adopt(SessionKey(saved.key), session);
+            self.adopt(now, SessionKey(saved.key), session, saved.replaced);
         }
         for conn in self.all_connections() {
             self.arm_conn(conn);
@@ -204,8 +204,13 @@ impl Server {
         all
     }
 
-    fn adopt(&mut self, key: SessionKey, session: Session) {
+    fn adopt(&mut self, now: Instant, key: SessionKey, session: Session, replaced: bool) {
         let (stream, publishes, conn, lower) = (session.stream, session.publishes, session.conn(), session.lower);
+        if lower == Lower::Udp {
+            let holder = Holder { session: key, user: session.user.clone(), publishes };
+            let deliveries = session.tracks().iter().map(|set_up| set_up.delivery);
+            self.ports.restore(now, &holder, session.peer, deliveries, replaced);
+        }
         if !publishes {
             for set_up in session.tracks() {
                 if let Delivery::Interleaved { rtp_channel, rtcp_channel } = set_up.delivery {

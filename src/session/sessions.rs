@@ -52,6 +52,13 @@ pub(super) struct SessionState {
     rtp_info: String,
     user_agent: Option<String>,
     moved: bool,
+    /// It is not interleaved.
+    #[serde(default)]
+    datagrams: bool,
+    #[serde(default)]
+    hint_ports: bool,
+    #[serde(default)]
+    orphaned: Option<Moment>,
 }
 
 /// The parameters of a new session.
@@ -123,9 +130,9 @@ impl Session {
         }
     }
 
-    /// It as plain data, if it is interleaved and not about to start; times are relative to `reference`.
+    /// It as plain data, if it is not about to start; times are relative to `reference`.
     pub(super) fn save(&self, reference: Instant) -> Option<SessionState> {
-        (self.lower == Lower::Tcp && self.state != State::Starting).then(|| SessionState {
+        (self.state != State::Starting).then(|| SessionState {
             peer: self.peer,
             publishes: self.publishes,
             heard: Moment::of(self.heard, reference),
@@ -136,6 +143,9 @@ impl Session {
             rtp_info: self.rtp_info.clone(),
             user_agent: self.user_agent.clone(),
             moved: self.moved,
+            datagrams: self.lower == Lower::Udp,
+            hint_ports: self.hint_ports,
+            orphaned: self.orphaned.map(|at| Moment::of(at, reference)),
         })
     }
 
@@ -152,10 +162,10 @@ impl Session {
             user,
             stream,
             description,
-            lower: Lower::Tcp,
+            lower: if state.datagrams { Lower::Udp } else { Lower::Tcp },
             publishes: state.publishes,
             heard: state.heard.at(reference),
-            hint_ports: false,
+            hint_ports: state.hint_ports,
             timer: Armed::default(),
             state: if state.playing { State::Playing } else { State::Ready },
             played: state.played,
@@ -165,7 +175,7 @@ impl Session {
             rtp_info: state.rtp_info,
             user_agent: state.user_agent,
             moved: state.moved,
-            orphaned: None,
+            orphaned: state.orphaned.map(|at| at.at(reference)),
         }
     }
 

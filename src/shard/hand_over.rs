@@ -31,6 +31,7 @@ impl<E: Egress> Thread<E> {
                 }
                 let _ = reply.send(self.core.copy_logs(&mut self.handing.copied));
             }
+            HandOver::Sockets(reply) => drop(reply.send(self.core.sockets())),
             HandOver::Freeze(Freezing { reference, reply }) => {
                 if !std::mem::replace(&mut self.handing.frozen, true) {
                     self.valve.close();
@@ -89,7 +90,8 @@ impl<E: Egress> Thread<E> {
             && self.homes.are_held()
             && self.local.is_empty()
             && self.reads.is_empty()
-            && self.datagrams.is_empty()
+            // Their readers hold none either: one that waits for room has taken some of it.
+            && self.datagrams.capacity() == self.datagrams.max_capacity()
             && self.inbox.is_empty();
         if at_rest {
             let told = std::mem::take(&mut self.handing.told);
@@ -110,10 +112,10 @@ impl<E: Egress> Thread<E> {
         }
         let core = self.core.save_beyond(reference, &mut sent.lock().unwrap_or_else(PoisonError::into_inner))?;
         let (mut sources, mut connections) = (Vec::new(), Vec::new());
-        for (stream, saved, connection) in self.homes.save(reference) {
+        for (stream, saved, sockets) in self.homes.save(reference) {
             let Some(name) = self.core.stream_name(stream) else { continue };
             sources.push((name.to_owned(), saved));
-            connections.extend(connection);
+            connections.extend(sockets);
         }
         Ok((ShardState { core, sources }, connections))
     }
@@ -132,9 +134,9 @@ impl<E: Egress> Thread<E> {
         let conns = clients.into_iter().map(|fd| Conn::from_std(TcpStream::from(fd), self.io));
         let conns = conns.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
         for (name, saved) in sources {
-            let connection = if saved.is_connected() { descriptors.next() } else { None };
+            let sockets = descriptors.by_ref().take(saved.descriptors()).collect();
             if let Some(stream) = self.core.stream_named(&name) {
-                self.homes.restore(stream, reference, saved, connection);
+                self.homes.restore(stream, reference, saved, sockets);
             }
         }
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);

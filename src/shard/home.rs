@@ -142,28 +142,26 @@ impl Homes {
         self.homes.values().all(|home| home.task.is_finished() || home.source.is_held())
     }
 
-    /// The sources whose sessions cannot be handed over, and how they are connected.
+    /// The sources whose sessions another process starts anew, and why.
     pub fn uncarried(&self) -> impl Iterator<Item = (StreamId, &'static str)> + '_ {
-        self.homes.iter().filter(|(_, home)| !home.removed).filter_map(|(stream, home)| match home.source.running() {
-            Running::Tls => Some((*stream, "rtsps")),
-            Running::Datagrams => Some((*stream, "UDP")),
-            Running::Session | Running::Nothing => None,
-        })
+        let there = self.homes.iter().filter(|(_, home)| !home.removed);
+        let by_tls = there.filter(|(_, home)| home.source.running() == Running::Tls);
+        by_tls.map(|(stream, _)| (*stream, "rtsps: keys cannot be handed over"))
     }
 
     /// The held sources as plain data, with their descriptors.
-    pub fn save(&self, reference: Instant) -> Vec<(StreamId, SavedSource, Option<OwnedFd>)> {
+    pub fn save(&self, reference: Instant) -> Vec<(StreamId, SavedSource, Vec<OwnedFd>)> {
         let there = self.homes.iter().filter(|(_, home)| !home.removed);
         let saved = there.map(|(stream, home)| {
-            let (saved, connection) = home.source.save(reference);
-            (*stream, saved, connection)
+            let (saved, sockets) = home.source.save(reference);
+            (*stream, saved, sockets)
         });
         saved.collect()
     }
 
     /// The stream's source is this one of another process, when it comes.
-    pub fn restore(&mut self, stream: StreamId, reference: Instant, saved: SavedSource, connection: Option<OwnedFd>) {
-        self.restored.insert(stream, Source::restore(reference, saved, connection));
+    pub fn restore(&mut self, stream: StreamId, reference: Instant, saved: SavedSource, sockets: Vec<OwnedFd>) {
+        self.restored.insert(stream, Source::restore(reference, saved, sockets));
     }
 
     /// The state of the sources.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::core::{CopiedLog, CopiedLogs, CoreState, KeptLogs, SentLogs, Uncarried};
+use super::types::SocketFds;
 use crate::media::chunk::ChunkState;
 use crate::source::saved::SavedSource;
 
@@ -33,7 +34,7 @@ impl ShardState {
 
     /// How many descriptors belong to it: first its clients', then its sources'.
     pub fn descriptors(&self) -> usize {
-        self.core.descriptors() + self.sources.iter().filter(|(_, source)| source.is_connected()).count()
+        self.core.descriptors() + self.sources.iter().map(|(_, source)| source.descriptors()).sum::<usize>()
     }
 
     /// The addresses of its connections' clients.
@@ -83,6 +84,8 @@ pub enum HandOver {
     Survey(oneshot::Sender<Uncarried>),
     /// The next chunks of the logs, while all runs on.
     Copy(Copying),
+    /// Further descriptors of the UDP sockets are wanted.
+    Sockets(oneshot::Sender<io::Result<SocketFds>>),
     /// Send and read nothing from now on.
     Freeze(Freezing),
     /// Send and read again.
@@ -143,32 +146,25 @@ pub struct Restoring {
 impl Uncarried {
     /// Adds another shard's.
     pub fn add(&mut self, other: Uncarried) {
-        self.udp += other.udp;
         self.tls += other.tls;
         self.web += other.web;
-        self.multicast.extend(other.multicast);
-        self.multicast.sort();
-        self.multicast.dedup();
         self.cameras.extend(other.cameras);
     }
 
-    /// What there is, for a sentence; `None` if there is nothing.
+    /// What there is that an upgrade must wait for, for a sentence; `None` if there is nothing.
     pub fn told(&self) -> Option<String> {
         let mut told = Vec::new();
-        for (count, what) in
-            [(self.udp, "sessions over UDP"), (self.tls, "connections over TLS"), (self.web, "browsers' WebSockets")]
-        {
+        for (count, what) in [(self.tls, "connections over TLS"), (self.web, "browsers' WebSockets")] {
             if count > 0 {
                 told.push(format!("{what}: {count}"));
             }
         }
-        if !self.multicast.is_empty() {
-            told.push(format!("streams with a multicast group: {}", self.multicast.join(", ")));
-        }
-        if !self.cameras.is_empty() {
-            let cameras: Vec<_> = self.cameras.iter().map(|(stream, how)| format!("{stream} ({how})")).collect();
-            told.push(format!("cameras' sessions: {}", cameras.join(", ")));
-        }
         (!told.is_empty()).then(|| told.join("; "))
+    }
+
+    /// The streams whose cameras the other process connects to anew, and why; `None` if there are none.
+    pub fn reconnecting(&self) -> Option<String> {
+        let cameras: Vec<_> = self.cameras.iter().map(|(stream, why)| format!("{stream} ({why})")).collect();
+        (!cameras.is_empty()).then(|| cameras.join(", "))
     }
 }

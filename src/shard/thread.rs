@@ -22,7 +22,7 @@ use super::handing::Handing;
 use super::home::Homes;
 use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToControl, ToShard};
 use super::local::Local;
-use super::types::{CoreConfig, Group, Handover, Hosting, Lingering, UdpSockets, WebClient};
+use super::types::{CoreConfig, Group, Handover, Hosting, Lingering, SocketFds, UdpSockets, WebClient};
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, Valve, ZeroCopy};
 use crate::limits::{
@@ -36,7 +36,7 @@ use crate::source::turns;
 use crate::testing::Testing;
 
 /// The parameters of a shard's thread.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ShardConfig {
     /// The shard itself; its `server.udp_ports` are filled in here.
     pub core: CoreConfig,
@@ -58,6 +58,8 @@ pub struct ShardConfig {
     pub own_sockets: usize,
     /// Whether it starts frozen, and is given the state of another process's shard.
     pub frozen: bool,
+    /// The UDP sockets of that shard, to be used in place of new ones.
+    pub inherited: SocketFds,
     /// What tests ask for.
     pub testing: Testing,
 }
@@ -79,10 +81,17 @@ pub struct MulticastSetup {
     pub receivers: Arc<AtomicUsize>,
 }
 
-fn open_groups(config: &ShardConfig) -> io::Result<Vec<(StreamId, Group)>> {
-    let open = |setup: &MulticastSetup| {
+fn open_groups(config: &mut ShardConfig) -> io::Result<Vec<(StreamId, Group)>> {
+    let mut inherited = std::mem::take(&mut config.inherited.groups);
+    let names = &config.core.streams;
+    let mut open = |setup: &MulticastSetup| {
+        let is_named = |name: &str| names.iter().any(|stream| stream.id == setup.stream && stream.name == name);
+        let known = inherited.iter().position(|(name, group, _)| *group == setup.address && is_named(name));
         let socket = (setup.sender == config.core.server.shard)
             .then(|| {
+                if let Some(known) = known {
+                    return Datagram::inherited(inherited.swap_remove(known).2.into(), config.io);
+                }
                 let interface = setup.interface.as_deref();
                 let socket = Datagram::multicast(setup.address.ip(), setup.ttl, interface, config.io)?;
                 socket.set_dscp(config.dscp)?;
@@ -92,7 +101,27 @@ fn open_groups(config: &ShardConfig) -> io::Result<Vec<(StreamId, Group)>> {
         let receivers = Arc::clone(&setup.receivers);
         Ok((setup.stream, Group { address: setup.address, ttl: setup.ttl, receivers, socket }))
     };
-    config.multicast.iter().map(open).collect()
+    config.multicast.iter().map(&mut open).collect()
+}
+
+/// The shard's own UDP sockets: those of the process before, or new ones. Their options stay as that process has set them.
+fn open_pair(config: &mut ShardConfig) -> io::Result<Option<UdpSockets>> {
+    let udp = match (config.inherited.pair.take(), config.udp) {
+        (Some((rtp, rtcp)), _) => UdpSockets {
+            rtp: Datagram::inherited(rtp.into(), config.io)?,
+            rtcp: Datagram::inherited(rtcp.into(), config.io)?,
+        },
+        (None, Some(address)) => {
+            let (rtp, rtcp) = Datagram::bind_pair(address, config.udp_ports, config.io)
+                .map_err(|error| without_ports(error, config.udp_ports))?;
+            rtp.set_dscp(config.dscp)?;
+            rtcp.set_dscp(config.dscp)?;
+            UdpSockets { rtp, rtcp }
+        }
+        (None, None) => return Ok(None),
+    };
+    config.core.server.udp_ports = Some((udp.rtp.local_addr()?.port(), udp.rtcp.local_addr()?.port()));
+    Ok(Some(udp))
 }
 
 /// A running shard.
@@ -188,19 +217,8 @@ fn serve(
 ) -> io::Result<()> {
     let runtime = Runtime::new(config.io)?;
     runtime.block_on(async move {
-        let udp = match config.udp {
-            Some(address) => {
-                let (rtp, rtcp) = Datagram::bind_pair(address, config.udp_ports, config.io)
-                    .map_err(|error| without_ports(error, config.udp_ports))?;
-                rtp.set_dscp(config.dscp)?;
-                rtcp.set_dscp(config.dscp)?;
-                let ports = (rtp.local_addr()?.port(), rtcp.local_addr()?.port());
-                config.core.server.udp_ports = Some(ports);
-                Some(UdpSockets { rtp, rtcp })
-            }
-            None => None,
-        };
-        let groups = open_groups(&config)?;
+        let udp = open_pair(&mut config)?;
+        let groups = open_groups(&mut config)?;
         pauses::prepare();
         match config.io {
             IoKind::Uring => {

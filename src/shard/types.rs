@@ -1,6 +1,8 @@
 //! A shard's parameters, inputs and outputs.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -97,6 +99,27 @@ pub struct UdpSockets {
     pub rtp: Datagram,
     /// Sends and receives RTCP.
     pub rtcp: Datagram,
+}
+
+/// A shard's UDP sockets as descriptors: for another process, or from one.
+#[derive(Debug, Default)]
+pub struct SocketFds {
+    /// For RTP and for RTCP.
+    pub pair: Option<(OwnedFd, OwnedFd)>,
+    /// The multicast groups that the shard sends to: the streams' names, the groups and the sockets.
+    pub groups: Vec<(String, SocketAddr, OwnedFd)>,
+}
+
+impl SocketFds {
+    /// Further descriptors of the same sockets.
+    ///
+    /// # Errors
+    /// The error of `dup`.
+    pub fn try_clone(&self) -> io::Result<SocketFds> {
+        let pair = self.pair.as_ref().map(|(rtp, rtcp)| Ok::<_, io::Error>((rtp.try_clone()?, rtcp.try_clone()?)));
+        let groups = self.groups.iter().map(|(name, group, socket)| Ok((name.clone(), *group, socket.try_clone()?)));
+        Ok(SocketFds { pair: pair.transpose()?, groups: groups.collect::<io::Result<_>>()? })
+    }
 }
 
 /// A stream's multicast group, for one of the shards. One shard sends, all count receivers.

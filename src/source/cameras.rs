@@ -1,5 +1,6 @@
 //! The cameras of a stream: which one is tried next, and when.
 
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::backoff::{Backoff, Refusals};
 use super::camera::address::CameraAddress;
 use super::camera::fault::{Fault, Retry, Step};
-use super::camera::{Camera, CameraOptions, CameraSession, Learned, Outcome, PullTransport};
+use super::camera::{Camera, CameraAgain, CameraOptions, CameraSession, Learned, Outcome, PullTransport};
 use super::fault_log::{FaultLog, STEADY};
 use super::feed::Feed;
 use super::news::SourceNews;
@@ -54,8 +55,8 @@ pub(super) struct Cameras<'a> {
     resumed: Option<Resumed>,
 }
 
-/// Another process's session, its connection, and what its times are relative to.
-type Resumed = (CameraSession, OwnedFd, Instant);
+/// Another process's session, its sockets, and what its times are relative to.
+type Resumed = (CameraSession, Vec<OwnedFd>, Instant);
 
 /// Why a session was ended.
 enum Left {
@@ -136,12 +137,27 @@ impl<'a> Cameras<'a> {
     }
 
     /// Takes another process's session with one of these cameras, which becomes the current one. A session with another camera is not
-    /// continued.
-    fn resumable<P: StreamSink>(&mut self, feed: &Feed<'_, P>) -> Option<Resumed> {
+    /// continued, and one whose connection cannot be is closed, like after a failure.
+    fn resumable<P: StreamSink>(&mut self, feed: &mut Feed<'_, P>) -> Option<Resumed> {
         let resume = feed.source().resume.take()?;
-        let (session, connection, reference) = resume.of::<CameraSession>()?;
-        self.at = self.known.iter().position(|known| known.address.url().as_str() == session.camera)?;
-        Some((session, connection?, reference))
+        let at = |url: &str| self.known.iter().position(|known| known.address.url().as_str() == url);
+        if let Some(CameraAgain { again, feed: saved }) = resume.read() {
+            if let Some(at) = at(&again) {
+                self.at = at;
+                info!(stream = %feed.name, camera = %self.known[at].address, "reconnecting: a connection over TLS cannot be handed over");
+            }
+            for socket in resume.sockets {
+                // It may be closed already.
+                let _ = std::net::TcpStream::from(socket).shutdown(Shutdown::Both);
+            }
+            feed.restore(resume.reference, saved);
+            feed.disconnected();
+            feed.tell_live = true;
+            return None;
+        }
+        let (session, sockets, reference) = resume.of::<CameraSession>()?;
+        self.at = at(&session.camera)?;
+        Some((session, sockets, reference))
     }
 
     /// Runs one session with the current camera.

@@ -12,33 +12,38 @@ use crate::media::saved::Moment;
 /// A session as its task leaves it.
 pub(super) struct Deposit {
     session: Value,
-    connection: Option<OwnedFd>,
+    sockets: Vec<OwnedFd>,
 }
 
 impl Deposit {
-    /// A session, in the form in which a task of the same kind reads it, and its connection.
-    pub(super) fn new(session: &impl Serialize, connection: Option<OwnedFd>) -> Option<Deposit> {
-        Some(Deposit { session: serde_json::to_value(session).ok()?, connection })
+    /// A session, in the form in which a task of the same kind reads it, and its sockets.
+    pub(super) fn new(session: &impl Serialize, sockets: Vec<OwnedFd>) -> Option<Deposit> {
+        Some(Deposit { session: serde_json::to_value(session).ok()?, sockets })
     }
 
     /// Its parts.
-    pub(super) fn into_parts(self) -> (Value, Option<OwnedFd>) {
-        (self.session, self.connection)
+    pub(super) fn into_parts(self) -> (Value, Vec<OwnedFd>) {
+        (self.session, self.sockets)
     }
 }
 
 /// A session that a source starts with.
 pub(super) struct Resume {
     pub(super) session: Value,
-    pub(super) connection: Option<OwnedFd>,
+    pub(super) sockets: Vec<OwnedFd>,
     /// What its times are relative to.
     pub(super) reference: Instant,
 }
 
 impl Resume {
     /// The session, if it is of this kind.
-    pub(super) fn of<T: DeserializeOwned>(self) -> Option<(T, Option<OwnedFd>, Instant)> {
-        Some((serde_json::from_value(self.session).ok()?, self.connection, self.reference))
+    pub(super) fn of<T: DeserializeOwned>(self) -> Option<(T, Vec<OwnedFd>, Instant)> {
+        Some((serde_json::from_value(self.session).ok()?, self.sockets, self.reference))
+    }
+
+    /// Whether it is of this kind: the session then, a copy.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        T::deserialize(&self.session).ok()
     }
 }
 
@@ -58,8 +63,13 @@ pub enum Running {
     Nothing,
     /// A session that it leaves when the source is held.
     Session,
-    /// A session with a camera over TLS, whose keys cannot be handed over.
+    /// A session with a camera over TLS, whose keys cannot be handed over: it leaves what is needed to start anew.
     Tls,
-    /// A session with a camera that sends datagrams.
-    Datagrams,
+}
+
+impl Running {
+    /// Whether it leaves something when the source is held.
+    pub(super) fn leaves(self) -> bool {
+        matches!(self, Running::Session | Running::Tls)
+    }
 }

@@ -60,7 +60,7 @@ async fn play_pattern<P: StreamSink>(feed: &mut Feed<'_, P>) {
             biased;
             reference = source.held() => {
                 let session = pattern.save(reference, feed.save(reference));
-                source.wait_held(Deposit::new(&session, None)).await;
+                source.wait_held(Deposit::new(&session, Vec::new())).await;
             }
             () = sleep_until(due.into()) => {}
         }

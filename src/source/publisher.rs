@@ -157,7 +157,7 @@ pub async fn run<P: StreamSink>(
         if let Some(reference) = reference
             && messages.is_empty()
         {
-            source.deposit.replace(Deposit::new(&host.save(reference), None));
+            source.deposit.replace(Deposit::new(&host.save(reference), Vec::new()));
         }
         let due = host.deadline().filter(|_| reference.is_none());
         let message = tokio::select! {

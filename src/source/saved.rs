@@ -15,7 +15,7 @@ use super::pipeline::{Pipeline, PipelineState};
 use super::shared::{Source, SourceStatus};
 use crate::media::SourceState as State;
 
-/// A source as plain data, without its descriptor.
+/// A source as plain data, without its descriptors.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct SavedSource {
     pipeline: PipelineState,
@@ -28,8 +28,8 @@ pub struct SavedSource {
     reads: u64,
     copied: u64,
     session: Option<Value>,
-    /// Whether a descriptor belongs to it.
-    connected: bool,
+    /// How many descriptors belong to it.
+    sockets: usize,
 }
 
 impl SavedSource {
@@ -38,9 +38,9 @@ impl SavedSource {
         self.pipeline.each_bytes(each);
     }
 
-    /// Whether a descriptor belongs to it.
-    pub fn is_connected(&self) -> bool {
-        self.connected
+    /// How many descriptors belong to it.
+    pub fn descriptors(&self) -> usize {
+        self.sockets
     }
 }
 
@@ -58,7 +58,7 @@ impl Source {
 
     /// Whether the task has stopped, or has no session to leave.
     pub fn is_held(&self) -> bool {
-        self.held.borrow().is_some() && (self.running.get() != Running::Session || self.deposit.borrow().is_some())
+        self.held.borrow().is_some() && (!self.running.get().leaves() || self.deposit.borrow().is_some())
     }
 
     /// The held source's task has more to process before it leaves its session.
@@ -71,10 +71,10 @@ impl Source {
         self.running.get()
     }
 
-    /// Takes the held source as plain data, and the descriptor that belongs to it.
-    pub fn save(&self, reference: Instant) -> (SavedSource, Option<OwnedFd>) {
-        let (session, connection) = self.deposit.take().map(Deposit::into_parts).unzip();
-        let connection = connection.flatten();
+    /// Takes the held source as plain data, and the descriptors that belong to it.
+    pub fn save(&self, reference: Instant) -> (SavedSource, Vec<OwnedFd>) {
+        let (session, sockets) = self.deposit.take().map(Deposit::into_parts).unzip();
+        let sockets = sockets.unwrap_or_default();
         let status = self.status.borrow();
         let saved = SavedSource {
             pipeline: self.pipeline.borrow().save(reference),
@@ -87,13 +87,13 @@ impl Source {
             reads: self.reads.get(),
             copied: self.copied.get(),
             session,
-            connected: connection.is_some(),
+            sockets: sockets.len(),
         };
-        (saved, connection)
+        (saved, sockets)
     }
 
     /// Restores a saved source, whose task then continues the session.
-    pub fn restore(reference: Instant, saved: SavedSource, connection: Option<OwnedFd>) -> std::rc::Rc<Source> {
+    pub fn restore(reference: Instant, saved: SavedSource, sockets: Vec<OwnedFd>) -> std::rc::Rc<Source> {
         let source = Source::new(Pipeline::restore(reference, saved.pipeline));
         source.status.replace(SourceStatus {
             state: saved.state,
@@ -108,7 +108,7 @@ impl Source {
         }
         source.reads.set(saved.reads);
         source.copied.set(saved.copied);
-        source.resume.replace(saved.session.map(|session| Resume { session, connection, reference }));
+        source.resume.replace(saved.session.map(|session| Resume { session, sockets, reference }));
         source.restored.set(true);
         source
     }
@@ -127,7 +127,7 @@ impl Source {
     /// Leaves the session, and waits until the source is released.
     pub(super) async fn wait_held(&self, deposit: Option<Deposit>) {
         let before = self.running.get();
-        if deposit.is_none() && before == Running::Session {
+        if deposit.is_none() && before.leaves() {
             self.running.set(Running::Nothing);
         }
         self.deposit.replace(deposit);

@@ -3,7 +3,7 @@
 //! The running relay starts the other program with one end of a socket pair ([`start`]). Then, in this order:
 //!
 //! 1. it says which version of the format it speaks, and the other which one it accepts ([`Channel::greet`], [`Channel::greeted`]);
-//! 2. [`Hello`], with the listening sockets;
+//! 2. [`Hello`], with the listening sockets and the shards' UDP sockets;
 //! 3. the other checks its configuration, starts its threads, and says [`Ready`];
 //! 4. while all runs on, the running relay sends its logs ([`Next::Part`]);
 //! 5. it freezes ([`Next::Frozen`]), and sends each shard's state, with its descriptors and what the logs have got since;
@@ -88,7 +88,16 @@ pub enum Purpose {
     Https,
 }
 
-/// What the running relay says first. The listening sockets come with it, in this order.
+/// A shard's UDP sockets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramSockets {
+    /// Whether there are two for RTP and RTCP, in this order.
+    pub pair: bool,
+    /// The multicast groups that it sends to, with their streams' names; a socket each.
+    pub groups: Vec<(String, SocketAddr)>,
+}
+
+/// What the running relay says first. The listening sockets come with it, in this order, then the shards' sockets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
     /// How many shards it has.
@@ -99,6 +108,9 @@ pub struct Hello {
     pub streams: Vec<StreamKnown>,
     /// The listening sockets.
     pub listeners: Vec<(Purpose, SocketAddr)>,
+    /// The UDP sockets, by shard.
+    #[serde(default)]
+    pub datagrams: Vec<DatagramSockets>,
     /// The secret of its nonces, and the age of their time, in nanoseconds.
     pub nonces: ([u8; 32], u64),
     /// How other relays know it.

@@ -53,6 +53,11 @@ impl Certificate {
         std::fs::set_permissions(&self.key, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
+    /// The file that a client may trust.
+    pub fn file(&self) -> &Path {
+        &self.certificate
+    }
+
     /// The configuration keys for it.
     pub fn keys(&self) -> String {
         format!("tls_certificate = {:?}\ntls_key = {:?}\n", self.certificate, self.key)

@@ -18,28 +18,28 @@ use nix::unistd::Pid;
 use rtsprelay::wire::auth;
 
 use crate::harness::camera::Camera;
-use crate::harness::datagrams::Ports;
 use crate::harness::http::{get, http_address};
 use crate::harness::machine::beside_others;
 use crate::harness::program::Program;
+use crate::harness::publisher::Publisher;
 use crate::harness::relay::{Relay, Uring, command};
-use crate::harness::rtsp::{Client, tracks};
+use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
 /// A relay that is upgraded, in whichever process it lives at the moment.
-struct Upgraded {
-    relay: Relay,
+pub(crate) struct Upgraded {
+    pub(crate) relay: Relay,
     files: Vec<PathBuf>,
     /// Says at which step the next successor ends.
-    step: PathBuf,
+    pub(crate) step: PathBuf,
 }
 
 impl Upgraded {
-    fn start(config: &str) -> Upgraded {
+    pub(crate) fn start(config: &str) -> Upgraded {
         Upgraded::start_with(Uring::AsAsked, config)
     }
 
-    fn start_with(uring: Uring, config: &str) -> Upgraded {
+    pub(crate) fn start_with(uring: Uring, config: &str) -> Upgraded {
         let (path, step) = (scratch_file("upgrade.toml"), scratch_file("step"));
         std::fs::write(&path, format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n{config}")).unwrap();
         let fault = format!("--test-hand-over={}", step.display());
@@ -47,7 +47,7 @@ impl Upgraded {
         Upgraded { relay, files: vec![path, step.clone()], step }
     }
 
-    fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         let printed = self.relay.printed();
         let last = printed.lines().rfind(|line| line.contains("handed over to the new program"));
         let pid = last.and_then(|line| line.split_once("pid=")).and_then(|(_, rest)| rest.split(' ').next());
@@ -58,19 +58,19 @@ impl Upgraded {
         kill(Pid::from_raw(self.pid()), Signal::SIGUSR2).expect("kill");
     }
 
-    fn count(&self, said: &str) -> usize {
+    pub(crate) fn count(&self, said: &str) -> usize {
         self.relay.printed().matches(said).count()
     }
 
     /// Asks for an upgrade, and waits until the log says `said` once more than before.
-    fn ask_until(&self, said: &str) {
+    pub(crate) fn ask_until(&self, said: &str) {
         let before = self.count(said);
         self.ask();
         wait_until(&format!("the relay says {said:?}"), DEADLINE, || self.count(said) > before);
     }
 
     /// Upgrades it.
-    fn upgrade(&self) {
+    pub(crate) fn upgrade(&self) {
         let before = self.pid();
         self.ask_until(" took over from the relay that ran before");
         wait_until("the process before has ended", DEADLINE, || self.pid() != before && has_ended(before));
@@ -100,20 +100,20 @@ impl Drop for Upgraded {
     }
 }
 
-const REFUSED: &str = "the upgrade was not done, and nothing has changed";
+pub(crate) const REFUSED: &str = "the upgrade was not done, and nothing has changed";
 
 /// What all players of a stream have received: by track, number and timestamp, the hash of the packet.
-type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
+pub(crate) type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
 
 /// A player that checks everything it gets.
-struct Player {
+pub(crate) struct Player {
     stop: Arc<AtomicBool>,
     packets: Arc<AtomicU64>,
     thread: JoinHandle<Duration>,
 }
 
 impl Player {
-    fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
+    pub(crate) fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
         let url = relay.relay.url(path);
         let mut client = Client::connect(relay.relay.address());
         let (tracks, _) = client.play_everything(&url);
@@ -125,7 +125,7 @@ impl Player {
     }
 
     /// Waits until it has received so many packets from now on.
-    fn goes_on(&self, packets: u64) {
+    pub(crate) fn goes_on(&self, packets: u64) {
         let before = self.packets.load(Ordering::Relaxed);
         wait_until("the player receives more", DEADLINE, || {
             assert!(!self.thread.is_finished(), "the player has failed");
@@ -134,7 +134,7 @@ impl Player {
     }
 
     /// Ends it; gives the longest time without a packet.
-    fn end(self) -> Duration {
+    pub(crate) fn end(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("a player that saw no fault")
     }
@@ -185,14 +185,14 @@ fn watch(
 }
 
 /// A camera that sends 30 frames and 50 packets of sound a second.
-struct Filming {
-    camera: Arc<Camera>,
+pub(crate) struct Filming {
+    pub(crate) camera: Arc<Camera>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Filming {
-    fn start() -> Filming {
+    pub(crate) fn start() -> Filming {
         let (camera, stop) = (Arc::new(Camera::start()), Arc::new(AtomicBool::new(false)));
         let (shown, stopped) = (Arc::clone(&camera), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
@@ -218,7 +218,7 @@ impl Filming {
     }
 
     /// The methods that it was asked for, without keep-alives.
-    fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         self.camera.requests().into_iter().filter(|method| !["OPTIONS", "GET_PARAMETER"].contains(&&**method)).collect()
     }
 }
@@ -232,23 +232,23 @@ impl Drop for Filming {
     }
 }
 
-fn ffmpeg(arguments: &str) -> Program {
+pub(crate) fn ffmpeg(arguments: &str) -> Program {
     let mut command = Command::new("ffmpeg");
     command.args(arguments.split_whitespace());
     Program::start(command)
 }
 
-const STREAMS: &str =
+pub(crate) const STREAMS: &str =
     "\n[[stream]]\nname = \"pattern\"\nsource = \"test\"\n\n[[stream]]\nname = \"live\"\nsource = \"publish\"\n";
 
 /// Clients that do not read are not skipped or closed.
-const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
+pub(crate) const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
 
-fn with_camera(camera: &Filming) -> String {
+pub(crate) fn with_camera(camera: &Filming) -> String {
     format!("{STREAMS}\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n", camera.camera.url())
 }
 
-fn serving(relay: &Upgraded, path: &str) {
+pub(crate) fn serving(relay: &Upgraded, path: &str) {
     wait_until(&format!("{path} is served"), DEADLINE, || {
         Client::connect(relay.relay.address()).describe(&relay.relay.url(path)).status == 200
     });
@@ -360,21 +360,17 @@ fn epoll_hands_over_as_well() {
 #[test]
 fn what_cannot_be_handed_over_is_said_before_anything_is_touched() {
     let _turn = beside_others();
-    let relay = Upgraded::start(STREAMS);
+    let relay = Upgraded::start(&format!("{STREAMS}\n[[stream]]\nname = \"made/*\"\nsource = \"publish\"\n"));
     serving(&relay, "/pattern");
     let packets = Arc::<Packets>::default();
     let player = Player::start(&relay, "/pattern", &packets);
-    let url = relay.relay.url("/pattern");
-    let mut by_datagrams = Client::connect(relay.relay.address());
-    let tracks = tracks(&by_datagrams.describe(&url));
-    let ports = Ports::bind();
-    by_datagrams.request("SETUP", &tracks[0].url, &[("Transport", &ports.transport())]).expect(200);
-    relay.ask_until("these cannot be handed over yet (sessions over UDP: 1)");
+    let _publisher = Publisher::start(relay.relay.address(), &relay.relay.url("/made/one"));
+    let said = "cannot be handed over yet (made/one)";
+    relay.ask_until(said);
     let refused = command(Uring::Unused, &["upgrade", "--pid", &relay.pid().to_string()]);
     let refused = Program::start(refused).finish(DEADLINE);
-    assert!(refused.status.code() == Some(1) && refused.stderr.contains("sessions over UDP: 1"), "{refused:?}");
+    assert!(refused.status.code() == Some(1) && refused.stderr.contains(said), "{refused:?}");
     player.goes_on(20);
-    drop(by_datagrams);
     player.end();
 }
 

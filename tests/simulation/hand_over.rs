@@ -51,6 +51,9 @@ impl Simulation {
         for ((slot, mut client), (token, _)) in kept.into_iter().zip(restored) {
             client.token = token;
             slots.insert(slot, token.slot);
+            if let Some(udp) = client.udp {
+                self.by_address.insert(udp.ip(), token.slot);
+            }
             self.clients.insert(token.slot, client);
         }
         self.core.egress_mut().renumber(|slot| slots.get(&slot).copied());

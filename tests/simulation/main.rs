@@ -439,8 +439,7 @@ fn play(seed: u64) -> Outcome {
     let mut simulation = Simulation::new(seed, start, log_bytes);
     for step in 0..3_000 {
         if simulation.clients.len() < 120 && simulation.rng.u8(0..10) < 2 {
-            // Who plays by UDP is not handed over.
-            let udp = !seed.is_multiple_of(2) && simulation.rng.u8(0..8) == 0;
+            let udp = simulation.rng.u8(0..8) == 0;
             simulation.join(udp);
         }
         if simulation.rng.u8(0..4) == 0 {

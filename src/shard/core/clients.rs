@@ -216,7 +216,7 @@ impl<E: Egress> Core<E> {
             // One connection carries one interleaved session's media.
             return Err(NOT_VALID_IN_THIS_STATE);
         }
-        let member = self.streams[id.index()].join(slot);
+        let member = Some(self.streams[id.index()].join(slot));
         link.playing = Some(Playing::new(now, (session, peer), (id, transport), player, member));
         self.links.bind(session, slot);
         if is_web {
@@ -553,8 +553,9 @@ impl<E: Egress> Core<E> {
 }
 
 /// One packet that is not in a chunk, in the form for UDP clients.
-fn single_datagram(packet: Vec<u8>) -> Datagrams {
+pub(super) fn single_datagram(packet: impl Into<Bytes>) -> Datagrams {
+    let packet = packet.into();
     let len = packet.len() as u16;
     let (packet_at, run) = (Span { offset: 0, len }, Run { first: 0, count: 1, segment: len });
-    Datagrams::new(Bytes::from(packet), Box::new([packet_at]), Box::new([run]))
+    Datagrams::new(packet, Box::new([packet_at]), Box::new([run]))
 }

@@ -53,7 +53,8 @@ impl<E: Egress> Core<E> {
         let slot = self.links.insert(kind).slot;
         let stream = &mut self.streams[id.index()];
         stream.group_link = Some(slot);
-        let playing = Playing::new(now, (NO_SESSION, peer), (id, Transport::Multicast), player, stream.join(slot));
+        let playing =
+            Playing::new(now, (NO_SESSION, peer), (id, Transport::Multicast), player, Some(stream.join(slot)));
         self.links[slot as usize].playing = Some(Playing { paused: true, ..playing });
     }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::browser::Web;
@@ -67,7 +68,7 @@ impl Kind {
 pub(super) type Targets = SmallVec<[Target; 2]>;
 
 /// Where a track goes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Target {
     pub(super) track: TrackId,
     pub(super) rtp: SocketAddr,
@@ -191,7 +192,7 @@ impl Playing {
         (session, peer): (SessionKey, SocketAddr),
         (stream, transport): (StreamId, Transport),
         player: Player,
-        member: usize,
+        member: Option<usize>,
     ) -> Playing {
         Playing {
             lagging_until: None,
@@ -203,7 +204,7 @@ impl Playing {
             session,
             transport,
             peer,
-            member: Some(member),
+            member,
             skips: 0,
             reported: 0,
             #[cfg(feature = "testing")]

@@ -32,6 +32,7 @@ mod put_off;
 mod reasons;
 mod report;
 mod saved;
+mod saved_datagrams;
 mod shortage;
 #[cfg(test)]
 mod silent_tests;

@@ -11,12 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::link::{Closing, Kind, Link, Playing};
 use super::logs::{KeptLogs, SentLogs};
+use super::saved_datagrams::{DatagramLink, ReceiverLink};
 use super::state::Core;
 use super::streams::StreamState;
 use crate::egress::{Conn, Egress, Piece, Token};
 use crate::media::Description;
+use crate::media::log::Log;
 use crate::media::saved::Moment;
-use crate::metrics::{ClientLatency, Transport};
+use crate::metrics::Transport;
 use crate::session::{ConnId, KnownStreamState, ServerState, SessionKey};
 use crate::shard::player::{Player, PlayerState};
 use crate::source::publishing::Backlog;
@@ -28,6 +30,12 @@ pub struct CoreState {
     server: ServerState,
     /// In the order of their descriptors.
     links: Vec<LinkState>,
+    /// Who is sent datagrams.
+    #[serde(default)]
+    datagrams: Vec<DatagramLink>,
+    /// Who receives a stream's multicast group.
+    #[serde(default)]
+    receivers: Vec<ReceiverLink>,
     /// Publishers' sessions that their streams' sources know, with their streams.
     publishers: Vec<(u64, String)>,
 }
@@ -38,6 +46,9 @@ struct SavedStream {
     description: Option<Description<Moment>>,
     known: KnownStreamState,
     state: StreamState,
+    /// What is sent to its multicast group, if it is from here.
+    #[serde(default)]
+    group: Option<PlayingState>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,38 +66,69 @@ struct LinkState {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct PlayingState {
+pub(super) struct PlayingState {
     stream: String,
     session: u64,
     peer: SocketAddr,
     paused: bool,
-    player: PlayerState,
+    pub(super) player: PlayerState,
     lagging_until: Option<Moment>,
     bytes: u64,
     skips: u64,
     reported: u64,
     since: Moment,
+    /// It is only being sent its last data.
+    #[serde(default)]
+    left: bool,
 }
 
 /// What cannot be handed over to another process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uncarried {
-    /// Sessions over UDP.
-    pub udp: usize,
     /// Connections over TLS.
     pub tls: usize,
     /// Browsers' connections.
     pub web: usize,
-    /// Streams with a multicast group.
-    pub multicast: Vec<String>,
-    /// Streams whose camera is connected in a way that cannot be handed over, and how.
+    /// Streams whose camera is connected to anew, because its connection cannot be handed over, and why.
     pub cameras: Vec<(String, &'static str)>,
+}
+
+impl PlayingState {
+    /// Whether it is only being sent its last data.
+    pub(super) fn has_left(&self) -> bool {
+        self.left
+    }
+
+    /// Restores a player of the described stream, whose log has been restored.
+    pub(super) fn restore(
+        self,
+        reference: Instant,
+        description: &Description,
+        log: &Log,
+        of: impl FnOnce(Player) -> Playing,
+    ) -> Playing {
+        let player = Player::restore(reference, self.player, description, log);
+        Playing {
+            lagging_until: self.lagging_until.map(|until| until.at(reference)),
+            paused: self.paused,
+            bytes: self.bytes,
+            skips: self.skips,
+            reported: self.reported,
+            since: self.since.at(reference),
+            ..of(player)
+        }
+    }
 }
 
 impl CoreState {
     /// All of its bytes, in a fixed order: they may travel apart from the rest.
     pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
-        self.streams.iter_mut().for_each(|stream| stream.state.each_bytes(each));
+        for stream in &mut self.streams {
+            stream.state.each_bytes(each);
+            if let Some(group) = &mut stream.group {
+                group.player.each_bytes(each);
+            }
+        }
         self.server.each_bytes(each);
         for link in &mut self.links {
             each(&mut link.unsent);
@@ -95,6 +137,7 @@ impl CoreState {
                 playing.player.each_bytes(each);
             }
         }
+        self.datagrams.iter_mut().for_each(|link| link.each_bytes(each));
     }
 
     /// How many descriptors belong to it.
@@ -114,7 +157,7 @@ fn joined<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Bytes {
     all.freeze()
 }
 
-/// Whether a link is open, and so is to be saved.
+/// Whether a link is an open connection, and so is to be saved.
 fn is_kept(link: &Link) -> bool {
     link.closing == Closing::No && matches!(link.kind, Kind::Tcp { .. })
 }
@@ -122,15 +165,13 @@ fn is_kept(link: &Link) -> bool {
 impl<E: Egress> Core<E> {
     /// What there is that cannot be saved.
     pub fn uncarried(&self) -> Uncarried {
-        let mut found = Uncarried { udp: self.server.datagram_sessions(), ..Uncarried::default() };
+        let mut found = Uncarried::default();
         for (_, link) in self.links.iter() {
             if let Kind::Tcp { conn, web, .. } = &link.kind {
                 found.web += usize::from(web.is_some());
                 found.tls += usize::from(conn.tls().is_some() && web.is_none());
             }
         }
-        let grouped = self.streams.iter().filter(|stream| stream.group.is_some());
-        found.multicast = grouped.map(|stream| stream.name.clone()).collect();
         found
     }
 
@@ -158,13 +199,21 @@ impl<E: Egress> Core<E> {
             description: stream.description.as_ref().map(|is| is.with_moments(|at| Moment::of(at, reference))),
             known: self.server.save_stream(stream.id),
             state: stream.save(reference, sent.entry(stream.name.clone()).or_default()),
+            group: self.save_group(reference, stream),
         });
         let links = self.links.iter().filter(|(_, link)| is_kept(link));
         let links = links.filter_map(|(slot, link)| self.save_link(reference, slot as u32, link));
         let publishers = self.publishers.iter().map(|(session, (stream, _))| {
             (session.0, self.streams.get(stream.index()).map_or(String::new(), |stream| stream.name.clone()))
         });
-        Ok(CoreState { streams: streams.collect(), server, links: links.collect(), publishers: publishers.collect() })
+        Ok(CoreState {
+            streams: streams.collect(),
+            server,
+            links: links.collect(),
+            datagrams: self.save_datagrams(reference),
+            receivers: self.save_receivers(),
+            publishers: publishers.collect(),
+        })
     }
 
     /// The connections of the saved links, in their order.
@@ -178,7 +227,20 @@ impl<E: Egress> Core<E> {
     fn save_link(&self, reference: Instant, slot: u32, link: &Link) -> Option<LinkState> {
         let Kind::Tcp { peer, answers, moves, .. } = &link.kind else { return None };
         let unsent = self.put_off.of(Token { slot, generation: link.generation });
-        let playing = link.playing.as_ref().filter(|playing| !playing.has_left()).map(|playing| PlayingState {
+        let playing = link.playing.as_ref().filter(|playing| !playing.has_left());
+        let playing = playing.map(|playing| self.save_playing(reference, playing));
+        Some(LinkState {
+            slot,
+            peer: *peer,
+            moves: *moves,
+            unsent: joined(unsent.iter().map(Piece::as_slice)),
+            answers: joined(answers.iter().map(|answer| &answer[..])),
+            playing,
+        })
+    }
+
+    pub(super) fn save_playing(&self, reference: Instant, playing: &Playing) -> PlayingState {
+        PlayingState {
             stream: self.streams[playing.stream.index()].name.clone(),
             session: playing.session.0,
             peer: playing.peer,
@@ -189,15 +251,8 @@ impl<E: Egress> Core<E> {
             skips: playing.skips,
             reported: playing.reported,
             since: Moment::of(playing.since, reference),
-        });
-        Some(LinkState {
-            slot,
-            peer: *peer,
-            moves: *moves,
-            unsent: joined(unsent.iter().map(Piece::as_slice)),
-            answers: joined(answers.iter().map(|answer| &answer[..])),
-            playing,
-        })
+            left: playing.has_left(),
+        }
     }
 
     /// Restores a saved shard into a frozen one without clients, with its connections in their order. Streams that are not there are
@@ -241,6 +296,10 @@ impl<E: Egress> Core<E> {
             let kept = kept.entry(saved.name).or_default();
             let done = self.streams[index].restore(reference, saved.state, kept);
             done.map_err(|missing| format!("{}: {missing}", self.streams[index].name))?;
+            self.open_group(now, id);
+            if let Some(group) = saved.group {
+                self.restore_group(reference, index, group);
+            }
         }
         let mut slots = HashMap::new();
         let mut restored = Vec::new();
@@ -249,6 +308,8 @@ impl<E: Egress> Core<E> {
             slots.insert(old, link.slot);
             restored.push((link, conn));
         }
+        state.datagrams.into_iter().for_each(|saved| self.restore_datagrams(now, reference, saved));
+        state.receivers.into_iter().for_each(|saved| self.restore_receiver(saved));
         state.server.renumber(|old| slots.get(&old).copied());
         self.server.restore(now, reference, state.server);
         for (session, stream) in state.publishers {
@@ -266,7 +327,7 @@ impl<E: Egress> Core<E> {
         let answers: VecDeque<Bytes> = Some(answers).filter(|answers| !answers.is_empty()).into_iter().collect();
         let token = self.links.insert(Kind::Tcp { conn: conn.clone(), peer, answers, answer_bytes, moves, web: None });
         if let Some(playing) = playing {
-            self.restore_player(reference, token.slot, playing);
+            self.restore_player(reference, token.slot, playing, Transport::Tcp);
         }
         if !unsent.is_empty() {
             let link = &mut self.links[token.slot as usize];
@@ -276,26 +337,26 @@ impl<E: Egress> Core<E> {
         token
     }
 
-    fn restore_player(&mut self, reference: Instant, slot: u32, saved: PlayingState) {
-        let Some(stream) = self.streams.iter().find(|stream| stream.name == saved.stream) else { return };
-        let Some(description) = &stream.description else { return };
-        let id = stream.id;
-        let player = Player::restore(reference, saved.player, description, &stream.log);
-        let session = SessionKey(saved.session);
-        let member = self.streams[id.index()].join(slot);
-        let playing = Playing::new(reference, (session, saved.peer), (id, Transport::Tcp), player, member);
-        self.links[slot as usize].playing = Some(Playing {
-            lagging_until: saved.lagging_until.map(|until| until.at(reference)),
-            paused: saved.paused,
-            bytes: saved.bytes,
-            skips: saved.skips,
-            reported: saved.reported,
-            since: saved.since.at(reference),
-            latency: ClientLatency::default(),
-            ..playing
-        });
-        self.links.bind(session, slot);
-        self.metrics.client_joined(id, Transport::Tcp);
+    /// Restores a link's player. Returns whether it could: its stream must be there, with its description.
+    pub(super) fn restore_player(
+        &mut self,
+        reference: Instant,
+        slot: u32,
+        saved: PlayingState,
+        transport: Transport,
+    ) -> bool {
+        let Some(stream) = self.streams.iter().find(|stream| stream.name == saved.stream) else { return false };
+        let Some(description) = stream.description.clone() else { return false };
+        let (id, session, peer) = (stream.id, SessionKey(saved.session), saved.peer);
+        let stream = &mut self.streams[id.index()];
+        let member = if saved.left { stream.join_to_leave() } else { Some(stream.join(slot)) };
+        let of = |player| Playing::new(reference, (session, peer), (id, transport), player, member);
+        self.links[slot as usize].playing = Some(saved.restore(reference, &description, &stream.log, of));
+        if member.is_some() {
+            self.links.bind(session, slot);
+            self.metrics.client_joined(id, transport);
+        }
+        true
     }
 
     /// The restored shard serves: what its clients had sent is processed.

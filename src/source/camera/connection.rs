@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UdpSocket, lookup_host};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Sleep, sleep_until, timeout};
 use tokio_rustls::client::TlsStream;
 use tracing::warn;
@@ -21,6 +21,7 @@ use super::address::CameraAddress;
 use super::client::{Client, ClientState, Event, Media, Settings};
 use super::fault::{Fault, Step};
 use super::pace::{Drained, Pace};
+use super::sockets::{Pairs, connect, taken_over};
 use super::{CameraOptions, Learned, pauses, tls};
 use crate::egress::datagram_pair;
 use crate::limits::{CAMERA_PASS_BYTES_MAX, CAMERA_PASS_MAX_US, CAMERA_READ_BYTES_MAX, CAMERA_REDIRECTS_MAX};
@@ -67,7 +68,7 @@ pub(in crate::source) enum Outcome<T> {
     Failed(Fault),
 }
 
-/// A session that another process continues, without its connection.
+/// A session that another process continues, without its sockets.
 #[derive(Clone, Serialize, Deserialize)]
 pub(in crate::source) struct CameraSession {
     /// The camera's URL.
@@ -78,6 +79,17 @@ pub(in crate::source) struct CameraSession {
     /// For each track of the session, the stream's track.
     map: Vec<TrackId>,
     feed: FeedState,
+    /// For each track, whether it has two sockets for datagrams, which follow the connection.
+    #[serde(default)]
+    datagrams: Vec<bool>,
+}
+
+/// A session that another process starts anew, because it cannot continue its connection.
+#[derive(Clone, Serialize, Deserialize)]
+pub(in crate::source) struct CameraAgain {
+    /// The camera's URL.
+    pub(in crate::source) again: String,
+    pub(in crate::source) feed: FeedState,
 }
 
 /// The camera redirects to this URL.
@@ -180,7 +192,7 @@ struct Link {
     stream: Stream,
     camera: SocketAddr,
     /// By track.
-    datagrams: Vec<Option<(UdpSocket, UdpSocket)>>,
+    datagrams: Pairs,
     /// Since when the connection has been read without interruption, and the bytes read.
     pass: Option<(Instant, usize)>,
     share: Share,
@@ -249,7 +261,7 @@ impl Camera<'_> {
     /// Continues another process's session; ends it with TEARDOWN when `until` resolves.
     pub(in crate::source) async fn resume<P: StreamSink, T>(
         &mut self,
-        (session, connection, reference): (CameraSession, OwnedFd, Instant),
+        (session, sockets, reference): (CameraSession, Vec<OwnedFd>, Instant),
         feed: &mut Feed<'_, P>,
         until: impl Future<Output = T>,
     ) -> Outcome<T> {
@@ -262,12 +274,11 @@ impl Camera<'_> {
             }
         }
         let unreachable = |error: io::Error| Fault::Unreachable(error.to_string());
-        let stream = std::net::TcpStream::from(connection);
-        let link = TcpStream::from_std(stream).map_err(unreachable).and_then(|tcp| {
+        let link = taken_over(sockets, &session.datagrams).map_err(unreachable).and_then(|(tcp, datagrams)| {
             let camera = tcp.peer_addr().map_err(unreachable)?;
             let settings = self.settings(&address, camera, session.feed.had_video);
             let client = Client::restore(reference, session.client, settings);
-            Ok(Link::new(client, Stream::Plain(tcp), camera, session.redirects))
+            Ok(Link { datagrams, ..Link::new(client, Stream::Plain(tcp), camera, session.redirects) })
         });
         let mut link = match link {
             Ok(link) => link,
@@ -388,7 +399,7 @@ impl Link {
         if matches!(self.stream, Stream::Plain(_)) { Running::Session } else { Running::Tls }
     }
 
-    /// The session for another process, if it plays and its connection can be handed over.
+    /// The session for another process, if it plays.
     fn deposit<P: StreamSink>(
         &self,
         reference: Instant,
@@ -396,17 +407,25 @@ impl Link {
         map: &[TrackId],
         feed: &Feed<'_, P>,
     ) -> Option<Deposit> {
-        let Stream::Plain(tcp) = &self.stream else { return None };
-        let client = self.client.save(reference).filter(|_| self.datagrams.is_empty())?;
+        let client = self.client.save(reference)?;
+        let mut sockets = vec![self.stream.tcp().as_fd().try_clone_to_owned().ok()?];
+        if let Stream::Tls(_) = &self.stream {
+            // The other process closes the connection before it opens the next one, which the camera may refuse otherwise.
+            let session = CameraAgain { again: camera.url().to_string(), feed: feed.save(reference) };
+            return Deposit::new(&session, sockets);
+        }
+        for socket in self.datagrams.iter().flatten().flat_map(|(rtp, rtcp)| [rtp, rtcp]) {
+            sockets.push(socket.as_fd().try_clone_to_owned().ok()?);
+        }
         let session = CameraSession {
             camera: camera.url().to_string(),
             redirects: self.redirects.clone(),
             client,
             map: map.to_vec(),
             feed: feed.save(reference),
+            datagrams: self.datagrams.iter().map(Option::is_some).collect(),
         };
-        let connection = tcp.as_fd().try_clone_to_owned().ok()?;
-        Deposit::new(&session, Some(connection))
+        Deposit::new(&session, sockets)
     }
 
     /// Runs up to the description.
@@ -449,7 +468,8 @@ impl Link {
         let mut timer = pin!(sleep_until(Instant::now().into()));
         // How it ends, and until when to wait for the answer to TEARDOWN.
         let mut end: Option<(Outcome<T>, Instant)> = None;
-        feed.comes_by(Connection::of(self.stream.tcp().as_raw_fd()).into_iter().collect());
+        let media = Some(self.stream.tcp().as_raw_fd()).filter(|_| self.datagrams.is_empty());
+        feed.comes_by(media.and_then(Connection::of).into_iter().collect());
         loop {
             while let Some(event) = self.client.poll_event() {
                 if let Some(over) = self.take_event(event, address, feed, options, &mut end) {
@@ -493,6 +513,8 @@ impl Link {
                 Ok(Turn::Yields) => self.yields().await,
                 Ok(Turn::Went) => {}
                 Ok(Turn::Held(reference)) => {
+                    // What waits for the next turn is not saved.
+                    self.send_datagrams();
                     let deposit = self.deposit(reference, camera, &map, feed).filter(|_| end.is_none());
                     feed.source().wait_held(deposit).await;
                     hold = Hold::new(feed.source());
@@ -538,7 +560,6 @@ impl Link {
                 if let Err(error) = self.open_ports(track) {
                     self.client.no_ports(error.to_string());
                 }
-                feed.source().running.set(Running::Datagrams);
                 feed.comes_by(Vec::new());
             }
             Event::Described => {}
@@ -732,35 +753,4 @@ impl Link {
         self.client.ports(Instant::now(), port);
         Ok(())
     }
-}
-
-/// Opens a TCP connection to the first of the camera's addresses that accepts. Each gets a share of the remaining time.
-async fn connect(address: &CameraAddress, until: Instant) -> Result<TcpStream, Fault> {
-    let (host, zone, port) = address.target();
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => Fault::Refused,
-        _ => Fault::Unreachable(error.to_string()),
-    };
-    let addresses: Vec<SocketAddr> = match (host.parse(), zone) {
-        (Ok(IpAddr::V6(ip)), Some(zone)) => {
-            let scope = nix::net::if_::if_nametoindex(zone)
-                .map_err(|_| Fault::Unreachable(format!("this machine has no interface {zone:?}")))?;
-            vec![std::net::SocketAddrV6::new(ip, port, 0, scope).into()]
-        }
-        (Ok(ip), _) => vec![SocketAddr::new(ip, port)],
-        (Err(_), _) => lookup_host((host, port)).await.map_err(failed)?.collect(),
-    };
-    let mut last = Fault::Unreachable("the name has no address".to_owned());
-    let count = addresses.len() as u32;
-    for (at, address) in (0..count).zip(addresses) {
-        let share = until.saturating_duration_since(Instant::now()) / (count - at);
-        let connected = timeout(share, TcpStream::connect(address)).await;
-        // Requests are small and must not wait for acknowledgements of earlier ones.
-        match connected.map(|connected| connected.and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp))) {
-            Ok(Ok(tcp)) => return Ok(tcp),
-            Ok(Err(error)) => last = failed(error),
-            Err(_) => last = Fault::Unreachable(format!("{address} does not answer")),
-        }
-    }
-    Err(last)
 }

@@ -9,13 +9,14 @@ mod connection;
 pub mod fault;
 pub(super) mod pace;
 pub(crate) mod pauses;
+mod sockets;
 pub mod tls;
 
 use std::time::Duration;
 
 pub use self::client::DatagramsFrom;
 pub(super) use self::client::Learned;
-pub(super) use self::connection::{Camera, CameraSession, Outcome};
+pub(super) use self::connection::{Camera, CameraAgain, CameraSession, Outcome};
 use self::tls::TlsOptions;
 use super::news::Relaying;
 
