@@ -126,6 +126,7 @@ impl Relay {
 
     /// Tells the other process what there is, and waits until it is ready.
     async fn introduce(&self, mut channel: Channel) -> Result<(Channel, Ready), Failure> {
+        let (at, unix) = self.site.clock().origin();
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,
@@ -133,6 +134,7 @@ impl Relay {
             listeners: self.passing.listening.iter().map(|listening| (listening.purpose, listening.address)).collect(),
             nonces: self.doors.secret(),
             id: self.id.to_string(),
+            clock: Some((upgrade::monotonic_ns(at), unix)),
         };
         let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
         let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
@@ -166,7 +168,11 @@ impl Relay {
         let rest = self.freeze().await?;
         let deadline = rest.begun + FREEZE_MAX;
         let channel = Arc::new(Mutex::new(channel));
-        let frozen = Frozen { reference_ns: upgrade::monotonic_ns(rest.reference), shards: self.shards.len() };
+        let frozen = Frozen {
+            reference_ns: upgrade::monotonic_ns(rest.reference),
+            shards: self.shards.len(),
+            counts: self.reporter.lock().await.save().await,
+        };
         let lost = |error: io::Error| Failure::from(format!("the new program (pid {}) failed ({error})", ready.pid));
         on(&channel, |channel| {
             channel.set_deadline(deadline);

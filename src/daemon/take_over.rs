@@ -34,7 +34,7 @@ impl Relay {
         channel.set_deadline(Instant::now() + STEP_MAX);
         channel.send(&Answer::Ready(ready), &[], &[]).map_err(failed)?;
         testing.hand_over_step("told");
-        let Frozen { reference_ns, shards } = channel.receive::<Frozen>().map_err(failed)?.message;
+        let Frozen { reference_ns, shards, counts } = channel.receive::<Frozen>().map_err(failed)?.message;
         let reference = upgrade::monotonic_at(reference_ns);
         testing.hand_over_step("frozen");
         for number in 0..shards {
@@ -48,9 +48,13 @@ impl Relay {
         while let Ok((shard, message)) = opening.messages.try_recv() {
             opening.desk.pass_on(shard, message);
         }
+        // Whoever asks the shards next is answered after they have gone on.
+        let mut reporter = self.reporter.lock().await;
+        reporter.restore(counts);
         for shard in self.shards.iter() {
             shard.tell(ToShard::HandOver(Box::new(HandOver::GoOn)));
         }
+        drop(reporter);
         let clients: usize = self.shards.iter().map(|shard| shard.connections()).sum();
         info!(clients, "took over from the relay that ran before");
         Ok(())

@@ -129,7 +129,7 @@ impl<E: Egress> Thread<E> {
                 self.homes.restore(stream, reference, saved, connection);
             }
         }
-        self.handing.restored = self.core.restore(now, reference, core, conns);
+        self.handing.restored = self.core.restore(now, reference, core, conns).map_err(io::Error::other)?;
         for _ in &self.handing.restored {
             self.inbox.connection_restored();
         }

@@ -24,10 +24,11 @@ use serde::{Deserialize, Serialize};
 
 pub use channel::Channel;
 
+use crate::metrics::CountsState;
 use crate::sys;
 
-/// The version of the format that this program writes.
-pub const VERSION: u32 = 1;
+/// The version of the format that this program writes. Version 1 had no browsers.
+pub const VERSION: u32 = 2;
 
 /// The oldest version that it reads.
 pub const VERSION_OLDEST: u32 = 1;
@@ -71,6 +72,9 @@ pub struct Hello {
     pub nonces: ([u8; 32], u64),
     /// How other relays know it.
     pub id: String,
+    /// A time of its clock for browsers in nanoseconds of `CLOCK_MONOTONIC`, and the corresponding Unix time.
+    #[serde(default)]
+    pub clock: Option<(u64, Duration)>,
 }
 
 /// The other process is ready to take over.
@@ -92,12 +96,15 @@ pub enum Answer {
 }
 
 /// What precedes the shards' states.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Frozen {
     /// The time that all times are relative to, in nanoseconds of `CLOCK_MONOTONIC`.
     pub reference_ns: u64,
     /// How many states follow.
     pub shards: usize,
+    /// Counts that go on.
+    #[serde(default)]
+    pub counts: CountsState,
 }
 
 /// The other process has restored everything.

@@ -63,4 +63,6 @@ mod tls_flood;
 mod tree;
 mod tshark;
 mod upgrade;
+mod upgrade_counts;
+mod upgrade_web;
 mod zero_copy;

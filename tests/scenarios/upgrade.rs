@@ -27,15 +27,16 @@ use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
 /// A relay that is upgraded, in whichever process it lives at the moment.
-struct Upgraded {
-    relay: Relay,
-    files: Vec<PathBuf>,
+pub struct Upgraded {
+    pub relay: Relay,
+    /// Its configuration first.
+    pub files: Vec<PathBuf>,
     /// Says at which step the next successor ends.
-    step: PathBuf,
+    pub step: PathBuf,
 }
 
 impl Upgraded {
-    fn start(config: &str) -> Upgraded {
+    pub fn start(config: &str) -> Upgraded {
         Upgraded::start_with(Uring::AsAsked, config)
     }
 
@@ -47,7 +48,7 @@ impl Upgraded {
         Upgraded { relay, files: vec![path, step.clone()], step }
     }
 
-    fn pid(&self) -> i32 {
+    pub fn pid(&self) -> i32 {
         let printed = self.relay.printed();
         let last = printed.lines().rfind(|line| line.contains("handed over to the new program"));
         let pid = last.and_then(|line| line.split_once("pid=")).and_then(|(_, rest)| rest.split(' ').next());
@@ -58,19 +59,19 @@ impl Upgraded {
         kill(Pid::from_raw(self.pid()), Signal::SIGUSR2).expect("kill");
     }
 
-    fn count(&self, said: &str) -> usize {
+    pub fn count(&self, said: &str) -> usize {
         self.relay.printed().matches(said).count()
     }
 
     /// Asks for an upgrade, and waits until the log says `said` once more than before.
-    fn ask_until(&self, said: &str) {
+    pub fn ask_until(&self, said: &str) {
         let before = self.count(said);
         self.ask();
         wait_until(&format!("the relay says {said:?}"), DEADLINE, || self.count(said) > before);
     }
 
     /// Upgrades it.
-    fn upgrade(&self) {
+    pub fn upgrade(&self) {
         let before = self.pid();
         self.ask_until(" took over from the relay that ran before");
         wait_until("the process before has ended", DEADLINE, || self.pid() != before && has_ended(before));
@@ -100,20 +101,20 @@ impl Drop for Upgraded {
     }
 }
 
-const REFUSED: &str = "the upgrade was not done, and nothing has changed";
+pub const REFUSED: &str = "the upgrade was not done, and nothing has changed";
 
 /// What all players of a stream have received: by track, number and timestamp, the hash of the packet.
-type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
+pub type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
 
 /// A player that checks everything it gets.
-struct Player {
+pub struct Player {
     stop: Arc<AtomicBool>,
     packets: Arc<AtomicU64>,
     thread: JoinHandle<Duration>,
 }
 
 impl Player {
-    fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
+    pub fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
         let url = relay.relay.url(path);
         let mut client = Client::connect(relay.relay.address());
         let (tracks, _) = client.play_everything(&url);
@@ -125,7 +126,7 @@ impl Player {
     }
 
     /// Waits until it has received so many packets from now on.
-    fn goes_on(&self, packets: u64) {
+    pub fn goes_on(&self, packets: u64) {
         let before = self.packets.load(Ordering::Relaxed);
         wait_until("the player receives more", DEADLINE, || {
             assert!(!self.thread.is_finished(), "the player has failed");
@@ -134,14 +135,14 @@ impl Player {
     }
 
     /// Ends it; gives the longest time without a packet.
-    fn end(self) -> Duration {
+    pub fn end(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("a player that saw no fault")
     }
 }
 
 /// How much further than the time that has passed timestamps may go from one packet to the next.
-const AHEAD_MAX: Duration = Duration::from_millis(400);
+pub const AHEAD_MAX: Duration = Duration::from_millis(400);
 
 fn watch(
     client: &mut Client,
@@ -238,17 +239,17 @@ fn ffmpeg(arguments: &str) -> Program {
     Program::start(command)
 }
 
-const STREAMS: &str =
+pub const STREAMS: &str =
     "\n[[stream]]\nname = \"pattern\"\nsource = \"test\"\n\n[[stream]]\nname = \"live\"\nsource = \"publish\"\n";
 
 /// Clients that do not read are not skipped or closed.
-const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
+pub const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
 
 fn with_camera(camera: &Filming) -> String {
     format!("{STREAMS}\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n", camera.camera.url())
 }
 
-fn serving(relay: &Upgraded, path: &str) {
+pub fn serving(relay: &Upgraded, path: &str) {
     wait_until(&format!("{path} is served"), DEADLINE, || {
         Client::connect(relay.relay.address()).describe(&relay.relay.url(path)).status == 200
     });

@@ -42,6 +42,8 @@ mod subscription_tests;
 mod subscriptions;
 mod timers;
 mod web;
+#[cfg(test)]
+mod web_tests;
 
 pub use out::Mail;
 pub use saved::{CoreState, Uncarried};
