@@ -69,6 +69,7 @@ impl Relay {
 
     fn plan_upgrade(&self) -> io::Result<Plan> {
         let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
+        let (at, unix) = self.site.clock().origin();
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,
@@ -77,6 +78,7 @@ impl Relay {
             datagrams: Vec::new(),
             nonces: self.doors.secret(),
             id: self.id.to_string(),
+            clock: Some((upgrade::monotonic_ns(at), unix)),
         };
         Ok(Plan {
             shards: Rc::clone(&self.shards),
@@ -228,6 +230,7 @@ impl Relay {
             reference_ns: upgrade::monotonic_ns(rest.reference),
             shards: self.shards.len(),
             streams: self.known_streams(rest.reference),
+            counts: self.reporter.lock().await.save().await,
         });
         with(channel, move |channel| {
             channel.set_deadline(deadline);

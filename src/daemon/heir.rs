@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::passed::{Before, HomesByName, check_streams};
 use crate::config::Config;
 use crate::egress::IoKind;
+use crate::media::rendering::fmp4::Clock;
 use crate::shard::types::SocketFds;
 use crate::testing::Testing;
 use crate::upgrade::{self, Answer, Channel, Hello, Purpose};
@@ -84,6 +85,11 @@ impl Heir {
         let (secret, age) = self.hello.nonces;
         let now = Instant::now();
         (secret, now.checked_sub(Duration::from_nanos(age)).unwrap_or(now))
+    }
+
+    /// Its clock for browsers.
+    pub(super) fn clock(&self) -> Option<Clock> {
+        self.hello.clock.map(|(ns, unix)| Clock::new(upgrade::monotonic_at(ns), unix))
     }
 
     /// How other relays know it.

@@ -74,6 +74,7 @@ use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, Listener, ZeroCopy, probe};
 use crate::limits::{STOP_MAX_MS, URLS_LOGGED_MAX};
 use crate::media::StreamId;
+use crate::media::rendering::fmp4::Clock;
 use crate::shard::core::ShardLimits;
 use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::ShardHandle;
@@ -246,7 +247,7 @@ async fn start_streams(
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
     let secured =
         secure::Secured::start(&config, (for_tls, &mut store), &shards, &ControlSender::new(0, control.clone()))?;
-    let (doors, id) = identity(heir.as_deref(), &config, io)?;
+    let (doors, id, clock) = identity(heir.as_deref(), &config, io)?;
     doors.set(&config, &shards);
     tell_warnings(&config);
     let all: Vec<SocketAddr> = addresses.iter().chain(&secured.addresses).copied().collect();
@@ -272,7 +273,7 @@ async fn start_streams(
     let admission = admission(&config, handles.len());
     let events = Events::new();
     let watched = reporter.lock().await.watched();
-    let site = Site::new(&config, doors.clone(), watched, Rc::clone(&admission), events.clone());
+    let site = Site::new(&config, doors.clone(), watched, Rc::clone(&admission), events.clone(), clock);
     let (listeners, listening) = listeners::all(listeners, secured.listeners, &web)?;
     let desk = Desk { outlets, ids, admission: Rc::clone(&admission), wanted: wanting, events: events.clone() };
     let relay = Relay {
@@ -307,17 +308,17 @@ fn registry(config: &Config) -> Registry {
     registry
 }
 
-/// What clients and other relays know the relay by: that of the relay before, or new.
+/// What clients and other relays know the relay by, and the clock for browsers: those of the relay before, or new.
 ///
 /// # Errors
 /// This process cannot take over from the relay before.
-fn identity(heir: Option<&Heir>, config: &Config, io: IoKind) -> Result<(Doors, Arc<str>), Failure> {
+fn identity(heir: Option<&Heir>, config: &Config, io: IoKind) -> Result<(Doors, Arc<str>, Clock), Failure> {
     match heir {
         Some(heir) => {
             heir.check(config, io)?;
-            Ok((Doors::with(heir.nonces()), heir.id()))
+            Ok((Doors::with(heir.nonces()), heir.id(), heir.clock().unwrap_or_else(web::clock)))
         }
-        None => Ok((Doors::new()?, named::relay_id()?)),
+        None => Ok((Doors::new()?, named::relay_id()?, web::clock())),
     }
 }
 

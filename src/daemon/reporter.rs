@@ -19,7 +19,7 @@ use crate::media::{SourceState, StreamId};
 use crate::metrics::report::{Report, Scope};
 use crate::metrics::table::{Frame, table};
 use crate::metrics::{
-    ClientSnapshot, Collector, ReportRequest, ShardSnapshot, TlsCounts, lines, process, prometheus, status,
+    ClientSnapshot, Collector, CountsState, ReportRequest, ShardSnapshot, TlsCounts, lines, process, prometheus, status,
 };
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::sys;
@@ -365,6 +365,24 @@ impl Reporter {
         }
         self.collector.absorb(snapshots, sources);
         found
+    }
+
+    /// All counts up to now, for another process.
+    pub(super) async fn save(&mut self) -> CountsState {
+        self.collect().await;
+        let mut counts = self.collector.save();
+        if let Some(tls) = &self.tls {
+            counts.add_tls(tls);
+        }
+        counts
+    }
+
+    /// Continues the counts of another process.
+    pub(super) fn restore(&mut self, counts: CountsState) {
+        if let Some(tls) = &self.tls {
+            counts.restore_tls(tls);
+        }
+        self.collector.restore(counts);
     }
 
     fn tell(&mut self, report: &Report) {

@@ -49,7 +49,8 @@ impl Relay {
         channel.send(&Answer::Ready(ready), &[], &[]).map_err(|error| failed(&error))?;
         testing.hand_over_step("told");
         let mut kept = KeptLogs::new();
-        let frozen = self.take_logs(channel, &mut kept)?;
+        let mut frozen = self.take_logs(channel, &mut kept)?;
+        let counts = std::mem::take(&mut frozen.counts);
         testing.hand_over_step("frozen");
         if let Err(why) = self.take_states(channel, frozen, kept).await {
             // It may have ended.
@@ -64,9 +65,13 @@ impl Relay {
         while let Ok((shard, message)) = opening.messages.try_recv() {
             opening.desk.pass_on(shard, message);
         }
+        // Whoever asks the shards next is answered after they have gone on.
+        let mut reporter = self.reporter.lock().await;
+        reporter.restore(counts);
         for shard in self.shards.iter() {
             shard.tell(ToShard::HandOver(Box::new(HandOver::GoOn)));
         }
+        drop(reporter);
         self.tell_taken(spent);
         Ok(())
     }

@@ -108,6 +108,11 @@ impl Visitor {
     }
 }
 
+/// A clock for browsers that is right now.
+pub(super) fn clock() -> Clock {
+    Clock::new(Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -142,12 +147,16 @@ impl Site {
         watched: SharedWatched,
         admission: SharedAdmission,
         events: Events,
+        clock: Clock,
     ) -> Site {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let clock = Clock::new(Instant::now(), unix);
         let site = Site { rules: Rc::default(), doors, watched, admission, events, clock };
         site.set(config);
         site
+    }
+
+    /// The clock for browsers.
+    pub(super) fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// Applies a configuration.

@@ -29,6 +29,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::conn::{Listener, datagram_pair};
 pub use self::control::Route;
 pub use self::epoll::EpollEgress;
@@ -197,7 +199,8 @@ pub trait Egress {
 }
 
 /// Counts since the egress was created.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EgressStats {
     /// Operations completed.
     pub operations: u64,

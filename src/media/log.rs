@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
@@ -180,7 +181,7 @@ pub struct Log {
     forced_below: u64,
 }
 
-/// A log as plain data, without its limits and renderings.
+/// A log as plain data, without its limits. Of its renderings it has the fragments, because they depend on those before them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogState {
     first: u64,
@@ -194,12 +195,39 @@ pub struct LogState {
     heard: [Option<Moment>; TRACKS_MAX],
     overflowed: bool,
     forced_below: u64,
+    /// Frames as fragments, and what precedes them.
+    #[serde(default)]
+    fragments: Vec<FragmentState>,
+    #[serde(default)]
+    heads: Vec<Block>,
+}
+
+/// A frame as a fragment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct FragmentState {
+    /// The number of its last chunk.
+    number: u64,
+    /// Its index in [`LogState::heads`].
+    head: Option<u32>,
+    /// Empty if the frame cannot be converted.
+    body: Block,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Block(#[serde(with = "super::saved::bytes")] Bytes);
+
+impl Block {
+    fn of(piece: &Piece) -> Block {
+        Block(Bytes::copy_from_slice(piece.as_slice()))
+    }
 }
 
 impl LogState {
-    /// Its chunks, in a fixed order.
-    pub fn chunks_mut(&mut self) -> impl Iterator<Item = &mut ChunkState> {
-        self.chunks.iter_mut()
+    /// All of its bytes, in a fixed order: they may travel apart from the rest.
+    pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
+        self.chunks.iter_mut().for_each(|chunk| each(chunk.bytes_mut()));
+        self.fragments.iter_mut().for_each(|fragment| each(&mut fragment.body.0));
+        self.heads.iter_mut().for_each(|head| each(&mut head.0));
     }
 }
 
@@ -224,6 +252,7 @@ impl Log {
             sent.insert(number);
             chunks.extend(self.get(number).map(|entry| entry.chunk.save(now)));
         }
+        let (fragments, heads) = self.save_fragments();
         LogState {
             first: self.first,
             head: self.head(),
@@ -234,6 +263,38 @@ impl Log {
             heard: self.heard.map(|heard| heard.map(|at| Moment::of(at, now))),
             overflowed: self.overflowed,
             forced_below: self.forced_below,
+            fragments,
+            heads,
+        }
+    }
+
+    fn save_fragments(&self) -> (Vec<FragmentState>, Vec<Block>) {
+        let mut heads: Vec<&Piece> = Vec::new();
+        let mut fragments = Vec::new();
+        for entry in self.sound.iter().chain(&self.entries) {
+            let Some((_, made)) = entry.renderings.iter().find(|(form, _)| *form == Form::Fragment) else { continue };
+            let head = made.head.as_ref().map(|head| {
+                // Usually the newest.
+                let known = heads.iter().rposition(|known| known.is_same(head));
+                known.unwrap_or_else(|| {
+                    heads.push(head);
+                    heads.len() - 1
+                }) as u32
+            });
+            let body = made.body.as_ref().map_or(Block(Bytes::new()), Block::of);
+            fragments.push(FragmentState { number: entry.chunk.number, head, body });
+        }
+        (fragments, heads.into_iter().map(Block::of).collect())
+    }
+
+    fn restore_fragments(&mut self, fragments: Vec<FragmentState>, heads: Vec<Block>) {
+        let heads: Vec<Piece> = heads.into_iter().map(|head| head.0.into()).collect();
+        for FragmentState { number, head, body } in fragments {
+            let head = head.and_then(|head| heads.get(head as usize).cloned());
+            let made = Rendered { head, body: Some(body.0).filter(|body| !body.is_empty()).map(Piece::from) };
+            if let Some(mut entry) = self.next_mut(number).filter(|entry| entry.chunk.number == number) {
+                entry.priced(|entry| entry.keep(Form::Fragment, made));
+            }
         }
     }
 
@@ -258,6 +319,7 @@ impl Log {
         (self.audio, self.keyframes) = (state.audio, state.keyframes);
         self.heard = state.heard.map(|heard| heard.map(|at| at.at(now)));
         (self.overflowed, self.forced_below) = (state.overflowed, state.forced_below);
+        self.restore_fragments(state.fragments, state.heads);
         Ok(())
     }
 
@@ -706,5 +768,51 @@ mod tests {
         log.forget_keyframes();
         log.trim(now + Duration::from_secs(2), |_| {});
         assert!(log.entries.is_empty() && log.entries.capacity() <= 4 * ROOM_KEPT, "{}", log.entries.capacity());
+    }
+
+    /// Makes fragments, and counts them.
+    struct Counted(Piece, u32);
+
+    impl Rendering for Counted {
+        const WHOLE_FRAMES: bool = true;
+
+        fn form(&self) -> Form {
+            Form::Fragment
+        }
+
+        fn render(&mut self, chunks: &[&Chunk]) -> Rendered {
+            self.1 += 1;
+            // The third cannot be converted.
+            let body = (chunks[0].number != 2).then(|| Piece::from(Bytes::from(vec![self.1 as u8; 9])));
+            Rendered { head: Some(self.0.clone()), body }
+        }
+    }
+
+    #[test]
+    fn fragments_are_handed_over_with_the_log() {
+        let now = Instant::now();
+        let mut log = Log::new(Duration::from_secs(60), 1 << 20, 1);
+        for number in 0..6 {
+            log.append(chunk(number, now, 100));
+        }
+        let mut rendering = Counted(Bytes::from_static(b"head").into(), 0);
+        let made: Vec<_> = (1..5).map(|number| log.rendered(number, &mut rendering).unwrap()).collect();
+        let mut state: LogState = serde_json::from_str(&serde_json::to_string(&log.save(now)).unwrap()).unwrap();
+        assert_eq!((state.fragments.len(), state.heads.len()), (4, 1));
+        let mut bytes = 0;
+        state.each_bytes(&mut |block| bytes += block.len());
+        assert_eq!(bytes, 6 * 100 + 3 * 9 + 4);
+        let mut other = Log::new(Duration::from_secs(60), 1 << 20, 1);
+        other.restore(now, state);
+        other.trim(now, |_| {});
+        assert_eq!(other.cost(), log.cost());
+        let restored: Vec<_> = (1..5).map(|number| other.rendered(number, &mut rendering).unwrap()).collect();
+        assert_eq!(rendering.1, 4, "none is made again");
+        for (made, restored) in made.iter().zip(&restored) {
+            let body = |is: &Rendered| is.body.as_ref().map(|body| body.as_slice().to_vec());
+            assert_eq!(body(made), body(restored));
+        }
+        let [first, .., last] = &restored[..] else { panic!("four") };
+        assert!(first.head.as_ref().unwrap().is_same(last.head.as_ref().unwrap()), "they share it");
     }
 }

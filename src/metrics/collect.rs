@@ -1,5 +1,8 @@
 //! Merges the counts of shards and sources into reports.
 
+#[path = "collect_saved.rs"]
+mod saved;
+
 use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
@@ -12,6 +15,8 @@ use super::shard::{ShardSnapshot, StreamCounts};
 use super::{Counter, DropReason, Limited, Transport, process};
 use crate::egress::EgressStats;
 use crate::media::StreamId;
+
+pub use self::saved::CountsState;
 
 /// Latencies of the current span, and of everything before it. A span's counts saturate at 2^32 in a bucket: 49,000 frames a second, all of
 /// the same latency, for the 24 hours that a span has at most.
@@ -112,6 +117,17 @@ struct Stream {
     source: SourceGauge,
     source_at_span_start: SourceGauge,
     at_span_start: Summed,
+    carried: Option<Box<Carried>>,
+}
+
+/// What a process before has counted for a stream.
+#[derive(Debug)]
+struct Carried {
+    counts: StreamCounts,
+    latency: Histogram<u64>,
+    /// Of its source, which continues them.
+    frames: u64,
+    bytes: u64,
 }
 
 /// Merges snapshots; makes the reports.
@@ -128,6 +144,13 @@ pub struct Collector {
     latency: Latencies,
     /// When the last digest was made, and the latencies since then.
     digested: (Mark, Histogram<u64>),
+    /// Counts at the start of this process.
+    began: Mark,
+    /// The sources have not told yet what they had counted in a process before.
+    begins: bool,
+    /// What a process before has counted, apart from its streams.
+    carried_gone: StreamCounts,
+    carried_egress: EgressStats,
 }
 
 impl Collector {
@@ -142,6 +165,10 @@ impl Collector {
             gone: SourceSums::default(),
             latency: Latencies::of_relay(),
             digested: (Mark::new(now), relay_histogram()),
+            began: Mark::new(now),
+            begins: false,
+            carried_gone: StreamCounts::default(),
+            carried_egress: EgressStats::default(),
         }
     }
 
@@ -158,6 +185,7 @@ impl Collector {
             source: SourceGauge::default(),
             source_at_span_start: SourceGauge::default(),
             at_span_start: Summed::default(),
+            carried: None,
         });
     }
 
@@ -168,6 +196,9 @@ impl Collector {
             return;
         };
         self.gone.add(&stream.source);
+        if let Some(carried) = &stream.carried {
+            self.carried_gone.add(&carried.counts);
+        }
         for shard in &mut self.shards {
             let Some(seen) = shard.streams.get_mut(index) else { continue };
             // Until the shard's answer includes it among the removed ones.
@@ -212,6 +243,9 @@ impl Collector {
                 stream.source = source;
             }
         }
+        if std::mem::take(&mut self.begins) {
+            self.begin();
+        }
     }
 
     /// The report for the time since the last one.
@@ -240,16 +274,9 @@ impl Collector {
     pub fn digest(&mut self, now: Instant, at: SystemTime, scope: Scope) -> Digest {
         let summary = self.summary(now, at);
         let flow = &summary.total.flow;
-        let mark = Mark {
-            at: now,
-            in_bytes: self.source_sums().bytes,
-            out_bytes: flow.bytes_total,
-            skips: flow.skips_total,
-            dropped: flow.dropped_total,
-            lost: flow.lost_total,
-        };
+        let mark = self.mark(now, flow);
         let (before, latency) = match scope {
-            Scope::Summary => (Mark::new(self.started), flow.latency),
+            Scope::Summary => (self.began.clone(), flow.latency),
             Scope::Interval => {
                 let before = std::mem::replace(&mut self.digested.0, mark.clone());
                 let latency = Percentiles::of(&self.digested.1);
@@ -274,6 +301,17 @@ impl Collector {
         }
     }
 
+    fn mark(&self, at: Instant, flow: &Flow) -> Mark {
+        Mark {
+            at,
+            in_bytes: self.source_sums().bytes,
+            out_bytes: flow.bytes_total,
+            skips: flow.skips_total,
+            dropped: flow.dropped_total,
+            lost: flow.lost_total,
+        }
+    }
+
     fn report(&self, now: Instant, at: SystemTime, scope: Scope) -> Report {
         let uptime = now.saturating_duration_since(self.started);
         let (span, latency, histogram) = match scope {
@@ -287,7 +325,7 @@ impl Collector {
             }
         };
         let streams: Vec<_> = (0..self.streams.len()).filter_map(|index| self.stream(index, span, scope)).collect();
-        let mut total = Totals { silent_shards: self.silent, ..Totals::default() };
+        let mut total = Totals { silent_shards: self.silent, egress: self.carried_egress, ..Totals::default() };
         for shard in &self.shards {
             total.connections += shard.connections;
             total.sessions += shard.sessions;
@@ -326,10 +364,14 @@ impl Collector {
     fn stream(&self, index: usize, span: Duration, scope: Scope) -> Option<StreamReport> {
         let stream = self.streams[index].as_ref()?;
         let summed = self.summed(index);
-        let zero = (Summed::default(), SourceGauge::default());
+        let mut start = (Summed::default(), SourceGauge::default());
+        if let Some(carried) = &stream.carried {
+            start.0.counts = carried.counts.clone();
+            (start.1.frames, start.1.bytes) = (carried.frames, carried.bytes);
+        }
         let (before, source_before) = match scope {
             Scope::Interval => (&stream.at_span_start, &stream.source_at_span_start),
-            Scope::Summary => (&zero.0, &zero.1),
+            Scope::Summary => (&start.0, &start.1),
         };
         let seconds = span.as_secs_f64().max(1e-3);
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
@@ -375,7 +417,7 @@ impl Collector {
 
     /// The shards' counts for removed streams.
     fn gone_counts(&self) -> StreamCounts {
-        let mut gone = StreamCounts::default();
+        let mut gone = self.carried_gone.clone();
         for shard in &self.shards {
             gone.add(&shard.gone);
             gone.add(&shard.leaving);
@@ -395,7 +437,7 @@ impl Collector {
         let streams = (0..self.streams.len()).filter_map(|index| {
             let stream = self.streams[index].as_ref()?;
             let Summed { counts, log_bytes, .. } = self.summed(index);
-            let latency = stream.latency.as_ref().map(Latencies::whole);
+            let latency = stream.all_latency();
             Some(StreamScrape::new(latency.as_ref(), counts, &stream.source, log_bytes))
         });
         let (mut counters, mut limited) = (process::counted_total(), process::limited_total());
@@ -415,6 +457,9 @@ impl Collector {
     /// A stream's counts over all shards.
     fn summed(&self, index: usize) -> Summed {
         let mut sum = Summed::default();
+        if let Some(carried) = self.streams[index].as_ref().and_then(|stream| stream.carried.as_ref()) {
+            sum.counts.add(&carried.counts);
+        }
         for Seen { counts, lag, log_bytes, unread } in self.shards.iter().filter_map(|shard| shard.streams.get(index)) {
             sum.lag = sum.lag.max(*lag);
             // Every shard's log refers to the same chunks.
@@ -437,6 +482,62 @@ fn add(into: &mut [u64], counts: &[u64]) {
 mod tests {
     use super::*;
     use crate::metrics::{LeaveReason, ShardMetrics};
+
+    #[test]
+    fn another_process_continues_every_count() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let (a, b, gone) = (StreamId::first(0), StreamId::first(1), StreamId::first(2));
+        let mut before = Collector::new(start, 1);
+        let mut metrics = ShardMetrics::new();
+        for (id, name) in [(a, "a"), (b, "b"), (gone, "gone")] {
+            before.add_stream(id, name);
+            metrics.client_joined(id, Transport::WebSocket);
+            for us in [1, 70, 90_000, 70_000_000] {
+                metrics.sent(id, Duration::from_micros(us), 1_000);
+            }
+            metrics.skipped(id);
+            metrics.dropped(id, DropReason::Lagging, 3);
+        }
+        metrics.client_left(b, Transport::WebSocket, LeaveReason::Teardown);
+        let source = SourceGauge { frames: 60, bytes: 250_000, lost: 2, ..SourceGauge::default() };
+        let egress = EgressStats { operations: 7, submits: 5, ..EgressStats::default() };
+        let snapshot = |metrics: &mut ShardMetrics| ShardSnapshot { egress, ..metrics.snapshot() };
+        before.absorb(vec![Some(snapshot(&mut metrics))], vec![(a, source.clone())]);
+        before.remove_stream(gone);
+        let state: CountsState = serde_json::from_str(&serde_json::to_string(&before.save()).unwrap()).unwrap();
+        let then = before.scrape(start + second, SystemTime::UNIX_EPOCH);
+
+        // Twice: what was carried once is carried again, wherever its stream is.
+        let mut between = Collector::new(start + second, 1);
+        between.add_stream(a, "a");
+        between.add_stream(b, "b");
+        between.restore_streams(state);
+        let mut after = Collector::new(start + second, 2);
+        after.add_stream(b, "a");
+        after.add_stream(a, "b");
+        after.restore_streams(between.save());
+        let mut metrics = ShardMetrics::new();
+        metrics.client_restored(b, Transport::WebSocket);
+        metrics.sent(b, Duration::from_micros(70), 500);
+        after.absorb(vec![Some(snapshot(&mut metrics)), None], vec![(b, source.clone())]);
+        let now = after.scrape(start + 2 * second, SystemTime::UNIX_EPOCH);
+        let (was, is) = (&then.streams[0], &now.streams[1]);
+        assert_eq!((is.counts.bytes, is.counts.sends, is.sends), (was.counts.bytes + 500, was.counts.sends + 1, 5));
+        let rest = |counts: &StreamCounts| (counts.drops, counts.left, counts.joined, counts.clients);
+        assert_eq!(rest(&is.counts), rest(&was.counts));
+        assert!((is.sum_us - was.sum_us - 70.0).abs() < 0.5, "{} {}", was.sum_us, is.sum_us);
+        assert!(is.buckets.iter().zip(&was.buckets).all(|(is, was)| is >= was));
+        assert_eq!(now.streams[0].counts, then.streams[1].counts);
+        assert_eq!((now.all.bytes, now.all.skips), (then.all.bytes + 500, then.all.skips));
+        assert_eq!((now.summary.total.egress.operations, now.sources.bytes), (14, 250_000));
+        // Rates and the summary are of this process.
+        let report = after.interval(start + 2 * second, SystemTime::UNIX_EPOCH);
+        let flow = &report.streams[1].flow;
+        assert_eq!((flow.in_bps, flow.out_bps, report.streams[1].fps), (0.0, 4_000.0, 0.0));
+        let digest = after.digest(start + 2 * second, SystemTime::UNIX_EPOCH, Scope::Summary);
+        assert_eq!((digest.in_bps, digest.skips, digest.lost), (0.0, 0, 0));
+    }
 
     #[test]
     fn intervals_and_the_whole_run_add_up_over_shards() {

@@ -19,7 +19,7 @@ pub mod table;
 mod testing;
 mod tls;
 
-pub use collect::Collector;
+pub use collect::{Collector, CountsState};
 pub use latency::ClientLatency;
 pub use names::{Counter, DropReason, LeaveReason, Limited, Panicked, SourceDrop, Transport};
 pub use report::SourceGauge;

@@ -60,6 +60,24 @@ pub fn lines_dropped(lines: u64) {
     LINES_DROPPED.fetch_add(lines, Ordering::Relaxed);
 }
 
+/// Continues the counts of another process, by [`Counter`], [`Limited`] and [`Panicked`].
+pub(super) fn restore(
+    counted: &[u64; Counter::COUNT],
+    limited: &[u64; Limited::COUNT],
+    panicked: &[u64; Panicked::COUNT],
+    lines: u64,
+) {
+    let add = |into: &[AtomicU64], counts: &[u64]| {
+        for (into, count) in into.iter().zip(counts) {
+            into.fetch_add(*count, Ordering::Relaxed);
+        }
+    };
+    add(&COUNTED, counted);
+    add(&LIMITED, limited);
+    add(&PANICKED, panicked);
+    lines_dropped(lines);
+}
+
 /// The counts of [`limited`], by [`Limited`].
 pub(super) fn limited_total() -> [u64; Limited::COUNT] {
     std::array::from_fn(|index| LIMITED[index].load(Ordering::Relaxed))

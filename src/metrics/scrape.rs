@@ -1,6 +1,7 @@
 //! Data for a scraper: counts since startup, and the latency in buckets.
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::report::{Report, SourceGauge};
 use super::shard::StreamCounts;
@@ -40,7 +41,8 @@ pub struct Scrape {
 }
 
 /// Sums over sources.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SourceSums {
     /// Bytes of RTP.
     pub bytes: u64,

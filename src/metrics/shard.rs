@@ -236,6 +236,13 @@ impl ShardMetrics {
         }
     }
 
+    /// A client plays on that another process has counted when it started.
+    pub fn client_restored(&mut self, stream: StreamId, transport: Transport) {
+        if let Some(StreamMetrics { counts, .. }) = self.stream(stream) {
+            counts.clients[transport.index()] += 1;
+        }
+    }
+
     /// A client stopped playing.
     pub fn client_left(&mut self, stream: StreamId, transport: Transport, reason: LeaveReason) {
         let Some(StreamMetrics { counts, .. }) = self.stream(stream) else { return };

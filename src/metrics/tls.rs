@@ -68,6 +68,11 @@ impl TlsCounts {
         self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// It has happened so many times in a process before.
+    pub(crate) fn add(&self, outcome: TlsOutcome, times: u64) {
+        self.outcomes[outcome as usize].fetch_add(times, Ordering::Relaxed);
+    }
+
     /// How often that has happened since startup.
     pub fn total(&self, outcome: TlsOutcome) -> u64 {
         self.outcomes[outcome as usize].load(Ordering::Relaxed)

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
 use super::{Player, Taken};
 use crate::egress::Piece;
 use crate::limits::OP_IOVECS_MAX;
@@ -14,14 +17,44 @@ use crate::media::rendering::Rendering;
 #[derive(Debug, Default)]
 pub(super) struct Heads(Vec<(TrackId, Piece)>);
 
+/// The same for one track, as plain data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct HeadState {
+    track: TrackId,
+    #[serde(with = "crate::media::saved::bytes")]
+    bytes: Bytes,
+}
+
+impl HeadState {
+    pub(super) fn bytes_mut(&mut self) -> &mut Bytes {
+        &mut self.bytes
+    }
+}
+
 impl Heads {
+    /// They as plain data.
+    pub(super) fn save(&self) -> Vec<HeadState> {
+        let saved = |(track, head): &(TrackId, Piece)| HeadState {
+            track: *track,
+            bytes: Bytes::copy_from_slice(head.as_slice()),
+        };
+        self.0.iter().map(saved).collect()
+    }
+
+    /// Restores saved ones.
+    pub(super) fn restore(state: Vec<HeadState>) -> Heads {
+        Heads(state.into_iter().map(|head| (head.track, head.bytes.into())).collect())
+    }
+
     /// Whether the client lacks this one; it is sent to it next.
     fn lacks(&mut self, track: TrackId, head: &Piece) -> bool {
         match self.0.iter_mut().find(|(of, _)| *of == track) {
             Some((_, has)) if has.is_same(head) => false,
             Some((_, has)) => {
+                // A process that took over has made all pieces anew.
+                let lacks = has.as_slice() != head.as_slice();
                 *has = head.clone();
-                true
+                lacks
             }
             None => {
                 self.0.push((track, head.clone()));

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::frames::{HeadState, Heads};
 use super::{Notes, Player, Rest};
 use crate::media::chunk::{Chunk, ChunkState};
 use crate::media::log::Log;
@@ -13,7 +14,7 @@ use crate::media::saved::Moment;
 use crate::media::{Description, TrackId};
 use crate::metrics::DropReason;
 
-/// A player of interleaved packets as plain data.
+/// A player of interleaved packets or of fragments as plain data.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlayerState {
     cursor: u64,
@@ -24,6 +25,9 @@ pub struct PlayerState {
     /// By track.
     tracks: Vec<Option<TrackState>>,
     by_log_bytes: bool,
+    /// For a client that gets whole frames: what it has been sent of each track before the first one.
+    #[serde(default)]
+    heads: Option<Vec<HeadState>>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -40,6 +44,7 @@ impl PlayerState {
     /// All of its bytes, in a fixed order: they may travel apart from the rest.
     pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
         self.rest.iter_mut().for_each(|chunk| each(chunk.bytes_mut()));
+        self.heads.iter_mut().flatten().for_each(|head| each(head.bytes_mut()));
     }
 }
 
@@ -64,6 +69,7 @@ impl Player {
             begun: Moment::of(self.begun, reference),
             tracks: tracks.collect(),
             by_log_bytes: self.cause == DropReason::LogBytes,
+            heads: self.fragments.as_ref().map(|heads| heads.save()),
         }
     }
 
@@ -92,7 +98,7 @@ impl Player {
             begun: state.begun.at(reference),
             cause: if state.by_log_bytes { DropReason::LogBytes } else { DropReason::Lagging },
             notes: Notes::default(),
-            fragments: None,
+            fragments: state.heads.map(|heads| Box::new(Heads::restore(heads))),
             tracks: player.tracks.clone(),
         }
     }

@@ -154,7 +154,7 @@ impl Uncarried {
     /// What there is that an upgrade must wait for, for a sentence; `None` if there is nothing.
     pub fn told(&self) -> Option<String> {
         let mut told = Vec::new();
-        for (count, what) in [(self.tls, "connections over TLS"), (self.web, "browsers' WebSockets")] {
+        for (count, what) in [(self.tls, "connections over TLS"), (self.web, "browsers' WebSockets over TLS")] {
             if count > 0 {
                 told.push(format!("{what}: {count}"));
             }

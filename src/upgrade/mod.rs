@@ -28,14 +28,15 @@ pub use channel::{Channel, Received};
 pub use successor::Successor;
 
 use crate::media::saved::Moment;
+use crate::metrics::CountsState;
 use crate::shard::saved::LogPart;
 use crate::sys;
 
-/// The version of the format that this program writes.
-pub const VERSION: u32 = 1;
+/// The version of the format that this program writes. Version 1 did not copy the logs ahead.
+pub const VERSION: u32 = 2;
 
 /// The oldest version that it reads.
-pub const VERSION_OLDEST: u32 = 1;
+pub const VERSION_OLDEST: u32 = 2;
 
 /// A stream, as two processes compare them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,6 +116,9 @@ pub struct Hello {
     pub nonces: ([u8; 32], u64),
     /// How other relays know it.
     pub id: String,
+    /// A time of its clock for browsers in nanoseconds of `CLOCK_MONOTONIC`, and the corresponding Unix time.
+    #[serde(default)]
+    pub clock: Option<(u64, Duration)>,
 }
 
 /// The other process is ready to take over.
@@ -153,6 +157,9 @@ pub struct Frozen {
     pub shards: usize,
     /// The streams, of which some may have been created since [`Hello`], and others are gone.
     pub streams: Vec<StreamKnown>,
+    /// Counts that go on.
+    #[serde(default)]
+    pub counts: CountsState,
 }
 
 /// What the other process says after the states.

@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest;
+use serde::{Deserialize, Serialize};
 
 use crate::escape::beginning;
 use crate::limits::WEBSOCKET_MESSAGE_BYTES_MAX;
@@ -136,8 +137,8 @@ impl Fault {
     }
 }
 
-/// Parses a client's frames, however they are split.
-#[derive(Debug, Default)]
+/// Parses a client's frames, however they are split. Serialized, it is what it has been fed and has not returned.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Decoder {
     unread: Vec<u8>,
     /// A message whose last frame has not arrived.

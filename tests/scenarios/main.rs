@@ -63,5 +63,7 @@ mod tls_flood;
 mod tree;
 mod tshark;
 mod upgrade;
+mod upgrade_counts;
 mod upgrade_datagrams;
+mod upgrade_web;
 mod zero_copy;

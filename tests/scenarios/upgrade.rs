@@ -29,7 +29,8 @@ use crate::harness::{DEADLINE, scratch_file, wait_until};
 /// A relay that is upgraded, in whichever process it lives at the moment.
 pub(crate) struct Upgraded {
     pub(crate) relay: Relay,
-    files: Vec<PathBuf>,
+    /// Its configuration first.
+    pub(crate) files: Vec<PathBuf>,
     /// Says at which step the next successor ends.
     pub(crate) step: PathBuf,
 }
@@ -141,7 +142,7 @@ impl Player {
 }
 
 /// How much further than the time that has passed timestamps may go from one packet to the next.
-const AHEAD_MAX: Duration = Duration::from_millis(400);
+pub const AHEAD_MAX: Duration = Duration::from_millis(400);
 
 fn watch(
     client: &mut Client,

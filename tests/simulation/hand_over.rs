@@ -45,7 +45,7 @@ impl Simulation {
         self.core = Core::new(self.now, config(self.seed, setup, self.log_bytes), egress, Some(udp));
         self.core.freeze();
         let conns = vec![Conn::Scripted; kept.len()];
-        let restored = self.core.restore(self.now, self.now, state, conns);
+        let restored = self.core.restore(self.now, self.now, state, conns).expect("the same streams");
         assert_eq!(restored.len(), kept.len());
         let mut slots = BTreeMap::new();
         for ((slot, mut client), (token, _)) in kept.into_iter().zip(restored) {

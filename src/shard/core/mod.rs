@@ -43,6 +43,8 @@ mod subscription_tests;
 mod subscriptions;
 mod timers;
 mod web;
+#[cfg(test)]
+mod web_tests;
 
 pub use logs::{CopiedLog, CopiedLogs, KeptLogs, SentLogs};
 pub use out::Mail;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use super::browser::{Web, WebState};
 use super::link::{Closing, Kind, Link, Playing};
 use super::logs::{KeptLogs, SentLogs};
 use super::saved_datagrams::{DatagramLink, ReceiverLink};
@@ -63,6 +64,12 @@ struct LinkState {
     #[serde(with = "crate::media::saved::bytes")]
     answers: Bytes,
     playing: Option<PlayingState>,
+    /// Of a browser.
+    #[serde(default)]
+    web: Option<WebState>,
+    /// Of the media in its operation: their bytes, and when they arrived.
+    #[serde(default)]
+    media: (usize, Vec<Moment>),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,7 +94,7 @@ pub(super) struct PlayingState {
 pub struct Uncarried {
     /// Connections over TLS.
     pub tls: usize,
-    /// Browsers' connections.
+    /// Browsers' connections over TLS.
     pub web: usize,
     /// Streams whose camera is connected to anew, because its connection cannot be handed over, and why.
     pub cameras: Vec<(String, &'static str)>,
@@ -168,7 +175,7 @@ impl<E: Egress> Core<E> {
         let mut found = Uncarried::default();
         for (_, link) in self.links.iter() {
             if let Kind::Tcp { conn, web, .. } = &link.kind {
-                found.web += usize::from(web.is_some());
+                found.web += usize::from(conn.tls().is_some() && web.is_some());
                 found.tls += usize::from(conn.tls().is_some() && web.is_none());
             }
         }
@@ -225,7 +232,7 @@ impl<E: Egress> Core<E> {
     }
 
     fn save_link(&self, reference: Instant, slot: u32, link: &Link) -> Option<LinkState> {
-        let Kind::Tcp { peer, answers, moves, .. } = &link.kind else { return None };
+        let Kind::Tcp { peer, answers, moves, web, .. } = &link.kind else { return None };
         let unsent = self.put_off.of(Token { slot, generation: link.generation });
         let playing = link.playing.as_ref().filter(|playing| !playing.has_left());
         let playing = playing.map(|playing| self.save_playing(reference, playing));
@@ -236,6 +243,8 @@ impl<E: Egress> Core<E> {
             unsent: joined(unsent.iter().map(Piece::as_slice)),
             answers: joined(answers.iter().map(|answer| &answer[..])),
             playing,
+            web: web.as_ref().map(|web| web.save(reference, &self.streams[web.client.stream.index()].name)),
+            media: (link.media_bytes, link.arrivals.iter().map(|at| Moment::of(*at, reference)).collect()),
         })
     }
 
@@ -257,21 +266,23 @@ impl<E: Egress> Core<E> {
 
     /// Restores a saved shard into a frozen one without clients, with its connections in their order. Streams that are not there are
     /// passed over, and their clients' sessions with them. Returns the connections, to be read after [`Core::thaw`].
+    ///
+    /// # Errors
+    /// A browser's stream is not there.
     pub fn restore(
         &mut self,
         now: Instant,
         reference: Instant,
         state: CoreState,
         conns: Vec<Conn>,
-    ) -> Vec<(Token, Conn)> {
-        let restored = self.restore_with(now, reference, state, conns, &mut KeptLogs::new());
-        restored.expect("a saved shard has all of its chunks")
+    ) -> Result<Vec<(Token, Conn)>, String> {
+        self.restore_with(now, reference, state, conns, &mut KeptLogs::new())
     }
 
     /// As [`Core::restore`], with chunks that came before, to which the others are added.
     ///
     /// # Errors
-    /// A log lacks a chunk.
+    /// A log lacks a chunk, or a browser's stream is not there.
     pub fn restore_with(
         &mut self,
         now: Instant,
@@ -304,7 +315,7 @@ impl<E: Egress> Core<E> {
         let mut slots = HashMap::new();
         let mut restored = Vec::new();
         for (saved, conn) in state.links.into_iter().zip(conns) {
-            let (old, link) = (saved.slot, self.restore_link(now, reference, saved, &conn));
+            let (old, link) = (saved.slot, self.restore_link(now, reference, saved, &conn)?);
             slots.insert(old, link.slot);
             restored.push((link, conn));
         }
@@ -321,20 +332,40 @@ impl<E: Egress> Core<E> {
         Ok(restored)
     }
 
-    fn restore_link(&mut self, now: Instant, reference: Instant, saved: LinkState, conn: &Conn) -> Token {
-        let LinkState { peer, moves, unsent, answers, playing, .. } = saved;
+    fn restore_link(
+        &mut self,
+        now: Instant,
+        reference: Instant,
+        saved: LinkState,
+        conn: &Conn,
+    ) -> Result<Token, String> {
+        let LinkState { peer, moves, unsent, answers, playing, web, media, .. } = saved;
+        let web = web.map(|web| self.restore_web(reference, web)).transpose()?;
+        let transport = if web.is_some() { Transport::WebSocket } else { Transport::Tcp };
         let answer_bytes = answers.len();
         let answers: VecDeque<Bytes> = Some(answers).filter(|answers| !answers.is_empty()).into_iter().collect();
-        let token = self.links.insert(Kind::Tcp { conn: conn.clone(), peer, answers, answer_bytes, moves, web: None });
+        let token = self.links.insert(Kind::Tcp { conn: conn.clone(), peer, answers, answer_bytes, moves, web });
         if let Some(playing) = playing {
-            self.restore_player(reference, token.slot, playing, Transport::Tcp);
+            self.restore_player(reference, token.slot, playing, transport);
         }
         if !unsent.is_empty() {
             let link = &mut self.links[token.slot as usize];
             (link.busy, link.op_bytes) = (Some(now), unsent.len());
+            link.media_bytes = media.0;
+            link.arrivals = media.1.into_iter().map(|at| at.at(reference)).collect();
             self.put_off.add(now, token, vec![unsent.into()]);
         }
-        token
+        Ok(token)
+    }
+
+    fn restore_web(&mut self, reference: Instant, saved: WebState) -> Result<Box<Web>, String> {
+        let stream = self.streams.iter().find(|stream| stream.name == saved.stream()).map(|stream| stream.id);
+        let stream = stream.ok_or_else(|| format!("there is no stream {}, which browsers watch", saved.stream()))?;
+        let web = Web::restore(reference, saved, stream);
+        if web.waits.is_some() {
+            self.server.web_wants(stream, true);
+        }
+        Ok(Box::new(web))
     }
 
     /// Restores a link's player. Returns whether it could: its stream must be there, with its description.
@@ -354,7 +385,7 @@ impl<E: Egress> Core<E> {
         self.links[slot as usize].playing = Some(saved.restore(reference, &description, &stream.log, of));
         if member.is_some() {
             self.links.bind(session, slot);
-            self.metrics.client_joined(id, transport);
+            self.metrics.client_restored(id, transport);
         }
         true
     }

@@ -14,6 +14,7 @@ use crate::limits::SUBSCRIPTION_LINGER_S;
 use crate::media::chunk::{Chunk, ChunkKind, ChunkState};
 use crate::media::copied::{Kept, Numbers};
 use crate::media::log::{Appended, Log, LogState, Missing};
+use crate::media::rendering::fmp4::{Fragments, FragmentsState};
 use crate::media::saved::Moment;
 use crate::media::{Description, SourceState, StreamId};
 use crate::shard::snapshot::{Snapshot, Tail};
@@ -54,14 +55,20 @@ pub(super) struct StreamState {
     /// By track: the number of the next packet, and a time with the timestamp at that time.
     tails: Vec<Option<(u16, Moment, u32)>>,
     reports: Vec<Option<ChunkState>>,
+    /// What browsers' fragments are made by.
+    #[serde(default)]
+    fragments: Option<FragmentsState>,
 }
 
 impl StreamState {
     /// All of its bytes, in a fixed order.
     pub(super) fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
-        let reports = self.reports.iter_mut().flatten();
-        self.log.chunks_mut().chain(reports).for_each(|chunk| each(chunk.bytes_mut()));
+        self.log.each_bytes(each);
+        self.reports.iter_mut().flatten().for_each(|chunk| each(chunk.bytes_mut()));
         self.outage.each_bytes(each);
+        if let Some(fragments) = &mut self.fragments {
+            fragments.each_bytes(each);
+        }
     }
 
     /// The state of its source.
@@ -319,6 +326,7 @@ impl Stream {
             subscribers: self.subscribers.iter().map(|by| (by.shard, by.epoch)).collect(),
             tails: self.tails.iter().map(|of| of.as_ref().map(tail)).collect(),
             reports: self.reports.iter().map(|of| of.as_ref().map(|report| report.save(reference))).collect(),
+            fragments: self.web.fragments.as_ref().map(|fragments| fragments.save(reference)),
         }
     }
 
@@ -337,7 +345,10 @@ impl Stream {
         self.tails = state.tails.into_iter().map(|of| of.map(tail)).collect();
         let report = |chunk| Arc::new(Chunk::restore(reference, chunk));
         self.reports = state.reports.into_iter().map(|of| of.map(report)).collect();
-        self.reports.iter().flatten().for_each(|report| self.web.report(report));
+        self.web.fragments = self
+            .description
+            .as_ref()
+            .and_then(|description| Some(Fragments::restore(reference, state.fragments?, Arc::clone(description))));
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! How a track is represented in MP4: whether browsers can play it, its sample entry, and its codec name in MIME types.
 
+use serde::{Deserialize, Serialize};
+
 use super::boxes;
 use super::flac::{self, Pcm};
 use crate::media::Track;
@@ -57,11 +59,12 @@ pub struct Aac {
 }
 
 /// What a browser needs before a track's first fragment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Init {
     /// The name of the codec (RFC 6381).
     pub codec: String,
     /// The initialization segment.
+    #[serde(with = "crate::media::saved::bytes")]
     pub segment: bytes::Bytes,
     /// The picture's size.
     pub picture: Option<(u16, u16)>,

@@ -16,17 +16,20 @@ pub mod fuzz;
 mod order;
 #[cfg(all(test, feature = "testing"))]
 mod order_tests;
+mod saved;
 mod sound;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
 
 use boxes::{Fragment, Sample};
 pub use format::{Format, Init};
 use order::{Came, Order};
+pub use saved::{ClockState, FragmentsState};
 
 use super::{Form, Rendered, Rendering};
 use crate::limits::FRAGMENT_STATED_MS;
@@ -80,6 +83,11 @@ impl Clock {
         }
     }
 
+    /// A time, and the Unix time at that time: what it was made of.
+    pub fn origin(&self) -> (Instant, Duration) {
+        (self.at, self.unix)
+    }
+
     /// The same as NTP time (RFC 3550 section 4).
     fn ntp(&self, at: Instant) -> u64 {
         rtcp::ntp(self.unix(at))
@@ -104,7 +112,7 @@ fn ticks_between(from: Instant, to: Instant, rate: u32) -> i64 {
 }
 
 /// State after the last fragment of a track.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Last {
     frame: u64,
     /// Video: the last decoding time. Audio: where it ends.

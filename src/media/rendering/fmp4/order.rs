@@ -1,7 +1,9 @@
 //! Finds out whether an H.264 stream shows its pictures in decoding order, if its parameter sets do not say.
 
+use serde::{Deserialize, Serialize};
+
 /// A frame as received.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Came {
     /// Its number on the track, and the sequence numbers of its first packet and of the one after its last.
     pub(super) frame: u64,
@@ -17,7 +19,7 @@ pub(super) struct Came {
 }
 
 /// What the frames since a sequence parameter set have shown.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Order {
     sps: Vec<u8>,
     /// The newest frame since a keyframe, if none of the frames in between is missing.

@@ -1,12 +1,15 @@
-//! Initialization segments of streams by x264: they state that pictures are in order when that is certain, and stop when it is not.
+//! Streams by x264. Initialization segments state that pictures are in order when that is certain, and stop when it is not; and another
+//! process makes the same of a stream.
 
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fuzz::{chunk, description};
-use super::{Clock, Fragments};
+use super::{Clock, Fragments, FragmentsState};
+use crate::media::chunk::Chunk;
 use crate::media::codec::sps::Sps;
-use crate::media::rendering::Rendering;
+use crate::media::rendering::{Piece, Rendering};
 use crate::source::clip::{Clip, ClipFrame};
 
 const FRAME_TICKS: u32 = 3_600;
@@ -103,4 +106,56 @@ fn without_b_frames_it_is_told_at_once() {
     let sps = clip.frames[0].nals.iter().find(|nal| nal[0] & 0x1f == 7).unwrap();
     let expected = Sps::without_reordering(&stripped(sps), false).expect("certain by itself");
     assert_eq!(told(clip.frames.iter(), stripped), [(0, expected)]);
+}
+
+/// Renders frames with one state, and with one that is saved and restored before each of them.
+fn is_the_same_in_another_process(of: usize, now: Instant, chunks: &[Chunk]) {
+    let reference = now + Duration::from_secs(5);
+    let description = description(of, now);
+    let mut whole = Fragments::new(now, Clock::new(now, Duration::from_secs(1_000)), Arc::clone(&description));
+    let mut carried = Fragments::new(now, Clock::new(now, Duration::from_secs(1_000)), Arc::clone(&description));
+    let mut heads = 0;
+    for chunk in chunks {
+        let text = serde_json::to_string(&carried.save(reference)).unwrap();
+        let state: FragmentsState = serde_json::from_str(&text).unwrap();
+        carried = Fragments::restore(reference, state, Arc::clone(&description));
+        let (one, other) = (whole.render(&[chunk]), carried.render(&[chunk]));
+        let bytes = |piece: &Option<Piece>| piece.as_ref().map(|piece| piece.as_slice().to_vec());
+        assert!(one.body.is_some());
+        assert_eq!((bytes(&one.head), bytes(&one.body)), (bytes(&other.head), bytes(&other.body)), "{}", chunk.frame);
+        heads += usize::from(one.head.is_some());
+    }
+    assert!(heads > 1);
+    assert_eq!(whole.hello(now, "front"), carried.hello(now, "front"));
+}
+
+#[test]
+fn another_process_makes_the_same_fragments() {
+    let now = Instant::now();
+    let stream = encoded(30, "keyint=10:min-keyint=10:scenecut=0:bframes=2:b-adapt=0:b-pyramid=0:ref=1:open-gop=0");
+    let clip = Clip::parse(&stream).unwrap();
+    assert!(clip.frames.iter().any(is_b));
+    let video: Vec<_> = (0u64..)
+        .zip(&clip.frames)
+        .map(|(number, frame)| {
+            // Decoding times depend on the frames before, because these are out of order.
+            let shown = number as u32 + if is_b(frame) { 0 } else { 2 };
+            chunk(
+                number,
+                frame.keyframe,
+                now + Duration::from_millis(40) * number as u32,
+                shown * FRAME_TICKS,
+                &frame.nals,
+            )
+        })
+        .collect();
+    is_the_same_in_another_process(0, now, &video);
+    // Sound with timestamps that are not exact, which come out without gaps.
+    let sound: Vec<_> = (0u64..60)
+        .map(|number| {
+            let time = number as u32 * 160 + 50 * (number % 3) as u32;
+            chunk(number, true, now + Duration::from_millis(20) * number as u32, time, &[&[0x55; 160]])
+        })
+        .collect();
+    is_the_same_in_another_process(8, now, &sound);
 }
