@@ -63,4 +63,8 @@ mod tls_flood;
 mod tree;
 mod tshark;
 mod upgrade;
+mod upgrade_logs;
+mod upgrade_names;
+mod upgrade_recorded;
+mod upgrade_stop;
 mod zero_copy;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,19 +27,19 @@ use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
 /// A relay that is upgraded, in whichever process it lives at the moment.
-struct Upgraded {
-    relay: Relay,
+pub(crate) struct Upgraded {
+    pub(crate) relay: Relay,
     files: Vec<PathBuf>,
     /// Says at which step the next successor ends.
-    step: PathBuf,
+    pub(crate) step: PathBuf,
 }
 
 impl Upgraded {
-    fn start(config: &str) -> Upgraded {
+    pub(crate) fn start(config: &str) -> Upgraded {
         Upgraded::start_with(Uring::AsAsked, config)
     }
 
-    fn start_with(uring: Uring, config: &str) -> Upgraded {
+    pub(crate) fn start_with(uring: Uring, config: &str) -> Upgraded {
         let (path, step) = (scratch_file("upgrade.toml"), scratch_file("step"));
         std::fs::write(&path, format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n{config}")).unwrap();
         let fault = format!("--test-hand-over={}", step.display());
@@ -47,30 +47,30 @@ impl Upgraded {
         Upgraded { relay, files: vec![path, step.clone()], step }
     }
 
-    fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         let printed = self.relay.printed();
         let last = printed.lines().rfind(|line| line.contains("handed over to the new program"));
         let pid = last.and_then(|line| line.split_once("pid=")).and_then(|(_, rest)| rest.split(' ').next());
         pid.map_or(self.relay.pid(), |pid| pid.parse().expect("a process id"))
     }
 
-    fn ask(&self) {
+    pub(crate) fn ask(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGUSR2).expect("kill");
     }
 
-    fn count(&self, said: &str) -> usize {
+    pub(crate) fn count(&self, said: &str) -> usize {
         self.relay.printed().matches(said).count()
     }
 
     /// Asks for an upgrade, and waits until the log says `said` once more than before.
-    fn ask_until(&self, said: &str) {
+    pub(crate) fn ask_until(&self, said: &str) {
         let before = self.count(said);
         self.ask();
         wait_until(&format!("the relay says {said:?}"), DEADLINE, || self.count(said) > before);
     }
 
     /// Upgrades it.
-    fn upgrade(&self) {
+    pub(crate) fn upgrade(&self) {
         let before = self.pid();
         self.ask_until(" took over from the relay that ran before");
         wait_until("the process before has ended", DEADLINE, || self.pid() != before && has_ended(before));
@@ -78,7 +78,7 @@ impl Upgraded {
 }
 
 /// Whether a process has ended; one that only its parent's `wait` is missing for has.
-fn has_ended(pid: i32) -> bool {
+pub(crate) fn has_ended(pid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     status.map_or(true, |status| status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
@@ -100,20 +100,20 @@ impl Drop for Upgraded {
     }
 }
 
-const REFUSED: &str = "the upgrade was not done, and nothing has changed";
+pub(crate) const REFUSED: &str = "the upgrade was not done, and nothing has changed";
 
 /// What all players of a stream have received: by track, number and timestamp, the hash of the packet.
-type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
+pub(crate) type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
 
 /// A player that checks everything it gets.
-struct Player {
+pub(crate) struct Player {
     stop: Arc<AtomicBool>,
     packets: Arc<AtomicU64>,
-    thread: JoinHandle<Duration>,
+    pub(crate) thread: JoinHandle<Duration>,
 }
 
 impl Player {
-    fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
+    pub(crate) fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
         let url = relay.relay.url(path);
         let mut client = Client::connect(relay.relay.address());
         let (tracks, _) = client.play_everything(&url);
@@ -125,7 +125,7 @@ impl Player {
     }
 
     /// Waits until it has received so many packets from now on.
-    fn goes_on(&self, packets: u64) {
+    pub(crate) fn goes_on(&self, packets: u64) {
         let before = self.packets.load(Ordering::Relaxed);
         wait_until("the player receives more", DEADLINE, || {
             assert!(!self.thread.is_finished(), "the player has failed");
@@ -134,7 +134,7 @@ impl Player {
     }
 
     /// Ends it; gives the longest time without a packet.
-    fn end(self) -> Duration {
+    pub(crate) fn end(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("a player that saw no fault")
     }
@@ -185,14 +185,19 @@ fn watch(
 }
 
 /// A camera that sends 30 frames and 50 packets of sound a second.
-struct Filming {
-    camera: Arc<Camera>,
+pub(crate) struct Filming {
+    pub(crate) camera: Arc<Camera>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Filming {
-    fn start() -> Filming {
+    pub(crate) fn start() -> Filming {
+        Filming::with(30, 60_000, 9_000)
+    }
+
+    /// With a keyframe every so many frames, and such sizes of keyframes and others.
+    pub(crate) fn with(every: u32, keyframe: usize, other: usize) -> Filming {
         let (camera, stop) = (Arc::new(Camera::start()), Arc::new(AtomicBool::new(false)));
         let (shown, stopped) = (Arc::clone(&camera), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
@@ -202,10 +207,10 @@ impl Filming {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                if frame % 30 == 0 {
-                    shown.keyframe(60_000)
+                if frame % every == 0 {
+                    shown.keyframe(keyframe)
                 } else {
-                    shown.delta_frame(9_000)
+                    shown.delta_frame(other)
                 };
                 shown.sound();
                 // At its times, as a camera does.
@@ -232,26 +237,28 @@ impl Drop for Filming {
     }
 }
 
-fn ffmpeg(arguments: &str) -> Program {
+pub(crate) fn ffmpeg(arguments: &str) -> Program {
     let mut command = Command::new("ffmpeg");
     command.args(arguments.split_whitespace());
     Program::start(command)
 }
 
-const STREAMS: &str =
+pub(crate) const STREAMS: &str =
     "\n[[stream]]\nname = \"pattern\"\nsource = \"test\"\n\n[[stream]]\nname = \"live\"\nsource = \"publish\"\n";
 
 /// Clients that do not read are not skipped or closed.
-const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
+pub(crate) const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
 
-fn with_camera(camera: &Filming) -> String {
+pub(crate) fn with_camera(camera: &Filming) -> String {
     format!("{STREAMS}\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n", camera.camera.url())
 }
 
-fn serving(relay: &Upgraded, path: &str) {
-    wait_until(&format!("{path} is served"), DEADLINE, || {
-        Client::connect(relay.relay.address()).describe(&relay.relay.url(path)).status == 200
-    });
+pub(crate) fn serving(relay: &Upgraded, path: &str) {
+    serving_at(relay.relay.address(), &relay.relay.url(path));
+}
+
+pub(crate) fn serving_at(address: SocketAddr, url: &str) {
+    wait_until(&format!("{url} is served"), DEADLINE, || Client::connect(address).describe(url).status == 200);
 }
 
 #[test]
@@ -298,7 +305,7 @@ fn a_successor_that_dies_before_the_commit_is_noticed_by_nobody() {
     serving(&relay, "/pattern");
     let players = [Player::start(&relay, "/cam", &packets[0]), Player::start(&relay, "/pattern", &packets[1])];
     let pid = relay.pid();
-    for step in ["ready", "told", "frozen", "restored"] {
+    for step in ["ready", "told", "copying", "frozen", "restored"] {
         std::fs::write(&relay.step, step).unwrap();
         relay.ask_until(REFUSED);
         assert_eq!(relay.pid(), pid);
