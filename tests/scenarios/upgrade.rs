@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,7 +55,7 @@ impl Upgraded {
         pid.map_or(self.relay.pid(), |pid| pid.parse().expect("a process id"))
     }
 
-    fn ask(&self) {
+    pub(crate) fn ask(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGUSR2).expect("kill");
     }
 
@@ -79,7 +79,7 @@ impl Upgraded {
 }
 
 /// Whether a process has ended; one that only its parent's `wait` is missing for has.
-fn has_ended(pid: i32) -> bool {
+pub(crate) fn has_ended(pid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     status.map_or(true, |status| status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
@@ -110,7 +110,7 @@ pub(crate) type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
 pub(crate) struct Player {
     stop: Arc<AtomicBool>,
     packets: Arc<AtomicU64>,
-    thread: JoinHandle<Duration>,
+    pub(crate) thread: JoinHandle<Duration>,
 }
 
 impl Player {
@@ -194,6 +194,11 @@ pub(crate) struct Filming {
 
 impl Filming {
     pub(crate) fn start() -> Filming {
+        Filming::with(30, 60_000, 9_000)
+    }
+
+    /// With a keyframe every so many frames, and such sizes of keyframes and others.
+    pub(crate) fn with(every: u32, keyframe: usize, other: usize) -> Filming {
         let (camera, stop) = (Arc::new(Camera::start()), Arc::new(AtomicBool::new(false)));
         let (shown, stopped) = (Arc::clone(&camera), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
@@ -203,10 +208,10 @@ impl Filming {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                if frame % 30 == 0 {
-                    shown.keyframe(60_000)
+                if frame % every == 0 {
+                    shown.keyframe(keyframe)
                 } else {
-                    shown.delta_frame(9_000)
+                    shown.delta_frame(other)
                 };
                 shown.sound();
                 // At its times, as a camera does.
@@ -250,9 +255,11 @@ pub(crate) fn with_camera(camera: &Filming) -> String {
 }
 
 pub(crate) fn serving(relay: &Upgraded, path: &str) {
-    wait_until(&format!("{path} is served"), DEADLINE, || {
-        Client::connect(relay.relay.address()).describe(&relay.relay.url(path)).status == 200
-    });
+    serving_at(relay.relay.address(), &relay.relay.url(path));
+}
+
+pub(crate) fn serving_at(address: SocketAddr, url: &str) {
+    wait_until(&format!("{url} is served"), DEADLINE, || Client::connect(address).describe(url).status == 200);
 }
 
 #[test]
@@ -299,7 +306,7 @@ fn a_successor_that_dies_before_the_commit_is_noticed_by_nobody() {
     serving(&relay, "/pattern");
     let players = [Player::start(&relay, "/cam", &packets[0]), Player::start(&relay, "/pattern", &packets[1])];
     let pid = relay.pid();
-    for step in ["ready", "told", "frozen", "restored"] {
+    for step in ["ready", "told", "copying", "frozen", "restored"] {
         std::fs::write(&relay.step, step).unwrap();
         relay.ask_until(REFUSED);
         assert_eq!(relay.pid(), pid);

@@ -121,6 +121,26 @@ impl Camera {
         Camera { state, address, stopped }
     }
 
+    /// One whose session has begun elsewhere: it goes on at this connection, with the channel, number and time of its next video
+    /// packet.
+    pub fn going_on(connection: TcpStream, video: (u8, u16, u32)) -> Camera {
+        let camera = Camera::start();
+        let playing = connection.try_clone().unwrap();
+        {
+            let mut state = camera.state.lock().unwrap();
+            (state.video, state.playing) = (video, Some(playing.try_clone().unwrap()));
+            state.connections.push(playing);
+        }
+        let state = camera.state.clone();
+        std::thread::spawn(move || serve(&connection, &state));
+        camera
+    }
+
+    /// The channel, number and time of its next video packet.
+    pub fn next_video(&self) -> (u8, u16, u32) {
+        self.state.lock().unwrap().video
+    }
+
     /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -314,7 +334,8 @@ impl State {
     }
 }
 
-fn rtp(wire: &mut Vec<u8>, channel: u8, marker_and_type: u8, seq: u16, time: u32, ssrc: u32, payload: &[u8]) {
+/// Appends an interleaved RTP packet.
+pub fn rtp(wire: &mut Vec<u8>, channel: u8, marker_and_type: u8, seq: u16, time: u32, ssrc: u32, payload: &[u8]) {
     wire.extend([b'$', channel]);
     wire.extend((12 + payload.len() as u16).to_be_bytes());
     wire.extend([0x80, marker_and_type]);
