@@ -3,7 +3,8 @@
 //! Whatever goes wrong before the commit, the relay takes everything back and goes on.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use super::{FLUSH_MAX, Relay, ask_upgrade, fold};
 use crate::egress::IoKind;
 use crate::shard::core::Uncarried;
 use crate::shard::inbox::ToShard;
-use crate::shard::saved::{Carrier, Freezing, HandOver, Saving};
+use crate::shard::saved::{Carrier, Freezing, HandOver, SavedClients, Saving};
 use crate::upgrade::{self, Answer, Channel, Frozen, Hello, Ready, StreamKnown, Taken};
 
 /// How long the other program may take to check its configuration and to start its threads.
@@ -38,6 +39,15 @@ const ROUNDS_MAX: usize = 64;
 /// How long a shard may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
+/// What was handed over.
+struct Handed {
+    clients: SavedClients,
+    /// How long the clients were served nothing.
+    frozen: Duration,
+    /// The socket pair's end, after the commit.
+    control: UnixStream,
+}
+
 /// The clients were served nothing from then on.
 struct Rest {
     begun: Instant,
@@ -45,12 +55,17 @@ struct Rest {
 }
 
 impl Relay {
-    /// Hands everything over and ends the process; or logs why not, and returns.
-    pub(super) async fn hand_over(&mut self) {
+    /// Hands everything over and ends the process; or logs why not, and returns `None`. Returns what leads to the new process if this one
+    /// has to carry TLS connections on for it, and nothing else.
+    pub(super) async fn hand_over(&mut self) -> Option<UnixStream> {
         let begun = Instant::now();
-        let done = self.try_hand_over(begun).await;
-        ask_upgrade::tell(&done);
-        match done {
+        let (told, control) = match self.try_hand_over(begun).await {
+            Ok((told, control)) => (Ok(told), control),
+            Err(why) => (Err(why), None),
+        };
+        ask_upgrade::tell(&told);
+        match told {
+            Ok(_) if control.is_some() => {}
             Ok(_) => {
                 Console::get().flush(FLUSH_MAX);
                 // Not a stop: whatever is still open here is open there as well, and is neither shut down nor flushed.
@@ -58,9 +73,11 @@ impl Relay {
             }
             Err(why) => error!("the upgrade was not done, and nothing has changed: {why}"),
         }
+        control
     }
 
-    async fn try_hand_over(&mut self, begun: Instant) -> Result<String, Failure> {
+    /// Returns what is to be told, and what leads to the new process if there is something to carry on for it.
+    async fn try_hand_over(&mut self, begun: Instant) -> Result<(String, Option<UnixStream>), Failure> {
         if let Some(why) = ends_with_this_process() {
             return Err(why.into());
         }
@@ -82,16 +99,24 @@ impl Relay {
             self.passing.valve.open();
             self.passing.ending.send_replace(false);
         }
-        let (clients, frozen) = done?;
+        let Handed { clients: SavedClients { all: clients, carried }, frozen, control } = done?;
         let (start_ms, frozen_ms) = (started.as_millis() as u64, frozen.as_millis() as u64);
-        info!(pid = ready.pid, version = %ready.version, clients, start_ms, frozen_ms, "handed over to the new program");
+        info!(pid = ready.pid, version = %ready.version, clients, carried, start_ms, frozen_ms, "handed over to the new program");
         // The service manager listens only to its main process, which is still this one.
         self.notifier.tell(&format!("MAINPID={}", ready.pid));
         fold::tell_all_left_out();
-        Ok(format!(
+        let mut told = format!(
             "handed over to process {} (version {}): {clients} connections, which were served nothing for {frozen_ms} ms",
             ready.pid, ready.version
-        ))
+        );
+        if carried == 0 {
+            return Ok((told, None));
+        }
+        told += &format!(
+            "; {carried} of them use TLS, and process {} stays to carry their bytes until they end",
+            std::process::id()
+        );
+        Ok((told, Some(control)))
     }
 
     /// Whether everything that there is can be handed over. Nothing has been touched.
@@ -126,6 +151,7 @@ impl Relay {
 
     /// Tells the other process what there is, and waits until it is ready.
     async fn introduce(&self, mut channel: Channel) -> Result<(Channel, Ready), Failure> {
+        let (carriers, controls) = self.carriers.passed_on().map_err(|error| error.to_string())?;
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,
@@ -133,9 +159,12 @@ impl Relay {
             listeners: self.passing.listening.iter().map(|listening| (listening.purpose, listening.address)).collect(),
             nonces: self.doors.secret(),
             id: self.id.to_string(),
+            pid: std::process::id(),
+            carriers,
         };
         let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
-        let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
+        let sockets = sockets.chain(controls.into_iter().map(Ok)).collect::<io::Result<Vec<OwnedFd>>>();
+        let sockets = sockets.map_err(|error| error.to_string())?;
         let asked = spawn_blocking(move || {
             channel.set_deadline(Instant::now() + START_MAX);
             channel.greet()?;
@@ -153,8 +182,9 @@ impl Relay {
         }
     }
 
-    /// From the freeze to the commit. Returns how many clients were handed over, and how long they were served nothing.
-    async fn freeze_and_send(&mut self, channel: Channel, ready: &Ready) -> Result<(usize, Duration), Failure> {
+    /// From the freeze to the commit.
+    async fn freeze_and_send(&mut self, channel: Channel, ready: &Ready) -> Result<Handed, Failure> {
+        let control = channel.to_socket().map_err(|error| error.to_string())?;
         let pages = Instant::now() + PAGES_MAX;
         while self.passing.ending.receiver_count() > 0 && Instant::now() < pages {
             sleep(Duration::from_millis(1)).await;
@@ -173,7 +203,7 @@ impl Relay {
             channel.send(&frozen, &[], &[])
         })
         .map_err(lost)?;
-        let mut clients = 0;
+        let mut clients = SavedClients::default();
         for (number, shard) in self.shards.iter().enumerate() {
             let (reply, answer) = oneshot::channel();
             let carrier = carrier(Arc::clone(&channel));
@@ -183,15 +213,17 @@ impl Relay {
                 reply,
             }))));
             let saved = timeout_at((deadline + ANSWER_MAX).into(), answer).await.ok().and_then(Result::ok);
-            clients += saved
+            let saved = saved
                 .unwrap_or_else(|| Err("it does not answer".into()))
                 .map_err(|why| format!("shard {number} was not handed over: {why}; try again"))?;
+            clients.all += saved.all;
+            clients.carried += saved.carried;
         }
         let taking = Arc::clone(&channel);
         let taken = spawn_blocking(move || on(&taking, |channel| channel.receive::<Taken>()));
         taken.await.map_err(|error| error.to_string())?.map_err(lost)?;
         on(&channel, Channel::commit).map_err(lost)?;
-        Ok((clients, rest.begun.elapsed()))
+        Ok(Handed { clients, frozen: rest.begun.elapsed(), control })
     }
 
     /// Brings all shards to rest: nothing is sent or read, nothing is in flight, and no message is on its way between them.

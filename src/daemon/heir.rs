@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use super::failure::Failure;
 use super::passed::{HomesByName, source_text};
 use crate::config::Config;
 use crate::egress::IoKind;
-use crate::upgrade::{self, Answer, Channel, Hello, Purpose};
+use crate::upgrade::{self, Answer, CarrierKnown, Channel, Hello, Purpose};
 
 /// How long the running relay may take for each of its steps; longer than it waits itself.
 const STEP_MAX: Duration = Duration::from_secs(60);
@@ -19,6 +20,8 @@ pub(super) struct Heir {
     channel: Channel,
     hello: Hello,
     listeners: Vec<(Purpose, SocketAddr, OwnedFd)>,
+    /// The control connections of its carriers.
+    controls: Vec<UnixStream>,
 }
 
 impl Heir {
@@ -31,9 +34,17 @@ impl Heir {
         channel.set_deadline(Instant::now() + STEP_MAX);
         let heard = channel.greeted().and_then(|_| channel.receive::<Hello>());
         let heard = heard.map_err(|error| format!("cannot take over from the running relay ({error})"))?;
-        let listeners = heard.message.listeners.iter().zip(heard.descriptors);
+        let mut descriptors = heard.descriptors.into_iter();
+        let listeners = heard.message.listeners.iter().zip(&mut descriptors);
         let listeners = listeners.map(|((purpose, address), socket)| (*purpose, *address, socket)).collect();
-        Ok(Some(Heir { channel, hello: heard.message, listeners }))
+        let controls = descriptors.map(UnixStream::from).collect();
+        Ok(Some(Heir { channel, hello: heard.message, listeners, controls }))
+    }
+
+    /// After the commit: its carriers and what controls them, oldest first, and itself as the last, because it may become one.
+    pub(super) fn into_carriers(self) -> impl Iterator<Item = (CarrierKnown, UnixStream)> {
+        let itself = (CarrierKnown { pid: self.hello.pid, connections: 0 }, self.channel.into_socket());
+        self.hello.carriers.into_iter().zip(self.controls).chain([itself])
     }
 
     /// The channel to it.

@@ -6,6 +6,8 @@ mod admission;
 mod answers;
 mod ask;
 mod ask_upgrade;
+mod carriers;
+mod carrying;
 pub mod console;
 mod descriptors;
 mod dispatch;
@@ -56,6 +58,7 @@ mod web_events;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -82,6 +85,8 @@ use acceptor::Entrance;
 use access::Doors;
 use admission::{Admission, SharedAdmission};
 pub use ask_upgrade::upgrade;
+use carriers::Carriers;
+use carrying::Carrying;
 use console::Console;
 use dispatch::{Desk, Outlets};
 use events::Events;
@@ -140,7 +145,7 @@ fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
     if let Err(error) = memory::watch() {
         warn!("cannot start the thread that returns free memory to the system ({error})");
     }
-    let asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
+    let mut asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
     if let Some(warning) = descriptors::raise(&config) {
         warn!("{warning}");
     }
@@ -158,7 +163,9 @@ fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
         Err(error) => (io, Err(error)),
     };
     let runtime = runtime.map_err(|error| format!("cannot create the control thread's runtime ({error})"))?;
-    runtime.block_on(control(config, load, (io, program), asked, heir))
+    let carrying = runtime.block_on(control(config, load, (io, program), &mut asked, heir))?;
+    runtime.abandon();
+    carrying.map_or(Ok(()), |carrying| carrying.run(&mut asked))
 }
 
 /// How sockets send: as configured, as far as this machine allows.
@@ -176,13 +183,14 @@ fn choose_io(choice: IoChoice) -> Result<IoKind, Failure> {
     }
 }
 
+/// Serves until it is asked to stop, or has handed everything over; returns what it has to carry on after that.
 async fn control(
     config: Config,
     load: Option<Load>,
     (io, program): (IoKind, Option<PathBuf>),
-    mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
     mut heir: Option<Heir>,
-) -> Result<(), Failure> {
+) -> Result<Option<Carrying>, Failure> {
     let added = config.state.as_deref().map_or(Ok(Vec::new()), state::read)?;
     let started = start_streams(config, load, io, heir.as_mut()).await;
     if let (Err(why), Some(heir)) = (&started, &mut heir) {
@@ -195,12 +203,13 @@ async fn control(
     }
     let (mut tasks, acceptors) = relay.open(opening).await;
     relay.start_added(added).await;
-    let mut outcome = relay.serve(&handles, &mut tasks, &mut asked).await;
-    if outcome.is_ok() {
-        outcome = relay.leave(&handles, &mut tasks, &acceptors, &mut asked).await;
-    }
+    let outcome = match relay.serve(&handles, &mut tasks, asked).await {
+        Ok(Some(successor)) => return Ok(relay.leave_all_to(successor, handles, tasks).await),
+        Ok(None) => relay.leave(&handles, &mut tasks, &acceptors, asked).await,
+        Err(why) => Err(why),
+    };
     relay.stop(handles, tasks).await;
-    outcome
+    outcome.map(|()| None)
 }
 
 /// What the relay needs to open its ports to clients, once its streams run.
@@ -263,6 +272,7 @@ async fn start_streams(
     let (listeners, listening) = listeners::all(listeners, secured.listeners, &web)?;
     let desk = Desk { outlets, ids, admission: Rc::clone(&admission), wanted: wanting, events: events.clone() };
     let relay = Relay {
+        carriers: Carriers::new(Rc::clone(&shards)),
         log_bytes: config.log_bytes(config.streams.len()),
         config,
         addresses: all,
@@ -423,6 +433,8 @@ struct Relay {
     log_bytes: u64,
     /// What an upgrade needs.
     passing: Passing,
+    /// The processes that carry TLS connections for this one.
+    carriers: Carriers,
 }
 
 impl Relay {
@@ -499,13 +511,14 @@ impl Relay {
         reporter.tell_summary();
     }
 
-    /// Waits for the request to stop, or for a failure.
+    /// Waits for the request to stop, or for a failure. Returns what leads to the process that has taken over, if this one has to carry
+    /// TLS connections on for it.
     async fn serve(
         &mut self,
         handles: &[ShardHandle],
         tasks: &mut JoinSet<()>,
-        asked: &mut tokio::sync::mpsc::UnboundedReceiver<Asked>,
-    ) -> Result<(), Failure> {
+        asked: &mut mpsc::UnboundedReceiver<Asked>,
+    ) -> Result<Option<UnixStream>, Failure> {
         let mut watch = Watch::new(Instant::now(), &self.config.files);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -515,13 +528,17 @@ impl Relay {
                 asked = asked.recv() => match asked {
                     Some(Asked::Summary) => self.tell_summary().await,
                     Some(Asked::Reload) => self.read_again(&mut watch, true).await,
-                    Some(Asked::Upgrade) => self.hand_over().await,
+                    Some(Asked::Upgrade) => {
+                        if let Some(successor) = self.hand_over().await {
+                            return Ok(Some(successor));
+                        }
+                    }
                     Some(Asked::Restart | Asked::Stop) | None => {
                         info!("stopping");
                         if asked != Some(Asked::Restart) {
                             self.store.release();
                         }
-                        return Ok(());
+                        return Ok(None);
                     }
                 },
                 why = failed(tasks) => return Err(why),

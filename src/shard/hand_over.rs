@@ -1,15 +1,14 @@
 //! A shard's part in the hand-over of clients and sources from one process to another.
 
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::core::Uncarried;
-use super::saved::{Freezing, HandOver, Restoring, Saving, ShardState};
+use super::saved::{Freezing, HandOver, Restoring, SavedClients, Saving, ShardState};
 use super::thread::Thread;
-use crate::egress::{Conn, Egress};
+use crate::egress::Egress;
 use crate::limits::READ_BYTES_MAX;
 
 /// Interval of checks whether everything has come to rest.
@@ -42,7 +41,7 @@ impl<E: Egress> Thread<E> {
             }
             HandOver::Save(Saving { reference, carrier, reply }) => {
                 let saved = self.save(reference).and_then(|(state, connections)| {
-                    let clients = state.core.descriptors();
+                    let clients = SavedClients { all: state.core.clients(), carried: self.core.carried_here() };
                     let descriptors: Vec<BorrowedFd<'_>> =
                         self.core.saved_connections().chain(connections.iter().map(AsFd::as_fd)).collect();
                     carrier(state, &descriptors).map_err(|error| error.to_string())?;
@@ -55,6 +54,7 @@ impl<E: Egress> Thread<E> {
                 let _ = reply.send(restored.map_err(|error| error.to_string()));
             }
             HandOver::GoOn => self.go_on(now),
+            HandOver::End => self.handing.ended = true,
         }
     }
 
@@ -120,9 +120,7 @@ impl<E: Egress> Thread<E> {
     ) -> io::Result<()> {
         let ShardState { core, sources } = state;
         let mut descriptors = descriptors.into_iter();
-        let clients: Vec<OwnedFd> = descriptors.by_ref().take(core.descriptors()).collect();
-        let conns = clients.into_iter().map(|fd| Conn::from_std(TcpStream::from(fd), self.io));
-        let conns = conns.collect::<io::Result<Vec<_>>>()?;
+        let conns = core.connections(&mut descriptors, self.io)?;
         for (name, saved) in sources {
             let connection = if saved.is_connected() { descriptors.next() } else { None };
             if let Some(stream) = self.core.stream_named(&name) {

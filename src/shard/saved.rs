@@ -53,6 +53,8 @@ pub enum HandOver {
     Restore(Restoring),
     /// Serve: the other process has ended.
     GoOn,
+    /// End without a word to anybody: the other process serves.
+    End,
 }
 
 /// A shard is to send and read nothing.
@@ -73,7 +75,16 @@ pub struct Saving {
     /// Where it goes.
     pub carrier: Carrier,
     /// How many clients it had, or why it was not saved.
-    pub reply: oneshot::Sender<Result<usize, String>>,
+    pub reply: oneshot::Sender<Result<SavedClients, String>>,
+}
+
+/// How many clients were saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedClients {
+    /// All.
+    pub all: usize,
+    /// Those over TLS whose keys this process has.
+    pub carried: usize,
 }
 
 /// A shard's state from another process.
@@ -92,7 +103,6 @@ impl Uncarried {
     /// Adds another shard's.
     pub fn add(&mut self, other: Uncarried) {
         self.udp += other.udp;
-        self.tls += other.tls;
         self.web += other.web;
         self.multicast.extend(other.multicast);
         self.multicast.sort();
@@ -103,9 +113,7 @@ impl Uncarried {
     /// What there is, for a sentence; `None` if there is nothing.
     pub fn told(&self) -> Option<String> {
         let mut told = Vec::new();
-        for (count, what) in
-            [(self.udp, "sessions over UDP"), (self.tls, "connections over TLS"), (self.web, "browsers' WebSockets")]
-        {
+        for (count, what) in [(self.udp, "sessions over UDP"), (self.web, "browsers' WebSockets")] {
             if count > 0 {
                 told.push(format!("{what}: {count}"));
             }

@@ -9,8 +9,12 @@
 //! 5. the other says [`Taken`];
 //! 6. **one byte** ([`Channel::commit`]). Until it, the other process sends and reads nothing, and the running relay takes everything
 //!    back if anything goes wrong. After it, the running relay ends without closing anything towards a client or camera.
+//!
+//! If it has clients over TLS it stays as their **carrier**: the keys of a connection cannot move. Then the channel becomes their
+//! [`Control`].
 
 mod channel;
+mod control;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -23,6 +27,7 @@ use std::{env, io};
 use serde::{Deserialize, Serialize};
 
 pub use channel::Channel;
+pub use control::{Control, Order};
 
 use crate::sys;
 
@@ -71,6 +76,21 @@ pub struct Hello {
     pub nonces: ([u8; 32], u64),
     /// How other relays know it.
     pub id: String,
+    /// Its process id.
+    #[serde(default)]
+    pub pid: u32,
+    /// The carriers, oldest first. Their control connections come after the listening sockets, in this order.
+    #[serde(default)]
+    pub carriers: Vec<CarrierKnown>,
+}
+
+/// A process that carries TLS connections for the one that serves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarrierKnown {
+    /// Its process id.
+    pub pid: u32,
+    /// How many connections it has, as far as it has said; 0: it has not said that it carries any.
+    pub connections: usize,
 }
 
 /// The other process is ready to take over.

@@ -63,4 +63,5 @@ mod tls_flood;
 mod tree;
 mod tshark;
 mod upgrade;
+mod upgrade_tls;
 mod zero_copy;

@@ -27,19 +27,19 @@ use crate::harness::rtsp::{Client, tracks};
 use crate::harness::{DEADLINE, scratch_file, wait_until};
 
 /// A relay that is upgraded, in whichever process it lives at the moment.
-struct Upgraded {
-    relay: Relay,
+pub struct Upgraded {
+    pub relay: Relay,
     files: Vec<PathBuf>,
     /// Says at which step the next successor ends.
-    step: PathBuf,
+    pub step: PathBuf,
 }
 
 impl Upgraded {
-    fn start(config: &str) -> Upgraded {
+    pub fn start(config: &str) -> Upgraded {
         Upgraded::start_with(Uring::AsAsked, config)
     }
 
-    fn start_with(uring: Uring, config: &str) -> Upgraded {
+    pub fn start_with(uring: Uring, config: &str) -> Upgraded {
         let (path, step) = (scratch_file("upgrade.toml"), scratch_file("step"));
         std::fs::write(&path, format!("listen = [\"127.0.0.1:0\"]\nworkers = 2\n{config}")).unwrap();
         let fault = format!("--test-hand-over={}", step.display());
@@ -47,23 +47,23 @@ impl Upgraded {
         Upgraded { relay, files: vec![path, step.clone()], step }
     }
 
-    fn pid(&self) -> i32 {
+    pub fn pid(&self) -> i32 {
         let printed = self.relay.printed();
         let last = printed.lines().rfind(|line| line.contains("handed over to the new program"));
         let pid = last.and_then(|line| line.split_once("pid=")).and_then(|(_, rest)| rest.split(' ').next());
         pid.map_or(self.relay.pid(), |pid| pid.parse().expect("a process id"))
     }
 
-    fn ask(&self) {
+    pub fn ask(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGUSR2).expect("kill");
     }
 
-    fn count(&self, said: &str) -> usize {
+    pub fn count(&self, said: &str) -> usize {
         self.relay.printed().matches(said).count()
     }
 
     /// Asks for an upgrade, and waits until the log says `said` once more than before.
-    fn ask_until(&self, said: &str) {
+    pub fn ask_until(&self, said: &str) {
         let before = self.count(said);
         self.ask();
         wait_until(&format!("the relay says {said:?}"), DEADLINE, || self.count(said) > before);
@@ -78,7 +78,7 @@ impl Upgraded {
 }
 
 /// Whether a process has ended; one that only its parent's `wait` is missing for has.
-fn has_ended(pid: i32) -> bool {
+pub fn has_ended(pid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     status.map_or(true, |status| status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
@@ -100,22 +100,25 @@ impl Drop for Upgraded {
     }
 }
 
-const REFUSED: &str = "the upgrade was not done, and nothing has changed";
+pub const REFUSED: &str = "the upgrade was not done, and nothing has changed";
 
 /// What all players of a stream have received: by track, number and timestamp, the hash of the packet.
-type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
+pub type Packets = Mutex<HashMap<(u8, u16, u32), u64>>;
 
 /// A player that checks everything it gets.
-struct Player {
+pub struct Player {
     stop: Arc<AtomicBool>,
     packets: Arc<AtomicU64>,
     thread: JoinHandle<Duration>,
 }
 
 impl Player {
-    fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
-        let url = relay.relay.url(path);
-        let mut client = Client::connect(relay.relay.address());
+    pub fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
+        Player::of(Client::connect(relay.relay.address()), relay.relay.url(path), packets)
+    }
+
+    /// The same on a connection.
+    pub fn of(mut client: Client, url: String, packets: &Arc<Packets>) -> Player {
         let (tracks, _) = client.play_everything(&url);
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, all, count) = (Arc::clone(&stop), Arc::clone(packets), Arc::new(AtomicU64::new(0)));
@@ -125,7 +128,7 @@ impl Player {
     }
 
     /// Waits until it has received so many packets from now on.
-    fn goes_on(&self, packets: u64) {
+    pub fn goes_on(&self, packets: u64) {
         let before = self.packets.load(Ordering::Relaxed);
         wait_until("the player receives more", DEADLINE, || {
             assert!(!self.thread.is_finished(), "the player has failed");
@@ -134,7 +137,7 @@ impl Player {
     }
 
     /// Ends it; gives the longest time without a packet.
-    fn end(self) -> Duration {
+    pub fn end(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("a player that saw no fault")
     }
@@ -185,14 +188,14 @@ fn watch(
 }
 
 /// A camera that sends 30 frames and 50 packets of sound a second.
-struct Filming {
+pub struct Filming {
     camera: Arc<Camera>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Filming {
-    fn start() -> Filming {
+    pub fn start() -> Filming {
         let (camera, stop) = (Arc::new(Camera::start()), Arc::new(AtomicBool::new(false)));
         let (shown, stopped) = (Arc::clone(&camera), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
@@ -218,7 +221,7 @@ impl Filming {
     }
 
     /// The methods that it was asked for, without keep-alives.
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         self.camera.requests().into_iter().filter(|method| !["OPTIONS", "GET_PARAMETER"].contains(&&**method)).collect()
     }
 }
@@ -238,17 +241,17 @@ fn ffmpeg(arguments: &str) -> Program {
     Program::start(command)
 }
 
-const STREAMS: &str =
+pub const STREAMS: &str =
     "\n[[stream]]\nname = \"pattern\"\nsource = \"test\"\n\n[[stream]]\nname = \"live\"\nsource = \"publish\"\n";
 
 /// Clients that do not read are not skipped or closed.
-const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
+pub const PATIENT: &str = "queue.age = \"60s\"\nqueue.stall_timeout = \"60s\"\n";
 
-fn with_camera(camera: &Filming) -> String {
+pub fn with_camera(camera: &Filming) -> String {
     format!("{STREAMS}\n[[stream]]\nname = \"cam\"\nsource = \"{}\"\n", camera.camera.url())
 }
 
-fn serving(relay: &Upgraded, path: &str) {
+pub fn serving(relay: &Upgraded, path: &str) {
     wait_until(&format!("{path} is served"), DEADLINE, || {
         Client::connect(relay.relay.address()).describe(&relay.relay.url(path)).status == 200
     });

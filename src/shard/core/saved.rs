@@ -1,8 +1,9 @@
 //! A frozen shard's clients and streams as plain data, for the shard with the same number in another process.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::link::{Closing, Kind, Link, Playing};
 use super::state::Core;
 use super::streams::StreamState;
-use crate::egress::{Conn, Egress, Piece, Token};
+use crate::egress::{Conn, Egress, IoKind, Piece, Secured, Token};
 use crate::media::Description;
 use crate::media::saved::Moment;
 use crate::metrics::{ClientLatency, Transport};
@@ -44,6 +45,10 @@ struct LinkState {
     slot: u32,
     peer: SocketAddr,
     moves: u8,
+    /// The process that has its keys, if it is the local socket of a TLS client. Then its descriptor is followed by that of the TCP
+    /// connection.
+    #[serde(default)]
+    carrier: Option<u32>,
     /// What is left of its operation.
     #[serde(with = "crate::media::saved::bytes")]
     unsent: Bytes,
@@ -72,8 +77,6 @@ struct PlayingState {
 pub struct Uncarried {
     /// Sessions over UDP.
     pub udp: usize,
-    /// Connections over TLS.
-    pub tls: usize,
     /// Browsers' connections.
     pub web: usize,
     /// Streams with a multicast group.
@@ -98,7 +101,28 @@ impl CoreState {
 
     /// How many descriptors belong to it.
     pub fn descriptors(&self) -> usize {
+        self.links.iter().map(|link| 1 + usize::from(link.carrier.is_some())).sum()
+    }
+
+    /// How many clients there are.
+    pub fn clients(&self) -> usize {
         self.links.len()
+    }
+
+    /// Makes its connections of the descriptors that belong to it, within the shard's runtime.
+    ///
+    /// # Errors
+    /// The error of `fcntl` or of the registration with epoll; `UnexpectedEof` if there are too few.
+    pub fn connections(&self, fds: &mut impl Iterator<Item = OwnedFd>, kind: IoKind) -> io::Result<Vec<Conn>> {
+        let mut next = || fds.next().map(TcpStream::from).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
+        let one = |link: &LinkState| -> io::Result<Conn> {
+            let conn = Conn::from_std(next()?, kind)?;
+            Ok(match link.carrier {
+                Some(carrier) => conn.with_tls(Some(Secured::of_carrier(next()?, carrier))),
+                None => conn,
+            })
+        };
+        self.links.iter().map(one).collect()
     }
 
     /// The addresses of its clients.
@@ -123,9 +147,8 @@ impl<E: Egress> Core<E> {
     pub fn uncarried(&self) -> Uncarried {
         let mut found = Uncarried { udp: self.server.datagram_sessions(), ..Uncarried::default() };
         for (_, link) in self.links.iter() {
-            if let Kind::Tcp { conn, web, .. } = &link.kind {
+            if let Kind::Tcp { web, .. } = &link.kind {
                 found.web += usize::from(web.is_some());
-                found.tls += usize::from(conn.tls().is_some() && web.is_none());
             }
         }
         let grouped = self.streams.iter().filter(|stream| stream.group.is_some());
@@ -158,16 +181,25 @@ impl<E: Egress> Core<E> {
         Ok(CoreState { streams: streams.collect(), server, links: links.collect(), publishers: publishers.collect() })
     }
 
-    /// The connections of the saved links, in their order.
+    /// The connections of the saved links, in their order; after that of a TLS client its TCP connection.
     pub fn saved_connections(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.saved_conns().flat_map(|conn| conn.fd().into_iter().chain(conn.tls().map(|secured| secured.as_fd())))
+    }
+
+    /// How many of them are over TLS and have their keys in this process.
+    pub fn carried_here(&self) -> usize {
+        self.saved_conns().filter(|conn| conn.carrier() == Some(std::process::id())).count()
+    }
+
+    fn saved_conns(&self) -> impl Iterator<Item = &Conn> {
         self.links.iter().filter(|(_, link)| is_kept(link)).filter_map(|(_, link)| match &link.kind {
-            Kind::Tcp { conn, .. } => conn.fd(),
+            Kind::Tcp { conn, .. } => Some(conn),
             _ => None,
         })
     }
 
     fn save_link(&self, reference: Instant, slot: u32, link: &Link) -> Option<LinkState> {
-        let Kind::Tcp { peer, answers, moves, .. } = &link.kind else { return None };
+        let Kind::Tcp { conn, peer, answers, moves, .. } = &link.kind else { return None };
         let unsent = self.put_off.of(Token { slot, generation: link.generation });
         let playing = link.playing.as_ref().filter(|playing| !playing.has_left()).map(|playing| PlayingState {
             stream: self.streams[playing.stream.index()].name.clone(),
@@ -185,6 +217,7 @@ impl<E: Egress> Core<E> {
             slot,
             peer: *peer,
             moves: *moves,
+            carrier: conn.carrier(),
             unsent: joined(unsent.iter().map(Piece::as_slice)),
             answers: joined(answers.iter().map(|answer| &answer[..])),
             playing,
