@@ -577,6 +577,16 @@ pub const PEM_BYTES_MAX: usize = 1024 * 1024;
 /// Milliseconds for which a TLS client that the shard has ended may still receive data that was sent to it.
 pub const TLS_FAREWELL_MAX_MS: u64 = 1_000;
 
+/// Maximum number of processes of relays before this one that carry TLS connections, each with at least one; with one more, the oldest is
+/// told to end. Each takes less than 20 MB.
+pub const CARRIERS_MAX: usize = 4;
+
+/// Milliseconds in which the clients of that carrier are disconnected, each at the end of a frame; then the others are.
+pub const CARRIER_FAREWELL_MS: u64 = 2_000;
+
+/// Milliseconds that a carrier takes at most to end when it is told to, or when the relay has ended.
+pub const CARRIER_END_MAX_MS: u64 = TLS_FAREWELL_MAX_MS + 200;
+
 /// Milliseconds that an egress waits for its operations when it ends; then their memory is leaked rather than freed.
 pub const EGRESS_DRAIN_MAX_MS: u64 = 500;
 
@@ -621,6 +631,7 @@ pub const COPIED_BYTES_PASS_MAX: usize = 1 << 20;
 const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(TLS_FAREWELL_MAX_MS < STOP_MAX_MS);
+    assert!(CARRIER_END_MAX_MS < STOP_MAX_MS);
     assert!(LINGER_MS < STOP_MAX_MS / 2);
     // All of them are passed back, besides those of socket units: one that is not seen would listen without anybody accepting.
     assert!(STORED_SOCKETS_MAX <= INHERITED_DESCRIPTORS_MAX as usize / 2);

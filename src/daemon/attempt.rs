@@ -32,6 +32,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Attempt {
     successor: Rc<OnceCell<Successor>>,
     task: JoinHandle<Result<Prepared, Failure>>,
+    /// The other process serves.
+    done: bool,
 }
 
 /// The other process is ready and has the logs.
@@ -52,6 +54,8 @@ pub(super) struct Plan {
     pub(super) hello: Hello,
     /// The listening sockets, in the order of `hello`.
     pub(super) sockets: Vec<OwnedFd>,
+    /// The control connections of the carriers, in the order of `hello`.
+    pub(super) controls: Vec<OwnedFd>,
 }
 
 impl Attempt {
@@ -59,7 +63,12 @@ impl Attempt {
     pub(super) fn begin(plan: Plan) -> Attempt {
         let successor = Rc::new(OnceCell::new());
         let task = spawn_local(plan.carry_out(Rc::clone(&successor)));
-        Attempt { successor, task }
+        Attempt { successor, task, done: false }
+    }
+
+    /// The other process serves, and is not killed.
+    pub(super) fn done(mut self) {
+        self.done = true;
     }
 
     /// The other process, once it has been started.
@@ -71,7 +80,7 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.task.abort();
-        if let Some(successor) = self.successor.get() {
+        if let Some(successor) = self.successor.get().filter(|_| !self.done) {
             successor.kill();
         }
     }
@@ -106,6 +115,7 @@ impl Plan {
             sockets.extend(pair.into_iter().flat_map(|(rtp, rtcp)| [rtp, rtcp]));
             sockets.extend(groups.into_iter().map(|(.., socket)| socket));
         }
+        sockets.extend(self.controls);
         let (channel, ready) = introduce(channel, hello, sockets).await?;
         let spent = Spent { start: begun.elapsed(), ..Spent::default() };
         let mut copier = Copier::new(self.shards, channel);

@@ -3,6 +3,7 @@
 //! Whatever goes wrong before the commit, the relay takes everything back and goes on.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +28,7 @@ use super::{FLUSH_MAX, Relay, ask_upgrade, fold};
 use crate::config::StreamConfig;
 use crate::egress::IoKind;
 use crate::shard::inbox::ToShard;
-use crate::shard::saved::{Carrier, Freezing, HandOver, Saving};
+use crate::shard::saved::{Carrier, Freezing, HandOver, SavedClients, Saving};
 use crate::upgrade::{self, Channel, Frozen, Hello, Next, Origin, Ready, Spent, StreamKnown, Taken};
 
 /// How long clients may be served nothing.
@@ -47,6 +48,14 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// How long it takes at most to hear why the other process has ended.
 const REASON_MAX: Duration = Duration::from_millis(100);
+
+/// How an upgrade has ended.
+pub(super) enum Finished {
+    /// The other process serves, at the other end of this; this one carries TLS connections on for it, and does nothing else.
+    Carrying(UnixStream),
+    /// This process goes on, and was asked for this meanwhile.
+    GoesOn(Vec<Asked>),
+}
 
 /// The clients were served nothing from then on.
 struct Rest {
@@ -70,6 +79,7 @@ impl Relay {
     fn plan_upgrade(&self) -> io::Result<Plan> {
         let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
         let (at, unix) = self.site.clock().origin();
+        let (carriers, controls) = self.carriers.passed_on()?;
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,
@@ -79,12 +89,15 @@ impl Relay {
             nonces: self.doors.secret(),
             id: self.id.to_string(),
             clock: Some((upgrade::monotonic_ns(at), unix)),
+            pid: std::process::id(),
+            carriers,
         };
         Ok(Plan {
             shards: Rc::clone(&self.shards),
             program: self.passing.program.clone(),
             hello,
             sockets: sockets.collect::<io::Result<Vec<_>>>()?,
+            controls,
         })
     }
 
@@ -95,12 +108,12 @@ impl Relay {
         }
     }
 
-    /// Hands everything over and ends the process; or logs why not, and returns what was asked for meanwhile.
+    /// Hands everything over, and ends the process unless it has to carry TLS connections on; or logs why not.
     pub(super) async fn finish_upgrade(
         &mut self,
         prepared: Result<Prepared, Failure>,
         asked: &mut UnboundedReceiver<Asked>,
-    ) -> Vec<Asked> {
+    ) -> Finished {
         let attempt = self.passing.attempt.take();
         let mut later = Vec::new();
         let done = match prepared {
@@ -108,10 +121,14 @@ impl Relay {
             Err(why) => Err(why),
         };
         match done {
-            Ok(done) => {
+            Ok((done, control)) => {
                 later.extend(std::iter::from_fn(|| asked.try_recv().ok()));
                 pass_on(&later, attempt.as_ref());
+                attempt.into_iter().for_each(Attempt::done);
                 ask_upgrade::tell(&Ok(done));
+                if let Some(control) = control {
+                    return Finished::Carrying(control);
+                }
                 Console::get().flush(FLUSH_MAX);
                 // Not a stop: whatever is still open here is open there as well, and is neither shut down nor flushed.
                 std::process::exit(0);
@@ -123,7 +140,7 @@ impl Relay {
                 tell_failure(&why);
             }
         }
-        later
+        Finished::GoesOn(later)
     }
 
     async fn hand_over_unless_stopped(
@@ -131,7 +148,7 @@ impl Relay {
         prepared: Prepared,
         asked: &mut UnboundedReceiver<Asked>,
         later: &mut Vec<Asked>,
-    ) -> Result<String, Failure> {
+    ) -> Result<(String, Option<UnixStream>), Failure> {
         let mut handing = pin!(self.hand_over(prepared));
         loop {
             tokio::select! {
@@ -157,21 +174,25 @@ impl Relay {
         self.passing.ending.send_replace(false);
     }
 
-    /// From the end of HTTP connections to the commit. Nothing is awaited after that.
-    async fn hand_over(&mut self, prepared: Prepared) -> Result<String, Failure> {
+    /// From the end of HTTP connections to the commit. Nothing is awaited after that. Returns what is to be told, and what leads to the new
+    /// process if there is something to carry on for it.
+    async fn hand_over(&mut self, prepared: Prepared) -> Result<(String, Option<UnixStream>), Failure> {
         let Prepared { ready, mut copier, mut spent, reconnecting } = prepared;
         self.close_pages().await;
         copier.catch_up().await?;
         spent.copy = copier.took();
         let rest = self.come_to_rest().await?;
         spent.freeze = rest.begun.elapsed();
-        let carried = Arc::default();
-        let clients = self.send_states(&rest, (&copier, &carried), &ready, &mut spent).await?;
+        let bytes = Arc::default();
+        let control = on(copier.channel(), |channel| channel.to_socket()).map_err(|error| error.to_string())?;
+        let SavedClients { all: clients, carried } =
+            self.send_states(&rest, (&copier, &bytes), &ready, &mut spent).await?;
         let ms = |took: Duration| took.as_millis() as u64;
         info!(
             pid = ready.pid,
             version = %ready.version,
             clients,
+            carried,
             start_ms = ms(spent.start),
             copy_ms = ms(spent.copy),
             freeze_ms = ms(spent.freeze),
@@ -179,7 +200,7 @@ impl Relay {
             restore_ms = ms(spent.restore),
             frozen_ms = ms(spent.frozen()),
             copied_bytes = copier.bytes(),
-            frozen_bytes = carried.load(Ordering::Relaxed),
+            frozen_bytes = bytes.load(Ordering::Relaxed),
             "handed over to the new program"
         );
         if let Some(cameras) = &reconnecting {
@@ -190,12 +211,20 @@ impl Relay {
         fold::tell_all_left_out();
         let anew =
             reconnecting.map_or(String::new(), |cameras| format!("; it connects to these cameras anew: {cameras}"));
-        Ok(format!(
+        let mut told = format!(
             "handed over to process {} (version {}): {clients} connections, which were served nothing for {} ms{anew}",
             ready.pid,
             ready.version,
             ms(spent.frozen())
-        ))
+        );
+        if carried == 0 {
+            return Ok((told, None));
+        }
+        told += &format!(
+            "; {carried} of them use TLS, and process {} stays to carry their bytes until they end",
+            std::process::id()
+        );
+        Ok((told, Some(control)))
     }
 
     /// Accepts nothing more, and closes HTTP connections that are idle, others when they have been answered.
@@ -219,10 +248,10 @@ impl Relay {
     async fn send_states(
         &mut self,
         rest: &Rest,
-        (copier, carried): (&Copier, &Arc<AtomicUsize>),
+        (copier, bytes): (&Copier, &Arc<AtomicUsize>),
         ready: &Ready,
         spent: &mut Spent,
-    ) -> Result<usize, Failure> {
+    ) -> Result<SavedClients, Failure> {
         let deadline = rest.begun + FREEZE_MAX;
         let channel = copier.channel();
         let begun = Instant::now();
@@ -238,21 +267,23 @@ impl Relay {
         })
         .await?
         .map_err(|error| lost(channel, ready, &error))?;
-        let mut clients = 0;
+        let mut clients = SavedClients::default();
         for (number, shard) in self.shards.iter().enumerate() {
             let (reply, answer) = oneshot::channel();
             let saving = Saving {
                 reference: rest.reference,
                 sent: Arc::clone(copier.sent()),
-                carrier: carrier(Arc::clone(channel), Arc::clone(carried)),
+                carrier: carrier(Arc::clone(channel), Arc::clone(bytes)),
                 reply,
             };
             shard.tell(ToShard::HandOver(Box::new(HandOver::Save(saving))));
             let saved = timeout_at((deadline + ANSWER_MAX).into(), answer).await.ok().and_then(Result::ok);
-            clients += saved.unwrap_or_else(|| Err("it does not answer".into())).map_err(|why| {
+            let saved = saved.unwrap_or_else(|| Err("it does not answer".into())).map_err(|why| {
                 let why = refusal(channel).unwrap_or(why);
                 format!("shard {number} was not handed over: {why}; try again")
             })?;
+            clients.all += saved.all;
+            clients.carried += saved.carried;
         }
         spent.save = begun.elapsed();
         let taken = with(channel, |channel| channel.receive::<Taken>()).await?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::egress::IoKind;
 use crate::media::rendering::fmp4::Clock;
 use crate::shard::types::SocketFds;
 use crate::testing::Testing;
-use crate::upgrade::{self, Answer, Channel, Hello, Purpose};
+use crate::upgrade::{self, Answer, CarrierKnown, Channel, Hello, Purpose};
 
 /// How long the running relay may take for each of its steps; longer than it waits itself.
 const STEP_MAX: Duration = Duration::from_secs(60);
@@ -25,6 +26,8 @@ pub(super) struct Heir {
     listeners: Vec<(Purpose, SocketAddr, OwnedFd)>,
     /// The UDP sockets, by shard.
     sockets: Vec<SocketFds>,
+    /// The control connections of its carriers.
+    controls: Vec<UnixStream>,
 }
 
 /// The shards' sockets, from the descriptors that come with them.
@@ -55,9 +58,16 @@ impl Heir {
         let (hello, mut descriptors) = (heard.message, heard.descriptors.into_iter());
         let listeners = hello.listeners.iter().zip(descriptors.by_ref());
         let listeners = listeners.map(|((purpose, address), socket)| (*purpose, *address, socket)).collect();
-        let sockets =
-            sockets(&hello, descriptors).ok_or("cannot take over from the running relay (descriptors are missing)")?;
-        Ok(Some(Heir { channel, hello, listeners, sockets }))
+        let sockets = sockets(&hello, descriptors.by_ref())
+            .ok_or("cannot take over from the running relay (descriptors are missing)")?;
+        let controls = descriptors.map(UnixStream::from).collect();
+        Ok(Some(Heir { channel, hello, listeners, sockets, controls }))
+    }
+
+    /// After the commit: its carriers and what controls them, oldest first, and itself as the last, because it may become one.
+    pub(super) fn into_carriers(self) -> impl Iterator<Item = (CarrierKnown, UnixStream)> {
+        let itself = (CarrierKnown { pid: self.hello.pid, connections: 0 }, self.channel.into_socket());
+        self.hello.carriers.into_iter().zip(self.controls).chain([itself])
     }
 
     /// The channel to it.

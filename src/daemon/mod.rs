@@ -7,6 +7,8 @@ mod answers;
 mod ask;
 mod ask_upgrade;
 mod attempt;
+mod carriers;
+mod carrying;
 pub mod console;
 mod copying;
 mod descriptors;
@@ -58,6 +60,7 @@ mod web_events;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -85,11 +88,14 @@ use acceptor::Entrance;
 use access::Doors;
 use admission::{Admission, SharedAdmission};
 pub use ask_upgrade::upgrade;
+use carriers::Carriers;
+use carrying::Carrying;
 use console::Console;
 use dispatch::{Desk, Outlets};
 use events::Events;
 pub use failure::Failure;
 use fd_store::{FdStore, Kind};
+use hand_over::Finished;
 use heir::Heir;
 use inherited::Inherited;
 pub use list::{add_stream, end_client, list_streams, remove_stream};
@@ -143,7 +149,7 @@ fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
     if let Err(error) = memory::watch() {
         warn!("cannot start the thread that returns free memory to the system ({error})");
     }
-    let asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
+    let mut asked = signals::listen().map_err(|error| format!("signals cannot be handled ({error})"))?;
     if let Some(warning) = descriptors::raise(&config) {
         warn!("{warning}");
     }
@@ -161,7 +167,9 @@ fn start(mut config: Config, load: Option<Load>) -> Result<(), Failure> {
         Err(error) => (io, Err(error)),
     };
     let runtime = runtime.map_err(|error| format!("cannot create the control thread's runtime ({error})"))?;
-    runtime.block_on(control(config, load, (io, program), asked, heir))
+    let carrying = runtime.block_on(control(config, load, (io, program), &mut asked, heir))?;
+    runtime.abandon();
+    carrying.map_or(Ok(()), |carrying| carrying.run(&mut asked))
 }
 
 /// How sockets send: as configured, as far as this machine allows.
@@ -179,13 +187,14 @@ fn choose_io(choice: IoChoice) -> Result<IoKind, Failure> {
     }
 }
 
+/// Serves until it is asked to stop, or has handed everything over; returns what it has to carry on after that.
 async fn control(
     config: Config,
     load: Option<Load>,
     (io, program): (IoKind, Option<PathBuf>),
-    mut asked: tokio::sync::mpsc::UnboundedReceiver<Asked>,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
     mut heir: Option<Heir>,
-) -> Result<(), Failure> {
+) -> Result<Option<Carrying>, Failure> {
     // A relay from which this one takes over has read them already.
     let state = config.state.as_deref().filter(|_| heir.is_none());
     let added = state.map_or(Ok(Vec::new()), state::read)?;
@@ -203,13 +212,15 @@ async fn control(
     if !is_heir {
         relay.start_added(added).await;
     }
-    let mut outcome = relay.serve(&handles, &mut tasks, &mut asked).await;
+    let outcome = relay.serve(&handles, &mut tasks, asked).await;
     relay.abandon_upgrade("the relay is stopping");
-    if outcome.is_ok() {
-        outcome = relay.leave(&handles, &mut tasks, &acceptors, &mut asked).await;
-    }
+    let outcome = match outcome {
+        Ok(Some(successor)) => return Ok(relay.leave_all_to(successor, handles, tasks).await),
+        Ok(None) => relay.leave(&handles, &mut tasks, &acceptors, asked).await,
+        Err(why) => Err(why),
+    };
     relay.stop(handles, tasks).await;
-    outcome
+    outcome.map(|()| None)
 }
 
 /// What the relay needs to open its ports to clients, once its streams run.
@@ -277,6 +288,7 @@ async fn start_streams(
     let (listeners, listening) = listeners::all(listeners, secured.listeners, &web)?;
     let desk = Desk { outlets, ids, admission: Rc::clone(&admission), wanted: wanting, events: events.clone() };
     let relay = Relay {
+        carriers: Carriers::new(Rc::clone(&shards)),
         log_bytes: config.log_bytes(config.streams.len()),
         config,
         addresses: all,
@@ -437,6 +449,8 @@ struct Relay {
     log_bytes: u64,
     /// What an upgrade needs.
     passing: Passing,
+    /// The processes that carry TLS connections for this one.
+    carriers: Carriers,
 }
 
 impl Relay {
@@ -513,13 +527,14 @@ impl Relay {
         reporter.tell_summary();
     }
 
-    /// Waits for the request to stop, or for a failure.
+    /// Waits for the request to stop, or for a failure. Returns what leads to the process that has taken over, if this one has to carry
+    /// TLS connections on for it.
     async fn serve(
         &mut self,
         handles: &[ShardHandle],
         tasks: &mut JoinSet<()>,
-        asked: &mut tokio::sync::mpsc::UnboundedReceiver<Asked>,
-    ) -> Result<(), Failure> {
+        asked: &mut mpsc::UnboundedReceiver<Asked>,
+    ) -> Result<Option<UnixStream>, Failure> {
         let mut watch = Watch::new(Instant::now(), &self.config.files);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -528,13 +543,17 @@ impl Relay {
             tokio::select! {
                 next = asked.recv() => {
                     if self.on_asked(next.unwrap_or(Asked::Stop), &mut watch).await {
-                        return Ok(());
+                        return Ok(None);
                     }
                 }
                 prepared = attempt::prepared(&mut self.passing.attempt) => {
-                    for next in self.finish_upgrade(prepared, asked).await {
+                    let later = match self.finish_upgrade(prepared, asked).await {
+                        Finished::Carrying(successor) => return Ok(Some(successor)),
+                        Finished::GoesOn(later) => later,
+                    };
+                    for next in later {
                         if self.on_asked(next, &mut watch).await {
-                            return Ok(());
+                            return Ok(None);
                         }
                     }
                 }

@@ -269,6 +269,8 @@ impl Reporter {
         if let Some(tls) = &self.tls {
             object.insert("tls".into(), status::tls(tls));
         }
+        let (carriers, connections) = process::carriers();
+        object.insert("tls_carriers".into(), status::carriers(carriers, connections));
         let leaves = process::leaves_until().map(lines::rfc3339);
         object.insert("leaving".into(), leaves.is_some().into());
         object.insert("leaves_until".into(), leaves.into());

@@ -59,6 +59,11 @@ impl Conn {
         }
     }
 
+    /// The process that encrypts for a TLS client; `None` for others.
+    pub fn carrier(&self) -> Option<u32> {
+        self.tls().map(|secured| secured.carrier())
+    }
+
     /// The descriptor of the TCP connection, for options and addresses; `None` for a scripted connection.
     pub fn tcp(&self) -> Option<BorrowedFd<'_>> {
         self.tls().map_or_else(|| self.fd(), |secured| Some(secured.as_fd()))
@@ -175,9 +180,6 @@ impl Conn {
         if let Some(fd) = self.fd() {
             // It fails only if the connection is already gone.
             let _ = SockRef::from(&fd).shutdown(Shutdown::Both);
-        }
-        if let Some(secured) = self.tls() {
-            secured.end();
         }
     }
 

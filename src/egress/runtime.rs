@@ -39,6 +39,16 @@ impl Runtime {
         self.kind
     }
 
+    /// Drops all tasks; threads that still wait for something, such as a name's address, are left to themselves.
+    pub fn abandon(self) {
+        let Runtime { runtime, tasks, .. } = self;
+        {
+            let _within = runtime.enter();
+            drop(tasks);
+        }
+        runtime.shutdown_background();
+    }
+
     /// Runs the future on this thread until it completes; locally spawned tasks run meanwhile, and are dropped with the runtime.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(self.tasks.run_until(future))

@@ -4,36 +4,28 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use tokio::sync::Notify;
-
-/// A handle on the TCP connection of a TLS client. The encryption thread reads and writes it through another handle; the shard sets its
-/// options, queries its state, and says when it is over.
+/// A handle on the TCP connection of a TLS client. An encryption thread, of this process or of one before it (a carrier), reads and
+/// writes it through another handle; the shard sets its options and queries its state.
 #[derive(Debug)]
 pub struct Secured {
     tcp: TcpStream,
-    over: Arc<Notify>,
+    carrier: u32,
 }
 
 impl Secured {
     /// Takes over a handle on a connection after its handshake.
     pub fn new(tcp: TcpStream) -> Arc<Secured> {
-        Arc::new(Secured { tcp, over: Arc::default() })
+        Arc::new(Secured { tcp, carrier: std::process::id() })
     }
 
-    /// The shard is done with the client: what was sent may still be delivered, but not indefinitely.
-    pub fn end(&self) {
-        self.over.notify_one();
+    /// The same for a connection of a process before this one, which carries it on.
+    pub fn of_carrier(tcp: TcpStream, carrier: u32) -> Arc<Secured> {
+        Arc::new(Secured { tcp, carrier })
     }
 
-    /// Tells the encryption thread about [`Secured::end`], or that the shard has dropped the last handle without it.
-    pub fn over(&self) -> Arc<Notify> {
-        Arc::clone(&self.over)
-    }
-}
-
-impl Drop for Secured {
-    fn drop(&mut self) {
-        self.over.notify_one();
+    /// The process that has the keys of the connection.
+    pub fn carrier(&self) -> u32 {
+        self.carrier
     }
 }
 

@@ -1,6 +1,6 @@
 //! Counts for the whole process: rare events on any thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::{Counter, Limited, Panicked};
@@ -14,6 +14,7 @@ static PANICKED: [AtomicU64; Panicked::COUNT] = [const { AtomicU64::new(0) }; Pa
 static UPGRADE_US: [AtomicU64; UPGRADE_PARTS.len()] = [const { AtomicU64::new(0) }; UPGRADE_PARTS.len()];
 static LEAVES_UNTIL_MS: AtomicU64 = AtomicU64::new(0);
 static LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
+static CARRIERS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
 /// A limit was exceeded before any shard was involved.
 pub fn limited(limited: Limited) {
@@ -76,6 +77,17 @@ pub(super) fn restore(
     add(&LIMITED, limited);
     add(&PANICKED, panicked);
     lines_dropped(lines);
+}
+
+/// So many processes carry so many TLS connections for this one.
+pub fn set_carriers(processes: usize, connections: usize) {
+    CARRIERS[0].store(processes, Ordering::Relaxed);
+    CARRIERS[1].store(connections, Ordering::Relaxed);
+}
+
+/// What [`set_carriers`] was told last: processes, connections.
+pub fn carriers() -> (usize, usize) {
+    (CARRIERS[0].load(Ordering::Relaxed), CARRIERS[1].load(Ordering::Relaxed))
 }
 
 /// The counts of [`limited`], by [`Limited`].

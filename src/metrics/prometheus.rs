@@ -82,6 +82,10 @@ fn relay(out: &mut Text, scrape: &Scrape) {
     for &panicked in Panicked::ALL {
         out.value("panics_total", &[("where", panicked.name())], process::panicked_total(panicked));
     }
+    let (carriers, carried) = process::carriers();
+    let help = "Processes of relays before an upgrade that carry TLS connections on for this one.";
+    out.single("tls_carriers", "gauge", help, carriers);
+    out.single("tls_carrier_connections", "gauge", "TLS connections that they carry.", carried);
     let dropped = process::lines_dropped_total();
     out.single("lines_dropped_total", "counter", "Lines of log and reports that could not be written.", dropped);
 }

@@ -45,6 +45,11 @@ pub fn status(
     object
 }
 
+/// The processes that carry TLS connections on for this one, and those connections.
+pub fn carriers(processes: usize, connections: usize) -> Value {
+    json!({ "processes": processes, "connections": connections })
+}
+
 /// The state of TLS: current connections, and counts since startup by [`TlsOutcome`].
 pub fn tls(counts: &TlsCounts) -> Value {
     let outcomes = TlsOutcome::ALL.iter().map(|&outcome| (outcome.name().to_owned(), json!(counts.total(outcome))));

@@ -1,16 +1,14 @@
 //! A shard's part in the hand-over of clients and sources from one process to another.
 
-use std::io;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::core::{KeptLogs, SentLogs, Uncarried};
-use super::saved::{Copying, Freezing, HandOver, Restoring, Saving, ShardState};
+use super::saved::{Copying, Freezing, HandOver, Restoring, SavedClients, Saving, ShardState};
 use super::thread::Thread;
-use crate::egress::{Conn, Egress};
+use crate::egress::Egress;
 use crate::limits::READ_BYTES_MAX;
 
 /// Interval of checks whether everything has come to rest.
@@ -50,7 +48,7 @@ impl<E: Egress> Thread<E> {
             }
             HandOver::Save(Saving { reference, sent, carrier, reply }) => {
                 let saved = self.save(reference, &sent).and_then(|(state, connections)| {
-                    let clients = state.core.descriptors();
+                    let clients = SavedClients { all: state.core.clients(), carried: self.core.carried_here() };
                     let descriptors: Vec<BorrowedFd<'_>> =
                         self.core.saved_connections().chain(connections.iter().map(AsFd::as_fd)).collect();
                     carrier(state, &descriptors).map_err(|error| error.to_string())?;
@@ -63,6 +61,7 @@ impl<E: Egress> Thread<E> {
                 let _ = reply.send(restored);
             }
             HandOver::GoOn => self.go_on(now),
+            HandOver::End => self.handing.ended = true,
         }
     }
 
@@ -130,9 +129,7 @@ impl<E: Egress> Thread<E> {
     ) -> Result<(), String> {
         let ShardState { core, sources } = state;
         let mut descriptors = descriptors.into_iter();
-        let clients: Vec<OwnedFd> = descriptors.by_ref().take(core.descriptors()).collect();
-        let conns = clients.into_iter().map(|fd| Conn::from_std(TcpStream::from(fd), self.io));
-        let conns = conns.collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
+        let conns = core.connections(&mut descriptors, self.io).map_err(|error| error.to_string())?;
         for (name, saved) in sources {
             let sockets = descriptors.by_ref().take(saved.descriptors()).collect();
             if let Some(stream) = self.core.stream_named(&name) {

@@ -13,6 +13,8 @@ use crate::media::StreamId;
 pub(super) struct Handing {
     /// Nothing is sent or read.
     pub(super) frozen: bool,
+    /// It ends, because another process has everything.
+    pub(super) ended: bool,
     /// It takes over from another process, which still serves.
     pub(super) is_heir: bool,
     /// Sources to run as soon as it has taken over.

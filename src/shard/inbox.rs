@@ -148,6 +148,8 @@ pub enum ToShard {
     Ping(oneshot::Sender<()>),
     /// Disconnect a few clients, so that the last one is disconnected at that time. Sent repeatedly.
     SendAway(Instant),
+    /// Disconnect the clients whose TLS connections that process carries.
+    SendAwayCarried(u32),
     /// A step of a hand-over from one process to another.
     HandOver(Box<HandOver>),
     /// Finish the frames in flight, close the clients, end the thread.

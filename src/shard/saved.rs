@@ -96,6 +96,8 @@ pub enum HandOver {
     Restore(Restoring),
     /// Serve: the other process has ended.
     GoOn,
+    /// End without a word to anybody: the other process serves.
+    End,
 }
 
 /// The next chunks of a shard's logs are wanted.
@@ -126,7 +128,16 @@ pub struct Saving {
     /// Where it goes.
     pub carrier: Carrier,
     /// How many clients it had, or why it was not saved.
-    pub reply: oneshot::Sender<Result<usize, String>>,
+    pub reply: oneshot::Sender<Result<SavedClients, String>>,
+}
+
+/// How many clients were saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedClients {
+    /// All.
+    pub all: usize,
+    /// Those over TLS whose keys this process has.
+    pub carried: usize,
 }
 
 /// A shard's state from another process.
@@ -146,7 +157,6 @@ pub struct Restoring {
 impl Uncarried {
     /// Adds another shard's.
     pub fn add(&mut self, other: Uncarried) {
-        self.tls += other.tls;
         self.web += other.web;
         self.cameras.extend(other.cameras);
     }
@@ -154,7 +164,7 @@ impl Uncarried {
     /// What there is that an upgrade must wait for, for a sentence; `None` if there is nothing.
     pub fn told(&self) -> Option<String> {
         let mut told = Vec::new();
-        for (count, what) in [(self.tls, "connections over TLS"), (self.web, "browsers' WebSockets over TLS")] {
+        for (count, what) in [(self.web, "browsers' WebSockets over TLS")] {
             if count > 0 {
                 told.push(format!("{what}: {count}"));
             }

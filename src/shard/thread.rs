@@ -216,7 +216,7 @@ fn serve(
     ready: &std::sync::mpsc::Sender<io::Result<()>>,
 ) -> io::Result<()> {
     let runtime = Runtime::new(config.io)?;
-    runtime.block_on(async move {
+    let served = runtime.block_on(async move {
         let udp = open_pair(&mut config)?;
         let groups = open_groups(&mut config)?;
         pauses::prepare();
@@ -236,7 +236,10 @@ fn serve(
             }
         }
         Ok(())
-    })
+    });
+    // Nobody waits for a camera's name to be resolved, least of all with its clients' descriptors.
+    runtime.abandon();
+    served
 }
 
 /// Runs the shard as a task beside its sources: then waking it needs no system call, and it runs in the same pass.
@@ -346,7 +349,8 @@ impl<E: Egress> Thread<E> {
         // The spawner waits for this; if it has given up, the inbox closes and ends the loop.
         let _ = ready.send(Ok(()));
         let mut more = false;
-        while !(self.core.is_stopped() && self.lingering.is_empty() && self.have_sources_ended()) {
+        while !self.handing.ended && !(self.core.is_stopped() && self.lingering.is_empty() && self.have_sources_ended())
+        {
             if more {
                 // Lets the reads and the runtime itself run between two passes.
                 tokio::task::yield_now().await;
@@ -547,6 +551,7 @@ impl<E: Egress> Thread<E> {
             }
             ToShard::HandOver(step) => self.hand_over_step(now, *step),
             ToShard::SendAway(until) => self.core.send_away(now, until),
+            ToShard::SendAwayCarried(carrier) => self.core.send_away_carried(now, carrier),
             ToShard::Stop => {
                 self.stopping = Some(now);
                 self.core.stop(now);

@@ -11,9 +11,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead as _, ReadBuf};
+use tokio::io::{AsyncRead as _, Interest, ReadBuf};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 use tokio_rustls::rustls::ServerConnection;
@@ -30,38 +31,40 @@ pub struct Established {
     tls: ServerConnection,
     tcp: std::net::TcpStream,
     near: std::os::unix::net::UnixStream,
-    over: Arc<Notify>,
     counted: Counted,
 }
 
 impl Established {
     /// The TLS connection on `tcp`, of which the shard has another handle, and the other end of the shard's socket; both in
-    /// non-blocking mode. `over` tells when the shard is done with the client ([`Secured::over`](crate::egress::Secured)). Counts as
-    /// carried from now on.
+    /// non-blocking mode. Counts as carried from now on.
     pub(super) fn new(
         tls: ServerConnection,
         tcp: std::net::TcpStream,
         near: std::os::unix::net::UnixStream,
-        over: Arc<Notify>,
         counts: &Arc<TlsCounts>,
     ) -> Established {
-        Established { tls, tcp, near, over, counted: Counted::new(counts, |counts| &counts.carried) }
+        Established { tls, tcp, near, counted: Counted::new(counts, |counts| &counts.carried) }
     }
 }
 
 /// If a relay under test receives this from a client, the carrying code panics.
 const ASKS_FOR_FAULT: &[u8] = b"X-Test-Panic: tls";
 
-/// Carries all clients that arrive, until no more can arrive and the last is gone. Tests may make a client's code panic.
-pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>, testing: Testing) {
+/// Carries all clients that arrive, until no more can arrive and the last is gone; as soon as `ending` is true, all are sent away.
+/// Tests may make a client's code panic.
+pub async fn carry_all(
+    mut clients: mpsc::UnboundedReceiver<Established>,
+    ending: watch::Receiver<bool>,
+    testing: Testing,
+) {
     // What is read from one client's shard is encrypted before another's is read, because they share the buffer.
     let scratch: Scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
     let (running, mut all_gone) = mpsc::channel::<()>(1);
     while let Some(client) = clients.recv().await {
-        let (scratch, running) = (Rc::clone(&scratch), running.clone());
+        let (scratch, ending, running) = (Rc::clone(&scratch), ending.clone(), running.clone());
         // A panic ends the task, and closes the client's two sockets.
         spawn_local(async move {
-            carry(client, scratch, testing).await;
+            carry(client, scratch, ending, testing).await;
             drop(running);
         });
     }
@@ -71,21 +74,16 @@ pub async fn carry_all(mut clients: mpsc::UnboundedReceiver<Established>, testin
 
 type Scratch = Rc<RefCell<Box<[u8]>>>;
 
-async fn carry(client: Established, scratch: Scratch, testing: Testing) {
-    let Established { tls, tcp, near, over, counted } = client;
+async fn carry(client: Established, scratch: Scratch, ending: watch::Receiver<bool>, testing: Testing) {
+    let Established { tls, tcp, near, counted } = client;
     let peer = tcp.peer_addr();
     let carrier = Carrier::new(tls, tcp, near, scratch);
     let outcome = match carrier {
-        Ok(mut carrier) => {
+        Ok((mut carrier, near)) => {
             carrier.testing = testing;
-            let over = async {
-                over.notified().await;
-                sleep(Duration::from_millis(TLS_FAREWELL_MAX_MS)).await;
-                Ok(())
-            };
             let outcome = tokio::select! {
                 outcome = poll_fn(|cx| carrier.poll(cx)) => outcome,
-                outcome = over => outcome,
+                () = too_late(near, ending) => Ok(()),
             };
             // What was sent is still delivered; nothing more follows. It fails only if the connection is already gone.
             let _ = SockRef::from(&carrier.far).shutdown(Shutdown::Both);
@@ -104,11 +102,25 @@ async fn carry(client: Established, scratch: Scratch, testing: Testing) {
     }
 }
 
+/// Resolves some time after the connection has been ended by the shard, in whichever process that is, or because all are: a client that
+/// reads nothing is not waited for.
+async fn too_late(near: OwnedWriteHalf, mut ending: watch::Receiver<bool>) {
+    tokio::select! {
+        // The shard has shut down or closed its end (EPOLLHUP, which nobody needs to ask for).
+        _ = near.as_ref().ready(Interest::PRIORITY) => {}
+        Ok(_) = ending.wait_for(|ending| *ending) => {
+            // For the shard the client has gone, for the client the shard has. It fails only if the shard has closed its end.
+            let _ = SockRef::from(near.as_ref()).shutdown(Shutdown::Both);
+        }
+    }
+    sleep(Duration::from_millis(TLS_FAREWELL_MAX_MS)).await;
+}
+
 /// One client.
 struct Carrier {
     tls: ServerConnection,
     far: TcpStream,
-    near: UnixStream,
+    near: OwnedReadHalf,
     scratch: Scratch,
     /// The shard sends no more.
     near_ended: bool,
@@ -127,20 +139,22 @@ impl Carrier {
         far: std::net::TcpStream,
         near: std::os::unix::net::UnixStream,
         scratch: Scratch,
-    ) -> io::Result<Carrier> {
+    ) -> io::Result<(Carrier, OwnedWriteHalf)> {
         // Memory is bounded because nothing is read from the shard before everything has been sent.
         tls.set_buffer_limit(None);
-        Ok(Carrier {
+        let (near, other_half) = UnixStream::from_std(near)?.into_split();
+        let carrier = Carrier {
             tls,
             far: TcpStream::from_std(far)?,
-            near: UnixStream::from_std(near)?,
+            near,
             scratch,
             near_ended: false,
             said_farewell: false,
             far_ended: false,
             told_shard: false,
             testing: Testing::default(),
-        })
+        };
+        Ok((carrier, other_half))
     }
 
     /// Carries what is available; ready when the shard has ended the connection and the client received all of it, or on an error.
@@ -162,8 +176,8 @@ impl Carrier {
                 // Nothing more at present, or ever: the client has sent close_notify, or just disconnected.
                 let Ok(plain @ [_, ..]) = reader.fill_buf() else { break };
                 assert!(!self.testing.is_asked(plain, ASKS_FOR_FAULT), "a test wants it so");
-                ready!(self.near.poll_write_ready(cx))?;
-                match self.near.try_write(plain) {
+                ready!(self.near.as_ref().poll_write_ready(cx))?;
+                match self.near.as_ref().try_write(plain) {
                     Ok(count) => reader.consume(count),
                     Err(error) if is_for_another_try(&error) => {}
                     // The shard reads no more because it has ended the connection; the other direction handles that.
@@ -174,7 +188,7 @@ impl Carrier {
                 if !self.told_shard {
                     self.told_shard = true;
                     // It fails only if the shard has closed its end.
-                    let _ = SockRef::from(&self.near).shutdown(Shutdown::Write);
+                    let _ = SockRef::from(self.near.as_ref()).shutdown(Shutdown::Write);
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -267,8 +281,8 @@ mod tests {
     use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 
     use super::*;
+    use crate::egress::IoKind;
     use crate::egress::runtime::Runtime;
-    use crate::egress::{IoKind, Secured};
     use crate::trust::provider;
 
     /// Long enough for the slowest machine.
@@ -299,30 +313,64 @@ mod tests {
         (server, client)
     }
 
+    /// A carried client that reads nothing, with its end; the shard's end, whose writes wait half a second; and what sends all away.
+    fn silent_client() -> (tokio::task::JoinHandle<()>, std::net::TcpStream, StdUnixStream, watch::Sender<bool>) {
+        let (tls, _client) = shaken();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (tcp, _) = listener.accept().unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let (near, shards) = StdUnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        shards.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        let client = Established::new(tls, tcp, near, &Arc::default());
+        let scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
+        let (end, ending) = watch::channel(false);
+        (tokio::task::spawn_local(carry(client, scratch, ending, Testing::default())), silent, shards, end)
+    }
+
+    /// Sends until neither side accepts anything more.
+    async fn fill(carried: &tokio::task::JoinHandle<()>, mut shards: StdUnixStream) -> StdUnixStream {
+        let fed = std::thread::spawn(move || {
+            while shards.write_all(&[0; 65_536]).is_ok() {}
+            shards
+        });
+        while !fed.is_finished() {
+            assert!(!carried.is_finished());
+            sleep(Duration::from_millis(10)).await;
+        }
+        fed.join().unwrap()
+    }
+
     #[test]
     fn a_client_that_reads_nothing_is_not_carried_for_ever_once_its_shard_has_let_go() {
         Runtime::new(IoKind::Epoll).unwrap().block_on(async {
-            let (tls, _client) = shaken();
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let _silent = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (tcp, _) = listener.accept().unwrap();
-            tcp.set_nonblocking(true).unwrap();
-            let (near, mut shards) = StdUnixStream::pair().unwrap();
-            near.set_nonblocking(true).unwrap();
-            shards.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-            let secured = Secured::new(tcp.try_clone().unwrap());
-            let client = Established::new(tls, tcp, near, secured.over(), &Arc::default());
-            let scratch = Rc::new(RefCell::new(vec![0; TLS_CARRY_BYTES_MAX].into_boxed_slice()));
-            let carried = tokio::task::spawn_local(carry(client, scratch, Testing::default()));
-            // Until neither side accepts anything more.
-            let fed = std::thread::spawn(move || while shards.write_all(&[0; 65_536]).is_ok() {});
-            while !fed.is_finished() {
-                assert!(!carried.is_finished());
-                sleep(Duration::from_millis(10)).await;
+            for shut_down in [true, false] {
+                let (carried, _silent, shards, _end) = silent_client();
+                let shards = fill(&carried, shards).await;
+                // It has another handle on its end, as two processes have in an upgrade.
+                let other = shut_down.then(|| shards.try_clone().unwrap());
+                if shut_down {
+                    shards.shutdown(Shutdown::Both).unwrap();
+                }
+                drop(shards);
+                timeout(DEADLINE, carried).await.unwrap().unwrap();
+                drop(other);
             }
-            fed.join().unwrap();
-            drop(secured);
+        });
+    }
+
+    #[test]
+    fn all_are_sent_away_when_everything_ends() {
+        Runtime::new(IoKind::Epoll).unwrap().block_on(async {
+            let (carried, _silent, shards, end) = silent_client();
+            let mut shards = fill(&carried, shards).await;
+            // Of another process, which goes on.
+            let (other, _other_silent, _other_shards, _other_end) = silent_client();
+            end.send_replace(true);
             timeout(DEADLINE, carried).await.unwrap().unwrap();
+            assert!(!matches!(shards.read(&mut [0]), Ok(1..)), "the shard is told, too");
+            assert!(!other.is_finished());
         });
     }
 }

@@ -356,7 +356,7 @@ fn pass_on(
     let secured = Secured::new(tcp.try_clone()?);
     let shard = onward.shards.iter().min_by_key(|shard| shard.connections()).ok_or(ErrorKind::NotConnected)?;
     // The receivers end only during a stop.
-    let _ = onward.carriers[carrier].send(Established::new(tls, tcp, near, secured.over(), counts));
+    let _ = onward.carriers[carrier].send(Established::new(tls, tcp, near, counts));
     // A stream socket works the same whatever its family: only addresses and TCP options must be queried from `secured`.
     let stream = TcpStream::from(OwnedFd::from(shards));
     if let Destination::Pages(pages) = to {

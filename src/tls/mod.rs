@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use handshake::SecuredPage;
 pub use identity::{Identity, IdentityError, PemFile};
-pub use service::{HandshakeLimits, Tls, TlsSender};
+pub use service::{Carried, HandshakeLimits, Tls, TlsSender};
 
 use crate::metrics::{Panicked, TlsCounts, TlsOutcome, process};
 

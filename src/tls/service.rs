@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::handshake::{self, Accepted, Admitted, Destination, Onward, SecuredPage, ToHandshakes};
 use super::{Identity, TlsCounts, TlsOutcome, carry};
@@ -30,6 +30,33 @@ pub struct HandshakeLimits {
 pub struct Tls {
     sender: TlsSender,
     threads: Vec<JoinHandle<()>>,
+    /// Whether all connections are to end.
+    ending: watch::Sender<bool>,
+}
+
+/// The threads of a process that only carries the connections that there are.
+#[derive(Debug)]
+pub struct Carried {
+    threads: Vec<JoinHandle<()>>,
+    counts: Arc<TlsCounts>,
+    ending: watch::Sender<bool>,
+}
+
+impl Carried {
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.counts.carried()
+    }
+
+    /// Whether the last connection is gone.
+    pub fn is_over(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Ends all connections: what was sent may still be delivered, within [`TLS_FAREWELL_MAX_MS`](crate::limits::TLS_FAREWELL_MAX_MS).
+    pub fn send_away(&self) {
+        self.ending.send_replace(true);
+    }
 }
 
 /// Takes the connections of TLS listeners.
@@ -102,9 +129,11 @@ impl Tls {
         let counts = Arc::new(TlsCounts::default());
         let mut threads = Vec::with_capacity(carriers + 1);
         let mut senders = Vec::with_capacity(carriers);
+        let (ending, is_ending) = watch::channel(false);
         for index in 0..carriers {
             let (sender, clients) = mpsc::unbounded_channel();
-            threads.push(thread(format!("tls-{index}"), move || carry::carry_all(clients, testing))?);
+            let is_ending = is_ending.clone();
+            threads.push(thread(format!("tls-{index}"), move || carry::carry_all(clients, is_ending, testing))?);
             senders.push(sender);
         }
         let (queue, inbox) = mpsc::unbounded_channel();
@@ -112,7 +141,7 @@ impl Tls {
         let onward = Onward { shards, carriers: senders };
         threads
             .push(thread("tls-handshakes".into(), move || handshake::serve(inbox, config, limits, onward, of_thread))?);
-        Ok(Tls { sender: TlsSender { queue, control, counts }, threads })
+        Ok(Tls { sender: TlsSender { queue, control, counts }, threads, ending })
     }
 
     /// Takes connections.
@@ -128,6 +157,11 @@ impl Tls {
     /// Accepts no more connections; returns the threads, which end when the last client is gone. The other senders must be dropped too.
     pub fn stop(self) -> Vec<JoinHandle<()>> {
         self.threads
+    }
+
+    /// Accepts no more connections, ends the unfinished handshakes, and carries the others on. The other senders must be dropped too.
+    pub fn carry_on(self) -> Carried {
+        Carried { threads: self.threads, counts: self.sender.counts, ending: self.ending }
     }
 }
 

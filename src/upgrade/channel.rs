@@ -75,6 +75,19 @@ impl Channel {
         self.recording = Some(file);
     }
 
+    /// Another handle on the socket pair's end, for what follows the commit.
+    ///
+    /// # Errors
+    /// The error of `dup`.
+    pub fn to_socket(&self) -> io::Result<UnixStream> {
+        self.socket.try_clone()
+    }
+
+    /// The socket pair's end, for what follows the commit.
+    pub fn into_socket(self) -> UnixStream {
+        self.socket
+    }
+
     /// From now on, sending and receiving end with `TimedOut` at that time.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = deadline;

@@ -10,8 +10,12 @@
 //! 6. the other says [`Taken`], and is told how long everything took ([`Spent`]);
 //! 7. **one byte** ([`Channel::commit`]). Until it, the other process sends and reads nothing, and the running relay takes everything
 //!    back if anything goes wrong. After it, the running relay ends without closing anything towards a client or camera.
+//!
+//! If it has clients over TLS it stays as their **carrier**: the keys of a connection cannot move. Then the channel becomes their
+//! [`Control`].
 
 mod channel;
+mod control;
 mod successor;
 
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +29,7 @@ use std::{env, io};
 use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, Received};
+pub use control::{Control, Order};
 pub use successor::Successor;
 
 use crate::media::saved::Moment;
@@ -119,6 +124,21 @@ pub struct Hello {
     /// A time of its clock for browsers in nanoseconds of `CLOCK_MONOTONIC`, and the corresponding Unix time.
     #[serde(default)]
     pub clock: Option<(u64, Duration)>,
+    /// Its process id.
+    #[serde(default)]
+    pub pid: u32,
+    /// The carriers, oldest first. Their control connections come after the listening sockets, in this order.
+    #[serde(default)]
+    pub carriers: Vec<CarrierKnown>,
+}
+
+/// A process that carries TLS connections for the one that serves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarrierKnown {
+    /// Its process id.
+    pub pid: u32,
+    /// How many connections it has, as far as it has said; 0: it has not said that it carries any.
+    pub connections: usize,
 }
 
 /// The other process is ready to take over.

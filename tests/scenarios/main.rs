@@ -69,5 +69,6 @@ mod upgrade_logs;
 mod upgrade_names;
 mod upgrade_recorded;
 mod upgrade_stop;
+mod upgrade_tls;
 mod upgrade_web;
 mod zero_copy;

@@ -115,8 +115,11 @@ pub(crate) struct Player {
 
 impl Player {
     pub(crate) fn start(relay: &Upgraded, path: &str, packets: &Arc<Packets>) -> Player {
-        let url = relay.relay.url(path);
-        let mut client = Client::connect(relay.relay.address());
+        Player::of(Client::connect(relay.relay.address()), relay.relay.url(path), packets)
+    }
+
+    /// The same on a connection.
+    pub(crate) fn of(mut client: Client, url: String, packets: &Arc<Packets>) -> Player {
         let (tracks, _) = client.play_everything(&url);
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, all, count) = (Arc::clone(&stop), Arc::clone(packets), Arc::new(AtomicU64::new(0)));

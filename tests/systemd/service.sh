@@ -193,6 +193,53 @@ under_connections systemctl restart rtsprelay
 [ "$(kept)" = 2 ] || fail "systemd keeps $(kept) sockets"
 within 20 plays one
 
+step "an upgrade with a client over TLS: a crash and a stop end its carrier"
+secrets="/proc/$INIT/root/etc/rtsprelay"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=localhost -keyout "$secrets/key.pem" -out "$secrets/certificate.pem" 2>/dev/null
+guest chgrp rtsprelay-config /etc/rtsprelay/key.pem
+chmod 640 "$secrets/key.pem"
+head='listen_tls = ["127.0.0.1:8322"]\ntls_certificate = "/etc/rtsprelay/certificate.pem"\ntls_key = "/etc/rtsprelay/key.pem"\n' configure one
+guest systemctl restart rtsprelay
+within 20 plays one
+frames=$(mktemp)
+carried=$(mktemp)
+no_carrier() { ! guest pgrep -x rtsprelay-carry >/dev/null; }
+played() { wc -l <"$frames"; }
+plays_on() { [ "$(played)" -gt "$1" ]; }
+# A player over TLS, and the relay upgraded under it.
+carry() {
+    : >"$frames"
+    near timeout 120 ffmpeg -v quiet -rtsp_transport tcp -i rtsps://127.0.0.1:8322/one -map 0:v -c copy -f framecrc -flush_packets 1 - >"$frames" &
+    player=$!
+    within 30 plays_on 30
+    before=$(show MainPID)
+    guest rtsprelay upgrade --pid "$before" >"$carried" || fail "it is not upgraded"
+    grep '1 of them use TLS' "$carried" || fail "the player is not carried"
+    within 10 plays_on $(($(played) + 30))
+    [ "$(guest pgrep -x rtsprelay-carry)" = "$before" ] || fail "the process before does not stay"
+    [ "$(show MainPID)" != "$before" ] || fail "the carrier is the main process"
+}
+carry
+restarts=$(show NRestarts)
+began=$(date +%s%N)
+guest systemctl kill --kill-who=main -s KILL rtsprelay
+restarted() { [ "$(show NRestarts)" -gt "$restarts" ] && [ "$(show ActiveState)" = active ]; }
+within 20 restarted
+echo "restarted $((($(date +%s%N) - began) / 1000000)) ms after a crash beside a carrier (RestartSec=1s)"
+no_carrier || fail "a carrier has outlived the relay"
+wait $player || true
+within 20 plays one
+carry
+began=$(date +%s%N)
+guest systemctl stop rtsprelay
+echo "stopped with a carrier in $((($(date +%s%N) - began) / 1000000)) ms: $(show Result)"
+no_carrier || fail "a carrier has outlived the service"
+[ "$(show Result)" = success ] || fail "the stop was not clean"
+wait $player || true
+rm -f "$frames" "$carried" "$secrets/key.pem" "$secrets/certificate.pem"
+configure one
+guest systemctl start rtsprelay
+
 step "the store follows the configuration"
 file=/proc/$INIT/root/etc/rtsprelay/rtsprelay.toml
 sed -i 's/127.0.0.1:8554/0.0.0.0:8554/' "$file"

@@ -6,7 +6,7 @@ mod tests;
 
 use std::time::Instant;
 
-use super::link::Playing;
+use super::link::{Kind, Link, Playing};
 use super::state::Core;
 use crate::egress::Egress;
 use crate::metrics::Transport;
@@ -32,6 +32,20 @@ impl<E: Egress> Core<E> {
         let (since, clients) = *self.leaving.get_or_insert((now, players.len()));
         let away = players.len().saturating_sub(may_stay(since, clients, now, until));
         for slot in players.into_iter().take(away) {
+            self.end_client(now, slot, EndReason::Leaving);
+        }
+        self.process_events(now);
+    }
+
+    /// Disconnects the clients that play and whose TLS connections that process carries, in the same way.
+    pub fn send_away_carried(&mut self, now: Instant, carrier: u32) {
+        let carried = |link: &Link| match &link.kind {
+            Kind::Tcp { conn, .. } => conn.carrier() == Some(carrier),
+            _ => false,
+        };
+        let plays = |link: &Link| carried(link) && link.playing.as_ref().is_some_and(|playing| !playing.has_left());
+        let links = self.links.iter().filter(|(_, link)| plays(link));
+        for slot in links.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
             self.end_client(now, slot, EndReason::Leaving);
         }
         self.process_events(now);

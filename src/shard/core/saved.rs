@@ -1,8 +1,9 @@
 //! A frozen shard's clients and streams as plain data, for the shard with the same number in another process.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use super::logs::{KeptLogs, SentLogs};
 use super::saved_datagrams::{DatagramLink, ReceiverLink};
 use super::state::Core;
 use super::streams::StreamState;
-use crate::egress::{Conn, Egress, Piece, Token};
+use crate::egress::{Conn, Egress, IoKind, Piece, Secured, Token};
 use crate::media::Description;
 use crate::media::log::Log;
 use crate::media::saved::Moment;
@@ -57,6 +58,10 @@ struct LinkState {
     slot: u32,
     peer: SocketAddr,
     moves: u8,
+    /// The process that has its keys, if it is the local socket of a TLS client. Then its descriptor is followed by that of the TCP
+    /// connection.
+    #[serde(default)]
+    carrier: Option<u32>,
     /// What is left of its operation.
     #[serde(with = "crate::media::saved::bytes")]
     unsent: Bytes,
@@ -92,8 +97,6 @@ pub(super) struct PlayingState {
 /// What cannot be handed over to another process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uncarried {
-    /// Connections over TLS.
-    pub tls: usize,
     /// Browsers' connections over TLS.
     pub web: usize,
     /// Streams whose camera is connected to anew, because its connection cannot be handed over, and why.
@@ -149,7 +152,28 @@ impl CoreState {
 
     /// How many descriptors belong to it.
     pub fn descriptors(&self) -> usize {
+        self.links.iter().map(|link| 1 + usize::from(link.carrier.is_some())).sum()
+    }
+
+    /// How many clients there are.
+    pub fn clients(&self) -> usize {
         self.links.len()
+    }
+
+    /// Makes its connections of the descriptors that belong to it, within the shard's runtime.
+    ///
+    /// # Errors
+    /// The error of `fcntl` or of the registration with epoll; `UnexpectedEof` if there are too few.
+    pub fn connections(&self, fds: &mut impl Iterator<Item = OwnedFd>, kind: IoKind) -> io::Result<Vec<Conn>> {
+        let mut next = || fds.next().map(TcpStream::from).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
+        let one = |link: &LinkState| -> io::Result<Conn> {
+            let conn = Conn::from_std(next()?, kind)?;
+            Ok(match link.carrier {
+                Some(carrier) => conn.with_tls(Some(Secured::of_carrier(next()?, carrier))),
+                None => conn,
+            })
+        };
+        self.links.iter().map(one).collect()
     }
 
     /// The addresses of its clients.
@@ -176,7 +200,6 @@ impl<E: Egress> Core<E> {
         for (_, link) in self.links.iter() {
             if let Kind::Tcp { conn, web, .. } = &link.kind {
                 found.web += usize::from(conn.tls().is_some() && web.is_some());
-                found.tls += usize::from(conn.tls().is_some() && web.is_none());
             }
         }
         found
@@ -223,16 +246,25 @@ impl<E: Egress> Core<E> {
         })
     }
 
-    /// The connections of the saved links, in their order.
+    /// The connections of the saved links, in their order; after that of a TLS client its TCP connection.
     pub fn saved_connections(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.saved_conns().flat_map(|conn| conn.fd().into_iter().chain(conn.tls().map(|secured| secured.as_fd())))
+    }
+
+    /// How many of them are over TLS and have their keys in this process.
+    pub fn carried_here(&self) -> usize {
+        self.saved_conns().filter(|conn| conn.carrier() == Some(std::process::id())).count()
+    }
+
+    fn saved_conns(&self) -> impl Iterator<Item = &Conn> {
         self.links.iter().filter(|(_, link)| is_kept(link)).filter_map(|(_, link)| match &link.kind {
-            Kind::Tcp { conn, .. } => conn.fd(),
+            Kind::Tcp { conn, .. } => Some(conn),
             _ => None,
         })
     }
 
     fn save_link(&self, reference: Instant, slot: u32, link: &Link) -> Option<LinkState> {
-        let Kind::Tcp { peer, answers, moves, web, .. } = &link.kind else { return None };
+        let Kind::Tcp { conn, peer, answers, moves, web, .. } = &link.kind else { return None };
         let unsent = self.put_off.of(Token { slot, generation: link.generation });
         let playing = link.playing.as_ref().filter(|playing| !playing.has_left());
         let playing = playing.map(|playing| self.save_playing(reference, playing));
@@ -240,6 +272,7 @@ impl<E: Egress> Core<E> {
             slot,
             peer: *peer,
             moves: *moves,
+            carrier: conn.carrier(),
             unsent: joined(unsent.iter().map(Piece::as_slice)),
             answers: joined(answers.iter().map(|answer| &answer[..])),
             playing,
