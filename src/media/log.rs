@@ -803,7 +803,7 @@ mod tests {
         state.each_bytes(&mut |block| bytes += block.len());
         assert_eq!(bytes, 6 * 100 + 3 * 9 + 4);
         let mut other = Log::new(Duration::from_secs(60), 1 << 20, 1);
-        other.restore(now, state);
+        other.restore(now, state, &mut Kept::default()).expect("all chunks");
         other.trim(now, |_| {});
         assert_eq!(other.cost(), log.cost());
         let restored: Vec<_> = (1..5).map(|number| other.rendered(number, &mut rendering).unwrap()).collect();
