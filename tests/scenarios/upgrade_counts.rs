@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -15,7 +14,7 @@ use crate::harness::relay::{Uring, command};
 use crate::harness::rtsp::{Client, tracks};
 use crate::harness::websocket::watch;
 use crate::harness::{DEADLINE, SYSTEM_PYTHON, wait_until};
-use crate::upgrade::{Packets, Player, STREAMS, Upgraded, serving};
+use crate::upgrade::{PATIENT, STREAMS, Upgraded, serving};
 
 /// The series of `/metrics` that only grow, with their values.
 fn growing(metrics: &str) -> BTreeMap<String, f64> {
@@ -39,11 +38,10 @@ fn growing(metrics: &str) -> BTreeMap<String, f64> {
 #[test]
 fn counts_do_not_go_back() {
     let _turn = beside_others();
-    let relay = Upgraded::start(&format!("http = \"127.0.0.1:0\"\n{STREAMS}"));
+    let relay = Upgraded::start(&format!("http = \"127.0.0.1:0\"\n{PATIENT}{STREAMS}"));
     let http = http_address(&relay.relay);
     serving(&relay, "/pattern");
-    let packets = Arc::<Packets>::default();
-    let player = Player::start(&relay, "/pattern", &packets);
+    let mut player = relay.relay.player("/pattern");
     let mut watcher = watch(http, "/+live/pattern");
     watcher.fragment(0);
     // One that has left, an unknown stream, and what is no RTSP.
@@ -71,7 +69,8 @@ fn counts_do_not_go_back() {
             let now = after.get(series).unwrap_or_else(|| panic!("there is no {series} any more"));
             assert!(now >= value, "{series} went back from {value} to {now}");
         }
-        player.goes_on(50);
+        (0..30).for_each(|_| drop(player.frame_on(0)));
+        player.request("GET_PARAMETER", &relay.relay.url("/pattern"), &[]).expect(200);
         watcher.fragment(0);
         let later = counts();
         for series in [
@@ -93,7 +92,7 @@ fn counts_do_not_go_back() {
         ] {
             assert_eq!(of(&later, series), count, "{series}");
         }
-        // What was counted before does not look like a burst.
+        // What the process before has counted does not look like a burst.
         let fps = || serde_json::from_str::<Value>(&get(http, "/status").1).unwrap()["streams"][0]["fps"].as_f64();
         wait_until("frames are counted for an interval", DEADLINE, || {
             let fps = fps().unwrap_or(0.0);
@@ -101,7 +100,6 @@ fn counts_do_not_go_back() {
             fps > 10.0
         });
     }
-    player.end();
 }
 
 #[test]
