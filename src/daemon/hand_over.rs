@@ -10,18 +10,21 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout, timeout_at};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
+use super::carrying::Carrying;
 use super::console::Console;
 use super::failure::Failure;
 use super::passed::source_text;
 use super::{FLUSH_MAX, Relay, ask_upgrade, fold};
 use crate::egress::IoKind;
+use crate::limits::STOP_MAX_MS;
 use crate::shard::core::Uncarried;
 use crate::shard::inbox::ToShard;
 use crate::shard::saved::{Carrier, Freezing, HandOver, SavedClients, Saving};
+use crate::shard::thread::ShardHandle;
 use crate::upgrade::{self, Answer, Channel, Frozen, Hello, Ready, StreamKnown, Taken};
 
 /// How long the other program may take to check its configuration and to start its threads.
@@ -38,6 +41,9 @@ const ROUNDS_MAX: usize = 64;
 
 /// How long a shard may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Interval of checks whether the shards have ended.
+const END_STEP: Duration = Duration::from_millis(2);
 
 /// What was handed over.
 struct Handed {
@@ -119,6 +125,30 @@ impl Relay {
         Ok((told, Some(control)))
     }
 
+    /// Drops everything but the TLS connections, without a word to clients or cameras, because another process has them. `control`
+    /// leads to that. `None` if there is no TLS.
+    pub(super) async fn leave_all_to(
+        mut self,
+        control: UnixStream,
+        handles: Vec<ShardHandle>,
+        mut tasks: JoinSet<()>,
+    ) -> Option<Carrying> {
+        let tls = self.tls.take()?;
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        for shard in self.shards.iter() {
+            shard.tell(ToShard::HandOver(Box::new(HandOver::End)));
+        }
+        let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
+        while handles.iter().any(|handle| !handle.thread.is_finished()) && Instant::now() < deadline {
+            sleep(END_STEP).await;
+        }
+        for (shard, _) in handles.iter().enumerate().filter(|(_, handle)| !handle.thread.is_finished()) {
+            warn!(shard, "a shard did not end in time; its thread is abandoned");
+        }
+        Some(Carrying::new(tls.carry_on(), control))
+    }
+
     /// Whether everything that there is can be handed over. Nothing has been touched.
     async fn can_hand_over(&self) -> Result<(), Failure> {
         let made: Vec<&str> = self
@@ -151,7 +181,7 @@ impl Relay {
 
     /// Tells the other process what there is, and waits until it is ready.
     async fn introduce(&self, mut channel: Channel) -> Result<(Channel, Ready), Failure> {
-        let (carriers, controls) = self.carriers.passed_on().map_err(|error| error.to_string())?;
+        let (carriers, controls) = self.passing.carriers.passed_on().map_err(|error| error.to_string())?;
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,

@@ -8,8 +8,10 @@ use std::rc::Rc;
 
 use tokio::sync::watch;
 
+use super::carriers::Carriers;
 use crate::config::{SourceKind, StreamConfig};
 use crate::egress::{IoKind, Valve};
+use crate::shard::inbox::ShardSender;
 use crate::upgrade::Purpose;
 
 /// The home shards of streams, by name.
@@ -34,12 +36,15 @@ pub(super) struct Passing {
     pub valve: Valve,
     /// Ends HTTP connections, each of which has a receiver.
     pub ending: Rc<watch::Sender<bool>>,
+    /// The processes that carry TLS connections for this one.
+    pub carriers: Carriers,
 }
 
 impl Passing {
     /// Everything is open; the program is not known yet.
-    pub(super) fn new(io: IoKind, listening: Vec<Listening>) -> Passing {
-        Passing { io, program: None, listening, valve: Valve::default(), ending: Rc::default() }
+    pub(super) fn new(io: IoKind, listening: Vec<Listening>, shards: Rc<[ShardSender]>) -> Passing {
+        let carriers = Carriers::new(shards);
+        Passing { io, program: None, listening, valve: Valve::default(), ending: Rc::default(), carriers }
     }
 }
 

@@ -51,7 +51,7 @@ impl Relay {
         for shard in self.shards.iter() {
             shard.tell(ToShard::HandOver(Box::new(HandOver::GoOn)));
         }
-        self.carriers.take_over(heir.into_carriers());
+        self.passing.carriers.take_over(heir.into_carriers());
         let clients: usize = self.shards.iter().map(|shard| shard.connections()).sum();
         info!(clients, "took over from the relay that ran before");
         Ok(())
