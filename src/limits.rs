@@ -578,7 +578,7 @@ pub const PEM_BYTES_MAX: usize = 1024 * 1024;
 pub const TLS_FAREWELL_MAX_MS: u64 = 1_000;
 
 /// Maximum number of processes of relays before this one that carry TLS connections, each with at least one; with one more, the oldest is
-/// told to end. Each takes less than 20 MB.
+/// told to end. Each takes less than 20 MB with up to 500 connections.
 pub const CARRIERS_MAX: usize = 4;
 
 /// Milliseconds in which the clients of that carrier are disconnected, each at the end of a frame; then the others are.

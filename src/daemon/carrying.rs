@@ -6,19 +6,15 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::{info, warn};
+use tracing::info;
 
+use super::ask_upgrade;
 use super::failure::Failure;
 use super::signals::Asked;
-use super::{Relay, ask_upgrade};
 use crate::egress::IoKind;
 use crate::egress::runtime::Runtime;
-use crate::limits::{CARRIER_END_MAX_MS, STOP_MAX_MS};
-use crate::shard::inbox::ToShard;
-use crate::shard::saved::HandOver;
-use crate::shard::thread::ShardHandle;
+use crate::limits::CARRIER_END_MAX_MS;
 use crate::sys;
 use crate::tls::Carried;
 use crate::upgrade::{Control, Order};
@@ -38,33 +34,12 @@ pub(super) struct Carrying {
     control: UnixStream,
 }
 
-impl Relay {
-    /// Drops everything but the TLS connections, without a word to clients or cameras, because another process has them. `control`
-    /// leads to that. `None` if there is no TLS.
-    pub(super) async fn leave_all_to(
-        mut self,
-        control: UnixStream,
-        handles: Vec<ShardHandle>,
-        mut tasks: JoinSet<()>,
-    ) -> Option<Carrying> {
-        let tls = self.tls.take()?;
-        tasks.abort_all();
-        while tasks.join_next().await.is_some() {}
-        for shard in self.shards.iter() {
-            shard.tell(ToShard::HandOver(Box::new(HandOver::End)));
-        }
-        let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
-        while handles.iter().any(|handle| !handle.thread.is_finished()) && Instant::now() < deadline {
-            sleep(WAIT_STEP).await;
-        }
-        for (shard, _) in handles.iter().enumerate().filter(|(_, handle)| !handle.thread.is_finished()) {
-            warn!(shard, "a shard did not end in time; its thread is abandoned");
-        }
-        Some(Carrying { tls: tls.carry_on(), control })
-    }
-}
-
 impl Carrying {
+    /// These connections, until `control` says otherwise.
+    pub(super) fn new(tls: Carried, control: UnixStream) -> Carrying {
+        Carrying { tls, control }
+    }
+
     /// Carries the connections until the last one has ended, or the relay.
     ///
     /// # Errors

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use super::attempt::{Attempt, Plan, Prepared};
+use super::carrying::Carrying;
 use super::console::Console;
 use super::copying::{Copier, on};
 use super::failure::Failure;
@@ -27,8 +28,10 @@ use super::signals::Asked;
 use super::{FLUSH_MAX, Relay, ask_upgrade, fold};
 use crate::config::StreamConfig;
 use crate::egress::IoKind;
+use crate::limits::STOP_MAX_MS;
 use crate::shard::inbox::ToShard;
 use crate::shard::saved::{Carrier, Freezing, HandOver, SavedClients, Saving};
+use crate::shard::thread::ShardHandle;
 use crate::upgrade::{self, Channel, Frozen, Hello, Next, Origin, Ready, Spent, StreamKnown, Taken};
 
 /// How long clients may be served nothing.
@@ -45,6 +48,9 @@ const FREEZES_MAX: usize = 4;
 
 /// How long a shard may take to answer after the deadline.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Interval of checks whether the shards have ended.
+const END_STEP: Duration = Duration::from_millis(2);
 
 /// How long it takes at most to hear why the other process has ended.
 const REASON_MAX: Duration = Duration::from_millis(100);
@@ -79,7 +85,7 @@ impl Relay {
     fn plan_upgrade(&self) -> io::Result<Plan> {
         let sockets = self.passing.listening.iter().map(|listening| listening.socket.try_clone());
         let (at, unix) = self.site.clock().origin();
-        let (carriers, controls) = self.carriers.passed_on()?;
+        let (carriers, controls) = self.passing.carriers.passed_on()?;
         let hello = Hello {
             shards: self.shards.len(),
             uring: self.passing.io == IoKind::Uring,
@@ -225,6 +231,30 @@ impl Relay {
             std::process::id()
         );
         Ok((told, Some(control)))
+    }
+
+    /// Drops everything but the TLS connections, without a word to clients or cameras, because another process has them. `control`
+    /// leads to that. `None` if there is no TLS.
+    pub(super) async fn leave_all_to(
+        mut self,
+        control: UnixStream,
+        handles: Vec<ShardHandle>,
+        mut tasks: JoinSet<()>,
+    ) -> Option<Carrying> {
+        let tls = self.tls.take()?;
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        for shard in self.shards.iter() {
+            shard.tell(ToShard::HandOver(Box::new(HandOver::End)));
+        }
+        let deadline = Instant::now() + Duration::from_millis(STOP_MAX_MS);
+        while handles.iter().any(|handle| !handle.thread.is_finished()) && Instant::now() < deadline {
+            sleep(END_STEP).await;
+        }
+        for (shard, _) in handles.iter().enumerate().filter(|(_, handle)| !handle.thread.is_finished()) {
+            warn!(shard, "a shard did not end in time; its thread is abandoned");
+        }
+        Some(Carrying::new(tls.carry_on(), control))
     }
 
     /// Accepts nothing more, and closes HTTP connections that are idle, others when they have been answered.

@@ -88,7 +88,6 @@ use acceptor::Entrance;
 use access::Doors;
 use admission::{Admission, SharedAdmission};
 pub use ask_upgrade::upgrade;
-use carriers::Carriers;
 use carrying::Carrying;
 use console::Console;
 use dispatch::{Desk, Outlets};
@@ -288,7 +287,7 @@ async fn start_streams(
     let (listeners, listening) = listeners::all(listeners, secured.listeners, &web)?;
     let desk = Desk { outlets, ids, admission: Rc::clone(&admission), wanted: wanting, events: events.clone() };
     let relay = Relay {
-        carriers: Carriers::new(Rc::clone(&shards)),
+        passing: Passing::new(io, listening, Rc::clone(&shards)),
         log_bytes: config.log_bytes(config.streams.len()),
         config,
         addresses: all,
@@ -309,7 +308,6 @@ async fn start_streams(
         events,
         asked_for,
         added: Vec::new(),
-        passing: Passing::new(io, listening),
     };
     Ok((relay, handles, Opening { listeners, web, messages, desk, asks }))
 }
@@ -449,8 +447,6 @@ struct Relay {
     log_bytes: u64,
     /// What an upgrade needs.
     passing: Passing,
-    /// The processes that carry TLS connections for this one.
-    carriers: Carriers,
 }
 
 impl Relay {

@@ -9,10 +9,12 @@ use std::rc::Rc;
 use tokio::sync::watch;
 
 use super::attempt::Attempt;
+use super::carriers::Carriers;
 use super::failure::Failure;
 use crate::config::{Config, SourceKind, StreamConfig, added};
 use crate::egress::{IoKind, Valve};
 use crate::media::name::longest;
+use crate::shard::inbox::ShardSender;
 use crate::shard::types::SocketFds;
 use crate::upgrade::{Origin, Purpose, StreamKnown};
 
@@ -56,12 +58,15 @@ pub(super) struct Passing {
     pub ending: Rc<watch::Sender<bool>>,
     /// The upgrade that has begun.
     pub attempt: Option<Attempt>,
+    /// The processes that carry TLS connections for this one.
+    pub carriers: Carriers,
 }
 
 impl Passing {
     /// Everything is open; the program is not known yet.
-    pub(super) fn new(io: IoKind, listening: Vec<Listening>) -> Passing {
-        Passing { io, program: None, listening, valve: Valve::default(), ending: Rc::default(), attempt: None }
+    pub(super) fn new(io: IoKind, listening: Vec<Listening>, shards: Rc<[ShardSender]>) -> Passing {
+        let (valve, ending) = (Valve::default(), Rc::default());
+        Passing { io, program: None, listening, valve, ending, attempt: None, carriers: Carriers::new(shards) }
     }
 }
 

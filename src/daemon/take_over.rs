@@ -72,7 +72,7 @@ impl Relay {
             shard.tell(ToShard::HandOver(Box::new(HandOver::GoOn)));
         }
         drop(reporter);
-        self.carriers.take_over(heir.into_carriers());
+        self.passing.carriers.take_over(heir.into_carriers());
         self.tell_taken(spent);
         Ok(())
     }

@@ -349,8 +349,7 @@ impl<E: Egress> Thread<E> {
         // The spawner waits for this; if it has given up, the inbox closes and ends the loop.
         let _ = ready.send(Ok(()));
         let mut more = false;
-        while !self.handing.ended && !(self.core.is_stopped() && self.lingering.is_empty() && self.have_sources_ended())
-        {
+        while !self.is_over() {
             if more {
                 // Lets the reads and the runtime itself run between two passes.
                 tokio::task::yield_now().await;
@@ -378,6 +377,11 @@ impl<E: Egress> Thread<E> {
             }
             self.answer_frozen();
         }
+    }
+
+    /// Whether nothing is left to do here: all clients and sources have ended, or another process has them.
+    fn is_over(&self) -> bool {
+        self.handing.ended || (self.core.is_stopped() && self.lingering.is_empty() && self.have_sources_ended())
     }
 
     /// Whether all sources have finished with their cameras, or have used up their time.
