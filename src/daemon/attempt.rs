@@ -16,7 +16,6 @@ use tracing::info;
 
 use super::copying::Copier;
 use super::failure::Failure;
-use crate::shard::core::Uncarried;
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::shard::saved::HandOver;
 use crate::shard::types::SocketFds;
@@ -101,7 +100,7 @@ impl Plan {
             return Err(why.into());
         }
         let program = self.program.ok_or("the path of the program is unknown; restart instead")?;
-        let reconnecting = survey(&self.shards).await?.reconnecting();
+        let reconnecting = reconnecting(&self.shards).await?;
         info!(program = %program.display(), "upgrading: starting the new program");
         let (channel, process) = upgrade::start(&program).map_err(|error| {
             format!("{} cannot be started ({error}); install the new program there", program.display())
@@ -124,21 +123,17 @@ impl Plan {
     }
 }
 
-/// Whether everything that there is can be handed over, or started anew by the other process.
-async fn survey(shards: &[ShardSender]) -> Result<Uncarried, Failure> {
-    let mut found = Uncarried::default();
+/// The cameras that the other process connects to anew, and why, for a sentence; `None` if there are none.
+async fn reconnecting(shards: &[ShardSender]) -> Result<Option<String>, Failure> {
+    let mut cameras = Vec::new();
     for shard in shards {
         let (reply, answer) = oneshot::channel();
         shard.tell(ToShard::HandOver(Box::new(HandOver::Survey(reply))));
         let answer = timeout(ANSWER_MAX, answer).await.ok().and_then(Result::ok);
-        found.add(answer.ok_or("a shard does not answer; restart instead")?);
+        cameras.extend(answer.ok_or("a shard does not answer; restart instead")?);
     }
-    match found.told() {
-        Some(told) => {
-            Err(format!("these cannot be handed over yet ({told}); wait until they are gone, or restart").into())
-        }
-        None => Ok(found),
-    }
+    let told: Vec<_> = cameras.iter().map(|(stream, why)| format!("{stream} ({why})")).collect();
+    Ok((!told.is_empty()).then(|| told.join(", ")))
 }
 
 /// Further descriptors of the shards' UDP sockets.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::core::{KeptLogs, SentLogs, Uncarried};
+use super::core::{KeptLogs, SentLogs};
 use super::saved::{Copying, Freezing, HandOver, Restoring, SavedClients, Saving, ShardState};
 use super::thread::Thread;
 use crate::egress::Egress;
@@ -22,7 +22,7 @@ impl<E: Egress> Thread<E> {
     pub(super) fn hand_over_step(&mut self, now: Instant, step: HandOver) {
         match step {
             // The requesters may have given up.
-            HandOver::Survey(reply) => drop(reply.send(self.uncarried())),
+            HandOver::Survey(reply) => drop(reply.send(self.reconnecting())),
             HandOver::Copy(Copying { anew, reply }) => {
                 if anew {
                     self.handing.copied.clear();
@@ -100,15 +100,12 @@ impl<E: Egress> Thread<E> {
         }
     }
 
-    fn uncarried(&self) -> Uncarried {
-        let named = |(stream, how)| (self.core.stream_name(stream).unwrap_or_default().to_owned(), how);
-        Uncarried { cameras: self.homes.uncarried().map(named).collect(), ..self.core.uncarried() }
+    fn reconnecting(&self) -> Vec<(String, &'static str)> {
+        let named = |(stream, why)| (self.core.stream_name(stream).unwrap_or_default().to_owned(), why);
+        self.homes.reconnecting().map(named).collect()
     }
 
     fn save(&self, reference: Instant, sent: &Mutex<SentLogs>) -> Result<(ShardState, Vec<OwnedFd>), String> {
-        if let Some(told) = self.uncarried().told() {
-            return Err(format!("what cannot be handed over has come meanwhile: {told}"));
-        }
         let core = self.core.save_beyond(reference, &mut sent.lock().unwrap_or_else(PoisonError::into_inner))?;
         let (mut sources, mut connections) = (Vec::new(), Vec::new());
         for (stream, saved, sockets) in self.homes.save(reference) {

@@ -143,7 +143,7 @@ impl Homes {
     }
 
     /// The sources whose sessions another process starts anew, and why.
-    pub fn uncarried(&self) -> impl Iterator<Item = (StreamId, &'static str)> + '_ {
+    pub fn reconnecting(&self) -> impl Iterator<Item = (StreamId, &'static str)> + '_ {
         let there = self.homes.iter().filter(|(_, home)| !home.removed);
         let by_tls = there.filter(|(_, home)| home.source.running() == Running::Tls);
         by_tls.map(|(stream, _)| (*stream, "rtsps: keys cannot be handed over"))

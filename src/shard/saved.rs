@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::core::{CopiedLog, CopiedLogs, CoreState, KeptLogs, SentLogs, Uncarried};
+use super::core::{CopiedLog, CopiedLogs, CoreState, KeptLogs, SentLogs};
 use super::types::SocketFds;
 use crate::media::chunk::ChunkState;
 use crate::source::saved::SavedSource;
@@ -80,8 +80,8 @@ impl LogPart {
 
 /// A step of a hand-over.
 pub enum HandOver {
-    /// What cannot be handed over?
-    Survey(oneshot::Sender<Uncarried>),
+    /// Which streams have a camera that the other process connects to anew, because its connection cannot be handed over, and why?
+    Survey(oneshot::Sender<Vec<(String, &'static str)>>),
     /// The next chunks of the logs, while all runs on.
     Copy(Copying),
     /// Further descriptors of the UDP sockets are wanted.
@@ -152,29 +152,4 @@ pub struct Restoring {
     pub kept: Arc<Mutex<KeptLogs>>,
     /// Answered when it is restored, or why it cannot be.
     pub reply: oneshot::Sender<Result<(), String>>,
-}
-
-impl Uncarried {
-    /// Adds another shard's.
-    pub fn add(&mut self, other: Uncarried) {
-        self.web += other.web;
-        self.cameras.extend(other.cameras);
-    }
-
-    /// What there is that an upgrade must wait for, for a sentence; `None` if there is nothing.
-    pub fn told(&self) -> Option<String> {
-        let mut told = Vec::new();
-        for (count, what) in [(self.web, "browsers' WebSockets over TLS")] {
-            if count > 0 {
-                told.push(format!("{what}: {count}"));
-            }
-        }
-        (!told.is_empty()).then(|| told.join("; "))
-    }
-
-    /// The streams whose cameras the other process connects to anew, and why; `None` if there are none.
-    pub fn reconnecting(&self) -> Option<String> {
-        let cameras: Vec<_> = self.cameras.iter().map(|(stream, why)| format!("{stream} ({why})")).collect();
-        (!cameras.is_empty()).then(|| cameras.join(", "))
-    }
 }

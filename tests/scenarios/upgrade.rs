@@ -70,6 +70,12 @@ impl Upgraded {
         wait_until(&format!("the relay says {said:?}"), DEADLINE, || self.count(said) > before);
     }
 
+    /// From now on, a successor refuses to take over.
+    pub(crate) fn has_other_shards(&self) {
+        let config = std::fs::read_to_string(&self.files[0]).unwrap();
+        std::fs::write(&self.files[0], config.replace("workers = 2", "workers = 3")).unwrap();
+    }
+
     /// Upgrades it.
     pub(crate) fn upgrade(&self) {
         let before = self.pid();
@@ -371,12 +377,12 @@ fn epoll_hands_over_as_well() {
 #[test]
 fn what_cannot_be_handed_over_is_said_before_anything_is_touched() {
     let _turn = beside_others();
-    let relay = Upgraded::start(&format!("{STREAMS}\n[[stream]]\nname = \"made/*\"\nsource = \"publish\"\n"));
+    let relay = Upgraded::start(STREAMS);
     serving(&relay, "/pattern");
     let packets = Arc::<Packets>::default();
     let player = Player::start(&relay, "/pattern", &packets);
-    let _publisher = Publisher::start(relay.relay.address(), &relay.relay.url("/made/one"));
-    let said = "cannot be handed over yet (made/one)";
+    relay.has_other_shards();
+    let said = "it would have 3 shards instead of 2";
     relay.ask_until(said);
     let refused = command(Uring::Unused, &["upgrade", "--pid", &relay.pid().to_string()]);
     let refused = Program::start(refused).finish(DEADLINE);

@@ -110,12 +110,7 @@ fn strangers_are_not_believed_about_the_outcome() {
     let _turn = beside_others();
     let relay = Upgraded::start(STREAMS);
     serving(&relay, "/pattern");
-    // This keeps the relay from it.
-    let url = relay.relay.url("/pattern");
-    let mut by_datagrams = Client::connect(relay.relay.address());
-    let tracks = tracks(&by_datagrams.describe(&url));
-    let ports = Ports::bind();
-    by_datagrams.request("SETUP", &tracks[0].url, &[("Transport", &ports.transport())]).expect(200);
+    relay.has_other_shards();
     // Somebody else says that all went well, all the time.
     let says = format!(
         "import socket, time\n\
@@ -139,7 +134,7 @@ fn strangers_are_not_believed_about_the_outcome() {
     wait_until("the stranger is heard", DEADLINE, || {
         let asked = command(Uring::Unused, &["upgrade", "--pid", &relay.pid().to_string()]);
         let refused = Program::start(asked).finish(DEADLINE);
-        let told = refused.stderr.contains("sessions over UDP: 1");
+        let told = refused.stderr.contains("it would have 3 shards");
         assert!(refused.status.code() == Some(1) && told && !refused.stdout.contains("a lie"), "{refused:?}");
         stranger.stdout.text().contains("heard")
     });

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::io::Read;
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill};
@@ -11,11 +13,13 @@ use tokio_rustls::rustls::ClientConfig;
 
 use rtsprelay::limits::CARRIERS_MAX;
 
-use crate::harness::http::{get, http_address, value};
+use crate::browser_soak::moments;
+use crate::harness::http::{get, http_address, https_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::program::Program;
 use crate::harness::relay::{Uring, command};
 use crate::harness::rtsp::Client;
+use crate::harness::websocket::watch;
 use crate::harness::{DEADLINE, wait_until};
 use crate::tls::{Certificate, connection};
 use crate::upgrade::{Filming, PATIENT, Packets, Player, REFUSED, STREAMS, Upgraded, has_ended, serving, with_camera};
@@ -34,7 +38,7 @@ impl Secured {
     fn start(streams: &str) -> Secured {
         let certificate = Certificate::new();
         let relay = Upgraded::start(&format!(
-            "listen_tls = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n{}{PATIENT}{streams}",
+            "listen_tls = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nhttp_tls = \"127.0.0.1:0\"\n{}{PATIENT}{streams}",
             certificate.keys()
         ));
         Secured { relay, trusted: certificate.trusted(), _certificate: certificate }
@@ -321,4 +325,48 @@ fn a_carrier_is_no_relay() {
     player.goes_on(50);
     player.end();
     ended(carrier);
+}
+
+/// A local address that leads to one connection by TLS, through OpenSSL's client.
+fn tunnel(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut near = listener.accept().unwrap().0;
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-quiet", "-connect", &to.to_string()]);
+        let mut far =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("openssl");
+        let (mut input, mut output) = (far.stdin.take().unwrap(), far.stdout.take().unwrap());
+        let mut back = near.try_clone().unwrap();
+        let up = std::thread::spawn(move || std::io::copy(&mut near, &mut input));
+        // Either end may close it.
+        let _ = std::io::copy(&mut output, &mut back);
+        let _ = back.shutdown(Shutdown::Both);
+        let _ = far.kill();
+        let _ = (up.join(), far.wait());
+    });
+    address
+}
+
+#[test]
+fn a_browser_by_https_misses_no_frame_of_two_upgrades_in_a_row() {
+    let _turn = beside_others();
+    let secured = Secured::start(STREAMS);
+    serving(&secured.relay, "/pattern");
+    let mut watcher = watch(tunnel(https_address(&secured.relay.relay)), "/+live/pattern");
+    let mut last = None;
+    let mut goes_on = |frames: usize| {
+        for _ in 0..frames {
+            let (_, fragment) = watcher.fragment(0);
+            let (_, decoded) = moments(&fragment);
+            assert!(last.is_none_or(|last| decoded > last && decoded - last <= 3_003), "{last:?}, then {decoded}");
+            last = Some(decoded);
+        }
+    };
+    goes_on(30);
+    for _ in 0..2 {
+        secured.upgrade();
+        goes_on(30);
+    }
 }

@@ -19,11 +19,8 @@ fn carried(mut state: CoreState) -> CoreState {
 }
 
 impl Simulation {
-    /// Hands the shard over, or takes it back half-way; not while there are clients that cannot be handed over.
+    /// Hands the shard over, or takes it back half-way.
     pub(super) fn hand_over(&mut self) {
-        if self.core.uncarried().told().is_some() {
-            return;
-        }
         self.core.freeze();
         while self.core.reap(self.now) {}
         assert!(self.core.is_frozen());

@@ -48,7 +48,7 @@ mod web_tests;
 
 pub use logs::{CopiedLog, CopiedLogs, KeptLogs, SentLogs};
 pub use out::Mail;
-pub use saved::{CoreState, Uncarried};
+pub use saved::CoreState;
 pub use state::Core;
 
 pub use super::types::{CoreConfig, ShardLimits, Start, StreamSetup, UdpSockets, WebClient};

@@ -94,15 +94,6 @@ pub(super) struct PlayingState {
     left: bool,
 }
 
-/// What cannot be handed over to another process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Uncarried {
-    /// Browsers' connections over TLS.
-    pub web: usize,
-    /// Streams whose camera is connected to anew, because its connection cannot be handed over, and why.
-    pub cameras: Vec<(String, &'static str)>,
-}
-
 impl PlayingState {
     /// Whether it is only being sent its last data.
     pub(super) fn has_left(&self) -> bool {
@@ -194,17 +185,6 @@ fn is_kept(link: &Link) -> bool {
 }
 
 impl<E: Egress> Core<E> {
-    /// What there is that cannot be saved.
-    pub fn uncarried(&self) -> Uncarried {
-        let mut found = Uncarried::default();
-        for (_, link) in self.links.iter() {
-            if let Kind::Tcp { conn, web, .. } = &link.kind {
-                found.web += usize::from(conn.tls().is_some() && web.is_some());
-            }
-        }
-        found
-    }
-
     /// The frozen shard as plain data; times are relative to `reference`. [`Core::saved_connections`] has the descriptors.
     ///
     /// # Errors
