@@ -228,12 +228,7 @@ async fn start_streams(
         listeners::inherited(&config, &notifier, heir.as_deref_mut());
     let (listeners, addresses) = listen(plain, &mut store, Kind::Rtsp, &config.listen)?;
     let (control, messages) = mpsc::unbounded_channel();
-    if let Some(heir) = &heir {
-        // Before the sockets of the running relay are put into the mode that this way of sending needs.
-        heir.check(&config, io)?;
-    }
-    let before = heir.as_deref().map(Heir::before).transpose();
-    let before = before.map_err(|error| format!("cannot take over the sockets ({error}); raise `ulimit -n`"))?;
+    let before = heir.as_deref().map(|heir| heir.before(&config, io)).transpose()?;
     let (io, handles) = start_shards(&config, io, &control, before.as_ref()).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
     let secured =
