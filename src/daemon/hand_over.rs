@@ -285,12 +285,12 @@ impl Relay {
         let deadline = rest.begun + FREEZE_MAX;
         let channel = copier.channel();
         let begun = Instant::now();
-        let frozen = Next::Frozen(Frozen {
+        let frozen = Next::Frozen(Box::new(Frozen {
             reference_ns: upgrade::monotonic_ns(rest.reference),
             shards: self.shards.len(),
             streams: self.known_streams(rest.reference),
             counts: self.reporter.lock().await.save().await,
-        });
+        }));
         with(channel, move |channel| {
             channel.set_deadline(deadline);
             channel.send(&frozen, &[], &[])

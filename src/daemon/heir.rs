@@ -84,10 +84,14 @@ impl Heir {
     /// What its shards are continued with.
     ///
     /// # Errors
-    /// This process has too many descriptors.
-    pub(super) fn before(&self) -> io::Result<Before> {
+    /// As [`Heir::check`], or this process has too many descriptors.
+    pub(super) fn before(&self, config: &Config, io: IoKind) -> Result<Before, Failure> {
+        // Its sockets must not be put into the mode that another way of sending needs.
+        self.check(config, io)?;
         let homes: HomesByName = self.hello.streams.iter().map(|stream| (stream.name.clone(), stream.home)).collect();
-        Ok(Before { homes, sockets: self.sockets.iter().map(SocketFds::try_clone).collect::<io::Result<_>>()? })
+        let sockets = self.sockets.iter().map(SocketFds::try_clone).collect::<io::Result<_>>();
+        let sockets = sockets.map_err(|error| format!("cannot take over the sockets ({error}); raise `ulimit -n`"))?;
+        Ok(Before { homes, sockets })
     }
 
     /// The secret of its nonces, and when their time began.

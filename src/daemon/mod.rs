@@ -72,10 +72,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::config::added::Added;
-use crate::config::{Config, ConfigError, IoChoice, PerAddress, SourceKind, StreamConfig};
+use crate::config::{Config, ConfigError, IoChoice, PerAddress, StreamConfig};
 use crate::egress::runtime::Runtime;
 use crate::egress::{IoKind, Listener, ZeroCopy, probe};
-use crate::limits::{STOP_MAX_MS, URLS_LOGGED_MAX};
+use crate::limits::STOP_MAX_MS;
 use crate::media::StreamId;
 use crate::media::rendering::fmp4::Clock;
 use crate::shard::core::ShardLimits;
@@ -247,12 +247,7 @@ async fn start_streams(
         listeners::inherited(&config, &notifier, heir.as_deref_mut());
     let (listeners, addresses) = listen(plain, &mut store, Kind::Rtsp, &config.listen)?;
     let (control, messages) = mpsc::unbounded_channel();
-    if let Some(heir) = &heir {
-        // Before the sockets of the running relay are put into the mode that this way of sending needs.
-        heir.check(&config, io)?;
-    }
-    let before = heir.as_deref().map(Heir::before).transpose();
-    let before = before.map_err(|error| format!("cannot take over the sockets ({error}); raise `ulimit -n`"))?;
+    let before = heir.as_deref().map(|heir| heir.before(&config, io)).transpose()?;
     let (io, handles) = start_shards(&config, io, &control, before.as_ref()).await?;
     let shards: Rc<[ShardSender]> = handles.iter().map(|handle| handle.sender.clone()).collect();
     let secured =
@@ -279,7 +274,7 @@ async fn start_streams(
     named::tell_rules(&id, &config, &shards);
     streams.start_all(&config.streams, before.as_ref().map(|before| &before.homes)).await;
     tell_listening(&config, io, handles.len(), &addresses, &secured.addresses);
-    tell_urls(&config, &urls);
+    urls.tell(&config);
     let admission = admission(&config, handles.len());
     let events = Events::new();
     let watched = reporter.lock().await.watched();
@@ -345,7 +340,7 @@ fn reporter(
     let served: Vec<String> =
         served.chain(secured.addresses.iter().map(|address| format!("rtsps://{address}"))).collect();
     let title = format!("{}, {} shards, {}", io_name(io), shards.len(), served.join(" "));
-    let play = play_commands(config, urls);
+    let play = urls.play_commands(config);
     let mut reporter = Reporter::new(&config.report, Rc::clone(shards), title, play, urls.clone());
     if let Some(tls) = &secured.threads {
         reporter.watch_tls(Arc::clone(tls.sender().counts()));
@@ -734,35 +729,6 @@ fn shard_limits(config: &Config, log_bytes: u64) -> ShardLimits {
     }
 }
 
-/// Logs the streams' URLs.
-fn tell_urls(config: &Config, urls: &Urls) {
-    for stream in config.streams.iter().take(URLS_LOGGED_MAX) {
-        for url in urls.of(&stream.name) {
-            info!(stream = %stream.name, %url, "serving");
-        }
-    }
-    for pattern in config.patterns.iter().take(URLS_LOGGED_MAX) {
-        for url in urls.of(&pattern.pattern.to_string()) {
-            info!(pattern = %pattern.pattern, %url, "serving streams by name");
-        }
-    }
-    if let Some(more @ 1..) = config.streams.len().checked_sub(URLS_LOGGED_MAX) {
-        info!("serving {more} more streams; with `http` in the configuration `rtsprelay streams` lists them");
-    }
-}
-
-/// The command to play the first stream, shown for the test pattern, which people start in order to look at it.
-fn play_commands(config: &Config, urls: &Urls) -> Vec<String> {
-    let Some(stream) = config.streams.first() else { return Vec::new() };
-    let Some(url) = urls.of(&stream.name).into_iter().next() else { return Vec::new() };
-    match stream.source {
-        SourceKind::Test => {
-            vec![format!("ffplay -rtsp_transport tcp {url}"), format!("gst-play-1.0 {url}")]
-        }
-        SourceKind::Cameras(_) | SourceKind::Publisher { .. } => vec![format!("ffplay -rtsp_transport tcp {url}")],
-    }
-}
-
 const fn io_name(io: IoKind) -> &'static str {
     match io {
         IoKind::Uring => "io_uring",
@@ -778,10 +744,6 @@ mod tests {
 
     use super::*;
 
-    fn address(text: &str) -> SocketAddr {
-        text.parse().unwrap()
-    }
-
     #[test]
     fn a_part_that_fails_is_noticed_and_one_that_is_done_is_not() {
         Runtime::new(IoKind::Epoll).unwrap().block_on(async {
@@ -795,14 +757,5 @@ mod tests {
             tasks.spawn_local(async { panic!("a test wants it so") });
             assert!(failed(&mut tasks).await.to_string().contains("a test wants it so"));
         });
-    }
-
-    #[test]
-    fn the_commands_can_be_typed_here() {
-        let commands =
-            play_commands(&Config::demo(), &Urls::new(&[address("127.0.0.1:8554")], &[], Some("test".into())));
-        assert_eq!(commands[0], "ffplay -rtsp_transport tcp rtsp://127.0.0.1:8554/");
-        let commands = play_commands(&Config::demo(), &Urls::new(&[address("[::1]:9")], &[], None));
-        assert!(commands[1].ends_with(" rtsp://[::1]:9/test"), "{commands:?}");
     }
 }

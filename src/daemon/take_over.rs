@@ -105,7 +105,7 @@ impl Relay {
                     part.keep(*reference.get_or_insert_with(|| upgrade::monotonic_at(ns)), kept);
                     self.config.testing.hand_over_step("copying");
                 }
-                Next::Frozen(frozen) => return Ok(frozen),
+                Next::Frozen(frozen) => return Ok(*frozen),
             }
         }
     }

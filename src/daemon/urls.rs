@@ -2,6 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use tracing::info;
+
+use crate::config::{Config, SourceKind};
+use crate::limits::URLS_LOGGED_MAX;
+
 /// Makes URLs of streams.
 #[derive(Clone, Debug)]
 pub(super) struct Urls {
@@ -27,6 +32,35 @@ impl Urls {
     pub(super) fn of(&self, name: &str) -> Vec<String> {
         let path = if self.single.as_deref() == Some(name) { "" } else { name };
         self.servers.iter().map(|server| format!("{server}/{path}")).collect()
+    }
+
+    /// Logs the streams' URLs.
+    pub(super) fn tell(&self, config: &Config) {
+        for stream in config.streams.iter().take(URLS_LOGGED_MAX) {
+            for url in self.of(&stream.name) {
+                info!(stream = %stream.name, %url, "serving");
+            }
+        }
+        for pattern in config.patterns.iter().take(URLS_LOGGED_MAX) {
+            for url in self.of(&pattern.pattern.to_string()) {
+                info!(pattern = %pattern.pattern, %url, "serving streams by name");
+            }
+        }
+        if let Some(more @ 1..) = config.streams.len().checked_sub(URLS_LOGGED_MAX) {
+            info!("serving {more} more streams; with `http` in the configuration `rtsprelay streams` lists them");
+        }
+    }
+
+    /// The command to play the first stream, shown for the test pattern, which people start in order to look at it.
+    pub(super) fn play_commands(&self, config: &Config) -> Vec<String> {
+        let Some(stream) = config.streams.first() else { return Vec::new() };
+        let Some(url) = self.of(&stream.name).into_iter().next() else { return Vec::new() };
+        match stream.source {
+            SourceKind::Test => {
+                vec![format!("ffplay -rtsp_transport tcp {url}"), format!("gst-play-1.0 {url}")]
+            }
+            SourceKind::Cameras(_) | SourceKind::Publisher { .. } => vec![format!("ffplay -rtsp_transport tcp {url}")],
+        }
     }
 }
 
@@ -71,5 +105,14 @@ mod tests {
             let [url] = &Urls::new(&[wildcard.parse().unwrap()], &[], None).of("a")[..] else { panic!("one URL") };
             assert!(!url.contains("//0.0.0.0:") && !url.contains("[::]"), "{url}");
         }
+    }
+
+    #[test]
+    fn the_commands_can_be_typed_here() {
+        let commands =
+            Urls::new(&["127.0.0.1:8554".parse().unwrap()], &[], Some("test".into())).play_commands(&Config::demo());
+        assert_eq!(commands[0], "ffplay -rtsp_transport tcp rtsp://127.0.0.1:8554/");
+        let commands = Urls::new(&["[::1]:9".parse().unwrap()], &[], None).play_commands(&Config::demo());
+        assert!(commands[1].ends_with(" rtsp://[::1]:9/test"), "{commands:?}");
     }
 }

@@ -165,7 +165,7 @@ pub enum Next {
     /// Chunks of a stream's log, with times relative to that many nanoseconds of `CLOCK_MONOTONIC`.
     Part(u64, LogPart),
     /// Nothing is sent or read any more, and the shards' states follow.
-    Frozen(Frozen),
+    Frozen(Box<Frozen>),
 }
 
 /// What precedes the shards' states.

@@ -21,7 +21,6 @@ use crate::harness::camera::Camera;
 use crate::harness::http::{get, http_address};
 use crate::harness::machine::beside_others;
 use crate::harness::program::Program;
-use crate::harness::publisher::Publisher;
 use crate::harness::relay::{Relay, Uring, command};
 use crate::harness::rtsp::Client;
 use crate::harness::{DEADLINE, scratch_file, wait_until};

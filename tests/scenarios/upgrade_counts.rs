@@ -6,12 +6,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::datagrams::Ports;
 use crate::harness::http::{get, http_address};
 use crate::harness::machine::{beside_others, cannot_run, is_root};
 use crate::harness::program::Program;
 use crate::harness::relay::{Uring, command};
-use crate::harness::rtsp::{Client, tracks};
+use crate::harness::rtsp::Client;
 use crate::harness::websocket::watch;
 use crate::harness::{DEADLINE, SYSTEM_PYTHON, wait_until};
 use crate::upgrade::{PATIENT, STREAMS, Upgraded, serving};

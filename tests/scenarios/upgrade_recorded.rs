@@ -238,7 +238,7 @@ fn played(recording: &Recording, mut change: impl FnMut(&mut Value)) -> (Taking,
 fn media(client: &mut Client) -> Packet {
     loop {
         let packet = client.packet();
-        if packet.channel % 2 == 0 {
+        if packet.channel.is_multiple_of(2) {
             return packet;
         }
     }

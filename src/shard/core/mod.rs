@@ -33,6 +33,7 @@ mod reasons;
 mod report;
 mod saved;
 mod saved_datagrams;
+mod saved_playing;
 mod shortage;
 #[cfg(test)]
 mod silent_tests;

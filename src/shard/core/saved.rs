@@ -11,18 +11,17 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::browser::{Web, WebState};
-use super::link::{Closing, Kind, Link, Playing};
+use super::link::{Closing, Kind, Link};
 use super::logs::{KeptLogs, SentLogs};
 use super::saved_datagrams::{DatagramLink, ReceiverLink};
+use super::saved_playing::PlayingState;
 use super::state::Core;
 use super::streams::StreamState;
 use crate::egress::{Conn, Egress, IoKind, Piece, Secured, Token};
 use crate::media::Description;
-use crate::media::log::Log;
 use crate::media::saved::Moment;
 use crate::metrics::Transport;
 use crate::session::{ConnId, KnownStreamState, ServerState, SessionKey};
-use crate::shard::player::{Player, PlayerState};
 use crate::source::publishing::Backlog;
 
 /// A shard's clients and streams.
@@ -77,57 +76,13 @@ struct LinkState {
     media: (usize, Vec<Moment>),
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct PlayingState {
-    stream: String,
-    session: u64,
-    peer: SocketAddr,
-    paused: bool,
-    pub(super) player: PlayerState,
-    lagging_until: Option<Moment>,
-    bytes: u64,
-    skips: u64,
-    reported: u64,
-    since: Moment,
-    /// It is only being sent its last data.
-    #[serde(default)]
-    left: bool,
-}
-
-impl PlayingState {
-    /// Whether it is only being sent its last data.
-    pub(super) fn has_left(&self) -> bool {
-        self.left
-    }
-
-    /// Restores a player of the described stream, whose log has been restored.
-    pub(super) fn restore(
-        self,
-        reference: Instant,
-        description: &Description,
-        log: &Log,
-        of: impl FnOnce(Player) -> Playing,
-    ) -> Playing {
-        let player = Player::restore(reference, self.player, description, log);
-        Playing {
-            lagging_until: self.lagging_until.map(|until| until.at(reference)),
-            paused: self.paused,
-            bytes: self.bytes,
-            skips: self.skips,
-            reported: self.reported,
-            since: self.since.at(reference),
-            ..of(player)
-        }
-    }
-}
-
 impl CoreState {
     /// All of its bytes, in a fixed order: they may travel apart from the rest.
     pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
         for stream in &mut self.streams {
             stream.state.each_bytes(each);
             if let Some(group) = &mut stream.group {
-                group.player.each_bytes(each);
+                group.each_bytes(each);
             }
         }
         self.server.each_bytes(each);
@@ -135,7 +90,7 @@ impl CoreState {
             each(&mut link.unsent);
             each(&mut link.answers);
             if let Some(playing) = &mut link.playing {
-                playing.player.each_bytes(each);
+                playing.each_bytes(each);
             }
         }
         self.datagrams.iter_mut().for_each(|link| link.each_bytes(each));
@@ -261,22 +216,6 @@ impl<E: Egress> Core<E> {
         })
     }
 
-    pub(super) fn save_playing(&self, reference: Instant, playing: &Playing) -> PlayingState {
-        PlayingState {
-            stream: self.streams[playing.stream.index()].name.clone(),
-            session: playing.session.0,
-            peer: playing.peer,
-            paused: playing.paused,
-            player: playing.player.save(reference),
-            lagging_until: playing.lagging_until.map(|until| Moment::of(until, reference)),
-            bytes: playing.bytes,
-            skips: playing.skips,
-            reported: playing.reported,
-            since: Moment::of(playing.since, reference),
-            left: playing.has_left(),
-        }
-    }
-
     /// Restores a saved shard into a frozen one without clients, with its connections in their order. Streams that are not there are
     /// passed over, and their clients' sessions with them. Returns the connections, to be read after [`Core::thaw`].
     ///
@@ -379,28 +318,6 @@ impl<E: Egress> Core<E> {
             self.server.web_wants(stream, true);
         }
         Ok(Box::new(web))
-    }
-
-    /// Restores a link's player. Returns whether it could: its stream must be there, with its description.
-    pub(super) fn restore_player(
-        &mut self,
-        reference: Instant,
-        slot: u32,
-        saved: PlayingState,
-        transport: Transport,
-    ) -> bool {
-        let Some(stream) = self.streams.iter().find(|stream| stream.name == saved.stream) else { return false };
-        let Some(description) = stream.description.clone() else { return false };
-        let (id, session, peer) = (stream.id, SessionKey(saved.session), saved.peer);
-        let stream = &mut self.streams[id.index()];
-        let member = if saved.left { stream.join_to_leave() } else { Some(stream.join(slot)) };
-        let of = |player| Playing::new(reference, (session, peer), (id, transport), player, member);
-        self.links[slot as usize].playing = Some(saved.restore(reference, &description, &stream.log, of));
-        if member.is_some() {
-            self.links.bind(session, slot);
-            self.metrics.client_restored(id, transport);
-        }
-        true
     }
 
     /// The restored shard serves: what its clients had sent is processed.

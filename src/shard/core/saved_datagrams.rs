@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clients::single_datagram;
 use super::link::{Closing, Kind, Link, Playing, Target};
-use super::saved::PlayingState;
+use super::saved_playing::PlayingState;
 use super::state::Core;
 use super::streams::Stream;
 use crate::egress::{Datagram, Datagrams, Egress};
@@ -54,7 +54,7 @@ impl DatagramLink {
     /// All of its bytes, in a fixed order.
     pub(super) fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
         self.own.iter_mut().for_each(|datagram| each(&mut datagram.bytes));
-        self.playing.player.each_bytes(each);
+        self.playing.each_bytes(each);
     }
 }
 

@@ -399,14 +399,22 @@ impl Link {
         if matches!(self.stream, Stream::Plain(_)) { Running::Session } else { Running::Tls }
     }
 
+    /// The connections on which media arrive, as far as known.
+    fn media_connections(&self) -> Vec<Connection> {
+        let media = Some(self.stream.tcp().as_raw_fd()).filter(|_| self.datagrams.is_empty());
+        media.and_then(Connection::of).into_iter().collect()
+    }
+
     /// The session for another process, if it plays.
     fn deposit<P: StreamSink>(
-        &self,
+        &mut self,
         reference: Instant,
         camera: &CameraAddress,
         map: &[TrackId],
         feed: &Feed<'_, P>,
     ) -> Option<Deposit> {
+        // What waits for the next turn is not saved.
+        self.send_datagrams();
         let client = self.client.save(reference)?;
         let mut sockets = vec![self.stream.tcp().as_fd().try_clone_to_owned().ok()?];
         if let Stream::Tls(_) = &self.stream {
@@ -468,8 +476,7 @@ impl Link {
         let mut timer = pin!(sleep_until(Instant::now().into()));
         // How it ends, and until when to wait for the answer to TEARDOWN.
         let mut end: Option<(Outcome<T>, Instant)> = None;
-        let media = Some(self.stream.tcp().as_raw_fd()).filter(|_| self.datagrams.is_empty());
-        feed.comes_by(media.and_then(Connection::of).into_iter().collect());
+        feed.comes_by(self.media_connections());
         loop {
             while let Some(event) = self.client.poll_event() {
                 if let Some(over) = self.take_event(event, address, feed, options, &mut end) {
@@ -513,8 +520,6 @@ impl Link {
                 Ok(Turn::Yields) => self.yields().await,
                 Ok(Turn::Went) => {}
                 Ok(Turn::Held(reference)) => {
-                    // What waits for the next turn is not saved.
-                    self.send_datagrams();
                     let deposit = self.deposit(reference, camera, &map, feed).filter(|_| end.is_none());
                     feed.source().wait_held(deposit).await;
                     hold = Hold::new(feed.source());
