@@ -16,7 +16,7 @@ use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rtsprelay::sys::spawn_detached;
-use rtsprelay::upgrade::{self, Channel, Successor, VERSION};
+use rtsprelay::upgrade::{self, Channel, Successor, VERSION, VERSION_OLDEST};
 use serde_json::{Value, json};
 
 use crate::harness::camera::{Camera, rtp};
@@ -192,7 +192,7 @@ impl Ends {
             }
         }
         for source in state["sources"].as_array().expect("sources") {
-            if source[1]["connected"] == true {
+            for _ in 0..source[1]["sockets"].as_u64().expect("a number of sockets") {
                 let (near, far) = pair();
                 self.cameras.push(far);
                 sockets.push(near);
@@ -215,6 +215,7 @@ fn played(recording: &Recording, mut change: impl FnMut(&mut Value)) -> (Taking,
         let sockets = if is_state { ends.of_shard(&data, descriptors) } else { Vec::new() };
         if place == 0 {
             data["listeners"] = json!([["Rtsp", listener.local_addr().unwrap().to_string()]]);
+            data["datagrams"] = json!([]);
         } else if place + 1 == recording.messages.len() {
             let taken = channel.receive::<Value>().expect("it takes everything").message;
             assert_eq!(taken, "All");
@@ -473,7 +474,9 @@ fn a_later_version_of_the_format_is_refused_with_a_message() {
     assert_eq!(answer, *b"rtsprly\n\0\0\0\0", "none is accepted");
     wait_until("it has ended", DEADLINE, || has_ended(pid as i32));
     let printed_text = std::fs::read_to_string(&printed).unwrap();
-    let why = format!("speaks version {later} of the format, and this program reads 1 to {VERSION}; restart instead");
+    let why = format!(
+        "speaks version {later} of the format, and this program reads {VERSION_OLDEST} to {VERSION}; restart instead"
+    );
     assert!(printed_text.contains(&why), "{printed_text}");
     for file in [config, printed] {
         std::fs::remove_file(file).unwrap();

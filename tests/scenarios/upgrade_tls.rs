@@ -1,7 +1,7 @@
 //! SIGUSR2 with players over TLS: the process before stays as the carrier of their connections, and nobody notices.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -327,6 +327,14 @@ fn a_carrier_is_no_relay() {
     ended(carrier);
 }
 
+/// Until either end is closed. (`std::io::copy` would have the kernel wait for more than there is.)
+fn pass_on(from: &mut impl Read, to: &mut impl Write) {
+    let mut bytes = [0; 16_384];
+    while let Ok(count @ 1..) = from.read(&mut bytes)
+        && to.write_all(&bytes[..count]).and_then(|()| to.flush()).is_ok()
+    {}
+}
+
 /// A local address that leads to one connection by TLS, through OpenSSL's client.
 fn tunnel(to: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -339,9 +347,8 @@ fn tunnel(to: SocketAddr) -> SocketAddr {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("openssl");
         let (mut input, mut output) = (far.stdin.take().unwrap(), far.stdout.take().unwrap());
         let mut back = near.try_clone().unwrap();
-        let up = std::thread::spawn(move || std::io::copy(&mut near, &mut input));
-        // Either end may close it.
-        let _ = std::io::copy(&mut output, &mut back);
+        let up = std::thread::spawn(move || pass_on(&mut near, &mut input));
+        pass_on(&mut output, &mut back);
         let _ = back.shutdown(Shutdown::Both);
         let _ = far.kill();
         let _ = (up.join(), far.wait());
