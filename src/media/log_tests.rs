@@ -4,6 +4,9 @@ use super::*;
 use crate::media::rendering::Piece;
 
 fn chunk(number: u64, arrival: Instant, bytes: usize) -> Arc<Chunk> {
+    let mut framed = vec![0; bytes];
+    framed[0] = b'$';
+    framed[2..4].copy_from_slice(&((bytes - 4) as u16).to_be_bytes());
     Arc::new(Chunk {
         number,
         track: TrackId(0),
@@ -15,7 +18,7 @@ fn chunk(number: u64, arrival: Instant, bytes: usize) -> Arc<Chunk> {
         arrival,
         first_seq: number as u16,
         rtp_time: 0,
-        bytes: bytes::Bytes::from(vec![0; bytes]),
+        bytes: bytes::Bytes::from(framed),
         packets: Box::new([Span { offset: 4, len: (bytes - 4) as u16 }]),
         runs: Box::new([Run { first: 0, count: 1, segment: (bytes - 4) as u16 }]),
     })

@@ -52,7 +52,7 @@ impl Control {
 
     /// Tells a carrier what to do. One that does not listen has ended, or is about to.
     pub fn order(&self, order: Order) {
-        let _ = self.0.try_write(&[order.byte()]);
+        let _ = self.write(&[order.byte()]);
     }
 
     /// Waits for the next order; `None` if the serving process has ended. Unknown ones are passed over. May be dropped without losing
@@ -71,7 +71,12 @@ impl Control {
     /// Tells the serving process how many connections there are. Returns whether it was told: a later number replaces it anyway.
     pub fn tell(&self, connections: usize) -> bool {
         let count = u32::try_from(connections).unwrap_or(u32::MAX).to_le_bytes();
-        self.0.try_write(&count).is_ok()
+        self.write(&count).is_ok()
+    }
+
+    /// Without tokio, which does not write before it has been told that there is room.
+    fn write(&self, bytes: &[u8]) -> nix::Result<usize> {
+        nix::unistd::write(self.0.as_fd(), bytes)
     }
 
     /// Waits for the next number of a carrier's connections; `None` if it has ended. May be dropped without losing anything.
