@@ -23,7 +23,7 @@ use super::carrying::Carrying;
 use super::console::Console;
 use super::copying::{Copier, on};
 use super::failure::Failure;
-use super::passed::source_text;
+use super::passed::{Finished, source_text};
 use super::signals::Asked;
 use super::{FLUSH_MAX, Relay, ask_upgrade, fold};
 use crate::config::StreamConfig;
@@ -54,14 +54,6 @@ const END_STEP: Duration = Duration::from_millis(2);
 
 /// How long it takes at most to hear why the other process has ended.
 const REASON_MAX: Duration = Duration::from_millis(100);
-
-/// How an upgrade has ended.
-pub(super) enum Finished {
-    /// The other process serves, at the other end of this; this one carries TLS connections on for it, and does nothing else.
-    Carrying(UnixStream),
-    /// This process goes on, and was asked for this meanwhile.
-    GoesOn(Vec<Asked>),
-}
 
 /// The clients were served nothing from then on.
 struct Rest {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use super::attempt::Attempt;
 use super::carriers::Carriers;
 use super::failure::Failure;
+use super::signals::Asked;
 use crate::config::{Config, SourceKind, StreamConfig, added};
 use crate::egress::{IoKind, Valve};
 use crate::media::name::longest;
@@ -68,6 +70,14 @@ impl Passing {
         let (valve, ending) = (Valve::default(), Rc::default());
         Passing { io, program: None, listening, valve, ending, attempt: None, carriers: Carriers::new(shards) }
     }
+}
+
+/// How an upgrade has ended.
+pub(super) enum Finished {
+    /// The other process serves, at the other end of this; this one carries TLS connections on for it, and does nothing else.
+    Carrying(UnixStream),
+    /// This process goes on, and was asked for this meanwhile.
+    GoesOn(Vec<Asked>),
 }
 
 /// A source, as two processes compare it.

@@ -533,9 +533,8 @@ impl Receiver {
             return;
         }
         self.frames += 1;
-        if let Some(before) = self.ended_ns.replace(env.now_ns) {
-            self.longest_wait_us = self.longest_wait_us.max(env.now_ns.saturating_sub(before) / 1000);
-        }
+        let waited = env.now_ns.saturating_sub(self.ended_ns.replace(env.now_ns).unwrap_or(env.now_ns));
+        self.longest_wait_us = self.longest_wait_us.max(waited / 1000);
         totals.frames += 1;
         if track.damaged {
             totals.frames_damaged += 1;
