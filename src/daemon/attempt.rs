@@ -24,8 +24,8 @@ use crate::upgrade::{self, Answer, Channel, DatagramSockets, Hello, Ready, Spent
 /// How long the other program may take to check its configuration and to start its threads.
 const START_MAX: Duration = Duration::from_secs(30);
 
-/// How long a shard may take to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a shard may take to answer; meanwhile all runs on.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// An upgrade that has begun. The other process is killed when this is dropped.
 pub(super) struct Attempt {

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -28,6 +28,8 @@ pub(super) struct Carriers {
 struct Carrier {
     known: CarrierKnown,
     control: Rc<Control>,
+    /// Listens to it.
+    listens: AbortHandle,
     /// It was told to end.
     ends: bool,
 }
@@ -54,14 +56,19 @@ impl Carriers {
         let control = Rc::new(control);
         // What it has said to the process before may have been lost.
         control.order(Order::Tell);
-        self.all.borrow_mut().push(Carrier { known, control: Rc::clone(&control), ends: false });
-        let carriers = self.clone();
-        spawn_local(async move {
-            while let Some(connections) = control.told().await {
+        let (carriers, heard) = (self.clone(), Rc::clone(&control));
+        let listening = spawn_local(async move {
+            while let Some(connections) = heard.told().await {
                 carriers.told(known.pid, connections);
             }
             carriers.ended(known.pid);
         });
+        self.all.borrow_mut().push(Carrier { known, control, listens: listening.abort_handle(), ends: false });
+    }
+
+    /// Another process has them now, and what they say is for that one.
+    pub(super) fn let_go(&self) {
+        self.all.borrow_mut().drain(..).for_each(|carrier| carrier.listens.abort());
     }
 
     /// The carriers, and for each a further handle on its control connection, for the next process.

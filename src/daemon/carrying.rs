@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::prctl;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::ask_upgrade;
 use super::failure::Failure;
@@ -98,6 +98,8 @@ fn refuse(asked: Asked) {
         Asked::Stop | Asked::Restart => info!(
             "this process carries TLS connections, and ends with the relay that serves them; a second signal ends it at once"
         ),
-        Asked::Reload | Asked::Summary => {}
+        Asked::Reload | Asked::Summary => {
+            warn!("this process only carries TLS connections for the relay that has taken over; signal that one")
+        }
     }
 }

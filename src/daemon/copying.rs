@@ -21,14 +21,17 @@ use crate::upgrade::{self, Channel, Next};
 /// How long a copy may take before the rest is left for the freeze: a source may be faster than it.
 const COPY_MAX: Duration = Duration::from_secs(20);
 
+/// The same once nobody is let in any more.
+const LAST_COPY_MAX: Duration = Duration::from_millis(500);
+
 /// Maximum number of times that what has come meanwhile is copied.
 const ROUNDS_MAX: usize = 8;
 
 /// So many bytes are left for the freeze.
 const LITTLE_BYTES: usize = 256 * 1024;
 
-/// How long a shard may take to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a shard may take to answer; meanwhile all runs on.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// How long the other process may take for one part.
 const PART_MAX: Duration = Duration::from_secs(10);
@@ -78,8 +81,20 @@ impl Copier {
     /// # Errors
     /// A shard does not answer, or the other process has failed.
     pub(super) async fn catch_up(&mut self) -> Result<(), Failure> {
+        self.catch_up_within(COPY_MAX).await
+    }
+
+    /// The same just before the freeze.
+    ///
+    /// # Errors
+    /// As [`Copier::catch_up`].
+    pub(super) async fn catch_up_last(&mut self) -> Result<(), Failure> {
+        self.catch_up_within(LAST_COPY_MAX).await
+    }
+
+    async fn catch_up_within(&mut self, most: Duration) -> Result<(), Failure> {
         let begun = Instant::now();
-        let deadline = begun + COPY_MAX;
+        let deadline = begun + most;
         for _ in 0..ROUNDS_MAX {
             if self.round(deadline).await? <= LITTLE_BYTES || Instant::now() >= deadline {
                 break;

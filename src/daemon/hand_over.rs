@@ -122,12 +122,14 @@ impl Relay {
             Ok((done, control)) => {
                 later.extend(std::iter::from_fn(|| asked.try_recv().ok()));
                 pass_on(&later, attempt.as_ref());
-                attempt.into_iter().for_each(Attempt::done);
+                self.passing.carriers.let_go();
                 ask_upgrade::tell(&Ok(done));
+                Console::get().flush(FLUSH_MAX);
+                pass_on(&Vec::from_iter(std::iter::from_fn(|| asked.try_recv().ok())), attempt.as_ref());
+                attempt.into_iter().for_each(Attempt::done);
                 if let Some(control) = control {
                     return Finished::Carrying(control);
                 }
-                Console::get().flush(FLUSH_MAX);
                 // Not a stop: whatever is still open here is open there as well, and is neither shut down nor flushed.
                 std::process::exit(0);
             }
@@ -177,7 +179,7 @@ impl Relay {
     async fn hand_over(&mut self, prepared: Prepared) -> Result<(String, Option<UnixStream>), Failure> {
         let Prepared { ready, mut copier, mut spent, reconnecting } = prepared;
         self.close_pages().await;
-        copier.catch_up().await?;
+        copier.catch_up_last().await?;
         spent.copy = copier.took();
         let rest = self.come_to_rest().await?;
         spent.freeze = rest.begun.elapsed();

@@ -227,9 +227,11 @@ fn take(stream: std::net::TcpStream, from: From, pages: &Pages, places: &Rc<Plac
             _ = connection.as_mut() => {}
             () = too_long(&goes_on) => {}
             _ = ending.wait_for(|ending| *ending) => {
-                // One that is idle ends at once, another with its answer.
-                connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
+                // One that is idle ends at once, another with its answer, unless that has no end.
+                if !goes_on.get() {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
             }
         }
     });

@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::failure::Failure;
 use super::signals::Asked;
-use super::{Relay, failed};
+use super::{Relay, ask_upgrade, failed};
 use crate::metrics::process;
 use crate::shard::inbox::ToShard;
 use crate::shard::thread::ShardHandle;
@@ -76,7 +76,10 @@ impl Relay {
                 asked = asked.recv() => match asked {
                     Some(Asked::Summary) => self.tell_summary().await,
                     Some(Asked::Reload) => info!("leaving: the configuration is not reloaded"),
-                    Some(Asked::Upgrade) => info!("leaving: there is no upgrade any more"),
+                    Some(Asked::Upgrade) => {
+                        info!("leaving: there is no upgrade any more");
+                        ask_upgrade::tell(&Err("the relay is leaving; start the new program when it has ended".into()));
+                    }
                     Some(Asked::Stop | Asked::Restart) | None => return Ok(()),
                 },
                 why = failed(tasks) => return Err(why),

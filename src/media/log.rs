@@ -247,7 +247,7 @@ impl Log {
     }
 
     /// Its contents as plain data, with the chunks whose numbers are not in `sent`, which has all of them then. Takes time for these
-    /// chunks only, however many there are.
+    /// chunks only, however many there are, and for browsers' fragments, which are all saved.
     pub fn save_beyond(&self, now: Instant, sent: &mut Numbers) -> LogState {
         let new_sound = self.sound.iter().filter(|entry| sent.insert(entry.chunk.number));
         let mut chunks: Vec<ChunkState> = new_sound.map(|entry| entry.chunk.save(now)).collect();

@@ -237,7 +237,8 @@ impl Player {
 
     /// Whether there is anything in the log from its cursor on. What the log has dropped is nothing to wait for.
     pub fn is_behind(&self, log: &Log) -> bool {
-        !self.rest.is_empty() || (self.cursor < log.head() && log.next(self.cursor).is_some())
+        let is_there = || log.first() < log.head() || log.next(self.cursor).is_some();
+        !self.rest.is_empty() || (self.cursor < log.head() && is_there())
     }
 
     /// Keeps only the rest of the started frames, as far as it has arrived; for a client that is about to be closed.

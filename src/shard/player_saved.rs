@@ -41,6 +41,11 @@ struct TrackState {
 }
 
 impl PlayerState {
+    /// The tracks that it is sent.
+    pub fn tracks(&self) -> impl Iterator<Item = TrackId> + '_ {
+        (0u8..).zip(&self.tracks).filter(|(_, track)| track.is_some()).map(|(number, _)| TrackId(number))
+    }
+
     /// All of its bytes, in a fixed order: they may travel apart from the rest.
     pub fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
         self.rest.iter_mut().for_each(|chunk| each(chunk.bytes_mut()));

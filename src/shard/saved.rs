@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::core::{CopiedLog, CopiedLogs, CoreState, KeptLogs, SentLogs};
 use super::types::SocketFds;
 use crate::media::chunk::ChunkState;
+use crate::media::copied::Kept;
 use crate::source::saved::SavedSource;
 
 /// A shard as plain data, without its descriptors.
@@ -47,6 +48,8 @@ impl ShardState {
 #[derive(Clone, Serialize, Deserialize)]
 pub struct LogPart {
     stream: String,
+    /// The chunks before belong to a stream of the same name that is gone.
+    anew: bool,
     oldest: u64,
     chunks: Vec<ChunkState>,
 }
@@ -54,20 +57,23 @@ pub struct LogPart {
 impl LogPart {
     /// The chunks as plain data, with times relative to `reference`. From then on `sent` has them.
     pub fn save(reference: Instant, copied: CopiedLog, sent: &mut SentLogs) -> LogPart {
-        let CopiedLog { stream, oldest, chunks } = copied;
-        let numbers = sent.entry(stream.clone()).or_default();
+        let CopiedLog { id, stream, oldest, chunks } = copied;
+        let (numbers, anew) = sent.entry(stream.clone()).or_default().of(id);
         for chunk in &chunks {
             numbers.insert(chunk.number);
         }
         // The other process drops these. The log of another shard may still have some, and sends them again.
         numbers.forget_before(oldest);
         let chunks = chunks.iter().map(|chunk| chunk.save(reference)).collect();
-        LogPart { stream, oldest, chunks }
+        LogPart { stream, anew, oldest, chunks }
     }
 
     /// Keeps the chunks until the logs come, and drops those that have left theirs meanwhile.
     pub fn keep(self, reference: Instant, kept: &mut KeptLogs) {
         let kept = kept.entry(self.stream).or_default();
+        if self.anew {
+            *kept = Kept::default();
+        }
         self.chunks.into_iter().for_each(|chunk| kept.add(reference, chunk));
         kept.drop_before(self.oldest);
     }

@@ -3,7 +3,7 @@
 //! The running relay starts the other program with one end of a socket pair ([`start`]). Then, in this order:
 //!
 //! 1. it says which version of the format it speaks, and the other which one it accepts ([`Channel::greet`], [`Channel::greeted`]);
-//! 2. [`Hello`], with the listening sockets and the shards' UDP sockets;
+//! 2. [`Hello`], with the listening sockets, the shards' UDP sockets and the carriers' control connections;
 //! 3. the other checks its configuration, starts its threads, and says [`Ready`];
 //! 4. while all runs on, the running relay sends its logs ([`Next::Part`]);
 //! 5. it freezes ([`Next::Frozen`]), and sends each shard's state, with its descriptors and what the logs have got since;
@@ -103,7 +103,8 @@ pub struct DatagramSockets {
     pub groups: Vec<(String, SocketAddr)>,
 }
 
-/// What the running relay says first. The listening sockets come with it, in this order, then the shards' sockets.
+/// What the running relay says first. With it come the listening sockets, in this order, then the shards'
+/// UDP sockets, then the control connections of the carriers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
     /// How many shards it has.
@@ -127,7 +128,7 @@ pub struct Hello {
     /// Its process id.
     #[serde(default)]
     pub pid: u32,
-    /// The carriers, oldest first. Their control connections come after the listening sockets, in this order.
+    /// The carriers, oldest first. Their control connections come last, in this order.
     #[serde(default)]
     pub carriers: Vec<CarrierKnown>,
 }

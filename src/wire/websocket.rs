@@ -140,6 +140,7 @@ impl Fault {
 /// Parses a client's frames, however they are split. Serialized, it is what it has been fed and has not returned.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Decoder {
+    #[serde(with = "crate::wire::saved_bytes")]
     unread: Vec<u8>,
     /// A message whose last frame has not arrived.
     begun: Option<(bool, Vec<u8>)>,

@@ -184,7 +184,7 @@ impl Seen {
 }
 
 /// When a frame arrived at the relay, and its decoding time in ticks.
-pub fn moments(fragment: &[u8]) -> (f64, u64) {
+fn moments(fragment: &[u8]) -> (f64, u64) {
     let (mut arrived, mut decoded) = (0.0, 0);
     for atom in atoms(fragment) {
         match atom {

@@ -13,7 +13,6 @@ use tokio_rustls::rustls::ClientConfig;
 
 use rtsprelay::limits::CARRIERS_MAX;
 
-use crate::browser_soak::moments;
 use crate::harness::http::{get, http_address, https_address, value};
 use crate::harness::machine::beside_others;
 use crate::harness::program::Program;
@@ -23,6 +22,7 @@ use crate::harness::websocket::watch;
 use crate::harness::{DEADLINE, wait_until};
 use crate::tls::{Certificate, connection};
 use crate::upgrade::{Filming, PATIENT, Packets, Player, REFUSED, STREAMS, Upgraded, has_ended, serving, with_camera};
+use crate::upgrade_web::{Facts, follows};
 
 /// What a carrier may have in memory, besides the code of a program for tests, which is not optimized and several times a release's.
 const CARRIER_BYTES_MAX: u64 = 20_000_000;
@@ -365,10 +365,8 @@ fn a_browser_by_https_misses_no_frame_of_two_upgrades_in_a_row() {
     let mut last = None;
     let mut goes_on = |frames: usize| {
         for _ in 0..frames {
-            let (_, fragment) = watcher.fragment(0);
-            let (_, decoded) = moments(&fragment);
-            assert!(last.is_none_or(|last| decoded > last && decoded - last <= 3_003), "{last:?}, then {decoded}");
-            last = Some(decoded);
+            let facts = Facts::of(&watcher.fragment(0).1);
+            follows(last.replace(facts), facts, 0, 90_000.0);
         }
     };
     goes_on(30);

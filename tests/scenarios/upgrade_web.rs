@@ -43,7 +43,7 @@ fn shows(http: SocketAddr, stream: &str) {
 
 /// A fragment's contents.
 #[derive(Clone, Copy, Debug)]
-struct Facts {
+pub struct Facts {
     sequence: u32,
     /// When the relay received its frame, in seconds.
     arrived: f64,
@@ -53,7 +53,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(fragment: &[u8]) -> Facts {
+    pub fn of(fragment: &[u8]) -> Facts {
         let mut facts = Facts { sequence: 0, arrived: 0.0, decoded: 0, lasts: 0 };
         for atom in atoms(fragment) {
             match atom {
@@ -165,7 +165,7 @@ fn views(watcher: &mut Watcher, stop: &AtomicBool, all: &Fragments, counts: &Cou
 }
 
 /// Checks that a fragment follows the one before on its track.
-fn follows(last: Option<Facts>, facts: Facts, track: u8, rate: f64) {
+pub fn follows(last: Option<Facts>, facts: Facts, track: u8, rate: f64) {
     let Some(last) = last else { return };
     assert_eq!(facts.sequence, last.sequence + 1, "a frame of track {track} is missing");
     assert!(facts.arrived >= last.arrived, "{last:?} {facts:?}");

@@ -14,7 +14,26 @@ use crate::media::log::LogState;
 use crate::metrics::DropReason;
 
 /// Chunks that have been sent to another process, by stream.
-pub type SentLogs = HashMap<String, Numbers>;
+pub type SentLogs = HashMap<String, SentLog>;
+
+/// Chunks of a stream that have been sent to another process.
+#[derive(Debug, Default)]
+pub struct SentLog {
+    of: Option<StreamId>,
+    numbers: Numbers,
+}
+
+impl SentLog {
+    /// Those of the stream with that id, and whether others were sent before: those of a stream of the same name that is gone, which do
+    /// not count any more.
+    pub fn of(&mut self, id: StreamId) -> (&mut Numbers, bool) {
+        let is_other = self.of.replace(id).is_some_and(|before| before != id);
+        if is_other {
+            self.numbers = Numbers::default();
+        }
+        (&mut self.numbers, is_other)
+    }
+}
 
 /// Chunks from another process, by stream.
 pub type KeptLogs = HashMap<String, Kept>;
@@ -22,7 +41,9 @@ pub type KeptLogs = HashMap<String, Kept>;
 /// Chunks of a stream, for a copy elsewhere.
 #[derive(Debug)]
 pub struct CopiedLog {
-    /// The stream's name.
+    /// The stream.
+    pub id: StreamId,
+    /// Its name.
     pub stream: String,
     /// The number of the log's oldest chunk: others have left it.
     pub oldest: u64,
@@ -68,7 +89,8 @@ impl<E: Egress> Core<E> {
             if stream.log.chunks_from(*from).next().is_none() {
                 continue;
             }
-            let mut part = CopiedLog { stream: stream.name.clone(), oldest: stream.log.oldest(), chunks: Vec::new() };
+            let (id, name, oldest) = (stream.id, stream.name.clone(), stream.log.oldest());
+            let mut part = CopiedLog { id, stream: name, oldest, chunks: Vec::new() };
             for chunk in stream.log.chunks_from(*from) {
                 if chunks >= COPIED_CHUNKS_PASS_MAX || bytes >= COPIED_BYTES_PASS_MAX {
                     copied.more = true;

@@ -19,6 +19,7 @@ use super::state::Core;
 use super::streams::StreamState;
 use crate::egress::{Conn, Egress, IoKind, Piece, Secured, Token};
 use crate::media::Description;
+use crate::media::copied::Kept;
 use crate::media::saved::Moment;
 use crate::metrics::Transport;
 use crate::session::{ConnId, KnownStreamState, ServerState, SessionKey};
@@ -47,6 +48,9 @@ struct SavedStream {
     description: Option<Description<Moment>>,
     known: KnownStreamState,
     state: StreamState,
+    /// The chunks that were sent before belong to a stream of the same name that is gone.
+    #[serde(default)]
+    anew: bool,
     /// What is sent to its multicast group, if it is from here.
     #[serde(default)]
     group: Option<PlayingState>,
@@ -101,7 +105,7 @@ impl CoreState {
         self.links.iter().map(|link| 1 + usize::from(link.carrier.is_some())).sum()
     }
 
-    /// How many clients there are.
+    /// How many connections of clients there are.
     pub fn clients(&self) -> usize {
         self.links.len()
     }
@@ -159,12 +163,16 @@ impl<E: Egress> Core<E> {
         }
         let kept = |conn: ConnId| self.links.get(conn.0 as usize).is_some_and(is_kept);
         let server = self.server.save(reference, kept).map_err(|why| why.to_string())?;
-        let streams = self.streams.iter().map(|stream| SavedStream {
-            name: stream.name.clone(),
-            description: stream.description.as_ref().map(|is| is.with_moments(|at| Moment::of(at, reference))),
-            known: self.server.save_stream(stream.id),
-            state: stream.save(reference, sent.entry(stream.name.clone()).or_default()),
-            group: self.save_group(reference, stream),
+        let streams = self.streams.iter().map(|stream| {
+            let (numbers, anew) = sent.entry(stream.name.clone()).or_default().of(stream.id);
+            SavedStream {
+                name: stream.name.clone(),
+                description: stream.description.as_ref().map(|is| is.with_moments(|at| Moment::of(at, reference))),
+                known: self.server.save_stream(stream.id),
+                state: stream.save(reference, numbers),
+                anew,
+                group: self.save_group(reference, stream),
+            }
         });
         let links = self.links.iter().filter(|(_, link)| is_kept(link));
         let links = links.filter_map(|(slot, link)| self.save_link(reference, slot as u32, link));
@@ -257,8 +265,15 @@ impl<E: Egress> Core<E> {
             self.server.set_source(now, id, saved.state.source());
             self.server.restore_stream(id, saved.known);
             let kept = kept.entry(saved.name).or_default();
+            if saved.anew {
+                *kept = Kept::default();
+            }
             let done = self.streams[index].restore(reference, saved.state, kept);
             done.map_err(|missing| format!("{}: {missing}", self.streams[index].name))?;
+            if self.streams[index].home != self.shard {
+                // Unless a session wants it, its subscription ends as always.
+                self.streams.set_wanted(now, index, false);
+            }
             self.open_group(now, id);
             if let Some(group) = saved.group {
                 self.restore_group(reference, index, group);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::clients::single_datagram;
-use super::link::{Closing, Kind, Link, Playing, Target};
+use super::link::{Closing, Kind, Link, Playing, Target, Targets};
 use super::saved_playing::PlayingState;
 use super::state::Core;
 use super::streams::Stream;
@@ -129,7 +129,11 @@ impl<E: Egress> Core<E> {
     pub(super) fn restore_datagrams(&mut self, now: Instant, reference: Instant, saved: DatagramLink) {
         let DatagramLink { targets, from, plain: is_plain, own: datagrams, playing } = saved;
         let has_left = playing.has_left();
-        let slot = self.links.insert(Kind::udp(now, targets.into_iter().collect(), from, None)).slot;
+        let targets: Targets = targets.into_iter().collect();
+        if !playing.tracks().all(|track| targets.iter().any(|target| target.track == track)) {
+            return;
+        }
+        let slot = self.links.insert(Kind::udp(now, targets, from, None)).slot;
         if !self.restore_player(reference, slot, playing, Transport::Udp) {
             self.links.remove(slot as usize);
             return;
@@ -152,7 +156,7 @@ impl<E: Egress> Core<E> {
         }
         let slot = self.links.insert(Kind::Receiver { stream: id, peer: saved.peer, tracks: saved.tracks }).slot;
         self.links.bind(SessionKey(saved.session), slot);
-        self.metrics.client_joined(id, Transport::Multicast);
+        self.metrics.client_restored(id, Transport::Multicast);
     }
 
     /// The group's link, which is open, continues where that of the other process was.

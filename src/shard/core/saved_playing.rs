@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::link::Playing;
 use super::state::Core;
 use crate::egress::Egress;
-use crate::media::Description;
 use crate::media::log::Log;
 use crate::media::saved::Moment;
+use crate::media::{Description, TrackId};
 use crate::metrics::Transport;
 use crate::session::SessionKey;
 use crate::shard::player::{Player, PlayerState};
@@ -38,6 +38,11 @@ impl PlayingState {
     /// All of its bytes, in a fixed order.
     pub(super) fn each_bytes(&mut self, each: &mut impl FnMut(&mut Bytes)) {
         self.player.each_bytes(each);
+    }
+
+    /// The tracks that it is sent.
+    pub(super) fn tracks(&self) -> impl Iterator<Item = TrackId> + '_ {
+        self.player.tracks()
     }
 
     /// Whether it is only being sent its last data.

@@ -415,13 +415,13 @@ impl Link {
     ) -> Option<Deposit> {
         // What waits for the next turn is not saved.
         self.send_datagrams();
-        let client = self.client.save(reference)?;
         let mut sockets = vec![self.stream.tcp().as_fd().try_clone_to_owned().ok()?];
         if let Stream::Tls(_) = &self.stream {
             // The other process closes the connection before it opens the next one, which the camera may refuse otherwise.
             let session = CameraAgain { again: camera.url().to_string(), feed: feed.save(reference) };
             return Deposit::new(&session, sockets);
         }
+        let client = self.client.save(reference)?;
         for socket in self.datagrams.iter().flatten().flat_map(|(rtp, rtcp)| [rtp, rtcp]) {
             sockets.push(socket.as_fd().try_clone_to_owned().ok()?);
         }
