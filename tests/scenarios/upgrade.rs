@@ -267,7 +267,15 @@ pub(crate) fn serving(relay: &Upgraded, path: &str) {
 }
 
 pub(crate) fn serving_at(address: SocketAddr, url: &str) {
-    wait_until(&format!("{url} is served"), DEADLINE, || Client::connect(address).describe(url).status == 200);
+    let started = Instant::now();
+    loop {
+        let answer = Client::connect(address).describe(url);
+        if answer.status == 200 {
+            return;
+        }
+        assert!(started.elapsed() < DEADLINE, "{url} is not served: {answer:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
