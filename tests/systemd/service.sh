@@ -144,6 +144,7 @@ while [ $SECONDS -lt $((upgraded + 15)) ]; do sleep 1; done
 [ "$(show MainPID)" = "$upgraded_to" ] || fail "the new process of the upgrade was ended"
 
 step "an upgrade with another unit, which only a restart can apply"
+configure one
 echo "# changed" >>"/proc/$INIT/root/lib/systemd/system/rtsprelay.service"
 handed_over() { journal | grep -c "handed over to the new program" || true; }
 before=$(show MainPID) handed=$(handed_over)

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::early::Words;
 use super::out::Mail;
 use super::state::Core;
 use crate::egress::Egress;
-use crate::media::{StreamEvent, StreamId};
+use crate::media::{Description, SourceState, StreamEvent, StreamId};
 use crate::session::SessionKey;
 use crate::shard::inbox::ToShard;
 use crate::source::publishing::Publishing;
@@ -48,5 +49,30 @@ impl<E: Egress> Core<E> {
     /// The messages for other shards, in order, and for this shard's sources.
     pub fn take_mail(&mut self) -> Vec<Mail> {
         self.out.take_mail()
+    }
+
+    /// The source of a stream that is not known here has described it. Of one that was removed it is of no interest.
+    pub(super) fn described_early(&mut self, id: StreamId, description: Arc<Description>) {
+        if self.streams.is_to_come(id) {
+            self.early.of(id).description = Some(description);
+        }
+    }
+
+    /// The same for the state of its source.
+    pub(super) fn source_early(&mut self, id: StreamId, state: SourceState) {
+        if self.streams.is_to_come(id) {
+            self.early.of(id).source = Some(state);
+        }
+    }
+
+    /// The stream is known now: what was said before is heard.
+    pub(super) fn hear_early(&mut self, now: Instant, id: StreamId) {
+        let Some(Words { description, source }) = self.early.take(id) else { return };
+        if let Some(description) = description {
+            self.described(now, id, description);
+        }
+        if let Some(source) = source {
+            self.source(now, id, source);
+        }
     }
 }

@@ -10,6 +10,7 @@
 mod browser;
 mod clients;
 mod drive;
+mod early;
 mod freeze;
 mod group;
 mod hosted;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::early::Early;
 use super::link::{Closing, Kind};
 use super::links::Links;
 use super::out::Out;
@@ -63,6 +64,7 @@ pub struct Core<E: Egress> {
     pub(super) leaving: Option<(Instant, usize)>,
     pub(super) stopping: Option<Instant>,
     pub(super) next_check: Option<Instant>,
+    pub(super) early: Early,
     pub(super) pieces: Vec<Piece>,
     pub(super) completions: Vec<Completion>,
     /// The egress had no more completions when it was last asked.
@@ -108,6 +110,7 @@ impl<E: Egress> Core<E> {
             leaving: None,
             stopping: None,
             next_check: None,
+            early: Early::default(),
             pieces: Vec::new(),
             completions: Vec::new(),
             reaped_all: true,
@@ -314,6 +317,7 @@ impl<E: Egress> Core<E> {
         if setup.on_demand.is_none() {
             self.server.set_asleep(now, setup.id, false);
         }
+        self.hear_early(now, setup.id);
         self.server.answer_named(now, &setup.name);
         self.process_events(now);
     }
@@ -378,7 +382,7 @@ impl<E: Egress> Core<E> {
 
     /// The stream's description, for the first time or changed.
     pub fn described(&mut self, now: Instant, id: StreamId, description: Arc<Description>) {
-        let Some(index) = self.streams.find(id) else { return };
+        let Some(index) = self.streams.find(id) else { return self.described_early(id, description) };
         let stream = &mut self.streams[index];
         let continues = stream.description.as_ref().is_none_or(|old| old.continues_as(&description));
         if !continues {
@@ -404,7 +408,7 @@ impl<E: Egress> Core<E> {
 
     /// The state of the stream's source has changed.
     pub fn source(&mut self, now: Instant, id: StreamId, state: SourceState) {
-        let Some(index) = self.streams.find(id) else { return };
+        let Some(index) = self.streams.find(id) else { return self.source_early(id, state) };
         self.streams[index].set_state(now, state);
         self.server.set_source(now, id, state);
         match state {

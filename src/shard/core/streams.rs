@@ -411,6 +411,11 @@ impl ShardStreams {
         self.places.get(id.index()).filter(|stream| stream.id == id && !stream.removed).map(|_| id.index())
     }
 
+    /// Whether the stream is not known yet, rather than gone: an index goes to the next stream after every shard has released it.
+    pub(super) fn is_to_come(&self, id: StreamId) -> bool {
+        self.places.get(id.index()).is_none_or(|stream| stream.id.next_generation() == id)
+    }
+
     pub(super) fn get(&self, index: usize) -> Option<&Stream> {
         self.places.get(index)
     }

@@ -251,3 +251,21 @@ fn a_session_that_waits_for_its_stream_can_end() {
     assert!(pair.received(token).contains("454") && pair.shards[OTHER].awaiting.is_empty());
     pair.settle();
 }
+
+#[test]
+fn what_the_home_says_before_the_stream_is_known_is_not_lost() {
+    let Pair { now, shards: [_, mut other], .. } = Pair::new();
+    let id = StreamId::first(1);
+    other.described(now, id, fuzz::description("H264", now));
+    other.source(now, id, SourceState::Live);
+    other.set_stream(now, &StreamSetup { home: HOME as u16, ..StreamSetup::plain(id, "new", Start::Cached) });
+    let stream = &other.streams[id.index()];
+    assert!(stream.description.is_some() && stream.goes_on());
+    let client = client(&mut other, now);
+    let answer = ask(&mut other, now, client, "DESCRIBE rtsp://h/new", "Accept: application/sdp");
+    assert!(answer.starts_with("RTSP/1.0 200"), "{answer}");
+    // Nothing is kept of a stream that is gone.
+    other.remove_stream(now, id);
+    other.source(now, id, SourceState::Down);
+    assert!(other.early.is_empty());
+}
