@@ -88,6 +88,7 @@ fn plays_for((mode, sound, age_max): (&str, bool, f64), http: SocketAddr, settle
     browser.run(NOTES_GAPS);
     let frames = if soak().is_some() { 900 } else { 60 };
     let (early, _) = ages(&browser, frames);
+    // As above: it must have played for so long.
     std::thread::sleep(lasts.saturating_sub(started.elapsed()));
     let (late, p99) = ages(&browser, frames);
     let gaps = browser.run("return [gaps.freezes, gaps.worst, view.skips, view.frames];");

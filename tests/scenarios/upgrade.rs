@@ -274,6 +274,7 @@ pub(crate) fn serving_at(address: SocketAddr, url: &str) {
             return;
         }
         assert!(started.elapsed() < DEADLINE, "{url} is not served: {answer:?}");
+        // Until the next look; `wait_until` cannot say what the last answer was.
         std::thread::sleep(Duration::from_millis(10));
     }
 }

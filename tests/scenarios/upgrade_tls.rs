@@ -72,6 +72,11 @@ impl Secured {
         before
     }
 
+    /// Upgrades it twice, each time under another client; returns the clients, and the processes that carry them.
+    fn two_carriers(&self) -> (Vec<Client>, Vec<i32>) {
+        (0..2).map(|_| (self.client("/pattern"), self.upgrade())).unzip()
+    }
+
     fn metric(&self, name: &str) -> u64 {
         value(&get(http_address(&self.relay.relay), "/metrics").1, &format!("rtsprelay_{name} ")) as u64
     }
@@ -268,10 +273,7 @@ fn a_stop_ends_all_processes() {
     let _turn = beside_others();
     let relay = Secured::start(STREAMS);
     serving(&relay.relay, "/pattern");
-    let mut clients = vec![relay.client("/pattern")];
-    let mut carriers = vec![relay.upgrade()];
-    clients.push(relay.client("/pattern"));
-    carriers.push(relay.upgrade());
+    let (mut clients, carriers) = relay.two_carriers();
     clients.push(relay.client("/pattern"));
     relay.has_carriers(2, 2);
     // The service manager signals all of them, in any order. They end with the one that serves, not before.
@@ -295,10 +297,7 @@ fn the_carriers_end_when_the_relay_is_killed() {
     let _turn = beside_others();
     let relay = Secured::start(STREAMS);
     serving(&relay.relay, "/pattern");
-    let mut clients = vec![relay.client("/pattern")];
-    let mut carriers = vec![relay.upgrade()];
-    clients.push(relay.client("/pattern"));
-    carriers.push(relay.upgrade());
+    let (clients, carriers) = relay.two_carriers();
     relay.has_carriers(2, 2);
     let serves = relay.relay.pid();
     send(serves, Signal::SIGKILL);

@@ -24,7 +24,7 @@ pub trait Browser {
         while last[0] != true {
             assert!(started.elapsed() < DEADLINE, "{what}: {last}");
             last = self.run(&script);
-            // The browser needs the time, too.
+            // Until the next look, which takes time from the browser.
             std::thread::sleep(Duration::from_millis(10));
         }
     }
