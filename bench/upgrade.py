@@ -3,18 +3,23 @@
 
     cargo build --release -p rtsprelay -p rtsprelay-bench
     bench/upgrade.py                                                            # 500 players over TCP, 100 over UDP, 50 RTSPS, 50 WebSockets, four upgrades
+    bench/upgrade.py --before OTHER/target/release                              # from another build to this one and back, and again
     bench/upgrade.py --tcp 10000 --udp 0 --tls 0 --ws 0 --bitrate 50k --fps 2   # time and memory with ten thousand connections
 
-The streams are those of five cameras, two publishers (ffmpeg) and the test pattern. Fails if a player is disconnected, if a frame is
+The streams are those of five cameras, two publishers (ffmpeg) and the test pattern; one camera is also sent to a multicast group. Fails if a player is disconnected, if a frame is
 missing or differs between two players, or if a timeline starts again.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
+import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,15 +30,17 @@ from isolation import ROOT, free_port
 
 CAMERAS = 5
 PUBLISHERS = 2
+GROUP = "239.77.0.21"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where the relay and the load generator are")
+    parser.add_argument("--before", type=pathlib.Path, help="where another build is: it runs first, and each second upgrade is back to it")
     parser.add_argument("--tcp", type=int, default=500, help="players over TCP")
     parser.add_argument("--udp", type=int, default=100, help="players over UDP")
     parser.add_argument("--tls", type=int, default=50, help="players by RTSPS")
-    parser.add_argument("--ws", type=int, default=50, help="players by WebSocket, of the test pattern")
+    parser.add_argument("--ws", type=int, default=50, help="players by WebSocket, of the cameras and of the test pattern")
     parser.add_argument("--upgrades", type=int, default=4)
     parser.add_argument("--every", type=float, default=4, help="seconds between two of them")
     parser.add_argument("--bitrate", default="2M", help="of each camera")
@@ -44,21 +51,78 @@ def main():
         Run(arguments, pathlib.Path(scratch)).run()
 
 
+class Receiver(threading.Thread):
+    """One receiver of the multicast group: it sets the video track up and joins, and notes gaps and waits."""
+
+    def __init__(self, url, port):
+        super().__init__()
+        self.over, self.packets, self.gaps, self.jumps, self.waits = threading.Event(), 0, 0, 0, []
+        self.group = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.group.bind((GROUP, port))
+        self.group.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self.group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + socket.inet_aton("127.0.0.1"))
+        self.group.settimeout(0.5)
+        host, port, _ = re.match(r"rtsp://([^:]+):(\d+)(/.*)", url).groups()
+        self.rtsp = socket.create_connection((host, int(port)))
+        self.answers = self.rtsp.makefile("rb")
+        described = self.ask(f"DESCRIBE {url} RTSP/1.0\r\nAccept: application/sdp")
+        track = re.search(r"m=video.*?a=control:(\S+)", described, re.S).group(1)
+        track = track if track.startswith("rtsp:") else f"{url}/{track}"
+        answer = self.ask(f"SETUP {track} RTSP/1.0\r\nTransport: RTP/AVP;multicast")
+        self.session = re.search(r"Session: ([^;\s]+)", answer, re.I).group(1)
+        self.url = url
+        self.ask(f"PLAY {url} RTSP/1.0\r\nSession: {self.session}")
+        self.start()
+
+    def ask(self, head):
+        self.rtsp.sendall(f"{head}\r\nCSeq: 1\r\n\r\n".encode())
+        lines = list(iter(lambda: self.answers.readline().decode().strip(), ""))
+        if " 200 " not in lines[0]:
+            raise SystemExit(f"{head.splitlines()[0]}: {lines[0]}")
+        length = next((int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length:")), 0)
+        return "\n".join(lines) + self.answers.read(length).decode()
+
+    def run(self):
+        last, at = None, None
+        while not self.over.is_set():
+            try:
+                packet = self.group.recv(2048)
+            except TimeoutError:
+                continue
+            now, seq, time_of = time.monotonic(), *struct.unpack_from("!HI", packet, 2)
+            if last is not None:
+                self.gaps += (seq - last[0]) % 65536 != 1
+                self.jumps += (time_of - last[1]) % 2**32 > 90_000
+                self.waits.append((now - at) * 1000)
+            last, at = (seq, time_of), now
+            self.packets += 1
+
+    def end(self):
+        self.ask(f"GET_PARAMETER {self.url} RTSP/1.0\r\nSession: {self.session}")
+        self.over.set()
+        self.join()
+        self.rtsp.close()
+
+
 class Run:
     def __init__(self, arguments, scratch):
         self.arguments, self.scratch = arguments, scratch
         self.relay, self.bench = arguments.programs / "rtsprelay", arguments.programs / "rtsprelay-bench"
-        self.rtsp, self.tls, self.http = free_port(), free_port(), free_port()
+        self.rtsp, self.tls, self.http, self.group = free_port(), free_port(), free_port(), 5004
+        # What runs first, what is upgraded to, and so on in turn.
+        self.builds = [arguments.before / "rtsprelay" if arguments.before else self.relay, self.relay]
+        self.program = scratch / "rtsprelay"
         self.log = scratch / "log"
         self.started = []
 
     def run(self):
         try:
             self.start()
+            receiver = Receiver(f"rtsp://127.0.0.1:{self.rtsp}/cam0", self.group)
             loads = self.players()
             time.sleep(self.warm_up())
             upgrades = self.upgrades()
-            failed = self.told(loads, upgrades)
+            failed = self.told(loads, receiver, upgrades)
         finally:
             for process in reversed(self.started):
                 process.terminate()
@@ -73,7 +137,9 @@ class Run:
         self.camera = subprocess.Popen(camera, stdout=subprocess.PIPE, text=True)
         self.started.append(self.camera)
         source = self.camera.stdout.readline().strip().rsplit("/", 1)[0]
-        streams = "".join(f'[[stream]]\nname = "{path}"\nsource = "{source}/{path}"\n' for path in paths)
+        multicast = f'multicast = "{GROUP}:{self.group}"\nmulticast_interface = "lo"\n'
+        stream = '[[stream]]\nname = "{0}"\nsource = "{1}/{0}"\n{2}'
+        streams = "".join(stream.format(path, source, multicast if path == paths[0] else "") for path in paths)
         streams += "".join(f'[[stream]]\nname = "live{number}"\nsource = "publish"\n' for number in range(PUBLISHERS))
         head = f'listen = ["127.0.0.1:{self.rtsp}"]\nhttp = "127.0.0.1:{self.http}"\nworkers = {self.arguments.workers}\n'
         if self.arguments.tls:
@@ -85,11 +151,9 @@ class Run:
         self.config.write_text(
             f'{head}[limits]\nclients_per_address = 0\nclients = 20000\n[report]\nevery = "0s"\n[[stream]]\nname = "test"\nsource = "test"\n{streams}'
         )
-        # Upgrades start the program that lies at the path, as a package would have put it there.
-        program = self.scratch / "rtsprelay"
-        shutil.copy(self.relay, program)
+        self.install(0)
         with open(self.log, "w") as log:
-            self.started.append(subprocess.Popen([program, "run", "--config", self.config], stdout=log, stderr=log))
+            self.started.append(subprocess.Popen([self.program, "run", "--config", self.config], stdout=log, stderr=log))
         time.sleep(2)
         for number in range(PUBLISHERS):
             # As cameras that publish: without B frames, a keyframe a second.
@@ -97,6 +161,11 @@ class Run:
             publish = ["ffmpeg", "-loglevel", "error", *picture, "-f", "rtsp", "-rtsp_transport", "tcp", f"rtsp://127.0.0.1:{self.rtsp}/live{number}"]
             self.started.append(subprocess.Popen(publish))
         time.sleep(3)
+
+    def install(self, number):
+        """Upgrades start the program that lies at the path, as a package would have put it there."""
+        shutil.copy(self.builds[number % 2], self.scratch / "new")
+        os.replace(self.scratch / "new", self.program)
 
     def warm_up(self):
         return 3 + (self.arguments.tcp + self.arguments.udp) / 500
@@ -110,7 +179,7 @@ class Run:
             "published": (20 * PUBLISHERS, "tcp", "rtsp", self.rtsp, [f"/live{number}" for number in range(PUBLISHERS)]),
             "udp": (self.arguments.udp, "udp", "rtsp", self.rtsp, cameras),
             "tls": (self.arguments.tls, "tcp", "rtsps", self.tls, cameras),
-            "ws": (self.arguments.ws, "ws", "ws", self.http, ["/test"]),
+            "ws": (self.arguments.ws, "ws", "ws", self.http, ["/test", *cameras]),
         }
         loads = {}
         for kind, (clients, transport, scheme, port, paths) in kinds.items():
@@ -124,9 +193,10 @@ class Run:
         return loads
 
     def upgrades(self):
-        """For each upgrade: how long the new program took to start, how long nobody was served, and both processes' memory."""
+        """For each upgrade: how long the new program took to start, how long nobody was served, and the processes' memory."""
         done = []
-        for _ in range(self.arguments.upgrades):
+        for number in range(self.arguments.upgrades):
+            self.install(number + 1)
             most, over = [0], threading.Event()
             watcher = threading.Thread(target=self.watch_memory, args=[most, over])
             watcher.start()
@@ -139,7 +209,9 @@ class Run:
             watcher.join()
             line = [line for line in self.log.read_text().splitlines() if "handed over to the new program" in line][-1]
             times = dict(re.findall(r"(\w+_ms)=(\d+)", line))
-            done.append((times, before / 1e6, most[0] / 1e6, self.resident() / 1e6))
+            serves = self.pid()
+            carriers = [self.resident([pid]) / 1e6 for pid in self.processes() if pid != serves]
+            done.append((times, before / 1e6, most[0] / 1e6, self.resident([serves]) / 1e6, " + ".join(f"{each:.1f}" for each in carriers) or "none"))
         return done
 
     def processes(self):
@@ -151,10 +223,10 @@ class Run:
         named = re.findall(r"handed over to the new program.*? pid=(\d+)", self.log.read_text())
         return int(named[-1]) if named else self.processes()[0]
 
-    def resident(self):
-        """Of all processes together, in bytes."""
+    def resident(self, pids=None):
+        """Of these processes together, or of all, in bytes."""
         total = 0
-        for pid in self.processes():
+        for pid in self.processes() if pids is None else pids:
             try:
                 for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
                     if line.startswith("VmRSS:"):
@@ -167,13 +239,13 @@ class Run:
         while not over.wait(0.01):
             most[0] = max(most[0], self.resident())
 
-    def told(self, loads, upgrades):
+    def told(self, loads, receiver, upgrades):
         """Prints everything; returns what was noticed."""
         failed = []
-        print("| upgrade | " + " | ".join(upgrades[0][0]) + " | resident before, MB | most, of all processes | after |")
-        print("|--:|" + "--:|" * (len(upgrades[0][0]) + 3))
-        for number, (times, before, most, after) in enumerate(upgrades):
-            print(f"| {number + 1} | " + " | ".join(times.values()) + f" | {before:.1f} | {most:.1f} | {after:.1f} |")
+        print("| upgrade | " + " | ".join(upgrades[0][0]) + " | resident before, MB | most, of all processes | after, of the new one | of each carrier |")
+        print("|--:|" + "--:|" * (len(upgrades[0][0]) + 4))
+        for number, (times, before, most, after, carriers) in enumerate(upgrades):
+            print(f"| {number + 1} | " + " | ".join(times.values()) + f" | {before:.1f} | {most:.1f} | {after:.1f} | {carriers} |")
         print("\n| players | kind | frames | missing | longest time without a frame, ms: p50 | p99 | most |\n|--:|---|--:|--:|--:|--:|--:|")
         for kind, load in loads.items():
             report = json.loads(load.communicate()[0])
@@ -185,6 +257,13 @@ class Run:
             wrong = {name: seen[name] for name in ("closed", "frames_missing", "frames_damaged", "sequence_gaps", "timeline_restarts", "malformed")}
             wrong["different"] = verified["different"]
             failed += [f"{kind}: {count} {name}" for name, count in wrong.items() if count]
+        receiver.end()
+        waits = sorted(receiver.waits)
+        print(
+            f"| 1 | multicast | {receiver.packets} packets | {receiver.gaps} gaps | {statistics.median(waits):.1f} between packets "
+            f"| {waits[len(waits) * 99 // 100]:.1f} | {waits[-1]:.0f} |"
+        )
+        failed += [f"multicast: {count} {name}" for name, count in (("gaps", receiver.gaps), ("jumps of the timestamps", receiver.jumps)) if count]
         self.camera.send_signal(signal.SIGINT)
         sent = json.loads(self.camera.communicate()[0])
         print(f"\nThe cameras sent {sum(path['frames'] for path in sent)} frames.")
