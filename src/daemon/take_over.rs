@@ -61,6 +61,7 @@ impl Relay {
         channel.send(&Taken::All, &[], &[]).map_err(|error| failed(&error))?;
         let spent = receive::<Spent>(channel)?.message;
         channel.committed().map_err(|error| failed(&error))?;
+        testing.hand_over_step("committed");
         // What clients want, before any source looks at it.
         while let Ok((shard, message)) = opening.messages.try_recv() {
             opening.desk.pass_on(shard, message);

@@ -106,6 +106,9 @@ impl Drop for Upgraded {
     }
 }
 
+/// The new program's steps up to the commit.
+pub(crate) const STEPS: [&str; 5] = ["ready", "told", "copying", "frozen", "restored"];
+
 pub(crate) const REFUSED: &str = "the upgrade was not done, and nothing has changed";
 
 /// What all players of a stream have received: by track, number and timestamp, the hash of the packet.
@@ -323,7 +326,7 @@ fn a_successor_that_dies_before_the_commit_is_noticed_by_nobody() {
     serving(&relay, "/pattern");
     let players = [Player::start(&relay, "/cam", &packets[0]), Player::start(&relay, "/pattern", &packets[1])];
     let pid = relay.pid();
-    for step in ["ready", "told", "copying", "frozen", "restored"] {
+    for step in STEPS {
         std::fs::write(&relay.step, step).unwrap();
         relay.ask_until(REFUSED);
         assert_eq!(relay.pid(), pid);

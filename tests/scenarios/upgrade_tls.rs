@@ -306,6 +306,23 @@ fn the_carriers_end_when_the_relay_is_killed() {
 }
 
 #[test]
+fn a_carrier_that_is_killed_takes_only_its_own_clients_with_it() {
+    let _turn = beside_others();
+    let relay = Secured::start(STREAMS);
+    serving(&relay.relay, "/pattern");
+    let packets = Arc::<Packets>::default();
+    let (mut clients, carriers) = relay.two_carriers();
+    let others = [relay.player("/pattern", &packets), Player::start(&relay.relay, "/pattern", &packets)];
+    relay.has_carriers(2, 2);
+    send(carriers[0], Signal::SIGKILL);
+    is_cut_off(&clients[0]);
+    relay.has_carriers(1, 1);
+    others.iter().for_each(|player| player.goes_on(50));
+    clients[1].frame_on(0);
+    others.into_iter().for_each(|player| assert!(player.end() < DEADLINE));
+}
+
+#[test]
 fn a_carrier_is_no_relay() {
     let _turn = beside_others();
     let relay = Secured::start(STREAMS);
