@@ -55,11 +55,12 @@ class Receiver(threading.Thread):
     """One receiver of the multicast group: it sets the video track up and joins, and notes gaps and waits."""
 
     def __init__(self, url, port):
-        super().__init__()
+        super().__init__(daemon=True)
         self.over, self.packets, self.gaps, self.jumps, self.waits = threading.Event(), 0, 0, 0, []
         self.group = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.group.bind((GROUP, port))
-        self.group.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        # More than any limit (SO_RCVBUFFORCE, socket(7)): what is dropped here would look like a gap.
+        self.group.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)
         self.group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + socket.inet_aton("127.0.0.1"))
         self.group.settimeout(0.5)
         host, port, _ = re.match(r"rtsp://([^:]+):(\d+)(/.*)", url).groups()
@@ -83,8 +84,11 @@ class Receiver(threading.Thread):
         return "\n".join(lines) + self.answers.read(length).decode()
 
     def run(self):
-        last, at = None, None
+        last, at, asked = None, None, time.monotonic()
         while not self.over.is_set():
+            if time.monotonic() - asked > 20:
+                self.keep_alive()
+                asked = time.monotonic()
             try:
                 packet = self.group.recv(2048)
             except TimeoutError:
@@ -97,10 +101,13 @@ class Receiver(threading.Thread):
             last, at = (seq, time_of), now
             self.packets += 1
 
-    def end(self):
+    def keep_alive(self):
         self.ask(f"GET_PARAMETER {self.url} RTSP/1.0\r\nSession: {self.session}")
+
+    def end(self):
         self.over.set()
         self.join()
+        self.keep_alive()
         self.rtsp.close()
 
 
@@ -197,21 +204,17 @@ class Run:
         done = []
         for number in range(self.arguments.upgrades):
             self.install(number + 1)
-            most, over = [0], threading.Event()
-            watcher = threading.Thread(target=self.watch_memory, args=[most, over])
-            watcher.start()
-            before = self.resident()
+            all_before, before = self.memory(self.processes()), self.memory([self.pid()])
             said = subprocess.run([self.relay, "upgrade", "--pid", str(self.pid())], capture_output=True, text=True)
             if said.returncode:
                 raise SystemExit(f"{said.stdout}{said.stderr}\n{self.log.read_text()[-3000:]}")
             time.sleep(self.arguments.every)
-            over.set()
-            watcher.join()
             line = [line for line in self.log.read_text().splitlines() if "handed over to the new program" in line][-1]
             times = dict(re.findall(r"(\w+_ms)=(\d+)", line))
             serves = self.pid()
-            carriers = [self.resident([pid]) / 1e6 for pid in self.processes() if pid != serves]
-            done.append((times, before / 1e6, most[0] / 1e6, self.resident([serves]) / 1e6, " + ".join(f"{each:.1f}" for each in carriers) or "none"))
+            carriers = [f"{self.memory([pid]):.1f}" for pid in self.processes() if pid != serves]
+            most = all_before + self.memory([serves], "VmHWM")
+            done.append((times, before, most, self.memory([serves]), " + ".join(carriers) or "none"))
         return done
 
     def processes(self):
@@ -223,26 +226,22 @@ class Run:
         named = re.findall(r"handed over to the new program.*? pid=(\d+)", self.log.read_text())
         return int(named[-1]) if named else self.processes()[0]
 
-    def resident(self, pids=None):
-        """Of these processes together, or of all, in bytes."""
+    def memory(self, pids, what="VmRSS"):
+        """The resident memory of these processes together, in megabytes (proc(5)); VmHWM is the most that it was."""
         total = 0
-        for pid in self.processes() if pids is None else pids:
+        for pid in pids:
             try:
                 for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-                    if line.startswith("VmRSS:"):
-                        total += int(line.split()[1]) * 1024
+                    if line.startswith(f"{what}:"):
+                        total += int(line.split()[1]) * 1024 / 1e6
             except FileNotFoundError:
                 pass
         return total
 
-    def watch_memory(self, most, over):
-        while not over.wait(0.01):
-            most[0] = max(most[0], self.resident())
-
     def told(self, loads, receiver, upgrades):
         """Prints everything; returns what was noticed."""
         failed = []
-        print("| upgrade | " + " | ".join(upgrades[0][0]) + " | resident before, MB | most, of all processes | after, of the new one | of each carrier |")
+        print("| upgrade | " + " | ".join(upgrades[0][0]) + " | resident before, MB | at most, of all processes | after, of the new one | of each carrier |")
         print("|--:|" + "--:|" * (len(upgrades[0][0]) + 4))
         for number, (times, before, most, after, carriers) in enumerate(upgrades):
             print(f"| {number + 1} | " + " | ".join(times.values()) + f" | {before:.1f} | {most:.1f} | {after:.1f} | {carriers} |")
@@ -259,6 +258,8 @@ class Run:
             failed += [f"{kind}: {count} {name}" for name, count in wrong.items() if count]
         receiver.end()
         waits = sorted(receiver.waits)
+        if not waits:
+            return [*failed, "multicast: no packets"]
         print(
             f"| 1 | multicast | {receiver.packets} packets | {receiver.gaps} gaps | {statistics.median(waits):.1f} between packets "
             f"| {waits[len(waits) * 99 // 100]:.1f} | {waits[-1]:.0f} |"

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::admission::{LimitReached, SharedAdmission};
 use super::failure::Failure;
-use super::fd_store::{FdStore, Kind};
+use super::fd_store::FdStore;
 use super::proxied::{self, Refused};
 use crate::egress::{Listener, Valve};
 use crate::limits::{ACCEPTED_AT_ONCE_MAX, PROXY_HEADERS_AWAITED_MAX};
@@ -18,6 +18,7 @@ use crate::metrics::{Limited, process};
 use crate::shard::inbox::{ShardSender, ToShard};
 use crate::tls::TlsSender;
 use crate::told::Told;
+use crate::upgrade::Purpose;
 
 /// The delay after the system ran out of resources for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -26,8 +27,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// A sentence with the address and the fix.
-pub(super) fn bind(store: &mut FdStore, kind: Kind, addresses: &[SocketAddr]) -> Result<Vec<Listener>, Failure> {
-    let listener = |&address| store.listen(kind, address).map_err(|error| cannot_listen(address, &error).into());
+pub(super) fn bind(store: &mut FdStore, purpose: Purpose, addresses: &[SocketAddr]) -> Result<Vec<Listener>, Failure> {
+    let listener = |&address| store.listen(purpose, address).map_err(|error| cannot_listen(address, &error).into());
     addresses.iter().map(listener).collect()
 }
 

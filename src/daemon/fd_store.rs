@@ -14,30 +14,21 @@ use super::notify::Notifier;
 use crate::config::Config;
 use crate::egress::Listener;
 use crate::limits::{LISTEN_BACKLOG_MAX, STORED_SOCKETS_MAX};
+use crate::upgrade::Purpose;
 
-/// What a listening socket serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Rtsp,
-    Rtsps,
-    Http,
-    Https,
-}
+const PURPOSES: [Purpose; 4] = [Purpose::Rtsp, Purpose::Rtsps, Purpose::Http, Purpose::Https];
 
-impl Kind {
-    const ALL: [Kind; 4] = [Kind::Rtsp, Kind::Rtsps, Kind::Http, Kind::Https];
-
-    const fn word(self) -> &'static str {
-        match self {
-            Kind::Rtsp => "rtsp",
-            Kind::Rtsps => "rtsps",
-            Kind::Http => "http",
-            Kind::Https => "https",
-        }
+/// What a socket's name in the store begins with.
+const fn word(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Rtsp => "rtsp",
+        Purpose::Rtsps => "rtsps",
+        Purpose::Http => "http",
+        Purpose::Https => "https",
     }
 }
 
-/// Between a name's kind and its address. Names of sockets from a socket unit lack it, unless `FileDescriptorName=` has one.
+/// Between a name's first word and its address. Names of sockets from a socket unit lack it, unless `FileDescriptorName=` has one.
 const SEPARATOR: char = '/';
 
 /// Whether a descriptor with this name comes from the store, and not from a socket unit.
@@ -49,33 +40,33 @@ pub(super) fn is_stored(name: &str) -> bool {
 /// name (sd_notify(3), `FDNAME=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Name {
-    kind: Kind,
+    purpose: Purpose,
     address: SocketAddr,
 }
 
 impl Name {
     /// `None` if no version of the relay would give this name to a socket that this version can serve.
     fn parse(text: &str) -> Option<Name> {
-        let (word, address) = text.split_once(SEPARATOR)?;
-        let kind = Kind::ALL.into_iter().find(|kind| kind.word() == word)?;
-        let name = Name { kind, address: address.replace('_', ":").parse().ok()? };
+        let (first, address) = text.split_once(SEPARATOR)?;
+        let purpose = PURPOSES.into_iter().find(|purpose| word(*purpose) == first)?;
+        let name = Name { purpose, address: address.replace('_', ":").parse().ok()? };
         (name.to_string() == text).then_some(name)
     }
 }
 
 impl Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{SEPARATOR}{}", self.kind.word(), self.address.to_string().replace(':', "_"))
+        write!(f, "{}{SEPARATOR}{}", word(self.purpose), self.address.to_string().replace(':', "_"))
     }
 }
 
 /// The names of the sockets that the configuration asks for. A socket unit replaces `listen` or `listen_tls`.
 pub(super) fn wanted(config: &Config, has_plain: bool, has_secured: bool) -> Vec<Name> {
-    let plain = config.listen.iter().filter(|_| !has_plain).map(|&address| Name { kind: Kind::Rtsp, address });
+    let plain = config.listen.iter().filter(|_| !has_plain).map(|&address| Name { purpose: Purpose::Rtsp, address });
     let secured = config.tls.iter().filter(|_| !has_secured).flat_map(|tls| &tls.listen);
-    let secured = secured.map(|&address| Name { kind: Kind::Rtsps, address });
-    let http = config.http.map(|address| Name { kind: Kind::Http, address });
-    let https = config.http_tls.map(|address| Name { kind: Kind::Https, address });
+    let secured = secured.map(|&address| Name { purpose: Purpose::Rtsps, address });
+    let http = config.http.map(|address| Name { purpose: Purpose::Http, address });
+    let https = config.http_tls.map(|address| Name { purpose: Purpose::Https, address });
     plain.chain(secured).chain(http).chain(https).collect()
 }
 
@@ -102,10 +93,11 @@ impl FdStore {
         store
     }
 
-    /// The store of a relay that takes over from another, which has stored its sockets.
-    pub(super) fn succeeding(notifier: Rc<Notifier>, config: &Config) -> FdStore {
+    /// The store of a relay that takes over from another, which has stored these sockets.
+    pub(super) fn succeeding(notifier: Rc<Notifier>, listeners: &[(Purpose, SocketAddr)]) -> FdStore {
         // Those of a socket unit were not stored; the manager ignores the removal of what it does not have.
-        FdStore { notifier, passed: Vec::new(), open: Vec::new(), stored: wanted(config, false, false) }
+        let stored = listeners.iter().map(|&(purpose, address)| Name { purpose, address }).collect();
+        FdStore { notifier, passed: Vec::new(), open: Vec::new(), stored }
     }
 
     fn receive(&mut self, socket: Socket, text: &str, wanted: &[Name]) {
@@ -121,7 +113,7 @@ impl FdStore {
             Ok(None) => {
                 info!(
                     address = %name.address,
-                    "the configuration does not have this address for {} any more; its socket is closed", name.kind.word()
+                    "the configuration does not have this address for {} any more; its socket is closed", word(name.purpose)
                 );
                 // Closing is not enough: until the manager has closed its descriptor, the address would stay in use.
                 if let Err(error) = socket.shutdown(Shutdown::Read) {
@@ -144,19 +136,19 @@ impl FdStore {
     ///
     /// # Errors
     /// As [`Listener::bind`].
-    pub(super) fn listen(&mut self, kind: Kind, address: SocketAddr) -> io::Result<Listener> {
-        let passed = self.passed.iter().position(|(name, _)| *name == Name { kind, address });
+    pub(super) fn listen(&mut self, purpose: Purpose, address: SocketAddr) -> io::Result<Listener> {
+        let passed = self.passed.iter().position(|(name, _)| *name == Name { purpose, address });
         let listener = match passed.map(|index| self.passed.swap_remove(index)) {
             Some((_, socket)) => {
                 // The length of its backlog may have been another (LISTEN_BACKLOG_MAX, net.core.somaxconn).
                 socket.listen(LISTEN_BACKLOG_MAX)?;
-                info!(%address, "the {} socket is the one that the service manager kept", kind.word());
+                info!(%address, "the {} socket is the one that the service manager kept", word(purpose));
                 Listener::from_std(socket.into())?
             }
             None => Listener::bind(address)?,
         };
         if self.notifier.is_present() {
-            let name = Name { kind, address: listener.local_addr()? };
+            let name = Name { purpose, address: listener.local_addr()? };
             self.open.push((name, listener.as_fd().try_clone_to_owned()?));
         }
         Ok(listener)
@@ -217,17 +209,17 @@ mod tests {
         assert!(unit.contains(&format!("\nFileDescriptorStoreMax={STORED_SOCKETS_MAX}\n")));
     }
 
-    fn name(kind: Kind, address: &str) -> Name {
-        Name { kind, address: address.parse().unwrap() }
+    fn name(purpose: Purpose, address: &str) -> Name {
+        Name { purpose, address: address.parse().unwrap() }
     }
 
     #[test]
     fn names_are_read_as_they_are_written() {
         for (name, text) in [
-            (name(Kind::Rtsp, "0.0.0.0:8554"), "rtsp/0.0.0.0_8554"),
-            (name(Kind::Rtsps, "[::]:8322"), "rtsps/[__]_8322"),
-            (name(Kind::Http, "[::ffff:192.0.2.1]:80"), "http/[__ffff_192.0.2.1]_80"),
-            (name(Kind::Https, "[fe80::1%3]:65535"), "https/[fe80__1%3]_65535"),
+            (name(Purpose::Rtsp, "0.0.0.0:8554"), "rtsp/0.0.0.0_8554"),
+            (name(Purpose::Rtsps, "[::]:8322"), "rtsps/[__]_8322"),
+            (name(Purpose::Http, "[::ffff:192.0.2.1]:80"), "http/[__ffff_192.0.2.1]_80"),
+            (name(Purpose::Https, "[fe80::1%3]:65535"), "https/[fe80__1%3]_65535"),
         ] {
             assert_eq!(name.to_string(), text);
             assert_eq!(Name::parse(text), Some(name));
@@ -262,7 +254,7 @@ mod tests {
     }
 
     fn at(address: io::Result<SocketAddr>) -> Name {
-        Name { kind: Kind::Rtsp, address: address.unwrap() }
+        Name { purpose: Purpose::Rtsp, address: address.unwrap() }
     }
 
     #[test]
@@ -274,8 +266,8 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         let idle = Socket::new(socket2::Domain::IPV4, Type::STREAM, None).unwrap();
         idle.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-        let idle_at = Name { kind: Kind::Rtsp, address: idle.local_addr().unwrap().as_socket().unwrap() };
-        let wrong_port = name(Kind::Rtsp, "127.0.0.1:1");
+        let idle_at = Name { purpose: Purpose::Rtsp, address: idle.local_addr().unwrap().as_socket().unwrap() };
+        let wrong_port = name(Purpose::Rtsp, "127.0.0.1:1");
         let names = [right, wrong_port, at(connection.local_addr()), at(udp.local_addr()), idle_at];
         let passed: Vec<(OwnedFd, Name)> = vec![
             (listener.try_clone().unwrap().into(), wrong_port),

@@ -32,6 +32,7 @@ use crate::limits::STOP_MAX_MS;
 use crate::shard::inbox::ToShard;
 use crate::shard::saved::{Carrier, Freezing, HandOver, SavedClients, Saving};
 use crate::shard::thread::ShardHandle;
+use crate::shard::turn::Turn;
 use crate::upgrade::{self, Channel, Frozen, Hello, Next, Origin, Ready, Spent, StreamKnown, Taken};
 
 /// How long clients may be served nothing.
@@ -291,16 +292,22 @@ impl Relay {
         })
         .await?
         .map_err(|error| lost(channel, ready, &error))?;
-        let mut clients = SavedClients::default();
-        for (number, shard) in self.shards.iter().enumerate() {
+        let mut answers = Vec::new();
+        let turns = || Turn::all(self.shards.len(), deadline);
+        for (shard, (turn, goes)) in self.shards.iter().zip(turns().zip(turns())) {
             let (reply, answer) = oneshot::channel();
             let saving = Saving {
                 reference: rest.reference,
                 sent: Arc::clone(copier.sent()),
-                carrier: carrier(Arc::clone(channel), Arc::clone(bytes)),
+                turn,
+                carrier: carrier(Arc::clone(channel), Arc::clone(bytes), goes),
                 reply,
             };
             shard.tell(ToShard::HandOver(Box::new(HandOver::Save(saving))));
+            answers.push(answer);
+        }
+        let mut clients = SavedClients::default();
+        for (number, answer) in answers.into_iter().enumerate() {
             let saved = timeout_at((deadline + ANSWER_MAX).into(), answer).await.ok().and_then(Result::ok);
             let saved = saved.unwrap_or_else(|| Err("it does not answer".into())).map_err(|why| {
                 let why = refusal(channel).unwrap_or(why);
@@ -448,11 +455,16 @@ fn lost(channel: &Mutex<Channel>, ready: &Ready, error: &io::Error) -> Failure {
 }
 
 /// Carries a shard's state to the other process, with the media beside it.
-fn carrier(channel: Arc<Mutex<Channel>>, carried: Arc<AtomicUsize>) -> Carrier {
+/// Sends a shard's state when it is its turn, and counts the bytes beside it.
+fn carrier(channel: Arc<Mutex<Channel>>, carried: Arc<AtomicUsize>, turn: Turn) -> Carrier {
     Box::new(move |mut state, descriptors| {
         let mut blocks: Vec<Bytes> = Vec::new();
         state.each_bytes(|bytes| blocks.push(std::mem::take(bytes)));
         carried.fetch_add(blocks.iter().map(Bytes::len).sum(), Ordering::Relaxed);
-        on(&channel, |channel| channel.send(&state, &blocks, descriptors))
+        let text = upgrade::written(&state)?;
+        turn.wait().map_err(io::Error::other)?;
+        on(&channel, |channel| channel.send_written(&text, &blocks, descriptors))?;
+        turn.pass();
+        Ok(())
     })
 }

@@ -75,6 +75,11 @@ impl Heir {
         &mut self.channel
     }
 
+    /// The addresses of all listening sockets.
+    pub(super) fn addresses(&self) -> &[(Purpose, SocketAddr)] {
+        &self.hello.listeners
+    }
+
     /// The listening sockets for a purpose.
     pub(super) fn listeners(&mut self, purpose: Purpose) -> Vec<std::net::TcpListener> {
         let taken = self.listeners.extract_if(.., |(of, ..)| *of == purpose);

@@ -21,7 +21,7 @@ use tokio::time::sleep;
 use super::admission::SharedAdmission;
 use super::answers::{Answer, plain, said};
 use super::failure::Failure;
-use super::fd_store::{FdStore, Kind};
+use super::fd_store::FdStore;
 use super::health;
 use super::manage::{self, Manage};
 use super::places::{Places, Purpose, Seat};
@@ -112,8 +112,12 @@ impl Drop for CountsPanic {
 ///
 /// # Errors
 /// A sentence with the address and the fix.
-pub(super) fn bind(store: &mut FdStore, kind: Kind, address: SocketAddr) -> Result<Listener, Failure> {
-    store.listen(kind, address).map_err(|error| {
+pub(super) fn bind(
+    store: &mut FdStore,
+    purpose: crate::upgrade::Purpose,
+    address: SocketAddr,
+) -> Result<Listener, Failure> {
+    store.listen(purpose, address).map_err(|error| {
         format!(
             "cannot serve HTTP on {address} ({error}); free the port, choose another with --http or `http`, or remove the key"
         )

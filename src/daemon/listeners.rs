@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::failure::Failure;
-use super::fd_store::{FdStore, Kind};
+use super::fd_store::FdStore;
 use super::heir::Heir;
 use super::http;
 use super::inherited::Inherited;
@@ -20,7 +20,7 @@ pub(super) type Listeners = Vec<(Listener, bool)>;
 /// The listening sockets that this process was started with.
 pub(super) fn inherited(config: &Config, notifier: &Rc<Notifier>, heir: Option<&mut Heir>) -> Inherited {
     let Some(heir) = heir else { return Inherited::take(config, notifier) };
-    let store = FdStore::succeeding(Rc::clone(notifier), config);
+    let store = FdStore::succeeding(Rc::clone(notifier), heir.addresses());
     Inherited { plain: heir.listeners(Purpose::Rtsp), secured: heir.listeners(Purpose::Rtsps), store }
 }
 
@@ -30,16 +30,15 @@ pub(super) fn listen_for_pages(
     store: &mut FdStore,
     mut heir: Option<&mut Heir>,
 ) -> Result<Listeners, Failure> {
-    let wanted =
-        [(config.http, Kind::Http, Purpose::Http, false), (config.http_tls, Kind::Https, Purpose::Https, true)];
+    let wanted = [(config.http, Purpose::Http, false), (config.http_tls, Purpose::Https, true)];
     let mut listeners = Vec::new();
-    for (address, kind, purpose, by_tls) in wanted {
+    for (address, purpose, by_tls) in wanted {
         let Some(address) = address else { continue };
         let listener = match heir.as_deref_mut().and_then(|heir| heir.listeners(purpose).pop()) {
             Some(socket) => {
                 Listener::from_std(socket).map_err(|error| format!("an inherited socket cannot be used ({error})"))?
             }
-            None => http::bind(store, kind, address)?,
+            None => http::bind(store, purpose, address)?,
         };
         listeners.push((listener, by_tls));
     }

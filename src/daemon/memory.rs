@@ -7,9 +7,22 @@ use crate::sys;
 /// The interval of checks.
 const EVERY: Duration = Duration::from_secs(20);
 
-/// Minimum growth of the memory since it was last returned, in bytes and as a fraction: below that a trim costs more than it gains.
-const GROWN_BYTES: u64 = 8 * 1024 * 1024;
-const GROWN_PART: u64 = 10;
+/// How much free memory must have been added since the last return, in bytes and as a fraction of what is resident: below that a return
+/// costs more than it gains.
+const ADDED_BYTES: i64 = 512 * 1024;
+const ADDED_PART: i64 = 32;
+
+/// The resident memory that is not allocated: the program itself, and what is free between allocations. The least of it since the last return.
+#[derive(Debug)]
+struct Spare(i64);
+
+impl Spare {
+    /// Whether so much of it is due to be returned.
+    fn is_due(&mut self, spare: i64, resident: i64) -> bool {
+        self.0 = self.0.min(spare);
+        spare - self.0 > ADDED_BYTES.max(resident / ADDED_PART)
+    }
+}
 
 /// Checks on its own thread for the lifetime of the process, so that neither media nor the control thread wait.
 ///
@@ -17,18 +30,28 @@ const GROWN_PART: u64 = 10;
 /// The thread cannot be started.
 pub(super) fn watch() -> std::io::Result<()> {
     std::thread::Builder::new().name("memory".into()).spawn(|| {
-        let mut least = resident().unwrap_or(0);
+        let Some((_, spare)) = spare() else { return };
+        let mut least = Spare(spare);
         loop {
             // This thread does nothing else, and ends with the process.
             std::thread::sleep(EVERY);
-            let Some(now) = resident() else { return };
-            if now > least + GROWN_BYTES.max(least / GROWN_PART) {
+            let Some((resident, now)) = self::spare() else { return };
+            if least.is_due(now, resident) {
                 sys::give_back_free_memory();
+                least = Spare(self::spare().map_or(now, |(_, left)| left));
             }
-            least = least.min(resident().unwrap_or(now));
         }
     })?;
     Ok(())
+}
+
+/// The process's resident memory, and how much of it is spare, in bytes. `None` if that is unknown. Negative if memory is allocated and was
+/// never used.
+fn spare() -> Option<(i64, i64)> {
+    let resident = resident()?;
+    // Both are modulo 4 GiB; the difference is not nearly as large.
+    let spare = (resident as u32).wrapping_sub(sys::allocated_bytes()?) as i32;
+    Some((resident as i64, spare.into()))
 }
 
 /// The process's resident memory in bytes (proc(5), `/proc/self/status`).
@@ -43,16 +66,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_added_is_returned_once() {
+        const MIB: i64 = 1024 * 1024;
+        let mut least = Spare(8 * MIB);
+        assert!(!least.is_due(8 * MIB + MIB / 4, 10 * MIB));
+        // A burst is over, and nothing of it is resident but spare memory.
+        assert!(least.is_due(30 * MIB, 33 * MIB));
+        least = Spare(9 * MIB);
+        assert!(!least.is_due(9 * MIB, 10 * MIB));
+        // Connections with buffers that they have not used come and go.
+        assert!(!least.is_due(-5 * MIB, 12 * MIB));
+        assert!(least.is_due(9 * MIB, 12 * MIB));
+        least = Spare(9 * MIB);
+        // Of more memory, more may be spare.
+        assert!(!least.is_due(12 * MIB, 150 * MIB) && least.is_due(14 * MIB, 150 * MIB));
+    }
+
+    #[test]
     fn what_lies_between_things_in_use_is_given_back() {
         const PIECES: usize = 64 * 1024;
         let mut pieces: Vec<Option<Box<[u8]>>> = (0..PIECES).map(|_| Some(vec![7; 1_024].into_boxed_slice())).collect();
         let full = resident().unwrap();
+        let ((_, spare_before), allocated) = (spare().unwrap(), sys::allocated_bytes().unwrap());
         // One of each 64 stays: no large block is free, and the last one keeps the heap from shrinking.
         for (at, piece) in pieces.iter_mut().enumerate() {
             if at % 64 != 0 {
                 *piece = None;
             }
         }
+        // Of which the system knows nothing yet.
+        let freed = allocated.wrapping_sub(sys::allocated_bytes().unwrap());
+        assert!(freed as usize > PIECES * 512, "{freed} bytes were freed");
+        assert!(spare().unwrap().1 > spare_before + (PIECES * 512) as i64);
         sys::give_back_free_memory();
         let left = resident().unwrap();
         assert!(left + (PIECES * 512) as u64 <= full, "{left} bytes of {full} are left");

@@ -83,7 +83,7 @@ use crate::shard::inbox::{ControlSender, ShardSender, ToControl, ToShard};
 use crate::shard::thread::ShardHandle;
 use crate::source::news::SourceNews;
 use crate::tls::Tls;
-use crate::upgrade::own_program;
+use crate::upgrade::{Purpose, own_program};
 use acceptor::Entrance;
 use access::Doors;
 use admission::{Admission, SharedAdmission};
@@ -93,7 +93,7 @@ use console::Console;
 use dispatch::{Desk, Outlets};
 use events::Events;
 pub use failure::Failure;
-use fd_store::{FdStore, Kind};
+use fd_store::FdStore;
 use heir::Heir;
 use inherited::Inherited;
 pub use list::{add_stream, end_client, list_streams, remove_stream};
@@ -244,7 +244,7 @@ async fn start_streams(
     let notifier = Rc::new(Notifier::from_env());
     let Inherited { plain, secured: for_tls, mut store } =
         listeners::inherited(&config, &notifier, heir.as_deref_mut());
-    let (listeners, addresses) = listen(plain, &mut store, Kind::Rtsp, &config.listen)?;
+    let (listeners, addresses) = listen(plain, &mut store, Purpose::Rtsp, &config.listen)?;
     let (control, messages) = mpsc::unbounded_channel();
     let before = heir.as_deref().map(|heir| heir.before(&config, io)).transpose()?;
     let (io, handles) = start_shards(&config, io, &control, before.as_ref()).await?;
@@ -368,13 +368,13 @@ fn tell_listening(config: &Config, io: IoKind, shards: usize, plain: &[SocketAdd
 fn listen(
     inherited: Vec<std::net::TcpListener>,
     store: &mut FdStore,
-    kind: Kind,
+    purpose: Purpose,
     addresses: &[SocketAddr],
 ) -> Result<(Vec<Listener>, Vec<SocketAddr>), Failure> {
     let listeners = if inherited.is_empty() {
-        acceptor::bind(store, kind, addresses)?
+        acceptor::bind(store, purpose, addresses)?
     } else {
-        let key = if kind == Kind::Rtsps { "listen_tls" } else { "listen" };
+        let key = if purpose == Purpose::Rtsps { "listen_tls" } else { "listen" };
         info!("the sockets come from the service manager or from the relay before; `{key}` is ignored");
         let take = |listener| {
             Listener::from_std(listener).map_err(|error| format!("an inherited socket cannot be used ({error})"))

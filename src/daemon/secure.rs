@@ -8,12 +8,13 @@ use tokio::time::sleep;
 use tracing::{error, warn};
 
 use super::failure::Failure;
-use super::fd_store::{FdStore, Kind};
+use super::fd_store::FdStore;
 use crate::config::Config;
 use crate::egress::Listener;
 use crate::metrics::lines::rfc3339;
 use crate::shard::inbox::{ControlSender, ShardSender};
 use crate::tls::{HandshakeLimits, Identity, Tls};
+use crate::upgrade::Purpose;
 
 /// Serves RTSPS; nothing without `listen_tls`.
 pub(super) struct Secured {
@@ -45,7 +46,7 @@ impl Secured {
             }
             return Ok(Secured { listeners: Vec::new(), addresses: Vec::new(), threads: None });
         };
-        let (listeners, addresses) = super::listen(inherited, store, Kind::Rtsps, &tls.listen)?;
+        let (listeners, addresses) = super::listen(inherited, store, Purpose::Rtsps, &tls.listen)?;
         let carriers = shards.len().min(available_parallelism().map_or(1, usize::from));
         let threads =
             Tls::spawn(&tls.identity, limits(config), carriers, shards.to_vec(), control.clone(), config.testing);

@@ -1,7 +1,7 @@
 //! The new program's side of an upgrade, from its being ready to the commit.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -25,6 +25,10 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 
 fn failed(error: &io::Error) -> Failure {
     format!("the running relay goes on: nothing was taken over ({error})").into()
+}
+
+fn not_taken(shard: usize, why: &str) -> Failure {
+    format!("shard {shard} cannot be taken over ({why}); restart instead").into()
 }
 
 /// The next message.
@@ -115,13 +119,20 @@ impl Relay {
     async fn take_states(&mut self, channel: &mut Channel, frozen: Frozen, kept: KeptLogs) -> Result<(), Failure> {
         let reference = upgrade::monotonic_at(frozen.reference_ns);
         self.take_streams(&frozen.streams, reference).await?;
-        let kept = Arc::new(Mutex::new(kept));
+        let kept = Arc::new(RwLock::new(kept));
+        // A shard is restored while the next one is still received.
+        let mut answers = Vec::new();
         for number in 0..frozen.shards {
-            self.take_shard((number, reference), channel, &kept).await?;
+            answers.push(self.take_shard((number, reference), channel, &kept)?);
+        }
+        for (number, answer) in answers.into_iter().enumerate() {
+            let answer = timeout(STEP_MAX, answer).await.ok().and_then(Result::ok);
+            let restored = answer.unwrap_or_else(|| Err("it does not answer".into()));
+            restored.map_err(|error| not_taken(number, &error))?;
         }
         self.settle(reference).await?;
         // Those that no log has any more.
-        kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        kept.write().unwrap_or_else(PoisonError::into_inner).clear();
         Ok(())
     }
 
@@ -149,30 +160,29 @@ impl Relay {
         Ok(())
     }
 
-    async fn take_shard(
+    /// Receives a shard's state and has it restored, which ends with the answer.
+    fn take_shard(
         &mut self,
         (number, reference): (usize, Instant),
         channel: &mut Channel,
-        kept: &Arc<Mutex<KeptLogs>>,
-    ) -> Result<(), Failure> {
-        let failed =
-            |error: &str| Failure::from(format!("shard {number} cannot be taken over ({error}); restart instead"));
+        kept: &Arc<RwLock<KeptLogs>>,
+    ) -> Result<oneshot::Receiver<Result<(), String>>, Failure> {
         let mut received = receive::<ShardState>(channel)?;
         let mut state = received.message;
         state.each_bytes(|bytes| *bytes = received.blocks.pop_front().unwrap_or_default());
         if state.descriptors() != received.descriptors.len() {
-            return Err(failed("descriptors are missing"));
+            return Err(not_taken(number, "descriptors are missing"));
         }
+        state.keep(reference, &mut kept.write().unwrap_or_else(PoisonError::into_inner));
         for peer in state.peers() {
             self.admission.borrow_mut().restore(peer);
         }
-        let shard = self.shards.get(number).ok_or_else(|| failed("there is no such shard"))?;
+        let shard = self.shards.get(number).ok_or_else(|| not_taken(number, "there is no such shard"))?;
         let (reply, answer) = oneshot::channel();
         let restoring =
             Restoring { reference, state, descriptors: received.descriptors, kept: Arc::clone(kept), reply };
         shard.tell(ToShard::HandOver(Box::new(HandOver::Restore(restoring))));
-        let answer = timeout(STEP_MAX, answer).await.ok().and_then(Result::ok);
-        answer.ok_or_else(|| failed("it does not answer"))?.map_err(|error| failed(&error))
+        Ok(answer)
     }
 
     /// Waits until the shards have told the control thread everything.

@@ -233,6 +233,11 @@ impl LogState {
         self.fragments.iter_mut().for_each(|fragment| each(&mut fragment.body.0));
         self.heads.iter_mut().for_each(|head| each(&mut head.0));
     }
+
+    /// Puts its chunks with those that came before, for its own log and those of other shards. Times are relative to `reference`.
+    pub fn keep(&mut self, reference: Instant, kept: &mut Kept) {
+        self.chunks.drain(..).for_each(|chunk| kept.add(reference, chunk));
+    }
 }
 
 /// A saved log lacks a chunk that should have been sent before.
@@ -302,14 +307,22 @@ impl Log {
         }
     }
 
-    /// Replaces its contents by saved ones. Chunks that were sent before are in `kept`, where the others are put for the logs of other
-    /// shards. Its limits stay, and apply from the next [`Log::trim`] on.
+    /// Replaces its contents by saved ones, of which all chunks are there. Its limits stay, and apply from the next [`Log::trim`] on.
+    ///
+    /// # Errors
+    /// As [`Log::restore_with`].
+    pub fn restore(&mut self, now: Instant, mut state: LogState) -> Result<(), Missing> {
+        let mut kept = Kept::default();
+        state.keep(now, &mut kept);
+        self.restore_with(now, state, &kept)
+    }
+
+    /// As [`Log::restore`], with chunks that are `kept`, those of [`LogState::keep`] too.
     ///
     /// # Errors
     /// A chunk is missing; nothing has been replaced then.
-    pub fn restore(&mut self, now: Instant, state: LogState, kept: &mut Kept) -> Result<(), Missing> {
+    pub fn restore_with(&mut self, now: Instant, state: LogState, kept: &Kept) -> Result<(), Missing> {
         let shards = self.shards;
-        state.chunks.into_iter().for_each(|chunk| kept.add(now, chunk));
         let entry =
             |number: u64| kept.get(number).map(|chunk| Entry::new(Arc::clone(chunk), shards)).ok_or(Missing(number));
         let entries = (state.first..state.head).map(entry).collect::<Result<VecDeque<Entry>, Missing>>()?;

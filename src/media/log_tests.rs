@@ -101,7 +101,9 @@ fn a_log_that_was_copied_before_is_completed_by_what_is_new() {
     let written = serde_json::to_string(&state).unwrap();
     let restored = |state: &str, kept: &mut Kept| {
         let mut log = Log::new(age, 1 << 20, 2);
-        log.restore(now, serde_json::from_str(state).unwrap(), kept).map(|()| log)
+        let mut state: LogState = serde_json::from_str(state).unwrap();
+        state.keep(now, kept);
+        log.restore_with(now, state, kept).map(|()| log)
     };
     let same = |one: &Log, other: &Log| {
         let bytes = |log: &Log| log.chunks_from(0).map(|chunk| chunk.bytes.clone()).collect::<Vec<_>>();
@@ -172,7 +174,7 @@ fn fragments_are_handed_over_with_the_log() {
     state.each_bytes(&mut |block| bytes += block.len());
     assert_eq!(bytes, 6 * 100 + 3 * 9 + 4);
     let mut other = Log::new(Duration::from_secs(60), 1 << 20, 1);
-    other.restore(now, state, &mut Kept::default()).expect("all chunks");
+    other.restore(now, state).expect("all chunks");
     other.trim(now, |_| {});
     assert_eq!(other.cost(), log.cost());
     let restored: Vec<_> = (1..5).map(|number| other.rendered(number, &mut rendering).unwrap()).collect();

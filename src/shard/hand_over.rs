@@ -1,13 +1,14 @@
 //! A shard's part in the hand-over of clients and sources from one process to another.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::core::{KeptLogs, SentLogs};
 use super::saved::{Copying, Freezing, HandOver, Restoring, SavedClients, Saving, ShardState};
 use super::thread::Thread;
+use super::turn::Turn;
 use crate::egress::Egress;
 use crate::limits::READ_BYTES_MAX;
 
@@ -46,8 +47,8 @@ impl<E: Egress> Thread<E> {
                     self.valve.open();
                 }
             }
-            HandOver::Save(Saving { reference, sent, carrier, reply }) => {
-                let saved = self.save(reference, &sent).and_then(|(state, connections)| {
+            HandOver::Save(Saving { reference, sent, turn, carrier, reply }) => {
+                let saved = self.save(reference, &sent, turn).and_then(|(state, connections)| {
                     let clients = SavedClients { all: state.core.clients(), carried: self.core.carried_here() };
                     let descriptors: Vec<BorrowedFd<'_>> =
                         self.core.saved_connections().chain(connections.iter().map(AsFd::as_fd)).collect();
@@ -105,14 +106,23 @@ impl<E: Egress> Thread<E> {
         self.homes.reconnecting().map(named).collect()
     }
 
-    fn save(&self, reference: Instant, sent: &Mutex<SentLogs>) -> Result<(ShardState, Vec<OwnedFd>), String> {
-        let core = self.core.save_beyond(reference, &mut sent.lock().unwrap_or_else(PoisonError::into_inner))?;
+    fn save(
+        &self,
+        reference: Instant,
+        sent: &Mutex<SentLogs>,
+        turn: Turn,
+    ) -> Result<(ShardState, Vec<OwnedFd>), String> {
         let (mut sources, mut connections) = (Vec::new(), Vec::new());
         for (stream, saved, sockets) in self.homes.save(reference) {
             let Some(name) = self.core.stream_name(stream) else { continue };
             sources.push((name.to_owned(), saved));
             connections.extend(sockets);
         }
+        let core = self.core.save_beyond(reference, || {
+            turn.wait()?;
+            Ok(sent.lock().unwrap_or_else(PoisonError::into_inner))
+        })?;
+        turn.pass();
         Ok((ShardState { core, sources }, connections))
     }
 
@@ -122,7 +132,7 @@ impl<E: Egress> Thread<E> {
         reference: Instant,
         state: ShardState,
         descriptors: Vec<OwnedFd>,
-        kept: &Mutex<KeptLogs>,
+        kept: &RwLock<KeptLogs>,
     ) -> Result<(), String> {
         let ShardState { core, sources } = state;
         let mut descriptors = descriptors.into_iter();
@@ -133,8 +143,8 @@ impl<E: Egress> Thread<E> {
                 self.homes.restore(stream, reference, saved, sockets);
             }
         }
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        self.handing.restored = self.core.restore_with(now, reference, core, conns, &mut kept)?;
+        let kept = || kept.read().unwrap_or_else(PoisonError::into_inner);
+        self.handing.restored = self.core.restore_with(now, reference, core, conns, kept)?;
         for _ in &self.handing.restored {
             self.inbox.connection_restored();
         }

@@ -13,4 +13,5 @@ pub mod player;
 pub mod saved;
 mod snapshot;
 pub mod thread;
+pub mod turn;
 pub mod types;

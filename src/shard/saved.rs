@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::core::{CopiedLog, CopiedLogs, CoreState, KeptLogs, SentLogs};
+use super::turn::Turn;
 use super::types::SocketFds;
 use crate::media::chunk::ChunkState;
 use crate::media::copied::Kept;
@@ -31,6 +32,11 @@ impl ShardState {
     pub fn each_bytes(&mut self, mut each: impl FnMut(&mut Bytes)) {
         self.core.each_bytes(&mut each);
         self.sources.iter_mut().for_each(|(_, source)| source.each_bytes(&mut each));
+    }
+
+    /// Puts the logs' chunks with those that came before; times are relative to `reference`.
+    pub fn keep(&mut self, reference: Instant, kept: &mut KeptLogs) {
+        self.core.keep(reference, kept);
     }
 
     /// How many descriptors belong to it: first its clients', then its sources'.
@@ -131,6 +137,8 @@ pub struct Saving {
     pub reference: Instant,
     /// The chunks that were copied before, and those that are saved now.
     pub sent: Arc<Mutex<SentLogs>>,
+    /// When its streams are to be saved.
+    pub turn: Turn,
     /// Where it goes.
     pub carrier: Carrier,
     /// How many clients it had, or why it was not saved.
@@ -154,8 +162,8 @@ pub struct Restoring {
     pub state: ShardState,
     /// Its descriptors.
     pub descriptors: Vec<OwnedFd>,
-    /// The chunks that came before, and those of other shards.
-    pub kept: Arc<Mutex<KeptLogs>>,
+    /// The chunks that came before, with this shard, and with those before it.
+    pub kept: Arc<RwLock<KeptLogs>>,
     /// Answered when it is restored, or why it cannot be.
     pub reply: oneshot::Sender<Result<(), String>>,
 }

@@ -13,7 +13,6 @@ use super::reorder::{Reorder, WAIT_MAX};
 use super::stats::{Notice, SourceStats};
 use crate::limits::{CHUNK_BYTES_MAX, REORDER_PACKETS_MAX, RTP_PACKET_BYTES_MAX};
 use crate::media::chunk::{Chunk, ChunkKind, cut_runs};
-use crate::media::copied::Kept;
 use crate::media::log::Log;
 use crate::media::{Description, SourceTrack, StreamEvent, StreamSink, TrackId};
 use crate::wire::rtcp;
@@ -212,7 +211,7 @@ pub fn saved(data: &[u8]) {
         }
         if turn.is_multiple_of(every) {
             let state = written_and_read(&again.save(now));
-            again.restore(now, state, &mut Kept::default()).expect("all of its chunks");
+            again.restore(now, state).expect("all of its chunks");
         }
         assert!(log.save(now) == again.save(now), "another log");
         assert_eq!((log.bytes(), log.head(), log.cached_start()), (again.bytes(), again.head(), again.cached_start()));

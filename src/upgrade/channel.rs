@@ -6,13 +6,15 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSlice, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
+use std::iter::once;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +39,9 @@ const PART_BYTES_MAX: usize = 1 << 30;
 
 /// Maximum number of a message's blocks and descriptors.
 const PARTS_MAX: usize = 1 << 24;
+
+/// Maximum number of buffers in a call (`UIO_MAXIOV`, readv(2)).
+const AT_ONCE_MAX: usize = 1_024;
 
 /// How often descriptors are sent again while too many are in flight (`ETOOMANYREFS`, unix(7)).
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
@@ -63,6 +68,27 @@ pub struct Received<T> {
 
 fn nonsense(what: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("the other process sends {what}"))
+}
+
+/// Writes the first `count` bytes of these buffers to the file.
+fn record(file: &mut File, buffers: &[IoSliceMut<'_>], mut count: usize) -> io::Result<()> {
+    for buffer in buffers {
+        let part = &buffer[..count.min(buffer.len())];
+        file.write_all(part)?;
+        count -= part.len();
+        if count == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A message as it is sent, without what comes beside it.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn written<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(message)?)
 }
 
 impl Channel {
@@ -158,7 +184,14 @@ impl Channel {
         blocks: &[Bytes],
         descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
-        let text = serde_json::to_vec(message)?;
+        self.send_written(&written(message)?, blocks, descriptors)
+    }
+
+    /// As [`Channel::send`], of a message that is [`written`] already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn send_written(&mut self, text: &[u8], blocks: &[Bytes], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut head = Vec::with_capacity(12 + 4 * blocks.len());
         for number in [text.len(), blocks.len(), descriptors.len()].into_iter().chain(blocks.iter().map(Bytes::len)) {
             let number = u32::try_from(number).map_err(|_| io::Error::other("there is too much to hand over"))?;
@@ -168,8 +201,9 @@ impl Channel {
         for part in descriptors.chunks(MESSAGE_FDS_MAX) {
             self.send_part(part)?;
         }
-        self.write(&text)?;
-        blocks.iter().try_for_each(|block| self.write(block))
+        self.write_all(
+            &mut once(text).chain(blocks.iter().map(|block| &block[..])).map(IoSlice::new).collect::<Vec<_>>(),
+        )
     }
 
     /// Receives a message.
@@ -190,19 +224,19 @@ impl Channel {
             return Err(nonsense("descriptors that it has not announced"));
         }
         let mut json = vec![0; text];
-        self.read(&mut json)?;
-        let mut received = VecDeque::with_capacity(blocks);
+        let mut blocks = Vec::with_capacity(blocks);
         for length in lengths.chunks_exact(4) {
             let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
             if length > PART_BYTES_MAX {
                 return Err(nonsense("a block of an impossible size"));
             }
-            let mut block = vec![0; length];
-            self.read(&mut block)?;
-            received.push_back(Bytes::from(block));
+            blocks.push(vec![0; length]);
         }
+        let buffers = once(&mut json).chain(&mut blocks);
+        self.read_all(&mut buffers.map(|buffer| IoSliceMut::new(buffer)).collect::<Vec<_>>())?;
         let message = serde_json::from_slice(&json)?;
-        Ok(Received { message, blocks: received, descriptors: self.descriptors.drain(..).collect() })
+        let blocks = blocks.into_iter().map(Bytes::from).collect();
+        Ok(Received { message, blocks, descriptors: self.descriptors.drain(..).collect() })
     }
 
     /// Says the byte after which the other process serves and this one ends.
@@ -223,12 +257,12 @@ impl Channel {
         if byte == [COMMIT] { Ok(()) } else { Err(nonsense("something else than the commit")) }
     }
 
-    fn left(&self) -> io::Result<Option<Duration>> {
+    fn left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::Error::new(ErrorKind::TimedOut, "the other process took too long"));
         }
-        Ok(Some(left))
+        Ok(left)
     }
 
     fn read_numbers(&mut self) -> io::Result<[usize; 3]> {
@@ -239,16 +273,23 @@ impl Channel {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            self.socket.set_read_timeout(self.left()?)?;
-            match recv_descriptors(self.socket.as_fd(), &mut buffer[filled..], &mut self.descriptors) {
+        self.read_all(&mut [IoSliceMut::new(buffer)])
+    }
+
+    /// Fills all of these, in as few calls as there can be.
+    fn read_all(&mut self, mut buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        // The empty ones at the start.
+        IoSliceMut::advance_slices(&mut buffers, 0);
+        while !buffers.is_empty() {
+            self.socket.set_read_timeout(Some(self.left()?))?;
+            let at_once = buffers.len().min(AT_ONCE_MAX);
+            match recv_descriptors(self.socket.as_fd(), &mut buffers[..at_once], &mut self.descriptors) {
                 Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "the other process has ended")),
                 Ok(count) => {
                     if let Some(file) = &mut self.recording {
-                        file.write_all(&buffer[filled..filled + count])?;
+                        record(file, buffers, count)?;
                     }
-                    filled += count;
+                    IoSliceMut::advance_slices(&mut buffers, count);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
                 Err(error) => return Err(error),
@@ -257,26 +298,44 @@ impl Channel {
         Ok(())
     }
 
-    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            self.socket.set_write_timeout(self.left()?)?;
-            match self.socket.write(bytes) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
-                Err(error) => return Err(error),
-            }
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(&mut [IoSlice::new(bytes)])
+    }
+
+    /// Writes all of these, in as few calls as there can be.
+    fn write_all(&mut self, mut buffers: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut buffers, 0);
+        while !buffers.is_empty() {
+            let count = self.send_some(&buffers[..buffers.len().min(AT_ONCE_MAX)], &[])?;
+            IoSlice::advance_slices(&mut buffers, count);
         }
         Ok(())
     }
 
     fn send_part(&mut self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        self.send_some(&[IoSlice::new(&[PART])], &[ControlMessage::ScmRights(&numbers)]).map(drop)
+    }
+
+    /// Sends what there is room for, and waits for some. A send that waits by itself would have the whole time for each of the pieces that the
+    /// kernel makes of it (unix(7), `SO_SNDTIMEO`).
+    fn send_some(&self, buffers: &[IoSlice<'_>], rights: &[ControlMessage<'_>]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         loop {
-            self.socket.set_write_timeout(self.left()?)?;
-            let (slices, rights) = ([IoSlice::new(&[PART])], [ControlMessage::ScmRights(&numbers)]);
-            match sendmsg::<()>(self.socket.as_raw_fd(), &slices, &rights, MsgFlags::MSG_NOSIGNAL, None) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
+            let left = self.left()?;
+            match sendmsg::<()>(self.socket.as_raw_fd(), buffers, rights, flags, None) {
+                Ok(count) => return Ok(count),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    let mut room = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                    // Rounded up, or the last millisecond would be spent without waiting.
+                    let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+                    if let Err(error) = poll(&mut room, left)
+                        && error != Errno::EINTR
+                    {
+                        return Err(error.into());
+                    }
+                }
                 // The other side has not received those before.
                 Err(Errno::ETOOMANYREFS) => std::thread::sleep(REFUSED_PAUSE),
                 Err(error) => return Err(error.into()),

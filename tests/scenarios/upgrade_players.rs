@@ -9,8 +9,8 @@ use crate::players::{
 };
 use crate::upgrade::{STREAMS, Upgraded, serving};
 
-/// Frames that each receives: fifteen seconds, in which all of them have started and two upgrades are done.
-const FRAMES: usize = 450;
+/// Frames that each receives: half a minute, in which all of them have started and two upgrades are done.
+const FRAMES: usize = 900;
 
 #[test]
 fn real_players_decode_on_through_two_upgrades() {

@@ -75,7 +75,7 @@ impl<E: Egress> Core<E> {
 
     /// Replaces a stream's log by a saved one. Clients keep their positions.
     pub fn restore_log(&mut self, now: Instant, id: StreamId, state: LogState) {
-        let restored = self.streams[id.index()].log.restore(now, state, &mut Kept::default());
+        let restored = self.streams[id.index()].log.restore(now, state);
         restored.expect("a saved log has all of its chunks");
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -100,6 +101,17 @@ impl CoreState {
         self.datagrams.iter_mut().for_each(|link| link.each_bytes(each));
     }
 
+    /// Puts its chunks with those that came before, for its own logs and those of other shards. Times are relative to `reference`.
+    pub fn keep(&mut self, reference: Instant, kept: &mut KeptLogs) {
+        for stream in &mut self.streams {
+            let kept = kept.entry(stream.name.clone()).or_default();
+            if stream.anew {
+                *kept = Kept::default();
+            }
+            stream.state.keep(reference, kept);
+        }
+    }
+
     /// How many descriptors belong to it.
     pub fn descriptors(&self) -> usize {
         self.links.iter().map(|link| 1 + usize::from(link.carrier.is_some())).sum()
@@ -149,20 +161,34 @@ impl<E: Egress> Core<E> {
     /// # Errors
     /// Why it cannot be saved at the moment.
     pub fn save(&self, reference: Instant) -> Result<CoreState, String> {
-        self.save_beyond(reference, &mut SentLogs::new())
+        let mut sent = SentLogs::new();
+        self.save_beyond(reference, || Ok(&mut sent))
     }
 
-    /// As [`Core::save`], without the chunks that have been sent before; `sent` has all of them then.
+    /// As [`Core::save`], without the chunks that have been sent before; what `sent` returns has all of them then. It is called when only the
+    /// streams are left to save.
     ///
     /// # Errors
     /// Why it cannot be saved at the moment.
-    pub fn save_beyond(&self, reference: Instant, sent: &mut SentLogs) -> Result<CoreState, String> {
+    pub fn save_beyond<S: DerefMut<Target = SentLogs>>(
+        &self,
+        reference: Instant,
+        sent: impl FnOnce() -> Result<S, String>,
+    ) -> Result<CoreState, String> {
         debug_assert!(self.is_frozen());
         if !self.awaiting.is_empty() {
             return Err("a client is just about to start".into());
         }
         let kept = |conn: ConnId| self.links.get(conn.0 as usize).is_some_and(is_kept);
         let server = self.server.save(reference, kept).map_err(|why| why.to_string())?;
+        let links = self.links.iter().filter(|(_, link)| is_kept(link));
+        let links = links.filter_map(|(slot, link)| self.save_link(reference, slot as u32, link)).collect();
+        let (datagrams, receivers) = (self.save_datagrams(reference), self.save_receivers());
+        let publishers = self.publishers.iter().map(|(session, (stream, _))| {
+            (session.0, self.streams.get(stream.index()).map_or(String::new(), |stream| stream.name.clone()))
+        });
+        let publishers = publishers.collect();
+        let mut sent = sent()?;
         let streams = self.streams.iter().map(|stream| {
             let (numbers, anew) = sent.entry(stream.name.clone()).or_default().of(stream.id);
             SavedStream {
@@ -174,19 +200,8 @@ impl<E: Egress> Core<E> {
                 group: self.save_group(reference, stream),
             }
         });
-        let links = self.links.iter().filter(|(_, link)| is_kept(link));
-        let links = links.filter_map(|(slot, link)| self.save_link(reference, slot as u32, link));
-        let publishers = self.publishers.iter().map(|(session, (stream, _))| {
-            (session.0, self.streams.get(stream.index()).map_or(String::new(), |stream| stream.name.clone()))
-        });
-        Ok(CoreState {
-            streams: streams.collect(),
-            server,
-            links: links.collect(),
-            datagrams: self.save_datagrams(reference),
-            receivers: self.save_receivers(),
-            publishers: publishers.collect(),
-        })
+        let streams = streams.collect();
+        Ok(CoreState { streams, server, links, datagrams, receivers, publishers })
     }
 
     /// The connections of the saved links, in their order; after that of a TLS client its TCP connection.
@@ -233,52 +248,27 @@ impl<E: Egress> Core<E> {
         &mut self,
         now: Instant,
         reference: Instant,
-        state: CoreState,
+        mut state: CoreState,
         conns: Vec<Conn>,
     ) -> Result<Vec<(Token, Conn)>, String> {
-        self.restore_with(now, reference, state, conns, &mut KeptLogs::new())
+        let mut kept = KeptLogs::new();
+        state.keep(reference, &mut kept);
+        self.restore_with(now, reference, state, conns, || &kept)
     }
 
-    /// As [`Core::restore`], with chunks that came before, to which the others are added.
+    /// As [`Core::restore`], with chunks that are `kept`, those of [`CoreState::keep`] too. They are borrowed only until the streams are there.
     ///
     /// # Errors
     /// A log lacks a chunk, or a browser's stream is not there.
-    pub fn restore_with(
+    pub fn restore_with<K: Deref<Target = KeptLogs>>(
         &mut self,
         now: Instant,
         reference: Instant,
         mut state: CoreState,
         conns: Vec<Conn>,
-        kept: &mut KeptLogs,
+        kept: impl FnOnce() -> K,
     ) -> Result<Vec<(Token, Conn)>, String> {
-        for saved in state.streams {
-            let Some(index) = self.streams.iter().find(|stream| stream.name == saved.name).map(|is| is.id.index())
-            else {
-                continue;
-            };
-            let id = self.streams[index].id;
-            let description = saved.description.map(|is| Arc::new(is.with_moments(|at| at.at(reference))));
-            if let Some(description) = &description {
-                self.streams[index].describe(description, true);
-            }
-            self.server.set_description(id, description);
-            self.server.set_source(now, id, saved.state.source());
-            self.server.restore_stream(id, saved.known);
-            let kept = kept.entry(saved.name).or_default();
-            if saved.anew {
-                *kept = Kept::default();
-            }
-            let done = self.streams[index].restore(reference, saved.state, kept);
-            done.map_err(|missing| format!("{}: {missing}", self.streams[index].name))?;
-            if self.streams[index].home != self.shard {
-                // Unless a session wants it, its subscription ends as always.
-                self.streams.set_wanted(now, index, false);
-            }
-            self.open_group(now, id);
-            if let Some(group) = saved.group {
-                self.restore_group(reference, index, group);
-            }
-        }
+        self.restore_streams(now, reference, std::mem::take(&mut state.streams), &kept())?;
         let mut slots = HashMap::new();
         let mut restored = Vec::new();
         for (saved, conn) in state.links.into_iter().zip(conns) {
@@ -297,6 +287,42 @@ impl<E: Egress> Core<E> {
         }
         self.process_events(now);
         Ok(restored)
+    }
+
+    fn restore_streams(
+        &mut self,
+        now: Instant,
+        reference: Instant,
+        streams: Vec<SavedStream>,
+        kept: &KeptLogs,
+    ) -> Result<(), String> {
+        let none = Kept::default();
+        for saved in streams {
+            let Some(index) = self.streams.iter().find(|stream| stream.name == saved.name).map(|is| is.id.index())
+            else {
+                continue;
+            };
+            let id = self.streams[index].id;
+            let description = saved.description.map(|is| Arc::new(is.with_moments(|at| at.at(reference))));
+            if let Some(description) = &description {
+                self.streams[index].describe(description, true);
+            }
+            self.server.set_description(id, description);
+            self.server.set_source(now, id, saved.state.source());
+            self.server.restore_stream(id, saved.known);
+            let kept = kept.get(&saved.name).unwrap_or(&none);
+            let done = self.streams[index].restore(reference, saved.state, kept);
+            done.map_err(|missing| format!("{}: {missing}", self.streams[index].name))?;
+            if self.streams[index].home != self.shard {
+                // Unless a session wants it, its subscription ends as always.
+                self.streams.set_wanted(now, index, false);
+            }
+            self.open_group(now, id);
+            if let Some(group) = saved.group {
+                self.restore_group(reference, index, group);
+            }
+        }
+        Ok(())
     }
 
     fn restore_link(

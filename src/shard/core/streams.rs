@@ -71,6 +71,11 @@ impl StreamState {
         }
     }
 
+    /// Puts its chunks with those that came before; times are relative to `reference`.
+    pub(super) fn keep(&mut self, reference: Instant, kept: &mut Kept) {
+        self.log.keep(reference, kept);
+    }
+
     /// The state of its source.
     pub(super) fn source(&self) -> SourceState {
         self.source
@@ -334,8 +339,8 @@ impl Stream {
     ///
     /// # Errors
     /// A chunk is missing.
-    pub(super) fn restore(&mut self, reference: Instant, state: StreamState, kept: &mut Kept) -> Result<(), Missing> {
-        self.log.restore(reference, state.log, kept)?;
+    pub(super) fn restore(&mut self, reference: Instant, state: StreamState, kept: &Kept) -> Result<(), Missing> {
+        self.log.restore_with(reference, state.log, kept)?;
         self.outage.restore(reference, state.outage);
         self.state = state.source;
         self.epoch = state.epoch;
