@@ -78,34 +78,6 @@ pub fn allocated_bytes() -> Option<u32> {
     None
 }
 
-/// How the calling thread is scheduled (sched_getattr(2)).
-fn scheduling() -> io::Result<libc::sched_attr> {
-    // SAFETY: the structure consists of numbers, for which zero is a value.
-    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    let (itself, size, no_flags) = (0, size_of::<libc::sched_attr>(), 0);
-    // SAFETY: the kernel writes at most `size` bytes to the structure.
-    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, itself, &raw mut attributes, size, no_flags) };
-    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(attributes) }
-}
-
-/// Asks for short time slices for the calling thread. In exchange, it runs before threads with longer ones as soon as it wakes up (Linux 6.12,
-/// Documentation/scheduler/sched-eevdf.rst; `sched_runtime` of sched_setattr(2)). Older kernels ignore it, and so does a thread with another
-/// policy than `SCHED_OTHER`. Threads that it starts inherit it.
-///
-/// # Errors
-/// The error of `sched_getattr` or `sched_setattr`: `EPERM` in a sandbox that refuses them.
-pub fn ask_for_short_slices(slice: Duration) -> io::Result<()> {
-    let mut attributes = scheduling()?;
-    if attributes.sched_policy != libc::SCHED_OTHER as u32 {
-        return Ok(());
-    }
-    attributes.sched_runtime = slice.as_nanos() as u64;
-    let (itself, no_flags) = (0, 0);
-    // SAFETY: the kernel reads the structure, whose size is in it.
-    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, itself, &raw const attributes, no_flags) };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// The kernel's data about a TCP connection (`struct tcp_info` of `linux/tcp.h`, the fields used in reports).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
@@ -454,19 +426,6 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
-
-    #[test]
-    fn short_time_slices_are_granted() {
-        let slice = Duration::from_micros(200);
-        let thread = std::thread::spawn(move || {
-            let before = scheduling()?.sched_runtime;
-            ask_for_short_slices(slice)?;
-            Ok::<_, io::Error>((before, scheduling()?.sched_runtime))
-        });
-        let (before, granted) = thread.join().unwrap().unwrap();
-        // Before Linux 6.12 a thread has none to tell.
-        assert!(before == 0 || granted == slice.as_nanos() as u64, "{before} ns, then {granted} ns");
-    }
 
     #[test]
     fn queues_and_tcp_info_of_a_connection() {

@@ -33,7 +33,6 @@ use crate::media::StreamId;
 use crate::metrics::ReportRequest;
 use crate::source::camera::pauses;
 use crate::source::turns;
-use crate::sys;
 use crate::testing::Testing;
 
 /// The parameters of a shard's thread.
@@ -138,10 +137,6 @@ pub struct ShardHandle {
 /// some of them for the reads and the egress.
 const ABSORB_MAX: usize = 40;
 
-/// A shard's time slice: the shortest that the kernel grants (kernel/sched/syscalls.c). A shard that has slept runs before threads of the same
-/// service that compute, such as those with TLS handshakes.
-const TIME_SLICE: Duration = Duration::from_micros(100);
-
 /// Maximum number of datagrams that were read and not absorbed.
 const DATAGRAMS_WAITING_MAX: usize = 256;
 
@@ -220,9 +215,6 @@ fn serve(
     control: ControlSender,
     ready: &std::sync::mpsc::Sender<io::Result<()>>,
 ) -> io::Result<()> {
-    if let Err(error) = sys::ask_for_short_slices(TIME_SLICE) {
-        tracing::debug!(%error, "the kernel grants no short time slices; a shard waits for a processor like any other thread");
-    }
     let runtime = Runtime::new(config.io)?;
     let served = runtime.block_on(async move {
         let udp = open_pair(&mut config)?;
