@@ -59,8 +59,8 @@ class Receiver(threading.Thread):
         self.over, self.packets, self.gaps, self.jumps, self.waits = threading.Event(), 0, 0, 0, []
         self.group = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.group.bind((GROUP, port))
-        # More than any limit (SO_RCVBUFFORCE, socket(7)): what is dropped here would look like a gap.
-        self.group.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)
+        # What is dropped here would look like a gap. Root may have more than the limit (SO_RCVBUFFORCE, socket(7)).
+        self.group.setsockopt(socket.SOL_SOCKET, 33 if os.geteuid() == 0 else socket.SO_RCVBUF, 4 << 20)
         self.group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + socket.inet_aton("127.0.0.1"))
         self.group.settimeout(0.5)
         host, port, _ = re.match(r"rtsp://([^:]+):(\d+)(/.*)", url).groups()
@@ -115,7 +115,9 @@ class Run:
     def __init__(self, arguments, scratch):
         self.arguments, self.scratch = arguments, scratch
         self.relay, self.bench = arguments.programs / "rtsprelay", arguments.programs / "rtsprelay-bench"
-        self.rtsp, self.tls, self.http, self.group = free_port(), free_port(), free_port(), 5004
+        self.rtsp, self.tls, self.http = free_port(), free_port(), free_port()
+        # A pair for each of two tracks, from an even one on.
+        self.group = free_port() // 8 * 8
         # What runs first, what is upgraded to, and so on in turn.
         self.builds = [arguments.before / "rtsprelay" if arguments.before else self.relay, self.relay]
         self.program = scratch / "rtsprelay"
@@ -204,8 +206,14 @@ class Run:
         done = []
         for number in range(self.arguments.upgrades):
             self.install(number + 1)
-            all_before, before = self.memory(self.processes()), self.memory([self.pid()])
-            said = subprocess.run([self.relay, "upgrade", "--pid", str(self.pid())], capture_output=True, text=True)
+            pid, others, most, over = self.pid(), self.processes(), [0], threading.Event()
+            others.remove(pid)
+            before = self.memory([pid])
+            watcher = threading.Thread(target=self.watch_memory, args=[pid, most, over])
+            watcher.start()
+            said = subprocess.run([self.relay, "upgrade", "--pid", str(pid)], capture_output=True, text=True)
+            over.set()
+            watcher.join()
             if said.returncode:
                 raise SystemExit(f"{said.stdout}{said.stderr}\n{self.log.read_text()[-3000:]}")
             time.sleep(self.arguments.every)
@@ -213,8 +221,8 @@ class Run:
             times = dict(re.findall(r"(\w+_ms)=(\d+)", line))
             serves = self.pid()
             carriers = [f"{self.memory([pid]):.1f}" for pid in self.processes() if pid != serves]
-            most = all_before + self.memory([serves], "VmHWM")
-            done.append((times, before, most, self.memory([serves]), " + ".join(carriers) or "none"))
+            all_most = self.memory(others) + most[0] + self.memory([serves], "VmHWM")
+            done.append((times, before, all_most, self.memory([serves]), " + ".join(carriers) or "none"))
         return done
 
     def processes(self):
@@ -225,6 +233,10 @@ class Run:
         """The one that serves: the log names each successor."""
         named = re.findall(r"handed over to the new program.*? pid=(\d+)", self.log.read_text())
         return int(named[-1]) if named else self.processes()[0]
+
+    def watch_memory(self, pid, most, over):
+        while not over.wait(0.01):
+            most[0] = max(most[0], self.memory([pid]))
 
     def memory(self, pids, what="VmRSS"):
         """The resident memory of these processes together, in megabytes (proc(5)); VmHWM is the most that it was."""

@@ -110,17 +110,7 @@ impl FdStore {
                 warn!(%name, "the service manager passed two sockets of this name; the second is closed");
             }
             Ok(None) if wanted.contains(&name) => self.passed.push((name, socket)),
-            Ok(None) => {
-                info!(
-                    address = %name.address,
-                    "the configuration does not have this address for {} any more; its socket is closed", word(name.purpose)
-                );
-                // Closing is not enough: until the manager has closed its descriptor, the address would stay in use.
-                if let Err(error) = socket.shutdown(Shutdown::Read) {
-                    warn!(%name, "cannot end listening ({error})");
-                }
-                self.remove(text);
-            }
+            Ok(None) => self.close(name, &socket),
             Ok(Some(fault)) => {
                 warn!(%name, "a descriptor in the service manager's store {fault}, unlike its name says; it is closed");
                 self.remove(text);
@@ -130,6 +120,26 @@ impl FdStore {
                 self.remove(text);
             }
         }
+    }
+
+    /// Ends a listening socket that the configuration does not have any more, and removes it from the store.
+    fn close(&self, name: Name, socket: &Socket) {
+        info!(
+            address = %name.address,
+            "the configuration does not have this address for {} any more; its socket is closed", word(name.purpose)
+        );
+        // Closing is not enough: until the manager has closed its descriptor, the address would stay in use.
+        if let Err(error) = socket.shutdown(Shutdown::Read) {
+            warn!(%name, "cannot end listening ({error})");
+        }
+        self.remove(&name.to_string());
+    }
+
+    /// Closes a socket of the relay that ran before, which this one has no use for.
+    pub(super) fn close_passed(&mut self, purpose: Purpose, address: SocketAddr, socket: OwnedFd) {
+        let name = Name { purpose, address };
+        self.stored.retain(|stored| *stored != name);
+        self.close(name, &socket.into());
     }
 
     /// Listens on `address`, with the socket from the store if there is one.

@@ -454,7 +454,6 @@ fn lost(channel: &Mutex<Channel>, ready: &Ready, error: &io::Error) -> Failure {
     }
 }
 
-/// Carries a shard's state to the other process, with the media beside it.
 /// Sends a shard's state when it is its turn, and counts the bytes beside it.
 fn carrier(channel: Arc<Mutex<Channel>>, carried: Arc<AtomicUsize>, turn: Turn) -> Carrier {
     Box::new(move |mut state, descriptors| {

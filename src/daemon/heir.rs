@@ -86,6 +86,11 @@ impl Heir {
         taken.map(|(.., socket)| socket.into()).collect()
     }
 
+    /// The listening sockets that nobody has asked for.
+    pub(super) fn unused(&mut self) -> Vec<(Purpose, SocketAddr, OwnedFd)> {
+        std::mem::take(&mut self.listeners)
+    }
+
     /// What its shards are continued with.
     ///
     /// # Errors

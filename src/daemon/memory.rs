@@ -9,10 +9,11 @@ const EVERY: Duration = Duration::from_secs(20);
 
 /// How much free memory must have been added since the last return, in bytes and as a fraction of what is resident: below that a return
 /// costs more than it gains.
-const ADDED_BYTES: i64 = 512 * 1024;
-const ADDED_PART: i64 = 32;
+const ADDED_BYTES: i64 = 1024 * 1024;
+const ADDED_PART: i64 = 16;
 
-/// The resident memory that is not allocated: the program itself, and what is free between allocations. The least of it since the last return.
+/// The resident memory that the program has written to and that is not allocated: most of it is free between allocations. The least of it since
+/// the last return.
 #[derive(Debug)]
 struct Spare(i64);
 
@@ -49,15 +50,20 @@ pub(super) fn watch() -> std::io::Result<()> {
 /// never used.
 fn spare() -> Option<(i64, i64)> {
     let resident = resident()?;
-    // Both are modulo 4 GiB; the difference is not nearly as large.
-    let spare = (resident as u32).wrapping_sub(sys::allocated_bytes()?) as i32;
-    Some((resident as i64, spare.into()))
+    Some((resident as i64, difference(resident, sys::allocated_bytes()?)))
 }
 
-/// The process's resident memory in bytes (proc(5), `/proc/self/status`).
+/// By how much `resident` exceeds what is allocated, of which the lower 32 bits are known; from -1 to 3 GiB.
+fn difference(resident: u64, allocated: u32) -> i64 {
+    const GIB: i64 = 1 << 30;
+    let difference = i64::from((resident as u32).wrapping_sub(allocated));
+    if difference < 3 * GIB { difference } else { difference - 4 * GIB }
+}
+
+/// The process's resident memory in bytes, without pages of files such as the program (proc(5), `/proc/self/status`).
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1_024)
 }
 
@@ -79,7 +85,17 @@ mod tests {
         assert!(least.is_due(9 * MIB, 12 * MIB));
         least = Spare(9 * MIB);
         // Of more memory, more may be spare.
-        assert!(!least.is_due(12 * MIB, 150 * MIB) && least.is_due(14 * MIB, 150 * MIB));
+        assert!(!least.is_due(17 * MIB, 150 * MIB) && least.is_due(20 * MIB, 150 * MIB));
+    }
+
+    #[test]
+    fn sizes_beyond_32_bits_are_compared() {
+        const GIB: u64 = 1 << 30;
+        for (resident, allocated) in
+            [(5 * GIB, 5 * GIB), (9 * GIB, 7 * GIB), (4 * GIB, GIB + 1), (GIB / 2, GIB), (7 * GIB, 8 * GIB - 1)]
+        {
+            assert_eq!(difference(resident, allocated as u32), resident as i64 - allocated as i64);
+        }
     }
 
     #[test]

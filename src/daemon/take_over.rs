@@ -77,6 +77,9 @@ impl Relay {
             shard.tell(ToShard::HandOver(Box::new(HandOver::GoOn)));
         }
         drop(reporter);
+        for (purpose, address, socket) in heir.unused() {
+            self.store.close_passed(purpose, address, socket);
+        }
         self.passing.carriers.take_over(heir.into_carriers());
         self.tell_taken(spent);
         Ok(())
@@ -100,14 +103,12 @@ impl Relay {
 
     /// Keeps what comes of the logs, until the running relay freezes.
     fn take_logs(&self, channel: &mut Channel, kept: &mut KeptLogs) -> Result<Frozen, Failure> {
-        let mut reference = None;
         loop {
             let Received { message, mut blocks, .. } = receive::<Next>(channel)?;
             match message {
                 Next::Part(ns, mut part) => {
                     part.each_bytes(|bytes| *bytes = blocks.pop_front().unwrap_or_default());
-                    // The same for all, so that the chunks' times agree.
-                    part.keep(*reference.get_or_insert_with(|| upgrade::monotonic_at(ns)), kept);
+                    part.keep(upgrade::monotonic_at(ns), kept);
                     self.config.testing.hand_over_step("copying");
                 }
                 Next::Frozen(frozen) => return Ok(*frozen),

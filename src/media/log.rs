@@ -222,7 +222,7 @@ struct Block(#[serde(with = "super::saved::bytes")] Bytes);
 
 impl Block {
     fn of(piece: &Piece) -> Block {
-        Block(Bytes::copy_from_slice(piece.as_slice()))
+        Block(piece.shared())
     }
 }
 

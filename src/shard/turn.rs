@@ -1,35 +1,26 @@
 //! The order in which shards that are saved beside each other come to what they share: each needs what those before it have sent.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Instant;
-
-#[derive(Debug, Default)]
-struct Known {
-    /// The shard whose turn it is.
-    next: usize,
-    /// The first one that will not pass its turn on.
-    stops: Option<usize>,
-}
-
-#[derive(Debug, Default)]
-struct Order {
-    known: Mutex<Known>,
-    changed: Condvar,
-}
 
 /// A shard's turn. If it is dropped before it is passed on, the shards after it wait no longer.
 #[derive(Debug)]
 pub struct Turn {
-    number: usize,
     deadline: Instant,
-    order: Arc<Order>,
+    /// From the shard before it; `None` for the first one.
+    comes: Option<Receiver<()>>,
+    /// To the shard after it.
+    next: Sender<()>,
 }
 
 impl Turn {
     /// One for each of so many shards, in their order. Each waits at most until the deadline.
     pub fn all(count: usize, deadline: Instant) -> impl Iterator<Item = Turn> {
-        let order = Arc::<Order>::default();
-        (0..count).map(move |number| Turn { number, deadline, order: Arc::clone(&order) })
+        let mut comes = None;
+        (0..count).map(move |_| {
+            let (next, then) = channel();
+            Turn { deadline, comes: comes.replace(then), next }
+        })
     }
 
     /// Waits for it; blocks the thread.
@@ -37,39 +28,23 @@ impl Turn {
     /// # Errors
     /// Why it does not come, or not before the deadline.
     pub fn wait(&self) -> Result<(), String> {
-        let known = self.order.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let stops = |known: &Known| known.stops.filter(|stops| *stops < self.number);
-        let is_early = |known: &mut Known| known.next < self.number && stops(known).is_none();
-        let (known, _) =
-            self.order.changed.wait_timeout_while(known, left, is_early).unwrap_or_else(PoisonError::into_inner);
-        match stops(&known) {
-            _ if known.next == self.number => Ok(()),
-            Some(stops) => Err(format!("shard {stops} was not saved")),
-            None => Err(format!("shard {} took too long", known.next)),
-        }
+        let Some(comes) = &self.comes else { return Ok(()) };
+        comes.recv_timeout(self.deadline.saturating_duration_since(Instant::now())).map_err(|error| match error {
+            RecvTimeoutError::Timeout => "the shard before took too long".into(),
+            RecvTimeoutError::Disconnected => "the shard before was not saved".into(),
+        })
     }
 
     /// Passes it on.
     pub fn pass(self) {
-        let mut known = self.order.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.next = self.number + 1;
-        self.order.changed.notify_all();
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut known = self.order.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.next <= self.number {
-            known.stops = Some(known.stops.map_or(self.number, |stops| stops.min(self.number)));
-            self.order.changed.notify_all();
-        }
+        // The shard after it may have given up.
+        let _ = self.next.send(());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::thread;
     use std::time::Duration;
 
@@ -80,13 +55,13 @@ mod tests {
     #[test]
     fn all_come_in_their_order() {
         let done = Mutex::new(Vec::new());
-        let turns: Vec<_> = Turn::all(4, Instant::now() + SOON).collect();
+        let turns: Vec<_> = Turn::all(4, Instant::now() + SOON).enumerate().collect();
         thread::scope(|scope| {
-            for turn in turns.into_iter().rev() {
+            for (number, turn) in turns.into_iter().rev() {
                 let done = &done;
                 scope.spawn(move || {
                     turn.wait().expect("its turn");
-                    done.lock().unwrap().push(turn.number);
+                    done.lock().unwrap().push(number);
                     turn.pass();
                 });
             }
@@ -104,8 +79,8 @@ mod tests {
         first.pass();
         second.wait().unwrap();
         second.pass();
-        assert_eq!(last.wait().unwrap_err(), "shard 2 was not saved");
+        assert_eq!(last.wait().unwrap_err(), "the shard before was not saved");
         let late: Vec<_> = Turn::all(2, Instant::now() + Duration::from_millis(20)).collect();
-        assert_eq!(late[1].wait().unwrap_err(), "shard 0 took too long");
+        assert_eq!(late[1].wait().unwrap_err(), "the shard before took too long");
     }
 }

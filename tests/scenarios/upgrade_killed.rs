@@ -1,5 +1,5 @@
-//! SIGKILL of the relay that is upgraded, at each step: before the commit nothing goes on without it, after it nobody needs it. (The new
-//! program's end before the commit is in `upgrade`, the end of a carrier in `upgrade_tls`.)
+//! SIGKILL during an upgrade. Of the relay that is upgraded, at each step before the commit: nothing goes on without it; after it, it ends by
+//! itself, and nobody needs it. Of the new program, after the commit: a crash. (Before the commit: `upgrade`; a carrier: `upgrade_tls`.)
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
@@ -17,6 +17,23 @@ use crate::upgrade_stop::upgrade_that_stops_at;
 
 fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("kill");
+}
+
+/// A process that is killed with the test.
+struct Killed(i32);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It has ended, unless the test has failed.
+        let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+    }
+}
+
+/// Waits until nobody holds the relay's port, so that a service manager can start the next relay there.
+fn nobody_listens(relay: &Upgraded) {
+    wait_until("nobody listens", DEADLINE, || {
+        TcpStream::connect(relay.relay.address()).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
 }
 
 /// Reads until nothing has come for `patience` (`false`) or the connection has ended (`true`).
@@ -45,6 +62,7 @@ fn before_the_commit_the_new_program_ends_with_the_relay_and_sends_nothing() {
         client.play_everything(&relay.relay.url("/pattern"));
         client.frame_on(0);
         let (before, successor) = (relay.pid(), upgrade_that_stops_at(step, &relay));
+        let _killed = Killed(successor);
         send(before, Signal::SIGKILL);
         wait_until("the relay has ended", DEADLINE, || has_ended(before));
         // What was on its way. From some step on the new program has the connection too, and it stays open.
@@ -58,9 +76,7 @@ fn before_the_commit_the_new_program_ends_with_the_relay_and_sends_nothing() {
             assert_eq!(read_out(&client, DEADLINE), (0, true), "at {step}");
         }
         assert_eq!(relay.count(" took over from "), 0, "at {step}");
-        // Nobody holds the port, so a service manager starts the next relay there at once.
-        let refused = TcpStream::connect(relay.relay.address()).expect_err("nobody listens");
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "at {step}");
+        nobody_listens(&relay);
     }
 }
 
@@ -73,6 +89,7 @@ fn after_the_commit_nobody_needs_the_relay_that_ran_before() {
     player.goes_on(50);
     let before = relay.pid();
     let successor = upgrade_that_stops_at("committed", &relay);
+    let _killed = Killed(successor);
     // By itself; there is no TLS to carry.
     wait_until("the relay that ran before has ended", DEADLINE, || has_ended(before));
     std::fs::remove_file(&relay.step).unwrap();
@@ -97,7 +114,6 @@ fn the_new_programs_end_after_the_commit_is_a_crash() {
     relay.ask();
     wait_until("the relay that ran before has ended", DEADLINE, || has_ended(before));
     assert!(read_out(&client, DEADLINE).1, "the connection is still open");
-    assert_eq!(relay.count("handed over to the new program"), 1);
-    let refused = TcpStream::connect(relay.relay.address()).expect_err("nobody listens");
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    nobody_listens(&relay);
+    wait_until("the log says so", DEADLINE, || relay.count("handed over to the new program") == 1);
 }

@@ -398,6 +398,18 @@ fn browsers_count_for_the_limits_of_the_successor() {
 }
 
 #[test]
+fn a_page_that_the_configuration_has_no_more_is_closed() {
+    let _turn = beside_others();
+    let (relay, http) = with_pages("");
+    let config = std::fs::read_to_string(&relay.files[0]).unwrap();
+    std::fs::write(&relay.files[0], config.replace("http = \"127.0.0.1:0\"\n", "")).unwrap();
+    relay.upgrade();
+    assert_eq!(relay.count("the configuration does not have this address for http any more; its socket is closed"), 1);
+    let refused = TcpStream::connect(http).expect_err("nobody listens");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
 fn chromium_plays_on_by_media_source_and_by_web_codecs() {
     if !chromium::is_there() {
         return cannot_run("chromium and chromedriver are not installed (tests/run installs them)");

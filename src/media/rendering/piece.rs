@@ -21,6 +21,11 @@ impl Piece {
         &self.0
     }
 
+    /// The same bytes for another thread; not copied.
+    pub fn shared(&self) -> Bytes {
+        Bytes::clone(&self.0)
+    }
+
     /// Bytes in the piece.
     pub fn len(&self) -> usize {
         self.as_slice().len()
