@@ -396,6 +396,10 @@ mod tests {
         let (mut near, _far) = pair();
         near.set_deadline(Instant::now() + Duration::from_millis(30));
         assert_eq!(near.committed().unwrap_err().kind(), ErrorKind::TimedOut);
+        // Nor if it does not read.
+        near.set_deadline(Instant::now() + Duration::from_millis(30));
+        let blocks = vec![Bytes::from(vec![7; 1 << 20]); 8];
+        assert_eq!(near.send(&"all", &blocks, &[]).unwrap_err().kind(), ErrorKind::TimedOut);
     }
 
     #[test]

@@ -296,7 +296,6 @@ impl<E: Egress> Core<E> {
         streams: Vec<SavedStream>,
         kept: &KeptLogs,
     ) -> Result<(), String> {
-        let none = Kept::default();
         for saved in streams {
             let Some(index) = self.streams.iter().find(|stream| stream.name == saved.name).map(|is| is.id.index())
             else {
@@ -310,7 +309,7 @@ impl<E: Egress> Core<E> {
             self.server.set_description(id, description);
             self.server.set_source(now, id, saved.state.source());
             self.server.restore_stream(id, saved.known);
-            let kept = kept.get(&saved.name).unwrap_or(&none);
+            let kept = kept.get(&saved.name).ok_or_else(|| format!("{}: its chunks were not kept", saved.name))?;
             let done = self.streams[index].restore(reference, saved.state, kept);
             done.map_err(|missing| format!("{}: {missing}", self.streams[index].name))?;
             if self.streams[index].home != self.shard {
