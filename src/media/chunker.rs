@@ -1,9 +1,9 @@
-//! The chunker copies each packet once, into the buffer that every client is sent from.
+//! The chunker copies each packet into its chunk, and the chunk, once its size is known, into the memory that every client is sent from.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::TrackId;
@@ -13,13 +13,6 @@ use crate::limits::{
     CHUNK_BYTES_MAX, CHUNK_OPEN_MAX_US, CHUNK_PART_BYTES_MIN, INTERLEAVED_HEADER_BYTES, PACKET_BYTES_MAX,
 };
 use crate::wire::rtp::HEADER_BYTES;
-
-/// Size in bytes of the smallest block that chunks are cut from.
-const BLOCK_BYTES_MIN: usize = 16 * 1024;
-
-/// Chunks that fit in a block. A block is freed with the last of its chunks, and with it what is left over at its end, so a log takes more memory than
-/// it counts.
-const BLOCK_CHUNKS: usize = 3;
 
 /// A packet to append: header, then `prefix`, then `body`.
 #[derive(Clone, Copy, Debug)]
@@ -94,8 +87,8 @@ struct Frame {
 #[derive(Debug)]
 struct Track {
     id: TrackId,
-    /// The open chunk's bytes, at the start of the remainder of a block.
-    buffer: BytesMut,
+    /// The open chunk's bytes.
+    buffer: Vec<u8>,
     spans: Vec<Span>,
     open: Option<Open>,
     frame: Option<Frame>,
@@ -159,7 +152,7 @@ impl Chunker {
     pub fn restore(now: Instant, state: ChunkerState) -> Chunker {
         let track = |(id, track): (u8, TrackState)| Track {
             id: TrackId(id),
-            buffer: BytesMut::from(&track.buffer[..]),
+            buffer: track.buffer.into(),
             spans: track.spans,
             open: track.open.map(|open| open.with_moments(|at| at.at(now))),
             frame: track.frame,
@@ -175,7 +168,7 @@ impl Chunker {
         for index in self.tracks.len()..count {
             self.tracks.push(Track {
                 id: TrackId(index as u8),
-                buffer: BytesMut::new(),
+                buffer: Vec::new(),
                 spans: Vec::new(),
                 open: None,
                 frame: None,
@@ -207,10 +200,7 @@ impl Chunker {
         if this.open.is_some() && this.buffer.len() + framed > CHUNK_BYTES_MAX {
             out(this.close(false, &mut self.next_number));
         }
-        let room = if this.open.is_none() { framed.max(this.likely.of(key)) } else { framed };
-        if this.buffer.capacity() - this.buffer.len() < room {
-            this.grow(room);
-        }
+        this.buffer.reserve(if this.open.is_none() { framed.max(this.likely.of(key)) } else { framed });
         let open = this.open.get_or_insert(Open {
             first_seq: packet.sequence,
             rtp_time: packet.rtp_time,
@@ -284,7 +274,7 @@ impl Chunker {
             return None;
         }
         this.frame = None;
-        this.buffer.clear();
+        this.buffer = Vec::new();
         this.spans.clear();
         this.open.take().map(|open| open.first_seq)
     }
@@ -334,23 +324,13 @@ impl Track {
         (self.buffer.len() >= CHUNK_PART_BYTES_MIN).then(|| open.started + Duration::from_micros(CHUNK_OPEN_MAX_US))
     }
 
-    /// Makes room for `room` more bytes. If the open bytes do not fit where they are, they are copied again. That is rare, because a
-    /// chunk is started only where there is room for the size that chunks have recently had.
-    fn grow(&mut self, room: usize) {
-        let usual = if self.likely.other > 0 { self.likely.other } else { self.likely.key };
-        let block = (usual * BLOCK_CHUNKS).max(self.buffer.len() + room).max(BLOCK_BYTES_MIN);
-        // Blocks of the same size fit where others were.
-        let mut buffer = BytesMut::with_capacity(block.next_multiple_of(1024));
-        buffer.extend_from_slice(&self.buffer);
-        self.buffer = buffer;
-    }
-
     fn close(&mut self, frame_end: bool, next_number: &mut u64) -> Arc<Chunk> {
         let open = self.open.take().expect("only an open chunk is closed");
         let frame = self.frame.as_mut().expect("an open chunk belongs to a frame");
         let frame_start = frame.published.is_none();
         let keyframe = *frame.published.get_or_insert(frame.key);
-        let bytes = self.buffer.split().freeze();
+        // Logs keep many chunks of ever other sizes for seconds: in memory of exactly its size each takes least.
+        let bytes = Bytes::copy_from_slice(&std::mem::take(&mut self.buffer));
         let packets: Box<[Span]> = self.spans.as_slice().into();
         let runs = cut_runs(&packets);
         self.spans.clear();

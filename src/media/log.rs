@@ -27,8 +27,11 @@ const ALLOCATION_BYTES: usize = 16;
 /// Bytes of the two counters before a shared value.
 const COUNTS_BYTES: usize = 2 * size_of::<usize>();
 
-/// Fixed cost of a chunk besides its bytes: the struct and its two lists.
-const CHUNK_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<Chunk>() + 3 * ALLOCATION_BYTES;
+/// Bytes of what several [`Bytes`] of the same memory share: a pointer, its length and a counter.
+const BYTES_SHARED: usize = 3 * size_of::<usize>();
+
+/// Fixed cost of a chunk besides its bytes: the struct, its two lists, and the allocations for the bytes and what shares them.
+const CHUNK_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<Chunk>() + BYTES_SHARED + 5 * ALLOCATION_BYTES;
 
 /// Cost of each of its packets: an entry in both lists.
 const PACKET_PRICE_BYTES: usize = size_of::<Span>() + size_of::<Run>();
@@ -41,6 +44,9 @@ const PIECE_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<bytes::Bytes>() + ALLO
 
 /// Cost of each packet of datagrams besides the packet: its entry, its run and its I/O vector.
 const DATAGRAM_PRICE_BYTES: usize = PACKET_PRICE_BYTES + size_of::<libc::iovec>();
+
+/// Entries by which a list grows at least.
+const ROOM_ADDED: usize = 16;
 
 /// A list whose length shrinks to this many entries keeps its capacity.
 const ROOM_KEPT: usize = 64;
@@ -554,7 +560,7 @@ impl Log {
         self.bytes += chunk.bytes.len();
         let entry = Entry::new(chunk, self.shards);
         self.cost += entry.cost;
-        self.entries.push_back(entry);
+        push(&mut self.entries, entry);
         appended
     }
 
@@ -594,7 +600,7 @@ impl Log {
             self.first += 1;
             if self.is_sound(&entry.chunk) {
                 self.sound_bytes += entry.chunk.bytes.len();
-                self.sound.push_back(entry);
+                push(&mut self.sound, entry);
             } else {
                 self.bytes -= entry.chunk.bytes.len();
                 self.cost -= entry.cost;
@@ -639,6 +645,14 @@ impl Log {
         let whole = chunk.kind == ChunkKind::Media && chunk.frame_start && chunk.frame_end;
         whole && self.audio[usize::from(chunk.track.0)]
     }
+}
+
+/// Appends to a list. Its capacity grows by a quarter, not twofold: a thousand streams keep such lists, and their lengths change little.
+fn push(entries: &mut VecDeque<Entry>, entry: Entry) {
+    if entries.len() == entries.capacity() {
+        entries.reserve_exact(ROOM_ADDED.max(entries.len() / 4));
+    }
+    entries.push_back(entry);
 }
 
 /// Frees most of the capacity that a burst has left in a list: at most four times its length stays.

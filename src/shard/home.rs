@@ -207,7 +207,8 @@ fn gauge(source: &Source) -> SourceGauge {
         clock_steps: stats.clock_steps,
         dropped,
         reads: source.reads.get(),
-        copied: source.copied.get() + stats.tracks.iter().map(|track| track.bytes).sum::<u64>(),
+        // Into the open chunk, and with it into memory of its size.
+        copied: source.copied.get() + 2 * stats.tracks.iter().map(|track| track.bytes).sum::<u64>(),
         unread: source.unread_bytes(),
         encodings: ["video", "audio"]
             .map(|media| pipeline.description().and_then(|description| encoding(description, media))),
