@@ -65,6 +65,21 @@ pub fn give_back_free_memory() {
     }
 }
 
+/// Lets the calling thread give way to the others: its nice value grows by `more`, for which no right is needed (nice(2); on Linux each thread
+/// has its own).
+///
+/// # Errors
+/// A filter of system calls forbids it.
+pub fn give_way(more: i32) -> io::Result<()> {
+    // The new value may be -1 as well, so the error is told apart by `errno` (nice(2)).
+    nix::errno::Errno::clear();
+    // SAFETY: it takes and returns a number.
+    match unsafe { libc::nice(more) } {
+        -1 if nix::errno::Errno::last_raw() != 0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// What the process has allocated, in bytes modulo 4 GiB (mallinfo(3): `uordblks` and `hblkhd`, which are numbers of 32 bits); `None` with C
 /// libraries other than glibc. Threads that allocate may have to wait while the free blocks are counted.
 pub fn allocated_bytes() -> Option<u32> {

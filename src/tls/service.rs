@@ -12,8 +12,9 @@ use super::handshake::{self, Accepted, Admitted, Destination, Onward, SecuredPag
 use super::{Identity, TlsCounts, TlsOutcome, carry};
 use crate::egress::IoKind;
 use crate::egress::runtime::Runtime;
-use crate::limits::TLS_QUEUED_MAX;
+use crate::limits::{TLS_HANDSHAKES_NICE, TLS_QUEUED_MAX};
 use crate::shard::inbox::{ControlSender, ShardSender};
+use crate::sys::give_way;
 use crate::testing::Testing;
 
 /// HandshakeLimits for connections before their handshake is complete.
@@ -139,8 +140,11 @@ impl Tls {
         let (queue, inbox) = mpsc::unbounded_channel();
         let (config, of_thread) = (identity.config(), Arc::clone(&counts));
         let onward = Onward { shards, carriers: senders };
-        threads
-            .push(thread("tls-handshakes".into(), move || handshake::serve(inbox, config, limits, onward, of_thread))?);
+        threads.push(thread("tls-handshakes".into(), move || {
+            // Media first. Where it is forbidden, handshakes compete with the shards as equals.
+            let _ = give_way(TLS_HANDSHAKES_NICE);
+            handshake::serve(inbox, config, limits, onward, of_thread)
+        })?);
         Ok(Tls { sender: TlsSender { queue, control, counts }, threads, ending })
     }
 

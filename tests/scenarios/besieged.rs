@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,9 @@ use crate::harness::vitals::{Memory, Vitals};
 use crate::harness::{DEADLINE, wait_until};
 use crate::tls_flood::{Rsa, connection};
 
-const MIB: u64 = 1 << 20;
+const MIB: f64 = (1 << 20) as f64;
 
-/// Well-behaved players.
+/// Well-behaved players that join before the attack; as many join when it begins.
 const HONEST: usize = 6;
 
 /// How long the attackers continue, unless configured.
@@ -32,8 +33,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis
 /// The part of the time before the attack, as the basis of comparison.
 const CALM_PART: u32 = 4;
 
-/// By what factor the 99th percentile of the latency may grow during the attack. On a machine with other load a few seconds
-/// prove nothing, so only a soak checks it.
+/// By what factor the 99th percentile of an honest player's latency may grow during the attack. On a machine with other load a few
+/// seconds prove nothing, so only a soak checks it.
 const P99_FACTOR: f64 = 3.0;
 
 /// By how many percent the memory may exceed its previous value, in a soak.
@@ -184,10 +185,11 @@ fn unread_answers(siege: &Siege<'_>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Plays until told to stop, and checks that no packet is missing. Returns the number of frames received.
-fn plays_on(relay: &Relay, over: &AtomicBool) -> usize {
+/// Plays until told to stop, and checks that no packet is missing. Tells its session's id, and returns the number of frames received.
+fn plays_on(relay: &Relay, over: &AtomicBool, sessions: &Mutex<Vec<String>>) -> usize {
     let mut client = Client::connect(relay.address());
     client.play_everything(&relay.url("/t"));
+    sessions.lock().unwrap().push(client.session.clone().expect("a session"));
     let (mut next, mut frames) = (None, 0);
     while !over.load(Ordering::Relaxed) {
         for packet in client.frame_on(0) {
@@ -199,16 +201,21 @@ fn plays_on(relay: &Relay, over: &AtomicBool) -> usize {
     frames
 }
 
-/// The 99th percentile of the latency of the stream's sends in the last interval, in microseconds; `None` if this connection was
-/// evicted for another.
-fn p99_us(http: SocketAddr) -> Option<f64> {
+/// The largest 99th percentile of the latency of one of these players since it joined, in microseconds; `None` if this connection was
+/// evicted for another. The stream's would include those attackers who are its players: ten vanished ones for each honest.
+fn p99_us(http: SocketAddr, players: &[String]) -> Option<f64> {
     let mut stream = TcpStream::connect(http).ok()?;
     stream.set_read_timeout(Some(DEADLINE)).ok()?;
     stream.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     let status: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
-    status["streams"].as_array()?.iter().find(|stream| stream["stream"] == "t")?["p99_us"].as_f64()
+    let clients = status["clients"].as_array()?.iter();
+    let of_players = clients.filter(|client| players.iter().any(|session| client["session"] == *session));
+    let p99s: Vec<f64> = of_players.filter_map(|client| client["p99_us"].as_f64()).collect();
+    assert_eq!(p99s.len(), players.len(), "{status}");
+    println!("p99 of honest players, in us: {p99s:?}");
+    p99s.into_iter().reduce(f64::max)
 }
 
 /// Ends the players and attackers, also if the scenario fails.
@@ -229,8 +236,8 @@ fn only_when_idle() {
 }
 
 impl Siege<'_> {
-    /// Runs all attacks until `meanwhile` ends, and waits until the relay has cleaned up after them.
-    fn with_attackers<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+    /// Runs all attacks until `meanwhile` ends, and waits until the relay has cleaned up after them and only `honest` clients are left.
+    fn with_attackers<T>(&self, honest: usize, meanwhile: impl FnOnce() -> T) -> T {
         self.over.store(false, Ordering::Relaxed);
         self.done.iter().for_each(|done| done.store(0, Ordering::Relaxed));
         let pause = PAUSES[usize::from(soak().is_some())];
@@ -251,25 +258,24 @@ impl Siege<'_> {
             meanwhile()
         });
         wait_until("the attackers are forgotten", DEADLINE, || {
-            Vitals::of(self.relay, self.http).clients <= HONEST as u64
+            Vitals::of(self.relay, self.http).clients <= honest as u64
         });
         seen
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-/// The median of the percentiles over this time.
-fn measured(http: SocketAddr, lasts: Duration) -> f64 {
-    let (started, mut seen) = (Instant::now(), Vec::new());
-    while started.elapsed() < lasts {
-        std::thread::sleep(Duration::from_secs(1));
-        seen.extend(p99_us(http));
-    }
-    median(seen)
+/// What [`p99_us`] is after this time, for these players.
+fn measured(http: SocketAddr, lasts: Duration, players: &Mutex<Vec<String>>) -> f64 {
+    // The duration of the measurement.
+    std::thread::sleep(lasts);
+    let players = players.lock().unwrap();
+    assert_eq!(players.len(), HONEST, "not all have joined");
+    let mut p99 = None;
+    wait_until("the report is there", DEADLINE, || {
+        p99 = p99_us(http, &players);
+        p99.is_some()
+    });
+    p99.unwrap()
 }
 
 #[test]
@@ -295,38 +301,46 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
     connection(&certificate.trusted()).write_tls(&mut hello).unwrap();
     let before = Vitals::of(&relay, http);
     let siege = Siege { relay: &relay, http, hello, over: AtomicBool::new(false), done: Default::default() };
-    let honest_over = AtomicBool::new(false);
+    let (relay, over) = (&relay, &AtomicBool::new(false));
+    let [before_it, in_it] = [const { Mutex::new(Vec::new()) }; 2];
     std::thread::scope(|scope| {
-        let _ends = EndsThem(&honest_over);
-        let honest: Vec<_> = (0..HONEST).map(|_| scope.spawn(|| plays_on(&relay, &honest_over))).collect();
+        let _ends = EndsThem(over);
         if soak().is_some() {
             // The logs of two published streams remain, whether there was one publisher or half an hour of them.
             // The duration of the attack.
-            siege.with_attackers(|| std::thread::sleep(SHORT));
+            siege.with_attackers(0, || std::thread::sleep(SHORT));
         }
-        let calm = measured(http, lasts / CALM_PART);
-        let memory = Memory::of(&relay).anonymous;
-        let (besieged, most) =
-            siege.with_attackers(|| (measured(http, lasts - lasts / CALM_PART), Memory::of(&relay).anonymous));
+        let play = |sessions| (0..HONEST).map(move |_| scope.spawn(move || plays_on(relay, over, sessions)));
+        let mut honest: Vec<_> = play(&before_it).collect();
+        let calm = measured(http, lasts / CALM_PART, &before_it);
+        let memory = Memory::of(relay).anonymous;
+        let (besieged, most) = siege.with_attackers(2 * HONEST, || {
+            honest.extend(play(&in_it));
+            (measured(http, lasts - lasts / CALM_PART, &in_it), Memory::of(relay).anonymous)
+        });
+        println!("p99 {calm:.0} us before, {besieged:.0} us besieged");
         for ((what, _), done) in ATTACKERS.iter().zip(&siege.done) {
             println!("{what}: {} times", done.load(Ordering::Relaxed));
             assert!(done.load(Ordering::Relaxed) > 0, "{what} was never there");
         }
-        if soak().is_some() {
-            let bound = memory + memory * MEMORY_PERCENT / 100;
-            wait_until("the memory is back", DEADLINE, || Memory::of(&relay).anonymous <= bound);
+        let (bound, since) = (memory + memory * MEMORY_PERCENT / 100, Instant::now());
+        let mut after = Memory::of(relay).anonymous;
+        while soak().is_some() && after > bound && since.elapsed() < DEADLINE {
+            std::thread::sleep(Duration::from_millis(100));
+            after = Memory::of(relay).anonymous;
         }
-        let after = Memory::of(&relay).anonymous;
-        honest_over.store(true, Ordering::Relaxed);
+        over.store(true, Ordering::Relaxed);
         let frames: Vec<usize> =
             honest.into_iter().map(|player| player.join().expect("a player lost something")).collect();
-        println!("frames of the honest: {frames:?}; p99 {calm:.0} us before, {besieged:.0} us besieged");
-        println!("memory {} MiB before, {} MiB besieged, {} MiB after", memory / MIB, most / MIB, after / MIB);
+        println!("frames of the honest: {frames:?}");
+        let [before, most, after] = [memory, most, after].map(|bytes| bytes as f64 / MIB);
+        println!("memory {before:.1} MiB before, {most:.1} MiB besieged, {after:.1} MiB after");
         if soak().is_some() {
+            assert!(after <= bound as f64 / MIB, "memory {before:.1} MiB before, {after:.1} MiB after");
             assert!(besieged <= P99_FACTOR * calm, "p99 {calm:.0} us before, {besieged:.0} us besieged");
         }
     });
-    before.come_back(&relay, http, DEADLINE);
+    before.come_back(relay, http, DEADLINE);
     let printed = relay.printed();
     assert!(!printed.contains("panicked") && !printed.contains("a bug in rtsprelay"), "{printed}");
 }

@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use rtsprelay::limits::{connections_many, strangers_max, tls_half_open_max};
+use rtsprelay::limits::{TLS_HANDSHAKES_NICE, connections_many, strangers_max, tls_half_open_max};
 
 use crate::harness::camera::Camera;
 use crate::harness::http::{get, http_address, value};
@@ -113,6 +113,24 @@ fn assert_unbroken(packets: &[Packet]) {
     for pair in packets.windows(2) {
         assert_eq!(pair[1].seq(), pair[0].seq().wrapping_add(1), "a packet is missing");
     }
+}
+
+/// The nice value of a thread of the relay (proc_pid_stat(5)).
+fn nice(relay: &Relay, thread: &str) -> i32 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", relay.pid())).expect("/proc of the relay");
+    let stats = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+    let of_thread = stats.filter_map(|stat| stat.split_once(&format!("({thread}) ")).map(|(_, rest)| rest.to_owned()));
+    // The 19th field; the name is the second.
+    of_thread.map(|rest| rest.split(' ').nth(16).unwrap().parse().unwrap()).next().expect("the thread")
+}
+
+#[test]
+fn handshakes_give_way_to_media() {
+    let _turn = beside_others();
+    let relay = relay(&Certificate::new(), "");
+    let of_media = nice(&relay, "shard-0");
+    assert_eq!(nice(&relay, "tls-0"), of_media);
+    assert_eq!(nice(&relay, "tls-handshakes"), of_media + TLS_HANDSHAKES_NICE);
 }
 
 #[test]

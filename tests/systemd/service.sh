@@ -204,6 +204,9 @@ chmod 640 "$secrets/key.pem"
 head='listen_tls = ["127.0.0.1:8322"]\ntls_certificate = "/etc/rtsprelay/certificate.pem"\ntls_key = "/etc/rtsprelay/key.pem"\n' configure one
 guest systemctl restart rtsprelay
 within 20 plays one
+# The filter of system calls must allow it; the names have no spaces.
+handshakes=$(awk '$2 == "(tls-handshakes)" { print $19 }' "/proc/$(main_process)/task/"*/stat)
+[ "$handshakes" = 5 ] || fail "handshakes have nice value $handshakes and do not give way to media"
 frames=$(mktemp)
 carried=$(mktemp)
 no_carrier() { ! guest pgrep -x rtsprelay-carry >/dev/null; }
