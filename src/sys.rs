@@ -70,7 +70,7 @@ pub fn give_back_free_memory() {
 ///
 /// # Errors
 /// A filter of system calls forbids it.
-pub fn give_way(more: i32) -> io::Result<()> {
+pub fn lower_priority(more: i32) -> io::Result<()> {
     // The new value may be -1 as well, so the error is told apart by `errno` (nice(2)).
     nix::errno::Errno::clear();
     // SAFETY: it takes and returns a number.

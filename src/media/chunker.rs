@@ -329,7 +329,7 @@ impl Track {
         let frame = self.frame.as_mut().expect("an open chunk belongs to a frame");
         let frame_start = frame.published.is_none();
         let keyframe = *frame.published.get_or_insert(frame.key);
-        // Logs keep many chunks of ever other sizes for seconds: in memory of exactly its size each takes least.
+        // Logs keep many chunks of different sizes for seconds, and in memory of exactly its size each takes least.
         let bytes = Bytes::copy_from_slice(&std::mem::take(&mut self.buffer));
         let packets: Box<[Span]> = self.spans.as_slice().into();
         let runs = cut_runs(&packets);

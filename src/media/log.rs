@@ -165,7 +165,7 @@ pub enum Appended {
 /// keeps audio for another [`SKIP_KEPT_S`] (at most [`SKIP_KEPT_BYTES_MAX`]), for clients that were busy for longer. If it costs more
 /// than `bytes_max`, the oldest frames are dropped, and with them possibly the keyframe at which new clients would start
 /// ([`Log::cached_start`]). The limit is on the memory that chunks cost ([`Log::cost`]), not just on the media: a frame of one byte
-/// costs half a kilobyte.
+/// costs more than half a kilobyte.
 #[derive(Debug)]
 pub struct Log {
     entries: VecDeque<Entry>,

@@ -6,11 +6,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::core::{KeptLogs, SentLogs};
-use super::reading::Reading;
 use super::saved::{Copying, Freezing, HandOver, Restoring, SavedClients, Saving, ShardState};
 use super::thread::Thread;
 use super::turn::Turn;
 use crate::egress::Egress;
+use crate::limits::READ_BYTES_MAX;
 
 /// Interval of checks whether everything has come to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -161,7 +161,7 @@ impl<E: Egress> Thread<E> {
         self.core.go_on(now);
         for (token, conn) in std::mem::take(&mut self.handing.restored) {
             if self.core.is_there(token) {
-                self.read_on(Reading::new(token, conn));
+                self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX), 0);
             }
         }
     }

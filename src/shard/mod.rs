@@ -10,7 +10,6 @@ pub mod home;
 pub mod inbox;
 pub mod local;
 pub mod player;
-mod reading;
 pub mod saved;
 mod snapshot;
 pub mod thread;

@@ -22,11 +22,13 @@ use super::handing::Handing;
 use super::home::Homes;
 use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToControl, ToShard};
 use super::local::Local;
-use super::reading::{Read, Reading};
 use super::types::{CoreConfig, Group, Handover, Hosting, Lingering, SocketFds, UdpSockets, WebClient};
 use crate::egress::runtime::Runtime;
-use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, UringEgress, Valve, ZeroCopy};
-use crate::limits::{LINGER_MS, LINGER_READ_BYTES_MAX, READS_PASS_MAX_US, STOP_MAX_MS, USER_TIMEOUT_AFTER_STALL_S};
+use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, Valve, ZeroCopy};
+use crate::limits::{
+    LINGER_MS, LINGER_READ_BYTES_MAX, PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, STOP_MAX_MS,
+    USER_TIMEOUT_AFTER_STALL_S,
+};
 use crate::media::StreamId;
 use crate::metrics::ReportRequest;
 use crate::source::camera::pauses;
@@ -156,6 +158,16 @@ const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Maximum size of a received datagram.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes that were read from a connection; nothing more is read from it until they have been absorbed.
+pub(super) struct Read {
+    token: Token,
+    conn: Conn,
+    result: io::Result<usize>,
+    buffer: Vec<u8>,
+    /// Bytes read and discarded since the connection is being closed.
+    dropped: usize,
+}
+
 /// A datagram, with the socket that it arrived on and its sender.
 pub(super) struct Received {
     by: Port,
@@ -269,7 +281,7 @@ pub(super) struct Thread<E: Egress> {
     pub(super) datagrams: mpsc::Receiver<Received>,
     read: mpsc::UnboundedSender<Read>,
     /// Publishers' connections that are not read until their sources have processed more.
-    backlogged: Vec<Reading>,
+    backlogged: Vec<(Token, Conn, Vec<u8>)>,
     /// Connections that are closed on this side, and until when they are read, in that order.
     lingering: VecDeque<(Instant, Lingering)>,
     pub(super) timer: Pin<Box<Sleep>>,
@@ -580,7 +592,7 @@ impl<E: Egress> Thread<E> {
         conn.set_path(self.dscp, self.user_timeout)?;
         match self.core.accept(now, conn.clone(), (peer, local), unread, moves) {
             Some(token) if self.core.is_there(token) => {
-                self.read_on(Reading::new(token, conn));
+                self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX), 0);
             }
             // It has already been handed over, with what arrived.
             Some(_) => {}
@@ -594,45 +606,43 @@ impl<E: Egress> Thread<E> {
         conn.set_options()?;
         conn.set_path(self.dscp, self.user_timeout)?;
         match self.core.web_connected(now, conn.clone(), (peer, local), unread, client) {
-            Some(token) => self.read_on(Reading::new(token, conn)),
+            Some(token) => self.read_on(token, conn, Vec::with_capacity(READ_BYTES_MAX), 0),
             None => self.gone(peer),
         }
         Ok(())
     }
 
     fn taken_in(&mut self, now: Instant, read: Read) {
-        let Read { mut reading, result } = read;
-        let token = reading.token;
+        let Read { token, conn, result, mut buffer, mut dropped } = read;
         let ended = match &result {
             Ok(count) => *count == 0,
             Err(error) => error.kind() != io::ErrorKind::Interrupted,
         };
         match result {
             Ok(0) => self.core.disconnected(now, token),
-            Ok(count) => {
-                let began = Instant::now();
-                self.core.input(now, token, &reading.buffer[..count]);
-                if self.core.publishes(token) {
-                    reading.fit(count, began.elapsed());
-                }
-            }
+            Ok(count) => self.core.input(now, token, &buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => self.core.disconnected(now, token),
         }
         if self.core.is_open(token) {
-            if self.core.is_backlogged(token) {
-                return self.backlogged.push(reading);
+            buffer.clear();
+            if buffer.capacity() < PUBLISHER_READ_BYTES_MAX && self.core.publishes(token) {
+                buffer.reserve_exact(PUBLISHER_READ_BYTES_MAX);
             }
-            return self.read_on(reading);
+            if self.core.is_backlogged(token) {
+                return self.backlogged.push((token, conn, buffer));
+            }
+            return self.read_on(token, conn, buffer, 0);
         }
         let lingers = self.lingering.iter().position(|(_, lingering)| lingering.token == token);
         if !self.core.is_there(token) && lingers.is_none() {
             return;
         }
         // It is being closed. What it still sends is read anyway, within limits: see `Lingering`.
-        reading.dropped += reading.buffer.len();
-        if !ended && reading.dropped <= LINGER_READ_BYTES_MAX {
-            self.read_on(reading);
+        dropped += buffer.len();
+        if !ended && dropped <= LINGER_READ_BYTES_MAX {
+            buffer.clear();
+            self.read_on(token, conn, buffer, dropped);
         } else if let Some(index) = lingers {
             self.lingered(index);
         }
@@ -640,11 +650,11 @@ impl<E: Egress> Thread<E> {
 
     /// Reads publishers again whose backlog has shrunk.
     fn read_backlogged(&mut self) {
-        for reading in std::mem::take(&mut self.backlogged) {
-            if self.core.is_backlogged(reading.token) {
-                self.backlogged.push(reading);
+        for (token, conn, buffer) in std::mem::take(&mut self.backlogged) {
+            if self.core.is_backlogged(token) {
+                self.backlogged.push((token, conn, buffer));
             } else {
-                self.read_on(reading);
+                self.read_on(token, conn, buffer, 0);
             }
         }
     }
@@ -659,11 +669,12 @@ impl<E: Egress> Thread<E> {
 
     /// Starts the next read of a connection. There is never more than one read in progress, and none while its bytes are being
     /// processed, so that the connection can be handed over completely.
-    pub(super) fn read_on(&self, reading: Reading) {
+    pub(super) fn read_on(&self, token: Token, conn: Conn, buffer: Vec<u8>, dropped: usize) {
         let (read, valve) = (self.read.clone(), self.valve.clone());
         tokio::task::spawn_local(async move {
+            let (result, buffer) = valve.pass(conn.read(buffer)).await;
             // The shard has ended: there is nobody to read for.
-            let _ = read.send(reading.read(&valve).await);
+            let _ = read.send(Read { token, conn, result, buffer, dropped });
         });
     }
 

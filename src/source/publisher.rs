@@ -31,7 +31,7 @@ const BUSY: u16 = 503;
 const WAITING: &str = "waiting for a publisher";
 
 /// Messages, and bytes of packets in them, that are processed before other tasks run.
-const ABSORB_MAX: usize = 64;
+const ABSORB_MAX: usize = 256;
 const ABSORB_BYTES_MAX: usize = 256 * 1024;
 
 /// Number of ended publishers that are remembered, because packets that they sent before may still arrive.

@@ -14,7 +14,7 @@ use crate::egress::IoKind;
 use crate::egress::runtime::Runtime;
 use crate::limits::{TLS_HANDSHAKES_NICE, TLS_QUEUED_MAX};
 use crate::shard::inbox::{ControlSender, ShardSender};
-use crate::sys::give_way;
+use crate::sys::lower_priority;
 use crate::testing::Testing;
 
 /// HandshakeLimits for connections before their handshake is complete.
@@ -142,7 +142,7 @@ impl Tls {
         let onward = Onward { shards, carriers: senders };
         threads.push(thread("tls-handshakes".into(), move || {
             // Media first. Where it is forbidden, handshakes compete with the shards as equals.
-            let _ = give_way(TLS_HANDSHAKES_NICE);
+            let _ = lower_priority(TLS_HANDSHAKES_NICE);
             handshake::serve(inbox, config, limits, onward, of_thread)
         })?);
         Ok(Tls { sender: TlsSender { queue, control, counts }, threads, ending })

@@ -118,7 +118,8 @@ fn assert_unbroken(packets: &[Packet]) {
 /// The nice value of a thread of the relay (proc_pid_stat(5)).
 fn nice(relay: &Relay, thread: &str) -> i32 {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", relay.pid())).expect("/proc of the relay");
-    let stats = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+    // Other threads may end meanwhile.
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
     let of_thread = stats.filter_map(|stat| stat.split_once(&format!("({thread}) ")).map(|(_, rest)| rest.to_owned()));
     // The 19th field; the name is the second.
     of_thread.map(|rest| rest.split(' ').nth(16).unwrap().parse().unwrap()).next().expect("the thread")
@@ -130,7 +131,8 @@ fn handshakes_give_way_to_media() {
     let relay = relay(&Certificate::new(), "");
     let of_media = nice(&relay, "shard-0");
     assert_eq!(nice(&relay, "tls-0"), of_media);
-    assert_eq!(nice(&relay, "tls-handshakes"), of_media + TLS_HANDSHAKES_NICE);
+    let wanted = (of_media + TLS_HANDSHAKES_NICE).min(19);
+    wait_until("handshakes give way", DEADLINE, || nice(&relay, "tls-handshakes") == wanted);
 }
 
 #[test]

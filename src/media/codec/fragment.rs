@@ -1,7 +1,7 @@
 //! Splits H.264 and H.265 payloads into smaller ones (RFC 6184 section 5.8, RFC 7798 section 4.4.3).
 //!
 //! Over TCP, cameras send whole NAL units as one packet, which would be too large for UDP. Each resulting payload is passed as a prefix
-//! and a body, so that the media itself is copied only once, into its chunk.
+//! and a body, so that the media itself is copied only into its chunk.
 
 use crate::media::codec::{Codec, annex_b};
 
