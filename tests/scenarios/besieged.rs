@@ -201,7 +201,7 @@ fn plays_on(relay: &Relay, over: &AtomicBool, sessions: &Mutex<Vec<String>>) -> 
     frames
 }
 
-/// The largest 99th percentile of the latency of one of these players since it joined, in microseconds; `None` if this connection was
+/// The median of these players' 99th percentiles of the latency, each since it joined, in microseconds; `None` if this connection was
 /// evicted for another. The stream's would include those attackers who are its players: ten vanished ones for each honest.
 fn p99_us(http: SocketAddr, players: &[String]) -> Option<f64> {
     let mut stream = TcpStream::connect(http).ok()?;
@@ -212,9 +212,10 @@ fn p99_us(http: SocketAddr, players: &[String]) -> Option<f64> {
     let status: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
     let clients = status["clients"].as_array()?.iter();
     let of_players = clients.filter(|client| players.iter().any(|session| client["session"] == *session));
-    let p99s: Vec<f64> = of_players.filter_map(|client| client["p99_us"].as_f64()).collect();
+    let mut p99s: Vec<f64> = of_players.filter_map(|client| client["p99_us"].as_f64()).collect();
     println!("p99 of honest players, in us: {p99s:?}");
-    p99s.iter().copied().reduce(f64::max).filter(|_| p99s.len() == players.len())
+    p99s.sort_by(f64::total_cmp);
+    p99s.get(players.len() / 2).copied().filter(|_| p99s.len() == players.len())
 }
 
 /// Ends the players and attackers, also if the scenario fails.
@@ -266,7 +267,7 @@ impl Siege<'_> {
 /// What [`p99_us`] is after this time, for these players.
 fn measured(http: SocketAddr, lasts: Duration, players: &Mutex<Vec<String>>) -> f64 {
     wait_until("all have joined", DEADLINE, || players.lock().unwrap().len() == HONEST);
-    // The duration of the measurement.
+    // Not a wait for a condition: the percentile is that of this much time.
     std::thread::sleep(lasts);
     let players = players.lock().unwrap();
     let mut p99 = None;
@@ -305,8 +306,8 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
     std::thread::scope(|scope| {
         let _ends = EndsThem(over);
         if soak().is_some() {
-            // The logs of two published streams remain, whether there was one publisher or half an hour of them.
-            // The duration of the attack.
+            // The logs of two published streams remain, whether there was one publisher or half an hour of them. The sleep is how long the
+            // attackers attack, and not a wait for a condition.
             siege.with_attackers(0, || std::thread::sleep(SHORT));
         }
         let play = |sessions| (0..HONEST).map(move |_| scope.spawn(move || plays_on(relay, over, sessions)));
@@ -325,6 +326,7 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
         let (bound, since) = (memory + memory * MEMORY_PERCENT / 100, Instant::now());
         let mut after = Memory::of(relay).anonymous;
         while soak().is_some() && after > bound && since.elapsed() < DEADLINE {
+            // The pause between two looks. Not `wait_until`, because what it has come to is printed, and judged below, also if it is too much.
             std::thread::sleep(Duration::from_millis(100));
             after = Memory::of(relay).anonymous;
         }
