@@ -37,6 +37,8 @@ struct Socket {
     /// The error with which the current or next operation ends, after at most this many more bytes.
     refusal: Option<(usize, i32)>,
     unsent: Vec<Piece>,
+    /// See [`SimEgress::is_cut_short`].
+    cut_short: bool,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ impl Socket {
             operation: None,
             refusal: None,
             unsent: Vec::new(),
+            cut_short: false,
         }
     }
 
@@ -116,6 +119,7 @@ impl Socket {
                 let error = io::Error::from_raw_os_error(errno);
                 if is_shortage(&error) {
                     self.unsent = rest_of(pieces.into_iter(), offset);
+                    self.cut_short = true;
                 }
                 return Some(Completion { token, bytes, error: Some(error), at: None, unsegmented: false });
             }
@@ -154,6 +158,11 @@ impl SimEgress {
     /// the one after it.
     pub fn refuse(&mut self, slot: u32, bytes: usize, errno: i32) {
         self.sockets.entry(slot).or_insert_with(Socket::new).refusal = Some((bytes, errno));
+    }
+
+    /// Whether the last operation in that slot ended for want of memory, and the rest has not been sent again yet.
+    pub fn is_cut_short(&self, slot: u32) -> bool {
+        self.sockets.get(&slot).is_some_and(|socket| socket.cut_short)
     }
 
     /// Advances time by `elapsed`: clients read, and blocked operations continue.
@@ -197,6 +206,7 @@ impl Egress for SimEgress {
         assert!(pieces.len() <= crate::limits::OP_IOVECS_MAX);
         let socket = self.sockets.entry(token.slot).or_insert_with(Socket::new);
         assert!(socket.operation.is_none(), "one operation in flight per client");
+        socket.cut_short = false;
         socket.operation = Some(Operation { token, pieces: pieces.drain(..).collect(), offset: 0, done: 0 });
         self.queued.push(token.slot);
     }
