@@ -249,7 +249,7 @@ fn is_for_another_try(error: &io::Error) -> bool {
 }
 
 /// A connection as TLS reads and writes it after it was reported ready.
-struct Ready<'a>(&'a TcpStream);
+pub(super) struct Ready<'a>(pub(super) &'a TcpStream);
 
 impl Read for Ready<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -272,7 +272,7 @@ impl Write for Ready<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::TcpListener;
     use std::os::unix::net::UnixStream as StdUnixStream;
 
@@ -288,8 +288,8 @@ mod tests {
     /// Long enough for the slowest machine.
     const DEADLINE: Duration = Duration::from_secs(30);
 
-    /// A completed handshake, in memory.
-    fn shaken() -> (ServerConnection, ClientConnection) {
+    /// The configuration of a server, and a client that trusts it.
+    pub(in crate::tls) fn both() -> (Arc<ServerConfig>, ClientConnection) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let server = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
@@ -298,8 +298,14 @@ mod tests {
         roots.add(made.cert.der().clone()).unwrap();
         let client = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
         let client = client.with_root_certificates(roots).with_no_client_auth();
-        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
-        let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from("localhost").unwrap()).unwrap();
+        let client = ClientConnection::new(Arc::new(client), ServerName::try_from("localhost").unwrap()).unwrap();
+        (Arc::new(server), client)
+    }
+
+    /// A completed handshake, in memory.
+    fn shaken() -> (ServerConnection, ClientConnection) {
+        let (server, mut client) = both();
+        let mut server = ServerConnection::new(server).unwrap();
         while server.is_handshaking() || client.is_handshaking() {
             let mut bytes = Vec::new();
             client.write_tls(&mut bytes).unwrap();

@@ -1,7 +1,7 @@
 //! The handshake thread, and what it does for each connection.
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -17,8 +17,8 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_rustls::rustls::{self, AlertDescription, ServerConfig, ServerConnection};
 
-use super::carry::Established;
-use super::turns::Turns;
+use super::carry::{Established, Ready};
+use super::turns::{Stage, Turns};
 use super::{Counted, HandshakeLimits, TlsCounts, TlsOutcome};
 use crate::crowd::{Crowd, Place, origin};
 use crate::egress::Secured;
@@ -273,25 +273,6 @@ impl From<io::Error> for Broken {
     }
 }
 
-/// A socket that does not wait.
-struct AtOnce<'a>(&'a tokio::net::TcpStream);
-
-impl Read for AtOnce<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(into)
-    }
-}
-
-impl Write for AtOnce<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Does a handshake, each step when there is something to read, in a turn of its own.
 async fn shake_hands(
     tcp: &tokio::net::TcpStream,
@@ -299,9 +280,11 @@ async fn shake_hands(
     turns: &Turns,
 ) -> Result<ServerConnection, Broken> {
     let mut tls = ServerConnection::new(config).map_err(Broken::Failed)?;
+    let mut stage = Stage::First;
     loop {
         while tls.wants_write() {
-            match tls.write_tls(&mut AtOnce(tcp)) {
+            stage = Stage::Answered;
+            match tls.write_tls(&mut Ready(tcp)) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => tcp.writable().await?,
                 written => drop(written?),
             }
@@ -310,17 +293,18 @@ async fn shake_hands(
             return Ok(tls);
         }
         tcp.readable().await?;
-        let mut turn = turns.turn().await;
-        let step = turn.compute(|| match tls.read_tls(&mut AtOnce(tcp)) {
-            Ok(0) => Err(Broken::Left),
-            Ok(_) => tls.process_new_packets().map(drop).map_err(Broken::Failed),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.into()),
-        });
+        // Only a client that has sent something waits for a turn. Until then the connection holds what was read, at most 4 KiB.
+        match tls.read_tls(&mut Ready(tcp)) {
+            Ok(0) => return Err(Broken::Left),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            read => drop(read?),
+        }
+        let mut turn = turns.turn(stage).await;
+        let step = turn.compute(|| tls.process_new_packets().map(drop).map_err(Broken::Failed));
         drop(turn);
         if step.is_err() {
             // The alert, as far as it can be sent.
-            let _ = tls.write_tls(&mut AtOnce(tcp));
+            let _ = tls.write_tls(&mut Ready(tcp));
         }
         step?;
     }
@@ -370,4 +354,55 @@ fn pass_on(
     let (peer, secured) = (admitted.peer, Some(secured));
     shard.tell(ToShard::Connection { stream, peer, unread: Bytes::new(), secured, moves: 0 });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::super::carry::tests::both;
+    use super::super::turns::Slice;
+    use super::*;
+    use crate::egress::IoKind;
+    use crate::egress::runtime::Runtime;
+
+    #[test]
+    fn only_what_a_client_sends_takes_a_turn() {
+        let (config, mut tls) = both();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let client = std::thread::spawn(move || {
+            loop {
+                // All it has to say, at once.
+                let mut bytes = Vec::new();
+                while tls.wants_write() {
+                    tls.write_tls(&mut bytes).unwrap();
+                }
+                client.write_all(&bytes).unwrap();
+                if !tls.is_handshaking() {
+                    return client;
+                }
+                tls.read_tls(&mut client).unwrap();
+                tls.process_new_packets().unwrap();
+            }
+        });
+        Runtime::new(IoKind::Epoll).unwrap().block_on(async {
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+            let (turns, mut given) = (Rc::new(Turns::default()), 0);
+            let mut slice = Slice::new(Instant::now());
+            let shaken = spawn_local({
+                let turns = Rc::clone(&turns);
+                async move { shake_hands(&stream, config, &turns).await.is_ok() }
+            });
+            while !shaken.is_finished() {
+                given += u32::from(turns.give_one(&mut slice).await);
+                tokio::task::yield_now().await;
+            }
+            assert!(shaken.await.unwrap());
+            assert_eq!(given, 2, "one for its first message, one for its last");
+        });
+        client.join().unwrap();
+    }
 }

@@ -4,7 +4,6 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::abuse::{insolent_camera, publisher_at};
 use crate::harness::datagrams::Ports;
 use crate::harness::http::http_address;
-use crate::harness::machine::alone;
+use crate::harness::machine::{alone, only_when_idle};
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, stream_from};
 use crate::harness::vitals::{Memory, Vitals};
@@ -225,14 +224,6 @@ impl Drop for EndsThem<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// The calling thread gets only the processor time that nobody else wants. Attackers have machines of their own; here they share the relay's,
-/// and a relay that waits for a processor which an attacker's program uses would count as one that the attack slows down.
-fn only_when_idle() {
-    let thread = nix::unistd::gettid().to_string();
-    let done = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status().expect("chrt (util-linux)");
-    assert!(done.success(), "chrt: {done}");
 }
 
 impl Siege<'_> {
