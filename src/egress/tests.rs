@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::smallvec;
 use socket2::SockRef;
 
 use super::probe::probe;
@@ -643,7 +644,7 @@ fn the_packets_of_a_run_that_is_refused_go_one_by_one() {
         let whole = datagrams(&sizes);
         // The middle run is too large for a datagram; the kernel reports a path's MTU with the same error.
         let run = |first, count, segment| Run { first, count, segment };
-        let runs = Box::new([run(0, 1, 10), run(1, 3, 30_000), run(4, 1, 700)]);
+        let runs = smallvec![run(0, 1, 10), run(1, 3, 30_000), run(4, 1, 700)];
         let chunk = Rc::new(Datagrams::new(whole.bytes().clone(), whole.packets.clone(), runs));
         rig.egress.send_datagrams(token(0), &rtp, to.into(), &chunk, false);
         let completion = rig.wait(0).await;

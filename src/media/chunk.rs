@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::TrackId;
 use super::saved::Moment;
@@ -30,7 +31,7 @@ pub struct Span {
 /// Packets that one UDP send with `UDP_SEGMENT` can carry: all of one size, except that the last may be shorter (udp(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Index of the run's first packet in [`Chunk::packets`].
+    /// Index of the run's first packet in the chunk.
     pub first: u16,
     /// Packets in the run, at least 1.
     pub count: u16,
@@ -63,10 +64,8 @@ pub struct Chunk {
     pub rtp_time: u32,
     /// For each packet `$`, channel, length and the packet (RFC 2326 section 10.12), with the track's own channel numbers.
     pub bytes: Bytes,
-    /// Where each packet lies.
-    pub packets: Box<[Span]>,
-    /// The packets grouped into GSO runs, in order.
-    pub runs: Box<[Run]>,
+    /// Number of packets. Where they lie follows from the bytes ([`Chunk::spans`]).
+    pub packets: u16,
 }
 
 /// A chunk as plain data, for saving.
@@ -119,7 +118,6 @@ impl Chunk {
 
     /// Restores a saved chunk.
     pub fn restore(now: Instant, state: ChunkState) -> Chunk {
-        let packets = spans(&state.bytes);
         Chunk {
             number: state.number,
             track: state.track,
@@ -131,9 +129,8 @@ impl Chunk {
             arrival: state.arrival.at(now),
             first_seq: state.first_seq,
             rtp_time: state.rtp_time,
-            runs: cut_runs(&packets),
+            packets: Spans::of(&state.bytes).count() as u16,
             bytes: state.bytes,
-            packets,
         }
     }
 
@@ -156,8 +153,7 @@ impl Chunk {
             first_seq: 0,
             rtp_time,
             bytes: Bytes::from(bytes),
-            packets: Box::new([Span { offset: INTERLEAVED_HEADER_BYTES as u32, len }]),
-            runs: Box::new([Run { first: 0, count: 1, segment: len }]),
+            packets: 1,
         }
     }
 
@@ -174,10 +170,15 @@ impl Chunk {
         }
     }
 
+    /// Where each packet lies in its bytes, in order.
+    pub fn spans(&self) -> Spans<'_> {
+        Spans::of(&self.bytes)
+    }
+
     /// A copy of the bytes with another channel number.
     pub fn render(&self, channel: u8) -> Bytes {
         let mut out = self.bytes.to_vec();
-        for span in &self.packets {
+        for span in self.spans() {
             // The channel is the second of the four bytes before the packet.
             out[span.offset as usize - 3] = channel;
         }
@@ -185,23 +186,36 @@ impl Chunk {
     }
 }
 
-/// Where the packets lie in the bytes of a chunk.
-fn spans(bytes: &[u8]) -> Box<[Span]> {
-    let (mut spans, mut at) = (Vec::new(), 0);
-    while let Some([b'$', _, high, low]) = bytes.get(at..at + INTERLEAVED_HEADER_BYTES) {
-        let (offset, len) = (at + INTERLEAVED_HEADER_BYTES, u16::from_be_bytes([*high, *low]));
-        at = offset + usize::from(len);
-        if at > bytes.len() {
-            break;
-        }
-        spans.push(Span { offset: offset as u32, len });
+/// Where the packets lie in the bytes of a chunk, one after the other; ends before anything that is not a whole packet.
+#[derive(Clone, Debug)]
+pub struct Spans<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Spans<'a> {
+    pub(super) fn of(bytes: &'a [u8]) -> Self {
+        Spans { bytes, at: 0 }
     }
-    spans.into_boxed_slice()
+}
+
+impl Iterator for Spans<'_> {
+    type Item = Span;
+
+    fn next(&mut self) -> Option<Span> {
+        let [b'$', _, high, low] = self.bytes.get(self.at..self.at + INTERLEAVED_HEADER_BYTES)? else { return None };
+        let (offset, len) = (self.at + INTERLEAVED_HEADER_BYTES, u16::from_be_bytes([*high, *low]));
+        let end = offset + usize::from(len);
+        (end <= self.bytes.len()).then(|| {
+            self.at = end;
+            Span { offset: offset as u32, len }
+        })
+    }
 }
 
 /// Groups packets into GSO runs: equal sizes; a shorter packet ends its run.
-pub fn cut_runs(packets: &[Span]) -> Box<[Run]> {
-    let mut runs: Vec<Run> = Vec::new();
+pub fn cut_runs(packets: &[Span]) -> SmallVec<[Run; 2]> {
+    let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
     let mut bytes = 0usize;
     let mut ended = true;
     for (index, span) in packets.iter().enumerate() {
@@ -224,7 +238,8 @@ pub fn cut_runs(packets: &[Span]) -> Box<[Run]> {
             ended = false;
         }
     }
-    runs.into_boxed_slice()
+    runs.shrink_to_fit();
+    runs
 }
 
 #[cfg(test)]
@@ -259,10 +274,10 @@ mod tests {
             bytes.extend_from_slice(&u16::to_be_bytes(size));
             bytes.extend(vec![b'$'; usize::from(size)]);
         }
-        assert_eq!(super::spans(&bytes)[..], spans(&sizes)[..]);
+        assert_eq!(Spans::of(&bytes).collect::<Vec<_>>(), spans(&sizes));
         // Nonsense has none, and what is cut off ends before it.
-        assert!(super::spans(b"rubbish").is_empty() && super::spans(b"$\0\0\x09").is_empty());
-        assert_eq!(super::spans(&bytes[..bytes.len() - 1]).len(), 3);
+        assert_eq!(Spans::of(b"rubbish").chain(Spans::of(b"$\0\0\x09")).count(), 0);
+        assert_eq!(Spans::of(&bytes[..bytes.len() - 1]).count(), 3);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::TrackId;
-use super::chunk::{Chunk, ChunkKind, Span, cut_runs};
+use super::chunk::{Chunk, ChunkKind, Span, Spans};
 use super::saved::Moment;
 use crate::limits::{
     CHUNK_BYTES_MAX, CHUNK_OPEN_MAX_US, CHUNK_PART_BYTES_MIN, INTERLEAVED_HEADER_BYTES, PACKET_BYTES_MAX,
@@ -331,12 +331,12 @@ impl Track {
         let keyframe = *frame.published.get_or_insert(frame.key);
         // Logs keep many chunks of different sizes for seconds, and in memory of exactly its size each takes least.
         let bytes = Bytes::copy_from_slice(&std::mem::take(&mut self.buffer));
-        let packets: Box<[Span]> = self.spans.as_slice().into();
-        let runs = cut_runs(&packets);
+        let packets = self.spans.len();
+        debug_assert_eq!(Spans::of(&bytes).count(), packets);
         self.spans.clear();
         self.likely.saw(frame.key, bytes.len());
-        self.sent.packets += packets.len() as u64;
-        self.sent.bytes += (bytes.len() - packets.len() * INTERLEAVED_HEADER_BYTES) as u64;
+        self.sent.packets += packets as u64;
+        self.sent.bytes += (bytes.len() - packets * INTERLEAVED_HEADER_BYTES) as u64;
         self.sent.keyframes += u64::from(frame_start && keyframe);
         let number = *next_number;
         *next_number += 1;
@@ -352,8 +352,7 @@ impl Track {
             first_seq: open.first_seq,
             rtp_time: open.rtp_time,
             bytes,
-            packets,
-            runs,
+            packets: packets as u16,
         })
     }
 }
@@ -466,7 +465,7 @@ mod tests {
             }
             let mut got = Vec::new();
             for chunk in &rig.out {
-                for span in &chunk.packets {
+                for span in chunk.spans() {
                     let packet = &chunk.bytes[span.offset as usize..][..usize::from(span.len)];
                     assert_eq!(packet[..14], [[9; 12].as_slice(), &[8, 8]].concat());
                     got.push(packet[14..].to_vec());

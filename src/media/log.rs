@@ -30,11 +30,8 @@ const COUNTS_BYTES: usize = 2 * size_of::<usize>();
 /// Bytes of what several [`Bytes`] of the same memory share: a pointer, its length and a counter.
 const BYTES_SHARED: usize = 3 * size_of::<usize>();
 
-/// Fixed cost of a chunk besides its bytes: the struct, its two lists, and the allocations for the bytes and what shares them.
-const CHUNK_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<Chunk>() + BYTES_SHARED + 5 * ALLOCATION_BYTES;
-
-/// Cost of each of its packets: an entry in both lists.
-const PACKET_PRICE_BYTES: usize = size_of::<Span>() + size_of::<Run>();
+/// Fixed cost of a chunk besides its bytes: the struct, and the allocations for the bytes and what shares them.
+const CHUNK_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<Chunk>() + BYTES_SHARED + 3 * ALLOCATION_BYTES;
 
 /// Cost of a chunk in each shard: an entry, the unused capacity of a growing list, and the shard's own counter.
 const SHARD_PRICE_BYTES: usize = 2 * size_of::<Entry>() + PIECE_PRICE_BYTES;
@@ -43,7 +40,7 @@ const SHARD_PRICE_BYTES: usize = 2 * size_of::<Entry>() + PIECE_PRICE_BYTES;
 const PIECE_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<bytes::Bytes>() + ALLOCATION_BYTES;
 
 /// Cost of each packet of datagrams besides the packet: its entry, its run and its I/O vector.
-const DATAGRAM_PRICE_BYTES: usize = PACKET_PRICE_BYTES + size_of::<libc::iovec>();
+const DATAGRAM_PRICE_BYTES: usize = size_of::<Span>() + size_of::<Run>() + size_of::<libc::iovec>();
 
 /// Entries by which a list grows at least.
 const ROOM_ADDED: usize = 16;
@@ -67,10 +64,7 @@ pub struct Entry {
 impl Entry {
     /// An entry without renderings, in the log of one of this many shards.
     pub(crate) fn new(chunk: Arc<Chunk>, shards: usize) -> Entry {
-        let cost = chunk.bytes.len()
-            + CHUNK_PRICE_BYTES
-            + chunk.packets.len() * PACKET_PRICE_BYTES
-            + shards * SHARD_PRICE_BYTES;
+        let cost = chunk.bytes.len() + CHUNK_PRICE_BYTES + shards * SHARD_PRICE_BYTES;
         let shared = Piece::from(chunk.bytes.clone());
         Entry { chunk, shared, renderings: SmallVec::new(), datagrams: None, cost }
     }
@@ -110,7 +104,7 @@ impl Entry {
     pub fn datagrams(&mut self) -> Rc<Datagrams> {
         let Entry { chunk, datagrams, cost, .. } = self;
         Rc::clone(datagrams.get_or_insert_with(|| {
-            *cost += size_of::<Datagrams>() + 3 * ALLOCATION_BYTES + chunk.packets.len() * DATAGRAM_PRICE_BYTES;
+            *cost += size_of::<Datagrams>() + 3 * ALLOCATION_BYTES + usize::from(chunk.packets) * DATAGRAM_PRICE_BYTES;
             Rc::new(Datagrams::of(chunk))
         }))
     }

@@ -58,7 +58,6 @@ mod tests {
 
     use super::*;
     use crate::limits::INBOX_CHUNKS_OF_STREAM_MAX;
-    use crate::media::chunk::{Run, Span};
     use crate::session::Loads;
     use crate::shard::inbox::{self, ShardReceiver};
 
@@ -78,8 +77,7 @@ mod tests {
             first_seq: number as u16,
             rtp_time: 0,
             bytes: bytes::Bytes::from_static(b"$\0\0\x0c\x80\x60\0\0\0\0\0\0\0\0\0\0"),
-            packets: Box::new([Span { offset: 4, len: 12 }]),
-            runs: Box::new([Run { first: 0, count: 1, segment: 12 }]),
+            packets: 1,
         })
     }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::core::{Core, CoreConfig, ShardLimits, Start, StreamSetup, UdpSockets};
 use crate::egress::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Route, Token, is_shortage};
 use crate::limits::{OP_BYTES_MAX, OP_IOVECS_MAX, REQUEST_BODY_BYTES_MAX};
-use crate::media::chunk::{Chunk, ChunkKind, Span, cut_runs};
+use crate::media::chunk::{Chunk, ChunkKind};
 use crate::media::{Description, SourceState, StreamId, Track, TrackId};
 use crate::metrics::ReportRequest;
 use crate::session::{ServerConfig, SessionIds, SessionLimit};
@@ -344,9 +344,8 @@ impl Driver<'_> {
             self.frame[index] += u32::from(end);
         }
         let channel = if kind == ChunkKind::Media { track.rtp_channel() } else { track.rtcp_channel() };
-        let (mut bytes, mut spans) = (Vec::new(), Vec::new());
+        let mut bytes = Vec::new();
         for packet in &packets {
-            spans.push(Span { offset: bytes.len() as u32 + 4, len: packet.len() as u16 });
             bytes.extend_from_slice(&interleaved::frame(channel, packet));
         }
         let chunk = Chunk {
@@ -361,8 +360,7 @@ impl Driver<'_> {
             first_seq,
             rtp_time: frame * 3_000,
             bytes: Bytes::from(bytes),
-            runs: cut_runs(&spans),
-            packets: spans.into_boxed_slice(),
+            packets: packets.len() as u16,
         };
         self.number += 1;
         self.core.chunk(self.now, STREAM, Arc::new(chunk));

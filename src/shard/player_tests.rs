@@ -7,7 +7,6 @@ use bytes::Bytes;
 
 use super::*;
 use crate::media::Track;
-use crate::media::chunk::{Span, cut_runs};
 
 const AGE: Duration = Duration::from_secs(1);
 const VIDEO: TrackId = TrackId(0);
@@ -54,7 +53,6 @@ impl Bed {
         data.extend_from_slice(&(bytes as u16).to_be_bytes());
         data.extend_from_slice(&number.to_be_bytes());
         data.resize(4 + bytes.max(8), 0);
-        let packets: Box<[Span]> = Box::new([Span { offset: 4, len: (data.len() - 4) as u16 }]);
         let chunk = Chunk {
             number,
             track,
@@ -67,8 +65,7 @@ impl Bed {
             first_seq: number as u16,
             rtp_time: 0,
             bytes: Bytes::from(data),
-            runs: cut_runs(&packets),
-            packets,
+            packets: 1,
         };
         self.log.append(Arc::new(chunk));
         number

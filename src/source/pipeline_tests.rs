@@ -8,6 +8,7 @@ use super::fuzz::{self, Checker, packets, track};
 use super::pipeline::Pipeline;
 use super::stats::Notice;
 use crate::media::chunk::Chunk;
+use crate::media::rendering::Datagrams;
 use crate::media::{SourceTrack, TrackId};
 use crate::wire::rtp::Header;
 
@@ -200,7 +201,7 @@ fn markers_on_every_slice_are_found_out() {
         rig.frame(&[]);
     }
     rig.frame(&[IDR]);
-    let shape: Vec<_> = rig.chunks().iter().map(|c| (c.packets.len(), c.keyframe)).collect();
+    let shape: Vec<_> = rig.chunks().iter().map(|c| (c.packets, c.keyframe)).collect();
     // Three frames are split, and no client may start in their second half; then the pattern is known.
     assert_eq!(shape[..6], [(1, true), (1, false), (1, true), (1, false), (1, true), (1, false)]);
     assert_eq!(shape[6..], [(2, true), (2, true), (2, true)]);
@@ -214,7 +215,7 @@ fn oversize_packets_are_cut_and_numbered_on() {
     rig.frame(&[SPS, PPS, &big]);
     rig.frame(&[P]);
     let chunks = rig.chunks();
-    assert_eq!(chunks[0].packets.len(), 5);
+    assert_eq!(chunks[0].packets, 5);
     assert_eq!(markers(chunks[0]), [false, false, false, false, true]);
     assert_eq!(chunks[1].first_seq, chunks[0].first_seq.wrapping_add(5));
     let parts = payloads(chunks[0]);
@@ -232,7 +233,7 @@ fn a_packet_of_thousands_of_units_keeps_nobody_waiting() {
     rig.frame(&[SPS, PPS, &aggregate, IDR]);
     rig.frame(&[P]);
     let chunks = rig.chunks();
-    assert_eq!(chunks[0].packets.len(), 2 + 512 + 1);
+    assert_eq!(chunks[0].packets, 2 + 512 + 1);
     assert_eq!(rig.pipeline.stats().oversize, 1);
     assert_eq!(chunks[1].first_seq, chunks[0].first_seq.wrapping_add(515));
 }
@@ -245,7 +246,7 @@ fn packets_that_fill_a_datagram_pass_unchanged_and_stay_one_run() {
     rig.frame(&[SPS, PPS, &start, &middle, &middle, &[0x7c, 0x45, 9]]);
     let chunk = rig.chunks()[0];
     assert_eq!(payloads(chunk)[2..], [&start[..], &middle, &middle, &[0x7c, 0x45, 9]]);
-    let runs: Vec<_> = chunk.runs.iter().map(|run| (run.count, run.segment)).collect();
+    let runs: Vec<_> = Datagrams::of(chunk).runs.iter().map(|run| (run.count, run.segment)).collect();
     assert_eq!(runs.last(), Some(&(4, 1_472)));
     assert_eq!(rig.pipeline.stats().fragmented, 0);
     // With one more byte, it is split into packets that also fit IPv6.
@@ -483,7 +484,7 @@ fn numbers_that_begin_again_keep_no_frame_back_while_timestamps_go_on() {
     rig.frame(&[P]);
     let stats = rig.pipeline.stats();
     assert_eq!((rig.chunks().len(), stats.restarts, stats.lost, stats.unreferenced), (5, 2, 0, 0));
-    let numbers: Vec<_> = rig.chunks().iter().map(|c| (c.first_seq, c.packets.len() as u16)).collect();
+    let numbers: Vec<_> = rig.chunks().iter().map(|c| (c.first_seq, c.packets)).collect();
     assert!(numbers.windows(2).all(|pair| pair[1].0 == pair[0].0.wrapping_add(pair[0].1)), "{numbers:?}");
     assert_eq!(numbers[3].1, 2);
     // If timestamps also jump, another encoder has started.
@@ -498,7 +499,7 @@ fn after_a_break_comes_the_next_keyframe_first_and_no_number_is_missing() {
     let mut rig = Rig::h264(Some(SPROP));
     rig.frame(&[IDR]);
     rig.frame(&[P]);
-    let next = |chunk: &Chunk| chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
+    let next = |chunk: &Chunk| chunk.first_seq.wrapping_add(chunk.packets);
     let before = next(rig.chunks().last().unwrap());
     let seen = rig.chunks().len();
     rig.pipeline.disconnected(&mut rig.out);
@@ -548,7 +549,7 @@ fn the_same_tracks_in_another_order_or_under_other_payload_types_are_the_same_st
     let chunks = rig.chunks();
     assert_eq!(chunks.len(), 2);
     assert_eq!(Header::parse(packets(chunks[1])[0]).unwrap().payload_type, 96);
-    assert_eq!(chunks[1].first_seq, chunks[0].first_seq.wrapping_add(chunks[0].packets.len() as u16));
+    assert_eq!(chunks[1].first_seq, chunks[0].first_seq.wrapping_add(chunks[0].packets));
     // A track that did not exist makes it another stream.
     assert_eq!(rig.connect(vec![sound(), sound(), track("video", "H264", None)]).len(), 3);
     assert!(!before.continues_as(rig.out.description.as_ref().unwrap()));

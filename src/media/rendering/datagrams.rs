@@ -4,8 +4,9 @@ use std::cell::OnceCell;
 use std::ops::Range;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-use crate::media::chunk::{Chunk, Run, Span};
+use crate::media::chunk::{Chunk, Run, Span, cut_runs};
 
 /// A chunk as sent to UDP clients; made once per shard and chunk, shared by the clients.
 #[derive(Debug)]
@@ -13,21 +14,24 @@ pub struct Datagrams {
     /// The chunk's bytes. Private, because the vectors point into them, so they must never be replaced.
     bytes: Bytes,
     /// Where each packet lies.
-    pub packets: Box<[Span]>,
+    pub packets: SmallVec<[Span; 2]>,
     /// The packets grouped into runs.
-    pub runs: Box<[Run]>,
+    pub runs: SmallVec<[Run; 2]>,
     vectors: OnceCell<Box<[libc::iovec]>>,
 }
 
 impl Datagrams {
     /// Packets that lie in `bytes` at the positions in `packets`, grouped into `runs`.
-    pub fn new(bytes: Bytes, packets: Box<[Span]>, runs: Box<[Run]>) -> Self {
+    pub fn new(bytes: Bytes, packets: SmallVec<[Span; 2]>, runs: SmallVec<[Run; 2]>) -> Self {
         Datagrams { bytes, packets, runs, vectors: OnceCell::new() }
     }
 
     /// The packets of `chunk`.
     pub fn of(chunk: &Chunk) -> Self {
-        Datagrams::new(chunk.bytes.clone(), chunk.packets.clone(), chunk.runs.clone())
+        let mut packets = SmallVec::with_capacity(usize::from(chunk.packets));
+        packets.extend(chunk.spans());
+        let runs = cut_runs(&packets);
+        Datagrams::new(chunk.bytes.clone(), packets, runs)
     }
 
     /// The chunk's bytes.

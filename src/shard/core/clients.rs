@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::browser::farewell;
 use super::link::{Closing, Kind, Link, Playing, Target, Targets};
@@ -557,5 +557,5 @@ pub(super) fn single_datagram(packet: impl Into<Bytes>) -> Datagrams {
     let packet = packet.into();
     let len = packet.len() as u16;
     let (packet_at, run) = (Span { offset: 0, len }, Run { first: 0, count: 1, segment: len });
-    Datagrams::new(packet, Box::new([packet_at]), Box::new([run]))
+    Datagrams::new(packet, smallvec![packet_at], smallvec![run])
 }

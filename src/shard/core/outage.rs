@@ -110,8 +110,8 @@ impl Outage {
         let sent = &mut self.sent[track];
         match chunk.kind {
             ChunkKind::Media => {
-                let headers = chunk.packets.len() * (INTERLEAVED_HEADER_BYTES + rtp::HEADER_BYTES);
-                sent.packets = sent.packets.wrapping_add(chunk.packets.len() as u32);
+                let headers = usize::from(chunk.packets) * (INTERLEAVED_HEADER_BYTES + rtp::HEADER_BYTES);
+                sent.packets = sent.packets.wrapping_add(u32::from(chunk.packets));
                 sent.octets = sent.octets.wrapping_add(chunk.bytes.len().saturating_sub(headers) as u32);
             }
             ChunkKind::Report => {

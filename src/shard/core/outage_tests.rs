@@ -8,7 +8,6 @@ use super::*;
 use crate::egress::sim::{Reading, SimEgress};
 use crate::egress::{Conn, Datagram, Token};
 use crate::media::StreamId;
-use crate::media::chunk::{Span, cut_runs};
 use crate::session::fuzz;
 use crate::shard::types::Group;
 use crate::wire::interleaved;
@@ -72,27 +71,16 @@ impl Rig {
 
     /// A complete keyframe of three packets.
     fn media(&mut self) {
-        let (mut bytes, mut packets) = (Vec::new(), Vec::new());
+        let mut bytes = Vec::new();
         for seq in 0..3 {
             let len = (rtp::HEADER_BYTES + PAYLOAD) as u16;
             bytes.extend_from_slice(&[b'$', 0, 0, len as u8]);
-            packets.push(Span { offset: bytes.len() as u32, len });
             bytes.extend_from_slice(&[0x80, 96, 0, seq]);
             bytes.resize(bytes.len() + usize::from(len) - 4, 7);
         }
         let report = Chunk::report(0, VIDEO, self.now, 5, &[]);
-        let runs = cut_runs(&packets);
-        let (kind, bytes, packets) = (ChunkKind::Media, bytes.into(), packets.into_boxed_slice());
-        self.chunk(Chunk {
-            kind,
-            keyframe: true,
-            frame_start: true,
-            frame: self.number,
-            bytes,
-            packets,
-            runs,
-            ..report
-        });
+        let (kind, bytes) = (ChunkKind::Media, bytes.into());
+        self.chunk(Chunk { kind, keyframe: true, frame_start: true, frame: self.number, bytes, packets: 3, ..report });
     }
 
     /// The source's report on the video: 7 packets have been sent.

@@ -10,7 +10,7 @@ use super::*;
 use crate::egress::Token;
 use crate::egress::sim::SimEgress;
 use crate::media::StreamId;
-use crate::media::chunk::{Chunk, ChunkKind, Run, Span};
+use crate::media::chunk::{Chunk, ChunkKind};
 use crate::session::{ServerConfig, SessionIds, SessionLimit};
 use crate::shard::core::link::Closing;
 use crate::shard::core::{Core, CoreConfig, Start, StreamSetup};
@@ -102,8 +102,7 @@ pub(in crate::shard::core) fn chunk(number: u64, arrival: Instant) -> Arc<Chunk>
         first_seq: number as u16,
         rtp_time: 0,
         bytes: Bytes::from_static(b"$\0\0\x0c\x80\x60\0\0\0\0\0\0\0\0\0\0"),
-        packets: Box::new([Span { offset: 4, len: 12 }]),
-        runs: Box::new([Run { first: 0, count: 1, segment: 12 }]),
+        packets: 1,
     })
 }
 

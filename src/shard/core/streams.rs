@@ -251,7 +251,7 @@ impl Stream {
                 self.reports[track] = Some(Arc::clone(&chunk));
             }
             ChunkKind::Media => {
-                let next_seq = chunk.first_seq.wrapping_add(chunk.packets.len() as u16);
+                let next_seq = chunk.first_seq.wrapping_add(chunk.packets);
                 self.tails[track] = Some(Tail { next_seq, clock: (chunk.arrival, chunk.rtp_time) });
             }
         }

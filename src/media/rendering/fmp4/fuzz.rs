@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Clock, Fragments};
-use crate::media::chunk::{Chunk, ChunkKind, Span};
+use crate::media::chunk::{Chunk, ChunkKind};
 use crate::media::rendering::Rendering;
 use crate::media::{Description, Track, TrackId};
 use crate::wire::rtp;
@@ -29,11 +29,11 @@ const TRACKS: [(&str, &str, u32, u16, &str); 11] = [
 
 /// A chunk of these payloads.
 pub(super) fn chunk(frame: u64, keyframe: bool, arrival: Instant, rtp_time: u32, payloads: &[&[u8]]) -> Chunk {
-    let (mut bytes, mut packets) = (Vec::new(), Vec::new());
+    let mut bytes = Vec::new();
     for (index, payload) in payloads.iter().enumerate() {
         let head = rtp::Header::write(index + 1 == payloads.len(), 96, index as u16, rtp_time, 1);
-        bytes.extend_from_slice(&[b'$', 0, 0, 0]);
-        packets.push(Span { offset: bytes.len() as u32, len: (head.len() + payload.len()) as u16 });
+        bytes.extend_from_slice(&[b'$', 0]);
+        bytes.extend_from_slice(&((head.len() + payload.len()) as u16).to_be_bytes());
         bytes.extend_from_slice(&head);
         bytes.extend_from_slice(payload);
     }
@@ -49,8 +49,7 @@ pub(super) fn chunk(frame: u64, keyframe: bool, arrival: Instant, rtp_time: u32,
         first_seq: 0,
         rtp_time,
         bytes: Bytes::from(bytes),
-        packets: packets.into(),
-        runs: Box::new([]),
+        packets: payloads.len() as u16,
     }
 }
 

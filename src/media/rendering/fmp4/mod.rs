@@ -209,7 +209,7 @@ impl Fragments {
 
     /// A sender report of a track. With one for video and one for audio, their relation is known.
     pub fn report(&mut self, chunk: &Chunk) {
-        let Some(span) = chunk.packets.first() else { return };
+        let Some(span) = chunk.spans().next() else { return };
         let packet = chunk.bytes.get(span.offset as usize..).unwrap_or_default();
         let Some(SenderInfo { ntp, rtp_time, .. }) = SenderInfo::of(packet) else { return };
         if let Some(report) = self.reports.get_mut(usize::from(chunk.track.0)) {
@@ -344,7 +344,7 @@ impl<'a> Payloads<'a> {
         let mut next: Option<u16> = None;
         let mut payloads = SmallVec::new();
         for chunk in chunks {
-            for span in &chunk.packets {
+            for span in chunk.spans() {
                 let start = span.offset as usize;
                 let Some(packet) = chunk.bytes.get(start..start + usize::from(span.len)) else { continue };
                 let Ok(header) = rtp::Header::parse(packet) else { continue };
@@ -423,7 +423,7 @@ fn note_order(order: &mut Order, unit: &AccessUnit, (first, last): (&Chunk, &Chu
     }
     order.take(Came {
         frame: first.frame,
-        sequence: (first.first_seq, last.first_seq.wrapping_add(last.packets.len() as u16)),
+        sequence: (first.first_seq, last.first_seq.wrapping_add(last.packets)),
         shown,
         is_key: first.keyframe,
         is_whole: !unit.damaged,
