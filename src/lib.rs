@@ -25,6 +25,7 @@ mod escape;
 mod file;
 pub mod limits;
 pub mod media;
+mod memory;
 pub mod metrics;
 mod redact;
 pub mod session;

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 
 use super::probe;
+use crate::memory;
 
 /// How a thread's sockets send. Reading always uses epoll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +32,9 @@ impl Runtime {
             probe::probe().map_err(|why| io::Error::new(io::ErrorKind::Unsupported, why))?;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Runtime { kind, runtime, tasks: tokio::task::LocalSet::new() })
+        let tasks = tokio::task::LocalSet::new();
+        tasks.spawn_local(memory::give_cached());
+        Ok(Runtime { kind, runtime, tasks })
     }
 
     /// Which kind it is.
