@@ -540,6 +540,9 @@ pub const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
 /// Zero-copy sends of one client whose pages the kernel may hold at a time; further sends copy.
 pub const ZERO_COPY_HELD_MAX: u8 = 8;
 
+/// After an upgrade's freeze, milliseconds until connections and sessions may time out again: what their clients sent meanwhile is read first.
+pub const THAWED_MS: u64 = 1_000;
+
 /// Upper bound for the number of unfinished TLS handshakes ([`tls_half_open_max`]).
 pub const TLS_HALF_OPEN_MAX: usize = 1_024;
 
@@ -641,6 +644,8 @@ const _: () = {
     assert!(STORED_SOCKETS_MAX <= INHERITED_DESCRIPTORS_MAX as usize / 2);
     assert!(TLS_SLICE_COMPUTED_US < TLS_SLICE_US);
     assert!(CHUNK_PART_BYTES_MIN < CHUNK_BYTES_MAX);
+    // A chunk's packets are counted in 16 bits; the shortest has an RTP header of 12 bytes.
+    assert!(CHUNK_BYTES_MAX / (INTERLEAVED_HEADER_BYTES + 12) <= u16::MAX as usize);
     // A chunk always fits in an operation, even if a packet of the maximum size made it exceed its limit.
     assert!(CHUNK_BYTES_MAX + PACKET_BYTES_MAX + INTERLEAVED_HEADER_BYTES <= OP_BYTES_MAX + INTERLEAVED_HEADER_BYTES);
     // A run always fits, including the kernel's overhead.

@@ -104,7 +104,10 @@ impl Entry {
     pub fn datagrams(&mut self) -> Rc<Datagrams> {
         let Entry { chunk, datagrams, cost, .. } = self;
         Rc::clone(datagrams.get_or_insert_with(|| {
-            *cost += size_of::<Datagrams>() + 3 * ALLOCATION_BYTES + usize::from(chunk.packets) * DATAGRAM_PRICE_BYTES;
+            *cost += COUNTS_BYTES
+                + size_of::<Datagrams>()
+                + 4 * ALLOCATION_BYTES
+                + usize::from(chunk.packets) * DATAGRAM_PRICE_BYTES;
             Rc::new(Datagrams::of(chunk))
         }))
     }
@@ -159,7 +162,7 @@ pub enum Appended {
 /// keeps audio for another [`SKIP_KEPT_S`] (at most [`SKIP_KEPT_BYTES_MAX`]), for clients that were busy for longer. If it costs more
 /// than `bytes_max`, the oldest frames are dropped, and with them possibly the keyframe at which new clients would start
 /// ([`Log::cached_start`]). The limit is on the memory that chunks cost ([`Log::cost`]), not just on the media: a frame of one byte
-/// costs more than half a kilobyte.
+/// costs hundreds of bytes.
 #[derive(Debug)]
 pub struct Log {
     entries: VecDeque<Entry>,
@@ -175,6 +178,8 @@ pub struct Log {
     /// Number of shards that keep such a log.
     shards: usize,
     age: Duration,
+    /// The end of the last time in which nobody was sent anything.
+    resumed: Option<Instant>,
     bytes_max: usize,
     /// Number of the newest chunk that starts a keyframe, for each track, while the log has it.
     keyframes: [Option<u64>; TRACKS_MAX],
@@ -364,6 +369,7 @@ impl Log {
             cost: 0,
             shards,
             age,
+            resumed: None,
             bytes_max,
             keyframes: [None; TRACKS_MAX],
             heard: [None; TRACKS_MAX],
@@ -558,11 +564,21 @@ impl Log {
         appended
     }
 
+    /// Nobody was sent anything until `now`: what arrived before counts as if it had arrived now.
+    pub fn resume(&mut self, now: Instant) {
+        self.resumed = Some(now);
+    }
+
+    /// How long what could be sent from `since` on has waited at `now`, without the time before the last [`Log::resume`].
+    pub fn waited(&self, since: Instant, now: Instant) -> Duration {
+        waited(self.resumed, since, now)
+    }
+
     /// Drops chunks that are no longer needed at `now`, oldest first, and passes each to `gone`.
     pub fn trim(&mut self, now: Instant, mut gone: impl FnMut(Entry)) {
         for (keyframe, heard) in self.keyframes.iter_mut().zip(&self.heard) {
             // Otherwise a track that has stopped for good would keep the others' chunks forever.
-            let silent = heard.is_none_or(|at| now.saturating_duration_since(at).as_secs() >= KEYFRAME_KEPT_S);
+            let silent = heard.is_none_or(|at| waited(self.resumed, at, now).as_secs() >= KEYFRAME_KEPT_S);
             *keyframe = keyframe.filter(|_| !silent);
         }
         let keyframe = self.keyframes.iter().flatten().copied().min();
@@ -572,7 +588,7 @@ impl Log {
                 continue;
             }
             let Some(entry) = self.entries.front() else { break };
-            let young = now.saturating_duration_since(entry.chunk.arrival) <= self.age;
+            let young = self.waited(entry.chunk.arrival, now) <= self.age;
             let needed = keyframe.is_some_and(|keyframe| self.first >= keyframe);
             if !over && (young || needed) {
                 break;
@@ -603,7 +619,7 @@ impl Log {
         }
         let kept = Duration::from_secs(SKIP_KEPT_S);
         while let Some(entry) = self.sound.front()
-            && (self.sound_bytes > SKIP_KEPT_BYTES_MAX || now.saturating_duration_since(entry.chunk.arrival) > kept)
+            && (self.sound_bytes > SKIP_KEPT_BYTES_MAX || self.waited(entry.chunk.arrival, now) > kept)
         {
             self.forget_sound();
         }
@@ -639,6 +655,10 @@ impl Log {
         let whole = chunk.kind == ChunkKind::Media && chunk.frame_start && chunk.frame_end;
         whole && self.audio[usize::from(chunk.track.0)]
     }
+}
+
+fn waited(resumed: Option<Instant>, since: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(resumed.map_or(since, |resumed| resumed.max(since)))
 }
 
 /// Appends to a list. Its capacity grows by a quarter, not twofold: a thousand streams keep such lists, and their lengths change little.

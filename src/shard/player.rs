@@ -219,15 +219,15 @@ impl Player {
         (0u8..).zip(&self.tracks).filter(|(_, wanted)| wanted.is_some()).map(|(track, _)| TrackId(track))
     }
 
-    /// The age of what it gets next: now minus the later of the arrival of the chunk at the cursor and its last start on a keyframe.
-    /// Zero at the head.
+    /// The age of what it gets next: now minus the arrival of the chunk at the cursor, its last start on a keyframe, or the end of a time
+    /// in which nobody was sent anything, whichever is latest. Zero at the head.
     pub fn lag(&self, log: &Log, now: Instant) -> Duration {
         let arrival = match (self.rest.front(), log.next(self.cursor)) {
             (Some(rest), _) => rest.chunk.arrival,
             (None, Some(entry)) => entry.chunk().arrival,
             (None, None) => return Duration::ZERO,
         };
-        now.saturating_duration_since(arrival.max(self.started))
+        log.waited(arrival.max(self.started), now)
     }
 
     /// Sets the maximum bytes of one operation; a larger chunk is still sent, alone.
@@ -431,7 +431,7 @@ impl Player {
             if !wanted.begins(chunk) {
                 continue;
             }
-            let new = now.saturating_duration_since(chunk.arrival) <= Duration::from_secs(SKIP_KEPT_S);
+            let new = log.waited(chunk.arrival, now) <= Duration::from_secs(SKIP_KEPT_S);
             if !wanted.video && new && chunk.bytes.len() <= room[track] {
                 room[track] -= chunk.bytes.len();
                 kept_from[track] = chunk.number;

@@ -168,20 +168,14 @@ pub async fn run<P: StreamSink>(
                 None => break,
             },
             // Its sender is the source's own.
-            _ = held.changed() => continue,
+            _ = held.changed() => {
+                host.resume(Instant::now());
+                continue;
+            }
             () = async { match due { Some(due) => sleep_until(due.into()).await, None => std::future::pending().await } } => None,
         };
         if let Some(message) = message {
-            let mut bytes = packet_bytes(&message);
-            host.message(message);
-            for _ in 1..ABSORB_MAX {
-                if bytes >= ABSORB_BYTES_MAX {
-                    break;
-                }
-                let Ok(message) = messages.try_recv() else { break };
-                bytes += packet_bytes(&message);
-                host.message(message);
-            }
+            host.absorb(message, &mut messages);
         }
         if reference.is_none() {
             host.tick(Instant::now(), messages.is_empty());
@@ -222,11 +216,33 @@ impl<P: StreamSink, T: Fn(u16, SessionKey, PublisherVerdict)> Host<'_, P, T> {
             self.feed.restore(reference, session.feed);
             self.feed.tell_news(SourceNews::Publisher(true));
             self.current = Some(Current::restore(reference, session));
+            self.resume(Instant::now());
             return;
         }
         self.feed.state(SourceState::Down);
         self.feed.waits_for(WAITING);
         info!(stream = %self.spec.name, "{WAITING}");
+    }
+
+    /// Processes a message and those that wait behind it, as many as one turn allows.
+    fn absorb(&mut self, message: FromShard, messages: &mut mpsc::UnboundedReceiver<FromShard>) {
+        let mut bytes = packet_bytes(&message);
+        self.message(message);
+        for _ in 1..ABSORB_MAX {
+            if bytes >= ABSORB_BYTES_MAX {
+                break;
+            }
+            let Ok(message) = messages.try_recv() else { break };
+            bytes += packet_bytes(&message);
+            self.message(message);
+        }
+    }
+
+    /// Nothing was read until `now`, or is from now on: the publisher is not silent for that.
+    fn resume(&mut self, now: Instant) {
+        if let Some(current) = &mut self.current {
+            current.heard = now;
+        }
     }
 
     /// The active publisher, for another process.

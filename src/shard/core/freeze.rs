@@ -2,11 +2,12 @@
 //! not sent waits, byte for byte, like after a shortage.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::link::{Closing, Kind};
 use super::state::Core;
 use crate::egress::{Egress, Token, is_shortage};
+use crate::limits::THAWED_MS;
 
 impl<E: Egress> Core<E> {
     /// Sends nothing from now on, and cancels what is in flight. [`Core::is_frozen`] says when it has been joined.
@@ -25,11 +26,14 @@ impl<E: Egress> Core<E> {
         self.frozen && self.egress.in_flight() == 0
     }
 
-    /// Sends again: the rest of each operation first, then what has come meanwhile.
+    /// Sends again: the rest of each operation first, then what has come meanwhile. Nobody lags or times out for the time in between. (A
+    /// player whose link cannot carry in `queue.age` what has come in a long freeze lags all the same, and skips.)
     pub fn thaw(&mut self, now: Instant) {
         self.frozen = false;
+        self.spares_until = Some(now + Duration::from_millis(THAWED_MS));
         self.put_off.make_due(now);
         self.streams.offer_all();
+        self.streams.resume(now);
         let slots: Vec<u32> = self.links.iter().map(|(slot, _)| slot as u32).collect();
         for slot in slots {
             self.links.wake(slot);

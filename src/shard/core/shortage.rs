@@ -36,8 +36,10 @@ impl<E: Egress> Core<E> {
     pub(super) fn send_again(&mut self, now: Instant) {
         for (token, mut pieces) in self.put_off.take_due(now) {
             // A client that was closed meanwhile has removed its send, except for one whose code panicked.
-            let Some(link) = self.links.of_token(token) else { continue };
+            let Some(link) = self.links.of_token_mut(token) else { continue };
             let Kind::Tcp { conn, .. } = &link.kind else { continue };
+            // The client had nothing to read meanwhile.
+            link.busy = Some(now);
             let lags = link.playing.as_ref().is_some_and(|playing| playing.lagging_until.is_some());
             self.egress.send(token, &conn.clone(), &mut pieces, lags);
         }

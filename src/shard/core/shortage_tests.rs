@@ -9,7 +9,7 @@ use crate::egress::sim::{Reading, SimEgress};
 use crate::limits::SHORTAGE_PAUSE_MS;
 use crate::media::{Description, StreamId, Track};
 use crate::metrics::ReportRequest;
-use crate::shard::core::paths::tests::core;
+use crate::shard::core::paths::tests::{chunk, core};
 use crate::shard::core::{Start, StreamSetup};
 
 const PAUSE: Duration = Duration::from_millis(SHORTAGE_PAUSE_MS);
@@ -117,50 +117,82 @@ fn any_other_error_closes_the_connection() {
     assert_eq!((core.links(), put_off(&mut core, now)), (0, 0));
 }
 
+/// A client that plays the stream, of sound alone.
+fn player(core: &mut Core<SimEgress>, now: Instant) -> Token {
+    let (id, start) = (StreamId::first(0), Start::Live);
+    core.set_stream(now, &StreamSetup::plain(id, "a", start));
+    let track = Track {
+        media: "audio".into(),
+        encoding: "PCMU".into(),
+        payload_type: 0,
+        clock_rate: 8_000,
+        channels: None,
+        fmtp: None,
+        attributes: Vec::new(),
+        ssrc: 1,
+        first_seq: 0,
+        clock: (now, 0),
+    };
+    core.described(now, id, Arc::new(Description { tracks: vec![track] }));
+    let token = connect(core, now);
+    let asks = [
+        "SETUP rtsp://h/a RTSP/1.0\r\nCSeq: 1\r\nTransport: RTP/AVP/TCP;interleaved=0-1\r\n\r\n",
+        "PLAY rtsp://h/a RTSP/1.0\r\nCSeq: 2\r\nSession: SESSION\r\n\r\n",
+    ];
+    let mut session = String::new();
+    for ask in asks {
+        core.input(now, token, ask.replace("SESSION", &session).as_bytes());
+        let answer = String::from_utf8(settle(core, now, token)).expect("answers alone");
+        if let Some((_, rest)) = answer.split_once("Session: ") {
+            session = rest.chars().take(16).collect();
+        }
+    }
+    token
+}
+
 #[test]
 fn who_plays_leaves_by_an_error_with_its_reason() {
     use crate::metrics::LeaveReason;
     let now = Instant::now();
     for (errno, reason) in [(libc::EIO, LeaveReason::SendFailed), (libc::EPIPE, LeaveReason::Disconnected)] {
         let mut core = core(now);
-        let (id, start) = (StreamId::first(0), Start::Live);
-        core.set_stream(now, &StreamSetup::plain(id, "a", start));
-        let track = Track {
-            media: "audio".into(),
-            encoding: "PCMU".into(),
-            payload_type: 0,
-            clock_rate: 8_000,
-            channels: None,
-            fmtp: None,
-            attributes: Vec::new(),
-            ssrc: 1,
-            first_seq: 0,
-            clock: (now, 0),
-        };
-        core.described(now, id, Arc::new(Description { tracks: vec![track] }));
-        let token = connect(&mut core, now);
-        let asks = [
-            "SETUP rtsp://h/a RTSP/1.0\r\nCSeq: 1\r\nTransport: RTP/AVP/TCP;interleaved=0-1\r\n\r\n",
-            "PLAY rtsp://h/a RTSP/1.0\r\nCSeq: 2\r\nSession: SESSION\r\n\r\n",
-            "OPTIONS * RTSP/1.0\r\nCSeq: 3\r\n\r\n",
-        ];
-        let mut session = String::new();
-        for (index, ask) in asks.iter().enumerate() {
-            if index == 2 {
-                core.egress_mut().refuse(token.slot, 5, errno);
-            }
-            core.input(now, token, ask.replace("SESSION", &session).as_bytes());
-            let answer = String::from_utf8(settle(&mut core, now, token)).expect("answers alone");
-            if let Some((_, rest)) = answer.split_once("Session: ") {
-                session = rest.chars().take(16).collect();
-            }
-        }
+        let token = player(&mut core, now);
+        core.egress_mut().refuse(token.slot, 5, errno);
+        core.input(now, token, OPTIONS);
+        settle(&mut core, now, token);
         let (reply, mut answer) = tokio::sync::oneshot::channel();
         core.report(now, ReportRequest { reply, clients: false });
         let left = answer.try_recv().expect("it answers at once").streams[0].counts.left;
         assert_eq!(left.iter().sum::<u64>(), 1, "{left:?}");
         assert_eq!(left[reason.index()], 1, "{left:?}");
     }
+}
+
+#[test]
+fn the_time_in_which_nothing_is_sent_for_an_upgrade_is_not_the_clients() {
+    let mut now = Instant::now();
+    let mut core = core(now);
+    core.stall_timeout = Duration::from_secs(3);
+    let token = player(&mut core, now);
+    core.egress_mut().set_reading(token.slot, Reading::Stalled);
+    core.egress_mut().fill(token.slot);
+    for number in 0..4 {
+        core.chunk(now, StreamId::first(0), chunk(number, now));
+        assert_eq!(settle(&mut core, now, token), b"");
+    }
+    let other = connect(&mut core, now);
+    core.freeze();
+    while core.reap(now) {}
+    assert!(core.is_frozen());
+    core.egress_mut().set_reading(token.slot, Reading::AtOnce);
+    // Longer than any of them may take for anything.
+    now += Duration::from_secs(12);
+    core.thaw(now);
+    core.chunk(now, StreamId::first(0), chunk(4, now));
+    assert_eq!(settle(&mut core, now, token).len(), 5 * chunk(0, now).bytes.len());
+    // What it sent meanwhile is read only now.
+    core.input(now, other, OPTIONS);
+    assert!(settle(&mut core, now, other).starts_with(b"RTSP/1.0 200"));
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub struct Core<E: Egress> {
     pub(super) metrics: ShardMetrics,
     /// Nothing is sent, because the clients are handed over to another process.
     pub(super) frozen: bool,
+    /// Until then no connection or session times out.
+    pub(super) spares_until: Option<Instant>,
     /// Since when clients are being disconnected, and how many played then.
     pub(super) leaving: Option<(Instant, usize)>,
     pub(super) stopping: Option<Instant>,
@@ -107,6 +109,7 @@ impl<E: Egress> Core<E> {
             testing: crate::testing::Testing::default(),
             metrics: ShardMetrics::new(),
             frozen: false,
+            spares_until: None,
             leaving: None,
             stopping: None,
             next_check: None,

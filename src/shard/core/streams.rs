@@ -470,6 +470,11 @@ impl ShardStreams {
         }
     }
 
+    /// Nobody was sent anything for a while, until `now`.
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.places.iter_mut().for_each(|stream| stream.log.resume(now));
+    }
+
     /// The next stream whose members must be offered new chunks.
     pub(super) fn next_dirty(&mut self) -> Option<usize> {
         let index = self.dirty.pop()?;

@@ -18,7 +18,7 @@ const STOP_FLUSH: Duration = Duration::from_millis(500);
 impl<E: Egress> Core<E> {
     /// Does what is due by `now`.
     pub fn timeout(&mut self, now: Instant) {
-        if self.server.next_timeout().is_some_and(|at| at <= now) {
+        if self.server_due().is_some_and(|at| at <= now) {
             self.server.timeout(now);
             self.process_events(now);
         }
@@ -47,8 +47,14 @@ impl<E: Egress> Core<E> {
     /// When [`Core::timeout`] should be called; it may be called earlier.
     pub fn next_timeout(&self, now: Instant) -> Instant {
         let check = self.next_check.unwrap_or(now);
-        let server = self.server.next_timeout().unwrap_or(check);
+        let server = self.server_due().unwrap_or(check);
         check.min(server).min(self.pacing.due().unwrap_or(check)).min(self.put_off.due().unwrap_or(check))
+    }
+
+    /// When the next connection or session may time out.
+    fn server_due(&self) -> Option<Instant> {
+        let due = self.server.next_timeout()?;
+        Some(self.spares_until.map_or(due, |until| until.max(due)))
     }
 
     /// Closes clients that have read nothing for `stall_timeout`; `elapsed` is the time since the last check.

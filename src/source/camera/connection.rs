@@ -277,7 +277,8 @@ impl Camera<'_> {
         let link = taken_over(sockets, &session.datagrams).map_err(unreachable).and_then(|(tcp, datagrams)| {
             let camera = tcp.peer_addr().map_err(unreachable)?;
             let settings = self.settings(&address, camera, session.feed.had_video);
-            let client = Client::restore(reference, session.client, settings);
+            let mut client = Client::restore(reference, session.client, settings);
+            client.resume(Instant::now());
             Ok(Link { datagrams, ..Link::new(client, Stream::Plain(tcp), camera, session.redirects) })
         });
         let mut link = match link {

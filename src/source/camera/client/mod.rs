@@ -409,6 +409,11 @@ impl Client {
         self.session.state == State::Over
     }
 
+    /// Nothing was read until `now`: the camera was not silent for that.
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.session.heard = now;
+    }
+
     /// What this session has learned, for the next ones.
     pub(super) fn learned(&self) -> &Learned {
         &self.session.settings.learned
