@@ -3,21 +3,28 @@
 //! The address of a slab entry is known before it is read, but the `slab` crate reads the entry before it returns the address. Here a
 //! link can be prefetched ahead of its turn without waiting.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::{Index, IndexMut};
 
 use super::link::{Kind, LINK_HOT_BYTES, Link};
 use crate::egress::Token;
 use crate::session::SessionKey;
 
-/// Links in slots that are numbered from 0 on and reused, each time with the next generation.
+/// A slab with this many places keeps its capacity.
+const PLACES_KEPT: usize = 64;
+
+/// Links in slots that are numbered from 0 on and reused, the lowest first, each time with the next generation. So the last slots become
+/// free after a burst of connections, and their memory is given back.
 #[derive(Default)]
 pub(super) struct Links {
     places: Vec<Option<Link>>,
-    /// For each slot, how many links it has had before the current or next one.
+    /// How many there are.
+    count: usize,
+    /// For each slot that there has been, how many links it has had before the current or next one.
     generations: Vec<u32>,
-    /// Free slots; the last one is used next.
-    free: Vec<u32>,
+    /// Free slots. Those from `places.len()` on do not exist any more.
+    free: BinaryHeap<Reverse<u32>>,
     /// Links that may have data to send, apart from the members of streams with new chunks.
     ready: VecDeque<u32>,
     /// The links of the sessions that play.
@@ -36,15 +43,23 @@ const _: () = assert!(size_of::<Option<Link>>() == size_of::<Link>());
 impl Links {
     /// Puts a link in.
     pub(super) fn insert(&mut self, kind: Kind) -> Token {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
+        let lowest = self.free.pop().filter(|Reverse(slot)| (*slot as usize) < self.places.len());
+        let slot = match lowest {
+            Some(Reverse(slot)) => slot,
+            None => {
+                self.free.clear();
+                self.places.push(None);
+                self.places.len() as u32 - 1
+            }
+        };
+        if self.generations.len() <= slot as usize {
             self.generations.push(0);
-            self.places.len() as u32 - 1
-        });
+        }
         let generation = self.generations[slot as usize];
         let link = Link::new(generation, kind);
         self.webs += usize::from(is_web(&link));
         self.places[slot as usize] = Some(link);
+        self.count += 1;
         Token { slot, generation }
     }
 
@@ -56,9 +71,21 @@ impl Links {
         let link = self.places[slot].take().expect("a link is removed once");
         let generation = &mut self.generations[slot];
         *generation = generation.wrapping_add(1);
-        self.free.push(slot as u32);
+        self.free.push(Reverse(slot as u32));
         self.webs -= usize::from(is_web(&link));
+        self.count -= 1;
+        self.shrink();
         link
+    }
+
+    /// Gives back the memory of the last slots, if these are free and most of the memory.
+    fn shrink(&mut self) {
+        while self.places.last().is_some_and(Option::is_none) {
+            self.places.pop();
+        }
+        if self.places.capacity() > PLACES_KEPT.max(4 * self.places.len()) {
+            self.places.shrink_to(PLACES_KEPT.max(2 * self.places.len()));
+        }
     }
 
     /// The link that an operation or connection belonged to, if it still exists.
@@ -131,7 +158,7 @@ impl Links {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.count
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -166,5 +193,36 @@ impl Index<usize> for Links {
 impl IndexMut<usize> for Links {
     fn index_mut(&mut self, slot: usize) -> &mut Link {
         self.get_mut(slot).expect("there is such a link")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::StreamId;
+
+    #[test]
+    fn the_memory_of_a_burst_of_links_is_given_back() {
+        let mut links = Links::default();
+        let insert = |links: &mut Links| {
+            let (stream, peer) = (StreamId::first(0), ([127, 0, 0, 1], 5_000).into());
+            links.insert(Kind::Receiver { stream, peer, tracks: Vec::new() })
+        };
+        let kept = [0; 4].map(|_| insert(&mut links));
+        let burst: Vec<Token> = (0..1_000).map(|_| insert(&mut links)).collect();
+        let most = links.places.capacity();
+        for token in &burst {
+            assert!(links.of_token(*token).is_some());
+            links.remove(token.slot as usize);
+        }
+        assert_eq!(links.len(), 4);
+        assert!(links.places.capacity() < most / 4, "room for {}", links.places.capacity());
+        // Each slot has the next generation, whether it has been there all the time or not, and none is given twice.
+        let mut again: Vec<Token> = (0..1_000).map(|_| insert(&mut links)).collect();
+        assert!(again.iter().all(|token| token.generation == 1));
+        again.extend(kept);
+        again.sort_by_key(|token| token.slot);
+        assert!(again.iter().map(|token| token.slot as usize).eq(0..1_004));
+        assert!(burst.iter().all(|token| links.of_token(*token).is_none()));
     }
 }
