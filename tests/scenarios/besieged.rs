@@ -292,21 +292,21 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
     connection(&certificate.trusted()).write_tls(&mut hello).unwrap();
     let before = Vitals::of(&relay, http);
     let siege = Siege { relay: &relay, http, hello, over: AtomicBool::new(false), done: Default::default() };
-    let (relay, over) = (&relay, &AtomicBool::new(false));
+    let (relay, over, siege_over) = (&relay, &AtomicBool::new(false), &AtomicBool::new(false));
     let [before_it, in_it] = [const { Mutex::new(Vec::new()) }; 2];
     std::thread::scope(|scope| {
-        let _ends = EndsThem(over);
+        let _ends = [EndsThem(over), EndsThem(siege_over)];
         if soak().is_some() {
             // The logs of two published streams remain, whether there was one publisher or half an hour of them. The sleep is how long the
             // attackers attack, and not a wait for a condition.
             siege.with_attackers(0, || std::thread::sleep(SHORT));
         }
-        let play = |sessions| (0..HONEST).map(move |_| scope.spawn(move || plays_on(relay, over, sessions)));
-        let mut honest: Vec<_> = play(&before_it).collect();
+        let play = |over, sessions| (0..HONEST).map(move |_| scope.spawn(move || plays_on(relay, over, sessions)));
+        let mut honest: Vec<_> = play(over, &before_it).collect();
         let calm = measured(http, lasts / CALM_PART, &before_it);
         let memory = Memory::of(relay).anonymous;
         let (besieged, most) = siege.with_attackers(2 * HONEST, || {
-            honest.extend(play(&in_it));
+            honest.extend(play(siege_over, &in_it));
             (measured(http, lasts - lasts / CALM_PART, &in_it), Memory::of(relay).anonymous)
         });
         println!("p99 {calm:.0} us before, {besieged:.0} us besieged");
@@ -314,6 +314,9 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
             println!("{what}: {} times", done.load(Ordering::Relaxed));
             assert!(done.load(Ordering::Relaxed) > 0, "{what} was never there");
         }
+        // Its memory is compared with what it was for the same players.
+        siege_over.store(true, Ordering::Relaxed);
+        wait_until("those who joined have left", DEADLINE, || Vitals::of(relay, http).clients <= HONEST as u64);
         let (bound, since) = (memory + memory * MEMORY_PERCENT / 100, Instant::now());
         let mut after = Memory::of(relay).anonymous;
         while soak().is_some() && after > bound && since.elapsed() < DEADLINE {
