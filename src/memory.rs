@@ -118,7 +118,8 @@ pub(crate) fn watch() -> std::io::Result<()> {
         let Some((_, spare)) = spare() else { return };
         let mut before = Spare::new(spare);
         loop {
-            // This thread does nothing else, and ends with the process.
+            // The interval: nothing tells when memory becomes free, there is only looking from time to time. The thread does nothing else, and ends
+            // with the process.
             std::thread::sleep(EVERY);
             let Some((resident, now)) = self::spare() else { return };
             if before.is_due(now, resident) {
