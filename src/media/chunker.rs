@@ -1,5 +1,6 @@
 //! The chunker copies each packet into its chunk, and the chunk, once its size is known, into the memory that every client is sent from.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,19 @@ use crate::limits::{
     CHUNK_BYTES_MAX, CHUNK_OPEN_MAX_US, CHUNK_PART_BYTES_MIN, INTERLEAVED_HEADER_BYTES, PACKET_BYTES_MAX,
 };
 use crate::wire::rtp::HEADER_BYTES;
+
+thread_local! {
+    /// The buffer of a closed chunk, for the next chunk that opens on this thread. If frames arrive whole, one chunk is open at a time,
+    /// and its memory stays in the cache.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Keeps the buffer of a chunk that is no longer open, unless the one that is kept is larger.
+fn keep(mut buffer: Vec<u8>) {
+    buffer.clear();
+    let spare = SPARE.take();
+    SPARE.set(if buffer.capacity() > spare.capacity() { buffer } else { spare });
+}
 
 /// A packet to append: header, then `prefix`, then `body`.
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +214,11 @@ impl Chunker {
         if this.open.is_some() && this.buffer.len() + framed > CHUNK_BYTES_MAX {
             out(this.close(false, &mut self.next_number));
         }
-        this.buffer.reserve(if this.open.is_none() { framed.max(this.likely.of(key)) } else { framed });
+        if this.open.is_none() {
+            let likely = framed.max(this.likely.of(key));
+            let spare = SPARE.take();
+            this.buffer = if spare.capacity() < likely { Vec::with_capacity(likely) } else { spare };
+        }
         let open = this.open.get_or_insert(Open {
             first_seq: packet.sequence,
             rtp_time: packet.rtp_time,
@@ -274,7 +292,7 @@ impl Chunker {
             return None;
         }
         this.frame = None;
-        this.buffer = Vec::new();
+        keep(std::mem::take(&mut this.buffer));
         this.spans.clear();
         this.open.take().map(|open| open.first_seq)
     }
@@ -330,7 +348,8 @@ impl Track {
         let frame_start = frame.published.is_none();
         let keyframe = *frame.published.get_or_insert(frame.key);
         // Logs keep many chunks of different sizes for seconds, and in memory of exactly its size each takes least.
-        let bytes = Bytes::copy_from_slice(&std::mem::take(&mut self.buffer));
+        let bytes = Bytes::copy_from_slice(&self.buffer);
+        keep(std::mem::take(&mut self.buffer));
         let packets = self.spans.len();
         debug_assert_eq!(Spans::of(&bytes).count(), packets);
         self.spans.clear();
