@@ -38,7 +38,7 @@ pub struct SourceStats {
     pub restarts: u64,
     /// Times that timestamps jumped within a session.
     pub jumps: u64,
-    /// Times that the camera's NTP clock stepped by more than 100 ms, within a session or between two.
+    /// Times that the camera's NTP clock stepped by more than 100 ms against its timestamps, within a session or between two.
     pub clock_steps: u64,
     /// Sender reports of the source whose timestamp was far from the track's: discarded.
     pub bad_reports: u64,

@@ -120,7 +120,8 @@ pub struct Passed {
     pub report: Option<SenderReport>,
     /// How far the camera's clock is ahead of the relay's, in NTP format, if it is wrong.
     pub wrong: Option<i64>,
-    /// How far it has stepped forward since its last report, in NTP format, if it has. The relayed report does not show the step.
+    /// How far it has stepped forward against its timestamps since its last report, in NTP format, if it has. The relayed report does
+    /// not show the step.
     pub stepped: Option<i64>,
 }
 
@@ -420,13 +421,14 @@ impl Timeline {
             off(camera, before).wrapping_sub(passed as i64)
         });
         let is_first = self.tracks[track].told.is_none();
+        let shift_so_far = if is_first { self.shift } else { self.tracks[track].shift };
         let shift = match expected {
             // The stream's first report.
             None => wrong.map_or(0, i64::wrapping_neg),
             Some(expected) => {
                 // Tracks start when their first packets arrive, which is not exactly when the camera says.
                 let most = if is_first { NTP_S as u64 } else { STEP_NTP };
-                let known = [if is_first { self.shift } else { self.tracks[track].shift }, self.shift, 0];
+                let known = [shift_so_far, self.shift, 0];
                 let fits = |shift: &i64| off(camera.wrapping_add_signed(*shift), expected).unsigned_abs() <= most;
                 known.into_iter().find(fits).unwrap_or(off(expected, camera))
             }
@@ -439,7 +441,8 @@ impl Timeline {
         clock.reported = true;
         clock.told = Some((ntp, ticks));
         let report = Some(SenderReport { ntp, rtp_time: clock.rtp_time(ticks) });
-        Passed { report, wrong, stepped: step.filter(|step| step.unsigned_abs() > STEP_NTP) }
+        // A report that arrives late but agrees with its packets was only delayed.
+        Passed { report, wrong, stepped: step.filter(|step| step.unsigned_abs() > STEP_NTP && shift != shift_so_far) }
     }
 
     /// Maps a report of the source. A report from before the track's first packet is kept until then.
@@ -728,6 +731,21 @@ mod tests {
         }
         // Each counts once, however many tracks there are.
         assert_eq!(steps, 3);
+    }
+
+    #[test]
+    fn a_report_that_was_read_late_is_no_step() {
+        let mut timeline = Timeline::new(Instant::now());
+        timeline.set_tracks([VIDEO]);
+        let origin = timeline.origin;
+        let source = |now: u64| (now * 90) as u32;
+        // What the camera sent at 7 s is read at 10 s, as after an upgrade that hung, or a network that did.
+        for (sent, read) in [(0, 0), (5_000, 5_000), (7_000, 10_000), (12_000, 12_000)] {
+            timeline.map(0, source(sent), at(origin, read), false, || true);
+            let late = read as i64 - sent as i64;
+            let (ntp, stepped) = reported(&mut timeline, 0, read, source(sent), -late);
+            assert_eq!((ntp, stepped), (sent as i64, false), "sent at {sent} ms");
+        }
     }
 
     #[test]
