@@ -53,8 +53,12 @@ impl<E: Egress> Core<E> {
 
     /// When the next connection or session may time out.
     fn server_due(&self) -> Option<Instant> {
-        let due = self.server.next_timeout()?;
-        Some(self.spares_until.map_or(due, |until| until.max(due)))
+        self.server.next_timeout().map(|due| self.spared(due))
+    }
+
+    /// When something times out that is due at `due`: not at once after a freeze.
+    pub(super) fn spared(&self, due: Instant) -> Instant {
+        self.spares_until.map_or(due, |until| until.max(due))
     }
 
     /// Closes clients that have read nothing for `stall_timeout`; `elapsed` is the time since the last check.

@@ -240,7 +240,7 @@ impl<E: Egress> Core<E> {
         if !self.links.has_webs() {
             return;
         }
-        for slot in self.web_waiting(|web| web.waits.is_some_and(|until| until <= now)) {
+        for slot in self.web_waiting(|web| web.waits.is_some_and(|until| self.spared(until) <= now)) {
             self.web_end(now, slot, CloseCode::TryAgain, "the stream did not come up in time");
         }
         let (mut due, mut expired) = (Vec::new(), Vec::new());

@@ -8,6 +8,7 @@ use super::paths::tests::core;
 use super::{Core, CoreState, Start, StreamSetup, WebClient};
 use crate::egress::sim::SimEgress;
 use crate::egress::{Conn, Token};
+use crate::limits::THAWED_MS;
 use crate::media::rendering::fmp4::Clock;
 use crate::media::{SourceState, StreamId};
 use crate::session::fuzz;
@@ -83,6 +84,20 @@ fn it_does_not_wait_longer_because_of_that() {
     core.timeout(start + WAITS + Duration::from_secs(1));
     assert!(sent(&mut core, start + WAITS, token).contains("did not come up in time"));
     assert!(!core.is_open(token));
+}
+
+#[test]
+fn a_browser_that_waits_is_spared_after_a_freeze() {
+    let start = Instant::now();
+    let (mut core, token) = handed_over(start);
+    core.freeze();
+    // The stream may have come up meanwhile; that is seen first.
+    let thawed = start + 2 * WAITS;
+    core.thaw(thawed);
+    core.timeout(thawed);
+    assert!(core.is_open(token));
+    core.timeout(thawed + Duration::from_millis(2 * THAWED_MS));
+    assert!(sent(&mut core, thawed, token).contains("did not come up in time"));
 }
 
 #[test]
