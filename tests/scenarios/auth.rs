@@ -18,6 +18,7 @@ use crate::harness::machine::beside_others;
 use crate::harness::program::{Finished, Program, run};
 use crate::harness::relay::{BINARY, Relay, Uring, command};
 use crate::harness::rtsp::{Answer, Client};
+use crate::harness::websocket::watch_with;
 use crate::harness::{DEADLINE, SYSTEM_PYTHON, scratch_file, test_file, wait_until};
 
 const USERS: &str = "listen = [\"127.0.0.1:0\"]\nworkers = 2\n\n\
@@ -259,14 +260,21 @@ fn the_log_is_read_by_fail2ban() {
 #[test]
 fn a_reload_changes_the_users() {
     let _turn = beside_others();
-    let relay = users(&[]);
+    let config = format!("basic = true\n{USERS}");
+    let relay = Configured::start(&config, &["--http", "127.0.0.1:0"]).serving();
     let url = relay.url(VIEWER, "/front");
     let player = std::thread::spawn(move || ffmpeg(&url, "tcp", "60"));
-    wait_until("it plays", DEADLINE, || relay.relay.printed().contains(" started playing "));
-    std::fs::write(&relay.path, USERS.replace("se:c ret", "another")).unwrap();
+    // viewer:se:c ret.
+    let basic = [("authorization", "Basic dmlld2VyOnNlOmMgcmV0")];
+    let mut browser = watch_with(http_address(&relay.relay), "/+live/front", &basic).expect("it may");
+    browser.fragment(0);
+    wait_until("both play", DEADLINE, || relay.relay.printed().matches(" started playing ").count() == 2);
+    std::fs::write(&relay.path, config.replace("se:c ret", "another")).unwrap();
     relay.relay.signal(Signal::SIGHUP);
     player.join().unwrap();
-    wait_until("its end is reported", DEADLINE, || relay.relay.printed().contains("reason=\"unauthorized\""));
+    assert_eq!(browser.end(), (1008, "its user lost the right to the stream".to_owned()));
+    let ends = || relay.relay.printed().matches("reason=\"unauthorized\"").count();
+    wait_until("their ends are reported", DEADLINE, || ends() == 2);
     let url = relay.relay.url("/front");
     let mut client = Client::connect(relay.relay.address());
     asked(&mut client, "DESCRIBE", &url, "viewer", "se:c ret").expect(401);

@@ -82,6 +82,12 @@ impl<E: Egress> Core<E> {
                     {
                         tracing::warn!(client = %peer, "{fault}: closed");
                     }
+                    if let CloseReason::SessionEnded(reason) = reason
+                        && self.is_web(conn.0)
+                        && let Some(link) = self.links.get_mut(conn.0 as usize)
+                    {
+                        link.farewell.get_or_insert_with(|| farewell(reason));
+                    }
                     self.close(conn.0, Closing::Flush);
                 }
             }
