@@ -24,7 +24,7 @@ use super::failure::Failure;
 use super::fd_store::FdStore;
 use super::health;
 use super::manage::{self, Manage};
-use super::places::{Places, Purpose, Seat};
+use super::places::{Places, Requested, Seat};
 use super::proxied;
 use super::reporter::{Page, Reporter};
 use super::web::{self, From, Site};
@@ -34,6 +34,7 @@ use crate::metrics::{Limited, Panicked, process, prometheus};
 use crate::shard::inbox::ShardSender;
 use crate::testing::Testing;
 use crate::tls::{SecuredPage, TlsSender};
+use crate::upgrade::Purpose;
 use crate::web::upgrade;
 
 /// Maximum duration of a connection; scrapers reconnect.
@@ -112,11 +113,7 @@ impl Drop for CountsPanic {
 ///
 /// # Errors
 /// A sentence with the address and the fix.
-pub(super) fn bind(
-    store: &mut FdStore,
-    purpose: crate::upgrade::Purpose,
-    address: SocketAddr,
-) -> Result<Listener, Failure> {
+pub(super) fn bind(store: &mut FdStore, purpose: Purpose, address: SocketAddr) -> Result<Listener, Failure> {
     store.listen(purpose, address).map_err(|error| {
         format!(
             "cannot serve HTTP on {address} ({error}); free the port, choose another with --http or `http`, or remove the key"
@@ -212,7 +209,7 @@ fn take(stream: std::net::TcpStream, from: From, pages: &Pages, places: &Rc<Plac
         kept.is_from(from.peer.ip());
         let (asked, goes_on) = (Cell::new(0), Cell::new(false));
         let service = service_fn(|request: Request<Incoming>| {
-            kept.asked(Purpose::of(request.uri().path()));
+            kept.asked(Requested::of(request.uri().path()));
             asked.set(asked.get() + 1);
             let (from, pages, last) = (from.clone(), pages.clone(), asked.get() >= REQUESTS_MAX);
             let goes_on = &goes_on;

@@ -12,7 +12,7 @@ use crate::web::route;
 
 /// What a connection last requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(super) enum Requested {
     /// Nothing yet.
     Unknown,
     /// Pages, or data about streams.
@@ -21,22 +21,22 @@ pub(super) enum Purpose {
     Probe,
 }
 
-impl Purpose {
-    /// The purpose of a request for this path.
-    pub(super) fn of(path: &str) -> Purpose {
-        if route::is_probe(path) { Purpose::Probe } else { Purpose::Pages }
+impl Requested {
+    /// A request for this path.
+    pub(super) fn of(path: &str) -> Requested {
+        if route::is_probe(path) { Requested::Probe } else { Requested::Pages }
     }
 
     /// Connections at a time; one more evicts the oldest of the address that has most, so that silent clients do not block others.
     const fn places(self) -> usize {
         match self {
-            Purpose::Unknown | Purpose::Pages => 32,
-            Purpose::Probe => 16,
+            Requested::Unknown | Requested::Pages => 32,
+            Requested::Probe => 16,
         }
     }
 }
 
-/// The open connections, by purpose.
+/// The open connections, by what they last requested.
 #[derive(Debug, Default)]
 pub(super) struct Places(RefCell<[Crowd<AbortHandle>; 3]>);
 
@@ -45,7 +45,7 @@ pub(super) struct Places(RefCell<[Crowd<AbortHandle>; 3]>);
 pub(super) struct Seat {
     places: Rc<Places>,
     origin: Cell<IpAddr>,
-    at: Cell<Option<(Purpose, Place)>>,
+    at: Cell<Option<(Requested, Place)>>,
 }
 
 impl Seat {
@@ -56,43 +56,43 @@ impl Seat {
 
     /// This task serves the connection; it is aborted when the place is needed for another.
     pub(super) fn is_of(&self, task: AbortHandle) {
-        self.take(Purpose::Unknown, task);
+        self.take(Requested::Unknown, task);
     }
 
     /// The connection received a request for this path.
-    pub(super) fn asked(&self, purpose: Purpose) {
-        if self.at.get().is_some_and(|(of, _)| of != purpose)
+    pub(super) fn asked(&self, requested: Requested) {
+        if self.at.get().is_some_and(|(of, _)| of != requested)
             && let Some(task) = self.leave()
         {
-            self.take(purpose, task);
+            self.take(requested, task);
         }
     }
 
     /// The connection turns out to be from that address.
     pub(super) fn is_from(&self, peer: IpAddr) {
         if self.origin.replace(origin(peer)) != origin(peer)
-            && let Some((purpose, _)) = self.at.get()
+            && let Some((requested, _)) = self.at.get()
             && let Some(task) = self.leave()
         {
-            self.take(purpose, task);
+            self.take(requested, task);
         }
     }
 
-    fn take(&self, purpose: Purpose, task: AbortHandle) {
+    fn take(&self, requested: Requested, task: AbortHandle) {
         let mut crowds = self.places.0.borrow_mut();
-        let crowd = &mut crowds[purpose as usize];
-        while crowd.len() >= purpose.places() {
+        let crowd = &mut crowds[requested as usize];
+        while crowd.len() >= requested.places() {
             let oldest = crowd.first_to_go(fastrand::u64(..)).map(|(place, _)| place);
             let Some(connection) = oldest.and_then(|place| crowd.remove(place)) else { break };
             connection.abort();
         }
-        self.at.set(Some((purpose, crowd.add(task, self.origin.get()))));
+        self.at.set(Some((requested, crowd.add(task, self.origin.get()))));
     }
 
     /// The task, if the place has not been given to another.
     fn leave(&self) -> Option<AbortHandle> {
-        let (purpose, place) = self.at.take()?;
-        self.places.0.borrow_mut()[purpose as usize].remove(place)
+        let (requested, place) = self.at.take()?;
+        self.places.0.borrow_mut()[requested as usize].remove(place)
     }
 }
 
@@ -116,25 +116,25 @@ mod tests {
                     let seat = Seat::new(&places, IpAddr::from([192, 0, 2, last]));
                     let task = tokio::task::spawn_local(std::future::pending::<()>());
                     seat.is_of(task.abort_handle());
-                    path.into_iter().for_each(|path| seat.asked(Purpose::of(path)));
+                    path.into_iter().for_each(|path| seat.asked(Requested::of(path)));
                     (seat, task)
                 };
                 let (_probe, scrape) = come(1, Some("/metrics"));
                 let (_late, asks) = come(1, None);
                 let crowd: Vec<_> = (0..100).map(|last| come(last + 2, Some("/+tiles"))).collect();
-                while crowd.iter().filter(|(_, task)| task.is_finished()).count() < 100 - Purpose::Pages.places() {
+                while crowd.iter().filter(|(_, task)| task.is_finished()).count() < 100 - Requested::Pages.places() {
                     tokio::task::yield_now().await;
                 }
                 assert!(!scrape.is_finished() && !asks.is_finished());
                 let left = crowd.iter().filter(|(_, task)| !task.is_finished()).count();
-                assert_eq!(left, Purpose::Pages.places());
-                let taken = |purpose: Purpose| places.0.borrow()[purpose as usize].len();
-                assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe), taken(Purpose::Unknown)), (left, 1, 1));
-                // Changing the purpose changes the place, and a closed connection leaves nothing behind.
-                crowd.last().unwrap().0.asked(Purpose::Probe);
-                assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe)), (left - 1, 2));
+                assert_eq!(left, Requested::Pages.places());
+                let taken = |requested: Requested| places.0.borrow()[requested as usize].len();
+                assert_eq!((taken(Requested::Pages), taken(Requested::Probe), taken(Requested::Unknown)), (left, 1, 1));
+                // Another kind of request changes the place, and a closed connection leaves nothing behind.
+                crowd.last().unwrap().0.asked(Requested::Probe);
+                assert_eq!((taken(Requested::Pages), taken(Requested::Probe)), (left - 1, 2));
                 drop(crowd);
-                assert_eq!((taken(Purpose::Pages), taken(Purpose::Probe)), (0, 1));
+                assert_eq!((taken(Requested::Pages), taken(Requested::Probe)), (0, 1));
             })
             .await;
     }
