@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use crate::burst::ShrinkIfSparse;
 use crate::limits::ADDRESS_BITS_V6;
 
 /// The unit for limits per address: an IPv4 address, or the network of an IPv6 address ([`ADDRESS_BITS_V6`]), because a client can use
@@ -67,6 +68,7 @@ impl<T> Crowd<T> {
     pub(crate) fn remove(&mut self, place: Place) -> Option<T> {
         let removed = self.change(place.origin, |have| have.remove(&place.number));
         self.count -= usize::from(removed.is_some());
+        self.origins.shrink_if_sparse();
         removed
     }
 
@@ -87,6 +89,7 @@ impl<T> Crowd<T> {
     fn take_off(&mut self, count: usize, at: usize) {
         let Some(as_many) = self.by_count.get_mut(&count) else { return };
         as_many.swap_remove(at);
+        as_many.shrink_if_sparse();
         if let Some(moved) = as_many.get(at).and_then(|origin| self.origins.get_mut(origin)) {
             moved.at = at;
         }

@@ -17,6 +17,7 @@
 #![warn(unreachable_pub)]
 
 pub mod access;
+mod burst;
 pub mod config;
 mod crowd;
 pub mod daemon;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::proxied::Balancers;
+use crate::burst::ShrinkIfSparse;
 use crate::crowd::origin;
 use crate::limits::{
     PROXY_HEADERS_AWAITED_MAX, REFUSED_WITH_ANSWER_PER_ADDRESS_MAX, connections_many, connections_max,
@@ -109,6 +110,7 @@ impl Admission {
         *has -= 1;
         if *has == 0 {
             self.by_origin.remove(&origin);
+            self.by_origin.shrink_if_sparse();
         }
         self.open -= 1;
     }

@@ -19,6 +19,7 @@ use super::copied::{Kept, Numbers};
 use super::rendering::{Datagrams, Form, Interleaved, Piece, Rendered, Rendering};
 use super::saved::Moment;
 use super::{Description, TrackId};
+use crate::burst::ShrinkIfSparse;
 use crate::limits::{KEYFRAME_KEPT_S, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_S, TRACKS_MAX};
 
 /// Bytes of overhead of each allocation.
@@ -44,9 +45,6 @@ const DATAGRAM_PRICE_BYTES: usize = size_of::<Span>() + size_of::<Run>() + size_
 
 /// Entries by which a list grows at least.
 const ROOM_ADDED: usize = 16;
-
-/// A list whose length shrinks to this many entries keeps its capacity.
-const ROOM_KEPT: usize = 64;
 
 /// A chunk in the log, with the renderings that the shard has made of it.
 #[derive(Debug)]
@@ -623,8 +621,8 @@ impl Log {
         {
             self.forget_sound();
         }
-        give_back_room(&mut self.entries);
-        give_back_room(&mut self.sound);
+        self.entries.shrink_if_sparse();
+        self.sound.shrink_if_sparse();
         self.check();
     }
 
@@ -667,12 +665,4 @@ fn push(entries: &mut VecDeque<Entry>, entry: Entry) {
         entries.reserve_exact(ROOM_ADDED.max(entries.len() / 4));
     }
     entries.push_back(entry);
-}
-
-/// Frees most of the capacity that a burst has left in a list: at most four times its length stays.
-fn give_back_room(entries: &mut VecDeque<Entry>) {
-    let wanted = entries.len().max(ROOM_KEPT);
-    if entries.capacity() > 4 * wanted {
-        entries.shrink_to(2 * wanted);
-    }
 }

@@ -1,6 +1,7 @@
 //! What a log keeps, drops and hands over.
 
 use super::*;
+use crate::burst::ROOM_MAX;
 use crate::media::rendering::Piece;
 
 fn chunk(number: u64, arrival: Instant, bytes: usize) -> Arc<Chunk> {
@@ -135,7 +136,7 @@ fn the_room_of_a_burst_is_given_back() {
     assert!(log.entries.capacity() >= 100_000);
     log.forget_keyframes();
     log.trim(now + Duration::from_secs(2), |_| {});
-    assert!(log.entries.is_empty() && log.entries.capacity() <= 4 * ROOM_KEPT, "{}", log.entries.capacity());
+    assert!(log.entries.is_empty() && log.entries.capacity() <= ROOM_MAX, "{}", log.entries.capacity());
 }
 
 /// Makes fragments, and counts them.

@@ -17,6 +17,7 @@ use super::rate::{Flooders, Rate};
 use super::timers::Armed;
 use super::types::{CloseReason, ConnId, SessionKey};
 use crate::access::User;
+use crate::burst::ShrinkIfSparse;
 use crate::crowd::{Crowd, Place, origin};
 use crate::limits::{
     FIRST_BODY_BYTES_MAX, REQUEST_BODY_BYTES_MAX, REQUEST_HEADER_BYTES_MAX, SESSIONS_PER_CONNECTION_MAX,
@@ -390,6 +391,7 @@ impl Connections {
     /// Removes a connection. If one of its requests is waiting, take that first ([`Connections::take_held`]).
     pub(super) fn remove(&mut self, conn: ConnId) -> Option<Connection> {
         let connection = self.conns.remove(&conn)?;
+        self.conns.shrink_if_sparse();
         debug_assert!(!connection.is_held(), "a request that waits is wanted by nobody");
         if let Some(place) = connection.stranger {
             self.strangers.remove(place);
@@ -502,6 +504,7 @@ impl Connections {
             conns.retain(|have| *have != conn);
             if conns.is_empty() {
                 self.named.remove(name);
+                self.named.shrink_if_sparse();
             }
         }
         Some(held)

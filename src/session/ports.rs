@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::types::{Delivery, SessionKey};
 use crate::access::User;
+use crate::burst::ShrinkIfSparse;
 
 /// The canonical form of an address for lookups: IPv4-mapped addresses become IPv4.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
@@ -98,6 +99,7 @@ impl UdpPorts {
         let (mut held, port) = (lock(&self.held), canonical(port));
         if held.get(&port).is_some_and(|holder| holder.session == session) {
             held.remove(&port);
+            held.shrink_if_sparse();
         }
     }
 
@@ -183,6 +185,7 @@ impl Ports {
             sessions.retain(|(have, _)| *have != session);
             if sessions.is_empty() {
                 self.by_address.remove(&address);
+                self.by_address.shrink_if_sparse();
             }
         }
     }
@@ -235,6 +238,7 @@ impl Ports {
             self.all.release(port, session);
             if self.session_at(port) == Some(session) {
                 self.players.remove(&port);
+                self.players.shrink_if_sparse();
             }
         }
     }
@@ -244,6 +248,7 @@ impl Ports {
         for (port, _) in self.publishers.extract_if(|_, (owner, ..)| *owner == session) {
             self.all.release(port, session);
         }
+        self.publishers.shrink_if_sparse();
     }
 
     /// The player's session that was set up for this client port, for RTP or RTCP.

@@ -13,6 +13,7 @@ use super::ids::Ids;
 use super::timers::Armed;
 use super::types::{ConnId, Delivery, FirstPacket, PlayTrack, SessionInfo, SessionKey, SessionLimit};
 use crate::access::User;
+use crate::burst::ShrinkIfSparse;
 use crate::limits::{UDP_ORPHANED_S, USER_AGENT_CHARS_MAX};
 use crate::media::saved::Moment;
 use crate::media::{Description, StreamId, TrackId};
@@ -410,6 +411,7 @@ impl Sessions {
 
     pub(super) fn remove(&mut self, key: SessionKey) -> Option<Session> {
         let session = self.sessions.remove(&key)?;
+        self.sessions.shrink_if_sparse();
         self.limit.ended(session.peer.ip());
         Some(session)
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::burst::ShrinkIfSparse;
 use crate::crowd::origin;
 use crate::limits::{PUBLISHERS_BEYOND_PER_ADDRESS, publishers_beyond};
 use crate::media::{SourceTrack, StreamId, TrackId};
@@ -74,10 +75,12 @@ impl SessionLimit {
 
     pub(super) fn ended(&self, ip: IpAddr) {
         self.open.fetch_sub(1, Ordering::Relaxed);
-        if let Entry::Occupied(mut has) = self.by_origin().entry(origin(ip)) {
+        let mut by_origin = self.by_origin();
+        if let Entry::Occupied(mut has) = by_origin.entry(origin(ip)) {
             *has.get_mut() -= 1;
             if *has.get() == 0 {
                 has.remove();
+                by_origin.shrink_if_sparse();
             }
         }
     }

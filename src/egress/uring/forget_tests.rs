@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::egress::probe::probe;
 use crate::egress::runtime::Runtime;
-use crate::egress::tests::{ENTRIES, Rig, token};
+use crate::egress::tests::{ENTRIES, Rig, datagrams, token};
 use crate::egress::*;
 
 #[test]
@@ -42,5 +42,42 @@ fn a_slot_keeps_its_clients_descriptor_from_all_others_until_the_client_is_forgo
             }
         };
         tokio::time::timeout(Duration::from_secs(20), closed).await.expect("nothing else keeps the connection");
+    });
+}
+
+#[test]
+fn the_memory_of_a_burst_of_clients_is_given_back() {
+    const CLIENTS: u32 = 200;
+    if probe().is_err() {
+        return;
+    }
+    Runtime::new(IoKind::Uring).unwrap().block_on(async {
+        let mut egress = UringEgress::new(ENTRIES).unwrap();
+        let (to, from) = Datagram::bind_pair([127, 0, 0, 1].into(), None, IoKind::Uring).unwrap();
+        let route = Route { to: to.local_addr().unwrap(), from: None };
+        let datagrams = datagrams(&[5]);
+        let client = |slot: u32| Token { slot, generation: 1 };
+        let mut completed = Vec::new();
+        for slot in 0..CLIENTS {
+            egress.send_datagrams(client(slot), &from, route, &datagrams, false);
+        }
+        while completed.len() < CLIENTS as usize {
+            egress.flush();
+            egress.reap(usize::MAX, &mut completed);
+        }
+        assert!(completed.iter().all(|completion| completion.error.is_none()));
+        let most = egress.slots.capacity();
+        // The last one stays until the end.
+        for slot in 1..CLIENTS {
+            assert_eq!(egress.slots.len(), CLIENTS as usize);
+            egress.forget(client(slot));
+        }
+        assert_eq!(egress.slots.len(), 1);
+        assert!(egress.slots.capacity() < most && !egress.slots[0].is_free());
+        // A slot of that burst can be used again.
+        egress.send_datagrams(Token { generation: 2, ..client(7) }, &from, route, &datagrams, false);
+        egress.flush();
+        egress.reap(usize::MAX, &mut completed);
+        assert_eq!(completed.last().map(|completion| completion.token.slot), Some(7));
     });
 }

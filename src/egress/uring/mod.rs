@@ -37,6 +37,7 @@ use slot::{Lending, Outcome, SLOT_HOT_BYTES, Slot, State, is_refusal};
 
 use super::probe::explained;
 use super::{Completion, Conn, Datagram, Datagrams, Egress, EgressStats, Piece, Route, Token, ZeroCopy, is_shortage};
+use crate::burst::ShrinkIfSparse;
 use crate::egress::ready::Ready;
 use crate::limits::{EGRESS_DRAIN_MAX_MS, ZERO_COPY_BYTES_MIN, ZERO_COPY_HELD_MAX};
 
@@ -174,7 +175,8 @@ impl UringEgress {
     /// The kernel has released what a send lent to it.
     fn returned(&mut self, id: Token) -> Option<&mut Slot> {
         let client = self.holds.release(id);
-        let slot = &mut self.slots[client.slot as usize];
+        // If the slot is gone, the send was an earlier client's.
+        let slot = self.slots.get_mut(client.slot as usize)?;
         if slot.lending.generation != Some(client.generation) {
             return None;
         }
@@ -198,6 +200,14 @@ impl UringEgress {
             // The path copies, so lending costs more than copying.
             slot.lending.allowed = false;
         }
+    }
+
+    /// Gives back the memory of the last slots, if these are free.
+    fn shrink(&mut self) {
+        while self.slots.last().is_some_and(Slot::is_free) {
+            self.slots.pop();
+        }
+        self.slots.shrink_if_sparse();
     }
 
     fn slot(&mut self, token: Token) -> &mut Slot {
@@ -334,15 +344,19 @@ impl UringEgress {
                 }
                 id.token = client;
             }
-            let slot = &mut self.slots[id.token.slot as usize];
             if id.tag == Tag::Cancel {
                 // A send that was about to be retried is not found (ENOENT) or not stopped (EALREADY).
-                if entry.result() < 0 && slot.token == id.token && slot.is_cancelled() {
+                if entry.result() < 0
+                    && let Some(slot) = self.slots.get(id.token.slot as usize)
+                    && slot.token == id.token
+                    && slot.is_cancelled()
+                {
                     let cancel = cancel_entry(slot);
                     self.queue_later(cancel);
                 }
                 continue;
             }
+            let slot = &mut self.slots[id.token.slot as usize];
             assert_eq!(slot.token, id.token, "a slot is not given on before its operation has completed");
             match slot.complete(entry.result()) {
                 Outcome::More => {
@@ -539,6 +553,7 @@ impl Egress for UringEgress {
     fn forget(&mut self, token: Token) {
         if let Some(slot) = self.slots.get_mut(token.slot as usize).filter(|slot| slot.token == token) {
             slot.forget();
+            self.shrink();
         }
     }
 

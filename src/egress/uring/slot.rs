@@ -37,7 +37,7 @@ pub(super) struct Slot {
     /// The operation of datagrams continues without segmentation; reported at its end.
     pub unsegmented: bool,
     pieces: SmallVec<[Piece; 2]>,
-    /// Created on first use, then kept.
+    /// Created on first use, then kept until the slot is forgotten.
     message: Option<Box<Message>>,
     /// The client's connection, whose descriptor it keeps open from the client's first operation until the slot is forgotten.
     connection: Option<Rc<Ready>>,
@@ -167,12 +167,20 @@ impl Slot {
         self.connection.as_ref()
     }
 
-    /// Releases the client's connection.
+    /// Releases the client's connection, and the memory of its operations: after a burst of clients it would lie between what others use.
     pub(super) fn forget(&mut self) {
         assert!(self.is_idle(), "a client is forgotten when its operation was joined");
         self.connection = None;
         self.fd = -1;
         self.unsent = Vec::new();
+        self.message = None;
+        self.iovecs = Vec::new();
+        self.pieces = SmallVec::new();
+    }
+
+    /// Whether nothing of a client is left: it was forgotten, and the kernel holds nothing that it lent.
+    pub(super) fn is_free(&self) -> bool {
+        self.is_idle() && self.connection.is_none() && self.message.is_none() && self.lending.held == 0
     }
 
     /// Makes the operation that is about to be queued lend its pieces, which are held at that index.

@@ -8,11 +8,9 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::{Index, IndexMut};
 
 use super::link::{Kind, LINK_HOT_BYTES, Link};
+use crate::burst::ShrinkIfSparse;
 use crate::egress::Token;
 use crate::session::SessionKey;
-
-/// A slab with this many places keeps its capacity.
-const PLACES_KEPT: usize = 64;
 
 /// Links in slots that are numbered from 0 on and reused, the lowest first, each time with the next generation. So the last slots become
 /// free after a burst of connections, and their memory is given back.
@@ -78,14 +76,12 @@ impl Links {
         link
     }
 
-    /// Gives back the memory of the last slots, if these are free and most of the memory.
+    /// Gives back the memory of the last slots, if these are free.
     fn shrink(&mut self) {
         while self.places.last().is_some_and(Option::is_none) {
             self.places.pop();
         }
-        if self.places.capacity() > PLACES_KEPT.max(4 * self.places.len()) {
-            self.places.shrink_to(PLACES_KEPT.max(2 * self.places.len()));
-        }
+        self.places.shrink_if_sparse();
     }
 
     /// The link that an operation or connection belonged to, if it still exists.
@@ -114,7 +110,9 @@ impl Links {
 
     /// A session stopped playing. Returns its link.
     pub(super) fn unbind(&mut self, session: SessionKey) -> Option<u32> {
-        self.sessions.remove(&session)
+        let slot = self.sessions.remove(&session)?;
+        self.sessions.shrink_if_sparse();
+        Some(slot)
     }
 
     /// Whether there are browsers.
