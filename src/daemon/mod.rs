@@ -115,8 +115,8 @@ use web::Site;
 /// Exit code of a runtime failure.
 const EXIT_FAILURE: u8 = 1;
 
-/// How often threads are checked.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often threads, and the configuration's files, are checked.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the console may take for the last lines.
 const FLUSH_MAX: Duration = Duration::from_millis(150);
@@ -525,7 +525,7 @@ impl Relay {
         tasks: &mut JoinSet<()>,
         asked: &mut mpsc::UnboundedReceiver<Asked>,
     ) -> Result<Option<UnixStream>, Failure> {
-        let mut watch = Watch::new(Instant::now(), &self.config.files);
+        let mut watch = Watch::new(&self.config.files);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -7,9 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Time between two looks.
-const EVERY: Duration = Duration::from_secs(1);
-
 /// Delay after which a refused configuration is retried: a missing file may exist by then, and which one it lacks is unknown as long as
 /// the configuration is refused.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -25,23 +22,19 @@ pub(super) struct Watch {
     read: Vec<Stamp>,
     /// At the last look.
     seen: Vec<Stamp>,
-    looked: Instant,
     refused: Option<Instant>,
 }
 
 impl Watch {
     /// Starts with a configuration that was just read from these files.
-    pub(super) fn new(now: Instant, files: &[PathBuf]) -> Watch {
+    pub(super) fn new(files: &[PathBuf]) -> Watch {
         let read = stamps(files);
-        Watch { files: files.to_vec(), seen: read.clone(), read, looked: now, refused: None }
+        Watch { files: files.to_vec(), seen: read.clone(), read, refused: None }
     }
 
-    /// Whether to reload: a file has changed, and has not changed further since the last check.
+    /// Whether to reload: a file has changed, and has not changed further since the last check. To be called about once a second, so that
+    /// it is complete then.
     pub(super) fn is_due(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.looked) < EVERY {
-            return false;
-        }
-        self.looked = now;
         let is = stamps(&self.files);
         let at_rest = is == self.seen;
         self.seen = is;
@@ -52,7 +45,7 @@ impl Watch {
     /// It was reloaded, as of the last check: from these files, or it was refused.
     pub(super) fn was_read(&mut self, now: Instant, files: Option<&[PathBuf]>) {
         match files {
-            Some(files) if files != self.files => *self = Watch::new(now, files),
+            Some(files) if files != self.files => *self = Watch::new(files),
             _ => self.read.clone_from(&self.seen),
         }
         self.refused = files.is_none().then_some(now);
@@ -95,9 +88,9 @@ mod tests {
 
         let mut now = Instant::now();
         let files = [file.clone(), directory.join("missing.pass")];
-        let mut watch = Watch::new(now, &files);
+        let mut watch = Watch::new(&files);
         let mut look = |watch: &mut Watch| {
-            now += EVERY;
+            now += Duration::from_secs(1);
             (watch.is_due(now), now)
         };
         assert!(!look(&mut watch).0);

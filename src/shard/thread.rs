@@ -488,7 +488,7 @@ impl<E: Egress> Thread<E> {
         // another shard.
         let backlog = (!self.backlogged.is_empty()).then(|| now + BACKLOG_LOOK_EVERY);
         let due = linger.into_iter().chain(backlog).chain([self.core.next_timeout(now)]).min().unwrap_or(now);
-        if due <= now {
+        if due <= now || self.core.is_check_due(now) {
             self.core.timeout(now);
             any = true;
         } else if due != self.timer_at {

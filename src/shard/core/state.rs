@@ -412,7 +412,7 @@ impl<E: Egress> Core<E> {
     /// The state of the stream's source has changed.
     pub fn source(&mut self, now: Instant, id: StreamId, state: SourceState) {
         let Some(index) = self.streams.find(id) else { return self.source_early(id, state) };
-        self.streams[index].set_state(now, state);
+        self.streams.set_state(now, index, state);
         self.server.set_source(now, id, state);
         match state {
             SourceState::Live => {

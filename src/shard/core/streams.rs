@@ -212,7 +212,7 @@ impl Stream {
     }
 
     /// The source's state has changed.
-    pub(super) fn set_state(&mut self, now: Instant, state: SourceState) {
+    fn set_state(&mut self, now: Instant, state: SourceState) {
         self.state = state;
         self.outage.set_state(state, self.heard().unwrap_or(now));
         if !self.goes_on() {
@@ -221,6 +221,11 @@ impl Stream {
             // A report of an old session says nothing about the next one.
             self.reports.fill(None);
         }
+    }
+
+    /// Whether its clients miss media. The source of an on-demand stream that is not wanted has none.
+    fn is_away(&self) -> bool {
+        !self.removed && !matches!(self.state, SourceState::Live | SourceState::Idle)
     }
 
     /// When the newest media arrived, on any track.
@@ -375,6 +380,8 @@ pub(super) struct ShardStreams {
     reporting: Vec<usize>,
     /// Streams of other shards that no client wants at present.
     unwanted: Vec<usize>,
+    /// A source is away, or was at the last look: reports for its clients may be due.
+    away: bool,
     /// Lag at which a client skips to a keyframe.
     age: Duration,
     log_bytes: usize,
@@ -385,7 +392,7 @@ impl ShardStreams {
     /// Initially empty. The logs go back by `age` and hold at most this many bytes; `shards` share the chunks.
     pub(super) fn new(age: Duration, log_bytes: usize, shards: usize) -> ShardStreams {
         let (dirty, reporting, unwanted) = (Vec::new(), Vec::new(), Vec::new());
-        ShardStreams { places: Vec::new(), dirty, reporting, unwanted, age, log_bytes, shards }
+        ShardStreams { places: Vec::new(), dirty, reporting, unwanted, away: false, age, log_bytes, shards }
     }
 
     /// A stream is new, or has other settings from now on. Returns whether it is new.
@@ -492,6 +499,12 @@ impl ShardStreams {
         !self.dirty.is_empty() || !self.reporting.is_empty()
     }
 
+    /// A source's state has changed.
+    pub(super) fn set_state(&mut self, now: Instant, index: usize, state: SourceState) {
+        self.places[index].set_state(now, state);
+        self.away |= self.places[index].is_away();
+    }
+
     /// Makes the reports that are due while sources are away.
     pub(super) fn make_reports(&mut self, now: Instant) {
         for (index, stream) in self.places.iter_mut().enumerate() {
@@ -499,6 +512,12 @@ impl ShardStreams {
                 self.reporting.push(index);
             }
         }
+        self.away = self.places.iter().any(Stream::is_away);
+    }
+
+    /// Whether [`ShardStreams::make_reports`] is to be called on time.
+    pub(super) fn are_away(&self) -> bool {
+        self.away
     }
 
     /// Streams that receive nothing and that nobody plays: otherwise logs are trimmed only when chunks arrive.
