@@ -82,6 +82,7 @@ impl<E: Egress> Core<E> {
                     {
                         tracing::warn!(client = %peer, "{fault}: closed");
                     }
+                    // A browser's page shows the reason.
                     if let CloseReason::SessionEnded(reason) = reason
                         && self.is_web(conn.0)
                         && let Some(link) = self.links.get_mut(conn.0 as usize)

@@ -33,7 +33,7 @@ impl<E: Egress> Core<E> {
             self.links.wake(slot);
         }
         self.send_again(now);
-        if self.next_check.is_none_or(|at| at <= now) {
+        if self.is_check_due(now) {
             let late = self.next_check.map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
             self.next_check = Some(now + CHECK_EVERY);
             self.check_stalled(now, CHECK_EVERY + late);
