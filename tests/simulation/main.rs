@@ -453,8 +453,9 @@ fn play(seed: u64) -> Outcome {
             let long = Duration::from_millis(simulation.rng.u64(0..1_500));
             match simulation.rng.u8(0..3) {
                 0 => simulation.camera.leave(Absence::Pause, long),
-                // The keyframe interval is less than the 10 s after which any frame is treated as one.
-                1 => simulation.camera.leave(Absence::Silence, long * 3),
+                // Not so long that two of them can lie in one keyframe interval (90 frames) and extend it to the 10 s after which any frame is
+                // treated as a keyframe.
+                1 => simulation.camera.leave(Absence::Silence, long * 2),
                 _ => simulation.camera.leave(Absence::Loss, long * 4),
             }
         }
