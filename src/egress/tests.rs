@@ -533,7 +533,7 @@ pub(super) fn datagrams(sizes: &[u16]) -> Rc<Datagrams> {
         bytes.resize(bytes.len() + usize::from(len), index as u8);
     }
     let runs = cut_runs(&packets);
-    Rc::new(Datagrams::new(bytes.into(), packets.into(), runs))
+    Rc::new(Datagrams::new(Bytes::from(bytes).into(), packets.into(), runs))
 }
 
 /// Receives datagrams until there are `count`, and any beyond them. The kernel of a busy machine delivers them a moment after
@@ -645,7 +645,7 @@ fn the_packets_of_a_run_that_is_refused_go_one_by_one() {
         // The middle run is too large for a datagram; the kernel reports a path's MTU with the same error.
         let run = |first, count, segment| Run { first, count, segment };
         let runs = smallvec![run(0, 1, 10), run(1, 3, 30_000), run(4, 1, 700)];
-        let chunk = Rc::new(Datagrams::new(whole.bytes().clone(), whole.packets.clone(), runs));
+        let chunk = Rc::new(Datagrams::new(Bytes::copy_from_slice(whole.bytes()).into(), whole.packets.clone(), runs));
         rig.egress.send_datagrams(token(0), &rtp, to.into(), &chunk, false);
         let completion = rig.wait(0).await;
         assert!(completion.error.is_none() && completion.unsegmented, "{completion:?}");

@@ -31,14 +31,14 @@ const COUNTS_BYTES: usize = 2 * size_of::<usize>();
 /// Bytes of what several [`Bytes`] of the same memory share: a pointer, its length and a counter.
 const BYTES_SHARED: usize = 3 * size_of::<usize>();
 
-/// Fixed cost of a chunk besides its bytes: the struct, and the allocations for the bytes and what shares them.
+/// Fixed cost of a chunk besides its bytes: the struct, and the allocations for the bytes and for what shares them, if something does.
 const CHUNK_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<Chunk>() + BYTES_SHARED + 3 * ALLOCATION_BYTES;
 
 /// Cost of a chunk in each shard: an entry, the unused capacity of a growing list, and the shard's own counter.
 const SHARD_PRICE_BYTES: usize = 2 * size_of::<Entry>() + PIECE_PRICE_BYTES;
 
 /// Cost of a [`Piece`] besides the memory that it points to.
-const PIECE_PRICE_BYTES: usize = COUNTS_BYTES + size_of::<bytes::Bytes>() + ALLOCATION_BYTES;
+const PIECE_PRICE_BYTES: usize = COUNTS_BYTES + Piece::OWN_BYTES + ALLOCATION_BYTES;
 
 /// Cost of each packet of datagrams besides the packet: its entry, its run and its I/O vector.
 const DATAGRAM_PRICE_BYTES: usize = size_of::<Span>() + size_of::<Run>() + size_of::<libc::iovec>();
@@ -63,7 +63,7 @@ impl Entry {
     /// An entry without renderings, in the log of one of this many shards.
     pub(crate) fn new(chunk: Arc<Chunk>, shards: usize) -> Entry {
         let cost = chunk.bytes.len() + CHUNK_PRICE_BYTES + shards * SHARD_PRICE_BYTES;
-        let shared = Piece::from(chunk.bytes.clone());
+        let shared = Piece::from(Arc::clone(&chunk));
         Entry { chunk, shared, renderings: SmallVec::new(), datagrams: None, cost }
     }
 
@@ -100,13 +100,13 @@ impl Entry {
 
     /// The chunk as sent to UDP clients.
     pub fn datagrams(&mut self) -> Rc<Datagrams> {
-        let Entry { chunk, datagrams, cost, .. } = self;
+        let Entry { chunk, shared, datagrams, cost, .. } = self;
         Rc::clone(datagrams.get_or_insert_with(|| {
             *cost += COUNTS_BYTES
                 + size_of::<Datagrams>()
                 + 4 * ALLOCATION_BYTES
                 + usize::from(chunk.packets) * DATAGRAM_PRICE_BYTES;
-            Rc::new(Datagrams::of(chunk))
+            Rc::new(Datagrams::of(chunk, shared.clone()))
         }))
     }
 }

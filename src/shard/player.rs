@@ -327,7 +327,7 @@ impl Player {
             let chunk = &rest.chunk;
             self.end_frame(chunk);
             let taken = Taken { track: chunk.track, channel: chunk.channel(), kind: chunk.kind, since: self.begun };
-            return Some((Rc::new(Datagrams::of(chunk)), taken, chunk.arrival));
+            return Some((Rc::new(Datagrams::of(chunk, rest.piece)), taken, chunk.arrival));
         }
         while let Some(mut entry) = log.next_mut(self.cursor) {
             let chunk = entry.chunk();

@@ -92,8 +92,9 @@ impl Player {
         let rest = state.rest.into_iter().filter_map(|chunk| {
             let chunk = Arc::new(Chunk::restore(reference, chunk));
             let channel = player.tracks.get(usize::from(chunk.track.0))?.as_ref()?.channels.0;
-            let bytes = if channel == chunk.channel() { chunk.bytes.clone() } else { chunk.render(channel) };
-            Some(Rest { chunk, piece: bytes.into() })
+            let piece =
+                if channel == chunk.channel() { Arc::clone(&chunk).into() } else { chunk.render(channel).into() };
+            Some(Rest { chunk, piece })
         });
         Player {
             cursor: state.cursor,

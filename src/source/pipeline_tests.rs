@@ -246,7 +246,8 @@ fn packets_that_fill_a_datagram_pass_unchanged_and_stay_one_run() {
     rig.frame(&[SPS, PPS, &start, &middle, &middle, &[0x7c, 0x45, 9]]);
     let chunk = rig.chunks()[0];
     assert_eq!(payloads(chunk)[2..], [&start[..], &middle, &middle, &[0x7c, 0x45, 9]]);
-    let runs: Vec<_> = Datagrams::of(chunk).runs.iter().map(|run| (run.count, run.segment)).collect();
+    let runs = Datagrams::of(chunk, chunk.bytes.clone().into()).runs;
+    let runs: Vec<_> = runs.iter().map(|run| (run.count, run.segment)).collect();
     assert_eq!(runs.last(), Some(&(4, 1_472)));
     assert_eq!(rig.pipeline.stats().fragmented, 0);
     // With one more byte, it is split into packets that also fit IPv6.

@@ -3,16 +3,16 @@
 use std::cell::OnceCell;
 use std::ops::Range;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::Piece;
 use crate::media::chunk::{Chunk, Run, Span, cut_runs};
 
 /// A chunk as sent to UDP clients; made once per shard and chunk, shared by the clients.
 #[derive(Debug)]
 pub struct Datagrams {
     /// The chunk's bytes. Private, because the vectors point into them, so they must never be replaced.
-    bytes: Bytes,
+    bytes: Piece,
     /// Where each packet lies.
     pub packets: SmallVec<[Span; 2]>,
     /// The packets grouped into runs.
@@ -22,26 +22,26 @@ pub struct Datagrams {
 
 impl Datagrams {
     /// Packets that lie in `bytes` at the positions in `packets`, grouped into `runs`.
-    pub fn new(bytes: Bytes, packets: SmallVec<[Span; 2]>, runs: SmallVec<[Run; 2]>) -> Self {
+    pub fn new(bytes: Piece, packets: SmallVec<[Span; 2]>, runs: SmallVec<[Run; 2]>) -> Self {
         Datagrams { bytes, packets, runs, vectors: OnceCell::new() }
     }
 
-    /// The packets of `chunk`.
-    pub fn of(chunk: &Chunk) -> Self {
+    /// The packets of `chunk`, which lie in these bytes as in its own.
+    pub fn of(chunk: &Chunk, bytes: Piece) -> Self {
         let mut packets = SmallVec::with_capacity(usize::from(chunk.packets));
         packets.extend(chunk.spans());
         let runs = cut_runs(&packets);
-        Datagrams::new(chunk.bytes.clone(), packets, runs)
+        Datagrams::new(bytes, packets, runs)
     }
 
     /// The chunk's bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
     }
 
     /// The bytes of one packet.
     pub fn packet(&self, span: &Span) -> &[u8] {
-        &self.bytes[span.offset as usize..][..usize::from(span.len)]
+        &self.bytes()[span.offset as usize..][..usize::from(span.len)]
     }
 
     /// One I/O vector per packet, made when the first client needs them. They are valid as long as these datagrams exist.

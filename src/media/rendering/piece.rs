@@ -1,29 +1,59 @@
 //! Bytes that the clients of a shard share.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
+
+use crate::media::chunk::Chunk;
 
 /// Bytes to send over TCP: part of a chunk that the shard's clients share, or data for one client. Cloning touches no counter that
 /// another shard touches.
 #[derive(Clone, Debug)]
-pub struct Piece(Rc<Bytes>);
+pub struct Piece(Rc<Held>);
+
+/// What keeps bytes in memory.
+#[derive(Debug)]
+enum Held {
+    /// The chunk itself. A clone of its bytes would need an allocation for their reference count (`Bytes::from(Vec<u8>)`).
+    Chunk(Arc<Chunk>),
+    Bytes(Bytes),
+}
+
+impl Held {
+    fn bytes(&self) -> &Bytes {
+        match self {
+            Held::Chunk(chunk) => &chunk.bytes,
+            Held::Bytes(bytes) => bytes,
+        }
+    }
+}
 
 impl From<Bytes> for Piece {
     fn from(bytes: Bytes) -> Self {
-        Piece(Rc::new(bytes))
+        Piece(Rc::new(Held::Bytes(bytes)))
+    }
+}
+
+impl From<Arc<Chunk>> for Piece {
+    /// The bytes of a chunk with the track's own channels.
+    fn from(chunk: Arc<Chunk>) -> Self {
+        Piece(Rc::new(Held::Chunk(chunk)))
     }
 }
 
 impl Piece {
+    /// Memory that it takes besides the bytes and the counters.
+    pub(in crate::media) const OWN_BYTES: usize = size_of::<Held>();
+
     /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
-        &self.0
+        self.0.bytes()
     }
 
     /// The same bytes for another thread; not copied.
     pub fn shared(&self) -> Bytes {
-        Bytes::clone(&self.0)
+        self.0.bytes().clone()
     }
 
     /// Bytes in the piece.
@@ -33,7 +63,7 @@ impl Piece {
 
     /// The rest after the first `bytes`.
     pub(crate) fn without_first(&self, bytes: usize) -> Piece {
-        self.0.slice(bytes..).into()
+        self.0.bytes().slice(bytes..).into()
     }
 
     /// Whether it is empty.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -323,7 +324,7 @@ impl<E: Egress> Core<E> {
                 }
                 Kind::Udp { targets, own, .. } => {
                     if let Some(target) = targets.iter().find(|target| target.track == report.track) {
-                        own.push_back((target.rtcp(), Rc::new(Datagrams::of(report))));
+                        own.push_back((target.rtcp(), Rc::new(Datagrams::of(report, Arc::clone(report).into()))));
                     }
                 }
                 Kind::Receiver { .. } => {}
@@ -564,5 +565,5 @@ pub(super) fn single_datagram(packet: impl Into<Bytes>) -> Datagrams {
     let packet = packet.into();
     let len = packet.len() as u16;
     let (packet_at, run) = (Span { offset: 0, len }, Run { first: 0, count: 1, segment: len });
-    Datagrams::new(packet, smallvec![packet_at], smallvec![run])
+    Datagrams::new(packet.into(), smallvec![packet_at], smallvec![run])
 }
