@@ -635,6 +635,9 @@ pub const COPIED_CHUNKS_PASS_MAX: usize = 64;
 /// See [`COPIED_CHUNKS_PASS_MAX`].
 pub const COPIED_BYTES_PASS_MAX: usize = 1 << 20;
 
+/// Maximum number of chunks that a shard puts into other memory at a time, so that its clients do not wait.
+pub const RENEWED_CHUNKS_CHECK_MAX: usize = 1_024;
+
 const _: () = {
     assert!(EGRESS_DRAIN_MAX_MS < STOP_MAX_MS);
     assert!(TLS_FAREWELL_MAX_MS < STOP_MAX_MS);

@@ -5,6 +5,7 @@
 //! so the threads are asked to take the pieces out of their caches.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -15,13 +16,13 @@ use crate::sys;
 /// The interval of checks.
 const EVERY: Duration = Duration::from_secs(20);
 
+/// The interval after a burst, until all is done.
+const EVERY_AFTER_BURST: Duration = Duration::from_secs(10);
+
 /// How much free memory must have been added since the last return, in bytes and as a fraction of what is resident: below that a return
 /// costs more than it gains.
 const ADDED_BYTES: i64 = 1024 * 1024;
 const ADDED_PART: i64 = 16;
-
-/// How much must have been added at the check after a return, in bytes: what causes a burst may take some time to end.
-const ADDED_AFTER_BYTES: i64 = ADDED_BYTES / 8;
 
 /// How long the threads have to answer. One that does not keeps what it has.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -29,11 +30,21 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Sizes of the pieces in a thread's cache, in bytes: 24 to 1,032 in steps of 16 (glibc 2.26 and later).
 const CACHED_SIZES: usize = 64;
 
+/// Bytes of the largest pieces in a thread's cache.
+pub(crate) const CACHED_BYTES_MAX: usize = size_of_cached(CACHED_SIZES - 1);
+
 /// Pieces of each size in a thread's cache.
 const CACHED_OF_A_SIZE: usize = 7;
 
+const fn size_of_cached(size: usize) -> usize {
+    24 + 16 * size
+}
+
 /// What a thread had in its cache.
 type Cached = Vec<Vec<u8>>;
+
+/// The value of [`renewals`].
+static RENEWALS: AtomicU32 = AtomicU32::new(0);
 
 /// Asks threads for what they have in their caches.
 static ASKED: LazyLock<Sender<Option<mpsc::Sender<Cached>>>> = LazyLock::new(|| Sender::new(None));
@@ -60,7 +71,7 @@ fn all_cached() -> Cached {
 fn cached() -> Cached {
     let mut pieces = Vec::with_capacity(CACHED_SIZES * CACHED_OF_A_SIZE);
     for size in 0..CACHED_SIZES {
-        pieces.extend((0..CACHED_OF_A_SIZE).map(|_| Vec::with_capacity(24 + 16 * size)));
+        pieces.extend((0..CACHED_OF_A_SIZE).map(|_| Vec::with_capacity(size_of_cached(size))));
     }
     pieces
 }
@@ -80,27 +91,63 @@ fn empty_caches() {
     }
 }
 
+/// How often small pieces of memory were to be moved: those that are made and freed all the time. The allocator reuses the memory of each for
+/// the next, so where a burst has scattered them they would stay, each on a page of its own.
+pub(crate) fn renewals() -> u32 {
+    RENEWALS.load(Ordering::Relaxed)
+}
+
+/// What is due at a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// Memory is to be returned.
+    Return,
+    /// Small pieces are to be moved ([`renewals`]).
+    Renewal,
+}
+
+/// What has been done after a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Everything.
+    Done,
+    /// Its memory was returned. What has caused it may not have ended.
+    Returned,
+    /// Small pieces are being moved, and what they leave is to be returned.
+    Renewed,
+}
+
 /// The resident memory that the program has written to and that is not allocated: most of it is free between allocations.
 #[derive(Debug)]
 struct Spare {
     /// The least of it since the last return.
     least: i64,
-    /// Whether the next check follows a return of that much.
-    follows: bool,
+    stage: Stage,
 }
 
 impl Spare {
     fn new(spare: i64) -> Self {
-        Spare { least: spare, follows: false }
+        Spare { least: spare, stage: Stage::Done }
     }
 
-    /// Whether so much of it is due to be returned.
-    fn is_due(&mut self, spare: i64, resident: i64) -> bool {
+    /// What is due, with so much of it.
+    fn due(&mut self, spare: i64, resident: i64) -> Option<Due> {
         self.least = self.least.min(spare);
-        let added = spare - self.least;
-        let is_much = added > ADDED_BYTES.max(resident / ADDED_PART);
-        // Only once, because after any return some is added.
-        std::mem::replace(&mut self.follows, is_much) && added > ADDED_AFTER_BYTES || is_much
+        let is_burst = spare - self.least > ADDED_BYTES.max(resident / ADDED_PART);
+        let (stage, due) = match self.stage {
+            // What moved has left memory, and that is no burst.
+            Stage::Renewed => (Stage::Done, Some(Due::Return)),
+            _ if is_burst => (Stage::Returned, Some(Due::Return)),
+            Stage::Returned => (Stage::Renewed, Some(Due::Renewal)),
+            Stage::Done => (Stage::Done, None),
+        };
+        self.stage = stage;
+        due
+    }
+
+    /// When to check next.
+    fn interval(&self) -> Duration {
+        if self.stage == Stage::Done { EVERY } else { EVERY_AFTER_BURST }
     }
 
     /// Memory was returned, and so much is left.
@@ -120,12 +167,16 @@ pub(crate) fn watch() -> std::io::Result<()> {
         loop {
             // The interval: nothing tells when memory becomes free, there is only looking from time to time. The thread does nothing else, and ends
             // with the process.
-            std::thread::sleep(EVERY);
+            std::thread::sleep(before.interval());
             let Some((resident, now)) = self::spare() else { return };
-            if before.is_due(now, resident) {
-                empty_caches();
-                sys::give_back_free_memory();
-                before.returned(self::spare().map_or(now, |(_, left)| left));
+            match before.due(now, resident) {
+                Some(Due::Return) => {
+                    empty_caches();
+                    sys::give_back_free_memory();
+                    before.returned(self::spare().map_or(now, |(_, left)| left));
+                }
+                Some(Due::Renewal) => drop(RENEWALS.fetch_add(1, Ordering::Relaxed)),
+                None => {}
             }
         }
     })?;
@@ -164,33 +215,28 @@ mod tests {
     use crate::egress::runtime::Runtime;
 
     #[test]
-    fn what_is_added_is_returned_once() {
+    fn what_a_burst_adds_is_returned_then_pieces_move_and_what_they_leave_is_returned() {
         const MIB: i64 = 1024 * 1024;
-        let mut least = Spare::new(8 * MIB);
-        assert!(!least.is_due(8 * MIB + MIB / 4, 10 * MIB));
-        // A burst is over, and nothing of it is resident but spare memory.
-        assert!(least.is_due(30 * MIB, 33 * MIB));
-        least.returned(9 * MIB);
-        assert!(!least.is_due(9 * MIB, 10 * MIB));
+        let mut spare = Spare::new(8 * MIB);
+        assert_eq!(spare.due(8 * MIB + MIB / 4, 10 * MIB), None);
+        // A burst's end, and another part of it.
+        assert_eq!(spare.due(30 * MIB, 33 * MIB), Some(Due::Return));
+        spare.returned(9 * MIB);
+        assert_eq!(spare.due(30 * MIB, 33 * MIB), Some(Due::Return));
+        spare.returned(9 * MIB);
+        assert_eq!(spare.interval(), EVERY_AFTER_BURST);
+        assert_eq!(spare.due(9 * MIB + MIB / 2, 10 * MIB), Some(Due::Renewal));
+        // However much has moved, that is not taken for another burst.
+        assert_eq!(spare.due(30 * MIB, 33 * MIB), Some(Due::Return));
+        spare.returned(9 * MIB);
+        assert_eq!((spare.due(9 * MIB + MIB / 2, 10 * MIB), spare.interval()), (None, EVERY));
         // Connections with buffers that they have not used come and go.
-        assert!(!least.is_due(-5 * MIB, 12 * MIB));
-        assert!(least.is_due(9 * MIB, 12 * MIB));
-        least = Spare::new(9 * MIB);
+        assert_eq!(spare.due(-5 * MIB, 12 * MIB), None);
+        assert_eq!(spare.due(9 * MIB, 12 * MIB), Some(Due::Return));
+        spare = Spare::new(9 * MIB);
         // Of more memory, more may be spare.
-        assert!(!least.is_due(17 * MIB, 150 * MIB) && least.is_due(20 * MIB, 150 * MIB));
-    }
-
-    #[test]
-    fn the_end_of_a_burst_is_returned_too_but_not_what_is_added_all_the_time() {
-        const MIB: i64 = 1024 * 1024;
-        let mut least = Spare::new(8 * MIB);
-        let end = 9 * MIB + MIB / 2;
-        assert!(!least.is_due(8 * MIB + MIB / 2, 10 * MIB));
-        assert!(least.is_due(30 * MIB, 33 * MIB));
-        least.returned(9 * MIB);
-        assert!(least.is_due(end, 11 * MIB));
-        least.returned(9 * MIB);
-        assert!(!least.is_due(end, 11 * MIB) && !least.is_due(end, 11 * MIB));
+        assert_eq!(spare.due(17 * MIB, 150 * MIB), None);
+        assert_eq!(spare.due(20 * MIB, 150 * MIB), Some(Due::Return));
     }
 
     #[test]
@@ -257,7 +303,7 @@ mod tests {
             Runtime::new(IoKind::Epoll).unwrap().block_on(async {
                 let (mut pieces, mut between) = (Vec::with_capacity(PIECES), Vec::with_capacity(PIECES));
                 for at in 0..PIECES {
-                    pieces.push(vec![7_u8; 24 + 16 * (at / CACHED_OF_A_SIZE)]);
+                    pieces.push(vec![7_u8; size_of_cached(at / CACHED_OF_A_SIZE)]);
                     between.push(vec![7_u8; 4_096]);
                 }
                 drop((pieces, between));

@@ -157,6 +157,28 @@ impl Chunk {
         }
     }
 
+    /// The same chunk with other bytes, which must be a copy.
+    pub(super) fn with_bytes(&self, bytes: Bytes) -> Chunk {
+        let Chunk {
+            number, track, kind, frame, frame_start, frame_end, keyframe, arrival, first_seq, rtp_time, ..
+        } = *self;
+        let packets = self.packets;
+        Chunk {
+            number,
+            track,
+            kind,
+            frame,
+            frame_start,
+            frame_end,
+            keyframe,
+            arrival,
+            first_seq,
+            rtp_time,
+            bytes,
+            packets,
+        }
+    }
+
     /// Whether a client may start its video with this chunk.
     pub fn starts_keyframe(&self) -> bool {
         self.kind == ChunkKind::Media && self.keyframe && self.frame_start

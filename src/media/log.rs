@@ -21,6 +21,7 @@ use super::saved::Moment;
 use super::{Description, TrackId};
 use crate::burst::ShrinkIfSparse;
 use crate::limits::{KEYFRAME_KEPT_S, SKIP_KEPT_BYTES_MAX, SKIP_KEPT_S, TRACKS_MAX};
+use crate::memory::CACHED_BYTES_MAX;
 
 /// Bytes of overhead of each allocation.
 const ALLOCATION_BYTES: usize = 16;
@@ -98,6 +99,17 @@ impl Entry {
         made
     }
 
+    /// The same chunk in other memory, but for bytes that are more than a small piece. Of its renderings it has those that depend on others
+    /// before them.
+    fn renewed(&self, shards: usize) -> Entry {
+        let mut entry = Entry::new(Arc::new(self.chunk.with_bytes(renewed(&self.chunk.bytes))), shards);
+        for (form, made) in self.renderings.iter().filter(|(form, _)| *form == Form::Fragment) {
+            let body = made.body.as_ref().map(|body| body.map(renewed));
+            entry.keep(*form, Rendered { head: made.head.clone(), body });
+        }
+        entry
+    }
+
     /// The chunk as sent to UDP clients.
     pub fn datagrams(&mut self) -> Rc<Datagrams> {
         let Entry { chunk, shared, datagrams, cost, .. } = self;
@@ -132,7 +144,7 @@ impl EntryMut<'_> {
     fn priced<T>(&mut self, make: impl FnOnce(&mut Entry) -> T) -> T {
         let before = self.entry.cost;
         let made = make(self.entry);
-        *self.cost += self.entry.cost - before;
+        *self.cost = *self.cost - before + self.entry.cost;
         made
     }
 }
@@ -355,7 +367,7 @@ impl Log {
     }
 
     /// An empty log that keeps chunks for `age`, costing at most `bytes_max` bytes. `shards`, at least one, is how many shards keep a
-    /// log of the same stream; the chunks themselves exist once.
+    /// log of the same stream; the chunks themselves exist once, but for those of [`Log::renew`].
     pub fn new(age: Duration, bytes_max: usize, shards: usize) -> Self {
         Log {
             entries: VecDeque::new(),
@@ -626,6 +638,27 @@ impl Log {
         self.check();
     }
 
+    /// Puts at most so many of its chunks, from the number `next` on, into other memory. Returns how many, and changes `next` to the number
+    /// after them.
+    ///
+    /// The allocator reuses the small pieces of a chunk that goes for the next chunk, so where a burst has scattered them they would stay
+    /// for as long as the stream goes on, each on a page of its own. Clients that are being sent a chunk keep the old one until then, and other
+    /// shards keep theirs.
+    pub fn renew(&mut self, next: &mut u64, chunks_max: usize) -> usize {
+        let mut moved = Vec::new();
+        while let Some(entry) = self.next(*next).filter(|_| moved.len() < chunks_max) {
+            *next = entry.chunk.number + 1;
+            moved.push(entry.renewed(self.shards));
+        }
+        for entry in &mut moved {
+            let mut place = self.next_mut(entry.chunk.number).expect("it is a copy of one that is there");
+            place.priced(|place| std::mem::swap(place, entry));
+        }
+        self.check();
+        // The old ones go when all of the new ones are there, so that these are not put where those were.
+        moved.len()
+    }
+
     /// Checks the counters against the contents. For large logs the check would be too expensive.
     fn check(&self) {
         const LOOKED_AT_MAX: usize = 1_000;
@@ -657,6 +690,11 @@ impl Log {
 
 fn waited(resumed: Option<Instant>, since: Instant, now: Instant) -> Duration {
     now.saturating_duration_since(resumed.map_or(since, |resumed| resumed.max(since)))
+}
+
+/// The same bytes in other memory, if they are so few that the allocator would keep that for the next of this size.
+fn renewed(bytes: &Bytes) -> Bytes {
+    if bytes.len() <= CACHED_BYTES_MAX { Bytes::copy_from_slice(bytes) } else { bytes.clone() }
 }
 
 /// Appends to a list. Its capacity grows by a quarter, not twofold: a thousand streams keep such lists, and their lengths change little.

@@ -37,7 +37,7 @@ fn tiny_frames_cost_what_they_take() {
         assert!(log.cost() <= BYTES_MAX && log.bytes() == log.entries.len() * 17);
         log.entries.len()
     };
-    // What a shard allocates for each: the chunk with its two lists, an entry in a list that may be half empty, a reference count.
+    // What a shard allocates for each: the chunk, an entry in a list that may be half empty, a reference count.
     let least = size_of::<Chunk>() + size_of::<Entry>() + size_of::<Piece>();
     assert!(held(1) < BYTES_MAX / least, "{}", held(1));
     assert!(held(8) < held(1) / 3, "{} and {}", held(8), held(1));
@@ -183,4 +183,47 @@ fn fragments_are_handed_over_with_the_log() {
     }
     let [first, .., last] = &restored[..] else { panic!("four") };
     assert!(first.head.as_ref().unwrap().is_same(last.head.as_ref().unwrap()), "they share it");
+}
+
+#[test]
+fn renewed_chunks_are_the_same_in_other_memory() {
+    let now = Instant::now();
+    let mut log = Log::new(Duration::from_secs(60), 1 << 20, 1);
+    for (number, bytes) in (0..).zip([200, 20_000, 1_000, 300]) {
+        log.append(chunk(number, now, bytes));
+    }
+    let mut counted = Counted(Piece::from(Bytes::from_static(b"head")), 0);
+    for number in 0..4 {
+        log.rendered(number, &mut counted).expect("it is there");
+        log.get_mut(number).expect("it is there").datagrams();
+    }
+    let what = |log: &mut Log, number| {
+        let chunk = Arc::clone(log.get(number).expect("it is there").chunk());
+        let own = log.get_mut(number).expect("it is there").piece(0);
+        let made = log.rendered(number, &mut Counted(Piece::from(Bytes::new()), 9)).expect("it is there");
+        (chunk, own, made)
+    };
+    let before: Vec<_> = (0..4).map(|number| what(&mut log, number)).collect();
+    let mut next = 0;
+    assert_eq!((log.renew(&mut next, 3), next), (3, 3));
+    let after: Vec<_> = (0..4).map(|number| what(&mut log, number)).collect();
+    let pointers = |(chunk, own, made): &(Arc<Chunk>, Piece, Rendered)| {
+        (Arc::as_ptr(chunk), own.as_slice().as_ptr(), made.body.as_ref().map(|body| body.as_slice().as_ptr()))
+    };
+    for (before, after) in before.iter().zip(&after).take(3) {
+        let chunk = |chunk: &Chunk| format!("{:?}", Chunk { bytes: Bytes::new(), ..chunk.clone() });
+        assert_eq!((chunk(&before.0), before.1.as_slice()), (chunk(&after.0), after.1.as_slice()));
+        assert_eq!(before.2.body.as_ref().map(Piece::as_slice), after.2.body.as_ref().map(Piece::as_slice));
+        assert!(before.2.head.as_ref().unwrap().is_same(after.2.head.as_ref().unwrap()));
+        let ((chunk, own, body), (new_chunk, new_own, new_body)) = (pointers(before), pointers(after));
+        assert!(chunk != new_chunk && (body.is_none() || body != new_body));
+        assert_eq!(own == new_own, before.1.len() > CACHED_BYTES_MAX, "only small pieces are copied");
+    }
+    assert_eq!(pointers(&before[3]), pointers(&after[3]));
+    assert_eq!((log.renew(&mut next, 3), next), (1, 4));
+    assert_eq!((log.renew(&mut next, 3), next), (0, 4));
+    log.append(chunk(4, now, 17));
+    log.forget_keyframes();
+    log.trim(now + Duration::from_secs(61), |_| {});
+    assert_eq!((log.bytes(), log.cost()), (0, 0), "all that was counted has gone");
 }

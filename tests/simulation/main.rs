@@ -335,6 +335,9 @@ impl Simulation {
             let state = if is_small { written_and_read(&state) } else { state };
             self.core.restore_log(self.now, STREAM, state);
         }
+        if self.rng.u16(0..100) == 0 {
+            self.core.renew_logs(self.rng.u32(1..));
+        }
         // A check that is due is made on time if the shard is awake, and otherwise later.
         let checks = self.core.is_check_due(self.now) && self.rng.bool();
         if checks || self.core.next_timeout(self.now) <= self.now {

@@ -417,6 +417,9 @@ impl World {
             if core.next_timeout(self.now) <= self.now {
                 core.timeout(self.now);
             }
+            if self.rng.u16(0..500) == 0 {
+                core.renew_logs(self.rng.u32(1..));
+            }
             while core.reap(self.now) | core.drive(self.now) {}
         }
         self.post();

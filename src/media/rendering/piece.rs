@@ -66,6 +66,11 @@ impl Piece {
         self.0.bytes().slice(bytes..).into()
     }
 
+    /// A piece with other bytes that are made of these.
+    pub(in crate::media) fn map(&self, make: impl FnOnce(&Bytes) -> Bytes) -> Piece {
+        make(self.0.bytes()).into()
+    }
+
     /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.as_slice().is_empty()

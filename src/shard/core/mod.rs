@@ -31,6 +31,8 @@ mod paths;
 mod place_tests;
 mod put_off;
 mod reasons;
+#[cfg(test)]
+mod renewal_tests;
 mod report;
 mod saved;
 mod saved_datagrams;

@@ -13,6 +13,7 @@ use super::pacing::Pacing;
 use super::paths::Paths;
 use super::put_off::PutOff;
 use super::streams::ShardStreams;
+use super::timers::Renewal;
 use crate::access::Access;
 use crate::egress::{Completion, Conn, Egress, Piece, Token};
 use crate::limits::MOVES_MAX;
@@ -66,6 +67,7 @@ pub struct Core<E: Egress> {
     pub(super) leaving: Option<(Instant, usize)>,
     pub(super) stopping: Option<Instant>,
     pub(super) next_check: Option<Instant>,
+    pub(super) renewal: Renewal,
     pub(super) early: Early,
     pub(super) pieces: Vec<Piece>,
     pub(super) completions: Vec<Completion>,
@@ -113,6 +115,7 @@ impl<E: Egress> Core<E> {
             leaving: None,
             stopping: None,
             next_check: None,
+            renewal: Renewal::default(),
             early: Early::default(),
             pieces: Vec::new(),
             completions: Vec::new(),
