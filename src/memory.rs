@@ -91,8 +91,8 @@ fn empty_caches() {
     }
 }
 
-/// How often small pieces of memory were to be moved: those that are made and freed all the time. The allocator reuses the memory of each for
-/// the next, so where a burst has scattered them they would stay, each on a page of its own.
+/// The number of requests so far to replace small pieces by copies: those that are made and freed all the time. The allocator reuses the memory of
+/// each for the next, so where a burst has scattered them they would stay, each on a page of its own.
 pub(crate) fn renewals() -> u32 {
     RENEWALS.load(Ordering::Relaxed)
 }
@@ -102,7 +102,7 @@ pub(crate) fn renewals() -> u32 {
 enum Due {
     /// Memory is to be returned.
     Return,
-    /// Small pieces are to be moved ([`renewals`]).
+    /// Small pieces are to be replaced by copies ([`renewals`]).
     Renewal,
 }
 
@@ -113,7 +113,7 @@ enum Stage {
     Done,
     /// Its memory was returned. What has caused it may not have ended.
     Returned,
-    /// Small pieces are being moved, and what they leave is to be returned.
+    /// Small pieces are being replaced by copies, and what they leave is to be returned.
     Renewed,
 }
 
@@ -135,7 +135,7 @@ impl Spare {
         self.least = self.least.min(spare);
         let is_burst = spare - self.least > ADDED_BYTES.max(resident / ADDED_PART);
         let (stage, due) = match self.stage {
-            // What moved has left memory, and that is no burst.
+            // What was replaced has left memory, and that is no burst.
             Stage::Renewed => (Stage::Done, Some(Due::Return)),
             _ if is_burst => (Stage::Returned, Some(Due::Return)),
             Stage::Returned => (Stage::Renewed, Some(Due::Renewal)),

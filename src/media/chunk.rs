@@ -157,26 +157,9 @@ impl Chunk {
         }
     }
 
-    /// The same chunk with other bytes, which must be a copy.
+    /// The same chunk with other bytes, which must be equal.
     pub(super) fn with_bytes(&self, bytes: Bytes) -> Chunk {
-        let Chunk {
-            number, track, kind, frame, frame_start, frame_end, keyframe, arrival, first_seq, rtp_time, ..
-        } = *self;
-        let packets = self.packets;
-        Chunk {
-            number,
-            track,
-            kind,
-            frame,
-            frame_start,
-            frame_end,
-            keyframe,
-            arrival,
-            first_seq,
-            rtp_time,
-            bytes,
-            packets,
-        }
+        Chunk { bytes, ..*self }
     }
 
     /// Whether a client may start its video with this chunk.

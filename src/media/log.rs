@@ -44,6 +44,9 @@ const PIECE_PRICE_BYTES: usize = COUNTS_BYTES + Piece::OWN_BYTES + ALLOCATION_BY
 /// Cost of each packet of datagrams besides the packet: its entry, its run and its I/O vector.
 const DATAGRAM_PRICE_BYTES: usize = size_of::<Span>() + size_of::<Run>() + size_of::<libc::iovec>();
 
+/// The part of a log's maximum cost up to which [`Log::renew`] copies its chunks.
+const RENEWED_PART_MAX: usize = 4;
+
 /// Entries by which a list grows at least.
 const ROOM_ADDED: usize = 16;
 
@@ -99,8 +102,7 @@ impl Entry {
         made
     }
 
-    /// The same chunk in other memory, but for bytes that are more than a small piece. Of its renderings it has those that depend on others
-    /// before them.
+    /// A copy, which shares bytes that are more than a small piece. Of the renderings it has those that depend on others before them.
     fn renewed(&self, shards: usize) -> Entry {
         let mut entry = Entry::new(Arc::new(self.chunk.with_bytes(renewed(&self.chunk.bytes))), shards);
         for (form, made) in self.renderings.iter().filter(|(form, _)| *form == Form::Fragment) {
@@ -638,25 +640,28 @@ impl Log {
         self.check();
     }
 
-    /// Puts at most so many of its chunks, from the number `next` on, into other memory. Returns how many, and changes `next` to the number
-    /// after them.
+    /// Replaces at most so many of its chunks, from the number `next` on, by copies. Returns how many, and changes `next` to the number after
+    /// them. What they replace is appended to `old`: it should be dropped when all copies are made, so that none takes its place.
     ///
-    /// The allocator reuses the small pieces of a chunk that goes for the next chunk, so where a burst has scattered them they would stay
+    /// The allocator gives the small pieces of a chunk that goes to the next chunk, so where a burst has scattered them they would stay
     /// for as long as the stream goes on, each on a page of its own. Clients that are being sent a chunk keep the old one until then, and other
-    /// shards keep theirs.
-    pub fn renew(&mut self, next: &mut u64, chunks_max: usize) -> usize {
-        let mut moved = Vec::new();
-        while let Some(entry) = self.next(*next).filter(|_| moved.len() < chunks_max) {
-            *next = entry.chunk.number + 1;
-            moved.push(entry.renewed(self.shards));
+    /// shards keep theirs. A log that is more than a quarter full stays as it is: the copies of several shards cost more than one chunk, and
+    /// [`Log::cost`] does not tell.
+    pub fn renew(&mut self, next: &mut u64, chunks_max: usize, old: &mut Vec<Entry>) -> usize {
+        if self.cost > self.bytes_max / RENEWED_PART_MAX {
+            return 0;
         }
-        for entry in &mut moved {
+        let before = old.len();
+        while let Some(entry) = self.next(*next).filter(|_| old.len() - before < chunks_max) {
+            *next = entry.chunk.number + 1;
+            old.push(entry.renewed(self.shards));
+        }
+        for entry in &mut old[before..] {
             let mut place = self.next_mut(entry.chunk.number).expect("it is a copy of one that is there");
             place.priced(|place| std::mem::swap(place, entry));
         }
         self.check();
-        // The old ones go when all of the new ones are there, so that these are not put where those were.
-        moved.len()
+        old.len() - before
     }
 
     /// Checks the counters against the contents. For large logs the check would be too expensive.
@@ -692,7 +697,7 @@ fn waited(resumed: Option<Instant>, since: Instant, now: Instant) -> Duration {
     now.saturating_duration_since(resumed.map_or(since, |resumed| resumed.max(since)))
 }
 
-/// The same bytes in other memory, if they are so few that the allocator would keep that for the next of this size.
+/// A copy of the bytes, if they are so few that the allocator keeps their memory for the next of this size; otherwise the same.
 fn renewed(bytes: &Bytes) -> Bytes {
     if bytes.len() <= CACHED_BYTES_MAX { Bytes::copy_from_slice(bytes) } else { bytes.clone() }
 }

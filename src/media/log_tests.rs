@@ -205,7 +205,8 @@ fn renewed_chunks_are_the_same_in_other_memory() {
     };
     let before: Vec<_> = (0..4).map(|number| what(&mut log, number)).collect();
     let mut next = 0;
-    assert_eq!((log.renew(&mut next, 3), next), (3, 3));
+    let old = &mut Vec::new();
+    assert_eq!((log.renew(&mut next, 3, old), next, old.len()), (3, 3, 3));
     let after: Vec<_> = (0..4).map(|number| what(&mut log, number)).collect();
     let pointers = |(chunk, own, made): &(Arc<Chunk>, Piece, Rendered)| {
         (Arc::as_ptr(chunk), own.as_slice().as_ptr(), made.body.as_ref().map(|body| body.as_slice().as_ptr()))
@@ -220,10 +221,44 @@ fn renewed_chunks_are_the_same_in_other_memory() {
         assert_eq!(own == new_own, before.1.len() > CACHED_BYTES_MAX, "only small pieces are copied");
     }
     assert_eq!(pointers(&before[3]), pointers(&after[3]));
-    assert_eq!((log.renew(&mut next, 3), next), (1, 4));
-    assert_eq!((log.renew(&mut next, 3), next), (0, 4));
+    assert_eq!((log.renew(&mut next, 3, old), next), (1, 4));
+    assert_eq!((log.renew(&mut next, 3, old), next), (0, 4));
     log.append(chunk(4, now, 17));
     log.forget_keyframes();
     log.trim(now + Duration::from_secs(61), |_| {});
     assert_eq!((log.bytes(), log.cost()), (0, 0), "all that was counted has gone");
+}
+
+#[test]
+fn sound_before_the_oldest_frame_is_renewed_too_and_a_log_that_has_begun_anew() {
+    let now = Instant::now();
+    let mut log = Log::new(Duration::ZERO, 1 << 20, 1);
+    log.audio[0] = true;
+    for number in 0..6 {
+        log.append(chunk(number, now, 100));
+    }
+    log.forget_keyframes();
+    log.trim(now + Duration::from_millis(1), |_| {});
+    assert!(log.first() > 0 && log.oldest() == 0);
+    let (mut next, mut old) = (0, Vec::new());
+    assert_eq!((log.renew(&mut next, 10, &mut old), next), (6, 6));
+    let numbers: Vec<_> = log.chunks_from(0).map(|chunk| chunk.number).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
+    assert!(log.chunks_from(0).zip(&old).all(|(new, old)| !Arc::ptr_eq(new, old.chunk())));
+    // Wherever the last call ended.
+    log.begin_at(3);
+    log.append(chunk(3, now, 100));
+    assert_eq!(log.renew(&mut next, 10, &mut old), 0);
+    next = 1;
+    assert_eq!((log.renew(&mut next, 10, &mut old), next), (1, 4));
+}
+
+#[test]
+fn a_log_that_is_nearly_full_is_not_renewed() {
+    let now = Instant::now();
+    let mut log = Log::new(Duration::from_secs(60), 10_000, 2);
+    log.append(chunk(0, now, 100));
+    assert_eq!(log.renew(&mut 0, 10, &mut Vec::new()), 1);
+    log.append(chunk(1, now, 2_000));
+    assert_eq!(log.renew(&mut 0, 10, &mut Vec::new()), 0);
 }

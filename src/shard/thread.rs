@@ -30,6 +30,7 @@ use crate::limits::{
     USER_TIMEOUT_AFTER_STALL_S,
 };
 use crate::media::StreamId;
+use crate::memory;
 use crate::metrics::ReportRequest;
 use crate::source::camera::pauses;
 use crate::source::turns;
@@ -489,17 +490,24 @@ impl<E: Egress> Thread<E> {
         let backlog = (!self.backlogged.is_empty()).then(|| now + BACKLOG_LOOK_EVERY);
         let due = linger.into_iter().chain(backlog).chain([self.core.next_timeout(now)]).min().unwrap_or(now);
         if due <= now || self.core.is_check_due(now) {
-            self.core.timeout(now);
+            self.timeout(now);
             any = true;
         } else if due != self.timer_at {
             self.timer_at = due;
             self.timer.as_mut().reset(due.into());
         }
         if self.timer.as_mut().poll(cx).is_ready() {
-            self.core.timeout(now);
+            self.timeout(now);
             any = true;
         }
         if any { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn timeout(&mut self, now: Instant) {
+        if self.core.is_check_due(now) {
+            self.core.renew_logs(memory::renewals());
+        }
+        self.core.timeout(now);
     }
 
     fn message(&mut self, now: Instant, message: ToShard) {

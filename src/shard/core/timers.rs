@@ -9,7 +9,6 @@ use super::state::Core;
 use super::streams::Stream;
 use crate::egress::Egress;
 use crate::limits::RENEWED_CHUNKS_CHECK_MAX;
-use crate::memory;
 use crate::session::{ConnId, EndReason};
 
 /// Interval of checks: of stalled clients, logs, paths, reports, subscriptions and browsers.
@@ -22,7 +21,7 @@ const CHECK_LATE: Duration = Duration::from_millis(750);
 /// How long clients have during a stop to receive what is in flight.
 const STOP_FLUSH: Duration = Duration::from_millis(500);
 
-/// How far [`Core::renew_logs`] is.
+/// The progress of [`Core::renew_logs`].
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
     /// The number for which it was last begun.
@@ -57,24 +56,23 @@ impl<E: Egress> Core<E> {
             self.streams.make_reports(now);
             self.unsubscribe_unwanted(now);
             self.check_web(now);
-            self.renew_logs(memory::renewals());
         }
     }
 
-    /// Puts the chunks of all logs into other memory ([`Log::renew`](crate::media::log::Log::renew)) if `number` is another one than the last time,
-    /// at most [`RENEWED_CHUNKS_CHECK_MAX`] of them; each further call goes on, until it is done.
+    /// Replaces the chunks of all logs by copies ([`Log::renew`](crate::media::log::Log::renew)) if `number` is another one than the last time: at
+    /// most [`RENEWED_CHUNKS_CHECK_MAX`] of them, and each further call goes on until it is done. To be called before each check.
     pub fn renew_logs(&mut self, number: u32) {
         let Renewal { number: last, at } = &mut self.renewal;
         if at.is_none() && std::mem::replace(last, number) != number {
             *at = Some((0, 0));
         }
-        let mut room = RENEWED_CHUNKS_CHECK_MAX;
+        let (mut room, mut old) = (RENEWED_CHUNKS_CHECK_MAX, Vec::new());
         while let Some((stream, next)) = at {
             let Some(Stream { log, .. }) = self.streams.get_mut(*stream) else {
                 *at = None;
                 return;
             };
-            room -= log.renew(next, room);
+            room -= log.renew(next, room, &mut old);
             if room == 0 {
                 return;
             }
