@@ -31,6 +31,7 @@ mod paths;
 mod place_tests;
 mod put_off;
 mod reasons;
+mod renewal;
 #[cfg(test)]
 mod renewal_tests;
 mod report;

@@ -6,9 +6,7 @@ use smallvec::SmallVec;
 
 use super::link::{Closing, Kind};
 use super::state::Core;
-use super::streams::Stream;
 use crate::egress::Egress;
-use crate::limits::RENEWED_CHUNKS_CHECK_MAX;
 use crate::session::{ConnId, EndReason};
 
 /// Interval of checks: of stalled clients, logs, paths, reports, subscriptions and browsers.
@@ -20,15 +18,6 @@ const CHECK_LATE: Duration = Duration::from_millis(750);
 
 /// How long clients have during a stop to receive what is in flight.
 const STOP_FLUSH: Duration = Duration::from_millis(500);
-
-/// The progress of [`Core::renew_logs`].
-#[derive(Debug, Default)]
-pub(super) struct Renewal {
-    /// The number for which it was last begun.
-    number: u32,
-    /// The index of the stream that is next, and the number of the chunk in its log; `None` if it is done.
-    at: Option<(usize, u64)>,
-}
 
 impl<E: Egress> Core<E> {
     /// Does what is due by `now`.
@@ -59,25 +48,10 @@ impl<E: Egress> Core<E> {
         }
     }
 
-    /// Replaces the chunks of all logs by copies ([`Log::renew`](crate::media::log::Log::renew)) if `number` is another one than the last time: at
-    /// most [`RENEWED_CHUNKS_CHECK_MAX`] of them, and each further call goes on until it is done. To be called before each check.
+    /// Replaces the chunks of all logs by copies if `number` is another one than the last time ([`Renewal`](super::renewal::Renewal)). To be called
+    /// before each check.
     pub fn renew_logs(&mut self, number: u32) {
-        let Renewal { number: last, at } = &mut self.renewal;
-        if at.is_none() && std::mem::replace(last, number) != number {
-            *at = Some((0, 0));
-        }
-        let (mut room, mut old) = (RENEWED_CHUNKS_CHECK_MAX, Vec::new());
-        while let Some((stream, next)) = at {
-            let Some(Stream { log, .. }) = self.streams.get_mut(*stream) else {
-                *at = None;
-                return;
-            };
-            room -= log.renew(next, room, &mut old);
-            if room == 0 {
-                return;
-            }
-            *at = Some((*stream + 1, 0));
-        }
+        self.renewal.go_on(number, &mut self.streams);
     }
 
     /// Whether [`Core::timeout`] has something to do that the shard need not be woken for.
