@@ -165,8 +165,8 @@ pub(crate) fn watch() -> std::io::Result<()> {
         let Some((_, spare)) = spare() else { return };
         let mut before = Spare::new(spare);
         loop {
-            // The interval: nothing tells when memory becomes free, there is only looking from time to time. The thread does nothing else, and ends
-            // with the process.
+            // It sleeps because nothing tells when memory becomes free: there is only looking, every 20 s, or 10 s after a burst. The thread does
+            // nothing else, nobody waits for it, and it ends with the process.
             std::thread::sleep(before.interval());
             let Some((resident, now)) = self::spare() else { return };
             match before.due(now, resident) {
