@@ -20,7 +20,8 @@ use crate::tls_flood::{Rsa, connection};
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// Well-behaved players that join before the attack; as many join when it begins.
+/// Well-behaved players that play from before the attack until after it. As many play beside them before it, and again as many during
+/// it, so that what is compared differs by the attack alone.
 const HONEST: usize = 6;
 
 /// How long the attackers continue, unless configured.
@@ -255,7 +256,7 @@ impl Siege<'_> {
     }
 }
 
-/// What [`p99_us`] is after this time, for these players.
+/// What [`p99_us`] is for these players after this time, which begins once all have joined.
 fn measured(http: SocketAddr, lasts: Duration, players: &Mutex<Vec<String>>) -> f64 {
     wait_until("all have joined", DEADLINE, || players.lock().unwrap().len() == HONEST);
     // Not a wait for a condition: the percentile is that of this much time.
@@ -292,31 +293,36 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
     connection(&certificate.trusted()).write_tls(&mut hello).unwrap();
     let before = Vitals::of(&relay, http);
     let siege = Siege { relay: &relay, http, hello, over: AtomicBool::new(false), done: Default::default() };
-    let (relay, over, siege_over) = (&relay, &AtomicBool::new(false), &AtomicBool::new(false));
-    let [before_it, in_it] = [const { Mutex::new(Vec::new()) }; 2];
+    let relay = &relay;
+    let [over, calm_over, siege_over] = &[const { AtomicBool::new(false) }; 3];
+    let [from_before, in_calm, in_siege] = [const { Mutex::new(Vec::new()) }; 3];
     std::thread::scope(|scope| {
-        let _ends = [EndsThem(over), EndsThem(siege_over)];
+        let _ends = [over, calm_over, siege_over].map(EndsThem);
         if soak().is_some() {
             // The logs of two published streams remain, whether there was one publisher or half an hour of them. The sleep is how long the
             // attackers attack, and not a wait for a condition.
             siege.with_attackers(0, || std::thread::sleep(SHORT));
         }
         let play = |over, sessions| (0..HONEST).map(move |_| scope.spawn(move || plays_on(relay, over, sessions)));
-        let mut honest: Vec<_> = play(over, &before_it).collect();
-        let calm = measured(http, lasts / CALM_PART, &before_it);
+        let left_alone =
+            || wait_until("the others have left", DEADLINE, || Vitals::of(relay, http).clients <= HONEST as u64);
+        let mut honest: Vec<_> = play(over, &from_before).collect();
+        honest.extend(play(calm_over, &in_calm));
+        let calm = measured(http, lasts / CALM_PART, &in_calm);
+        calm_over.store(true, Ordering::Relaxed);
+        left_alone();
         let memory = Memory::of(relay).anonymous;
         let (besieged, most) = siege.with_attackers(2 * HONEST, || {
-            honest.extend(play(siege_over, &in_it));
-            (measured(http, lasts - lasts / CALM_PART, &in_it), Memory::of(relay).anonymous)
+            honest.extend(play(siege_over, &in_siege));
+            (measured(http, lasts - lasts / CALM_PART, &in_siege), Memory::of(relay).anonymous)
         });
         println!("p99 {calm:.0} us before, {besieged:.0} us besieged");
         for ((what, _), done) in ATTACKERS.iter().zip(&siege.done) {
             println!("{what}: {} times", done.load(Ordering::Relaxed));
             assert!(done.load(Ordering::Relaxed) > 0, "{what} was never there");
         }
-        // Its memory is compared with what it was for the same players.
         siege_over.store(true, Ordering::Relaxed);
-        wait_until("those who joined have left", DEADLINE, || Vitals::of(relay, http).clients <= HONEST as u64);
+        left_alone();
         let (bound, since) = (memory + memory * MEMORY_PERCENT / 100, Instant::now());
         let mut after = Memory::of(relay).anonymous;
         while soak().is_some() && after > bound && since.elapsed() < DEADLINE {
