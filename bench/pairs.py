@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Compares the CPU of two relays that serve the same frames on the same core at the same time, and prints it as Markdown.
+"""Compares the CPU of two relays that serve the same frames on the same core, at the same time or in turns, and prints it as Markdown.
 
     cargo build --release -p rtsprelay -p rtsprelay-bench
     bench/pairs.py --other ../before/target/release/rtsprelay            # before and after a change
     bench/pairs.py --other-arguments=--test-unmeasured                   # the cost of counters and histograms (*)
     bench/pairs.py --floor                                               # compared with one blocking write per frame and client
+    bench/pairs.py --floor --clients 10 --in-turns                       # the same with few players
 
-If the machine's speed varies, it varies for both alike, so a few pairs show more than many measurements in turns.
+At the same time, what the machine's speed does it does to both alike, so a few pairs show more than many measurements in turns. But
+the one that a frame reaches first finds the cache cold and wakes the players' core, for both. With few players that is most of the
+cost, and the relay and the bare loop, which do not come first equally often, are to be measured in turns.
 The order in which the two are started and played from alternates between pairs. (*) Needs a build with `--features rtsprelay/testing`.
 """
 
@@ -27,6 +30,7 @@ def main():
     parser.add_argument("--floor", action="store_true", help="compare with `rtsprelay-bench floor`")
     parser.add_argument("--clients", type=int, default=500, help="players of each of the two")
     parser.add_argument("--transport", choices=["tcp", "udp"], default="tcp")
+    parser.add_argument("--in-turns", action="store_true", help="each alone, the one after the other")
     parser.add_argument("--seconds", type=int, default=8, help="time of each measurement")
     parser.add_argument("--pairs", type=int, default=10)
     arguments = parser.parse_args()
@@ -48,17 +52,20 @@ def main():
 def pair(arguments, other_first):
     other = {"relay": arguments.other, "arguments": arguments.other_arguments.split(), "floor": arguments.floor}
     kinds = {"this": {}, "other": other}
-    first, second = ("other", "this") if other_first else ("this", "other")
-    with (
-        Rig(arguments.programs, **kinds[first]) as one,
-        Rig(arguments.programs, **kinds[second], of=one) as two,
-    ):
-        loads = [rig.start_load(arguments.clients, arguments.seconds, "--transport", arguments.transport) for rig in (one, two)]
-        reports = [report_of(load) for load in loads]
-    for kind, report in zip((first, second), reports):
+    order = ("other", "this") if other_first else ("this", "other")
+    load = arguments.clients, arguments.seconds, "--transport", arguments.transport
+    if arguments.in_turns:
+        reports = []
+        for kind in order:
+            with Rig(arguments.programs, **kinds[kind]) as rig:
+                reports.append(rig.load(*load))
+    else:
+        with Rig(arguments.programs, **kinds[order[0]]) as one, Rig(arguments.programs, **kinds[order[1]], of=one) as two:
+            reports = [report_of(load) for load in [rig.start_load(*load) for rig in (one, two)]]
+    for kind, report in zip(order, reports):
         if missing(report["normal"]):
             sys.exit(f"{kind}: {missing(report['normal'])} frames are missing: the machine is too slow for so many players")
-    return {kind: report["server"]["cpu_us_per_client_frame"] for kind, report in zip((first, second), reports)}
+    return {kind: report["server"]["cpu_us_per_client_frame"] for kind, report in zip(order, reports)}
 
 
 if __name__ == "__main__":
