@@ -20,8 +20,8 @@ use crate::tls_flood::{Rsa, connection};
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// Well-behaved players that play from before the attack until after it. As many play beside them before it, and again as many during
-/// it, so that what is compared differs by the attack alone.
+/// Players that play from before the attack until after it. As many others play before the attack, and as many again during it: the
+/// latencies of these two groups are compared.
 const HONEST: usize = 6;
 
 /// How long the attackers continue, unless configured.
@@ -256,9 +256,13 @@ impl Siege<'_> {
     }
 }
 
+fn all_joined(players: &Mutex<Vec<String>>) {
+    wait_until("all have joined", DEADLINE, || players.lock().unwrap().len() == HONEST);
+}
+
 /// What [`p99_us`] is for these players after this time, which begins once all have joined.
 fn measured(http: SocketAddr, lasts: Duration, players: &Mutex<Vec<String>>) -> f64 {
-    wait_until("all have joined", DEADLINE, || players.lock().unwrap().len() == HONEST);
+    all_joined(players);
     // Not a wait for a condition: the percentile is that of this much time.
     std::thread::sleep(lasts);
     let players = players.lock().unwrap();
@@ -307,10 +311,12 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
         let left_alone =
             || wait_until("the others have left", DEADLINE, || Vitals::of(relay, http).clients <= HONEST as u64);
         let mut honest: Vec<_> = play(over, &from_before).collect();
+        all_joined(&from_before);
         honest.extend(play(calm_over, &in_calm));
         let calm = measured(http, lasts / CALM_PART, &in_calm);
         calm_over.store(true, Ordering::Relaxed);
         left_alone();
+        // As after the attack, it includes what those who have just left leave behind.
         let memory = Memory::of(relay).anonymous;
         let (besieged, most) = siege.with_attackers(2 * HONEST, || {
             honest.extend(play(siege_over, &in_siege));
