@@ -7,9 +7,9 @@
     bench/pairs.py --floor                                               # compared with one blocking write per frame and client
     bench/pairs.py --floor --clients 10 --in-turns                       # the same with few players
 
-At the same time, what the machine's speed does it does to both alike, so a few pairs show more than many measurements in turns. But
-the one that a frame reaches first finds the cache cold and wakes the players' core, for both. With few players that is most of the
-cost, and the relay and the bare loop, which do not come first equally often, are to be measured in turns.
+If the machine's speed varies, it varies for both alike when they run at the same time, so a few pairs show more than many
+measurements in turns. But the server that gets a frame first finds the cache cold and wakes the players' core, so it pays for both.
+With few players that is much of the cost. The relay and the bare loop do not come first equally often: compare them in turns.
 The order in which the two are started and played from alternates between pairs. (*) Needs a build with `--features rtsprelay/testing`.
 """
 
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--floor", action="store_true", help="compare with `rtsprelay-bench floor`")
     parser.add_argument("--clients", type=int, default=500, help="players of each of the two")
     parser.add_argument("--transport", choices=["tcp", "udp"], default="tcp")
-    parser.add_argument("--in-turns", action="store_true", help="each alone, the one after the other")
+    parser.add_argument("--in-turns", action="store_true", help="measure each alone, one after the other")
     parser.add_argument("--seconds", type=int, default=8, help="time of each measurement")
     parser.add_argument("--pairs", type=int, default=10)
     arguments = parser.parse_args()
@@ -61,7 +61,8 @@ def pair(arguments, other_first):
                 reports.append(rig.load(*load))
     else:
         with Rig(arguments.programs, **kinds[order[0]]) as one, Rig(arguments.programs, **kinds[order[1]], of=one) as two:
-            reports = [report_of(load) for load in [rig.start_load(*load) for rig in (one, two)]]
+            started = [rig.start_load(*load) for rig in (one, two)]
+            reports = [report_of(process) for process in started]
     for kind, report in zip(order, reports):
         if missing(report["normal"]):
             sys.exit(f"{kind}: {missing(report['normal'])} frames are missing: the machine is too slow for so many players")
