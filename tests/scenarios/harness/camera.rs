@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{DEADLINE, wait_until};
@@ -76,18 +77,55 @@ impl Place {
 }
 
 /// A socket that allows others to use its address as long as it does not listen.
-pub(super) fn bound(address: SocketAddr) -> socket2::Socket {
+fn bound(address: SocketAddr) -> socket2::Socket {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.bind(&address.into()).unwrap_or_else(|error| panic!("bind {address}: {error}"));
     socket
 }
 
+/// A listener whose connections a thread takes. When it is dropped nothing listens there any more, so that another may.
+pub(super) struct Acceptor {
+    listener: TcpListener,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Acceptor {
+    /// Listens at an address; port 0 stands for a free one.
+    pub fn start(address: SocketAddr, mut connected: impl FnMut(TcpStream, SocketAddr) + Send + 'static) -> Acceptor {
+        let socket = bound(address);
+        socket.listen(64).unwrap();
+        let listener: TcpListener = socket.into();
+        let accepting = listener.try_clone().unwrap();
+        let thread = std::thread::spawn(move || {
+            while let Ok((stream, peer)) = accepting.accept() {
+                connected(stream, peer);
+            }
+        });
+        Acceptor { listener, thread: Some(thread) }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        // Wakes the thread; it cannot fail while there is a listener.
+        let _ = socket2::SockRef::from(&self.listener).shutdown(Shutdown::Both);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) && !std::thread::panicking() {
+            panic!("the acceptor");
+        }
+    }
+}
+
 /// The camera. All its sockets close when it is dropped.
 pub struct Camera {
     state: Arc<Mutex<State>>,
     address: SocketAddr,
-    stopped: Arc<std::sync::atomic::AtomicBool>,
+    listening: Option<Acceptor>,
 }
 
 impl Camera {
@@ -98,27 +136,16 @@ impl Camera {
 
     /// Starts one at an address.
     pub fn start_at(address: SocketAddr) -> Camera {
-        let socket = bound(address);
-        socket.listen(16).unwrap();
-        let listener: TcpListener = socket.into();
-        let address = listener.local_addr().unwrap();
         let state =
             Arc::new(Mutex::new(State { video: (0, 1_000, 90_000), audio: (2, 5_000, 8_000), ..State::default() }));
-        let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let (shared, ended) = (state.clone(), stopped.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if ended.load(std::sync::atomic::Ordering::SeqCst) {
-                    return;
-                }
-                let stream = stream.expect("accept");
-                stream.set_nodelay(true).unwrap();
-                let state = shared.clone();
-                state.lock().unwrap().connections.push(stream.try_clone().unwrap());
-                std::thread::spawn(move || serve(&stream, &state));
-            }
+        let shared = state.clone();
+        let listening = Acceptor::start(address, move |stream, _| {
+            stream.set_nodelay(true).unwrap();
+            let state = shared.clone();
+            state.lock().unwrap().connections.push(stream.try_clone().unwrap());
+            std::thread::spawn(move || serve(&stream, &state));
         });
-        Camera { state, address, stopped }
+        Camera { state, address: listening.address(), listening: Some(listening) }
     }
 
     /// One whose session has begun elsewhere: it goes on at this connection, with the channel, number and time of its next video
@@ -262,10 +289,9 @@ impl Camera {
 
 impl Drop for Camera {
     fn drop(&mut self) {
-        self.stopped.store(true, std::sync::atomic::Ordering::SeqCst);
+        // First, so that nobody connects again.
+        self.listening = None;
         self.hang_up();
-        // Wakes the acceptor, so that the port becomes free.
-        let _ = TcpStream::connect(self.address);
     }
 }
 
@@ -441,5 +467,13 @@ fn answer(state: &mut State, method: &str, head: &str) -> (String, String) {
             (fields, String::new())
         }
         _ => ("Session: 4711\r\n".into(), String::new()),
+    }
+}
+
+#[test]
+fn another_camera_may_start_where_one_has_just_been_dropped() {
+    let place = Place::reserve();
+    for _ in 0..200 {
+        drop(Camera::start_at(place.address()));
     }
 }

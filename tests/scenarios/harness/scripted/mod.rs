@@ -8,10 +8,9 @@ mod connection;
 pub mod media;
 mod stage;
 
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::ServerConfig;
@@ -19,7 +18,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use self::auth::{Door, Login};
 use self::media::Clip;
-use super::camera::{Place, bound};
+use super::camera::{Acceptor, Place};
 use super::{DEADLINE, wait_until};
 
 /// A kind of track.
@@ -381,7 +380,7 @@ pub struct Camera {
     shared: Arc<Shared>,
     place: Place,
     /// The listener, and the accepting thread.
-    listening: Option<(TcpListener, JoinHandle<()>)>,
+    listening: Option<Acceptor>,
 }
 
 impl Camera {
@@ -464,22 +463,14 @@ impl Camera {
 
     /// Switches it off: nothing listens any more.
     pub fn off(&mut self) {
-        if let Some((listener, thread)) = self.listening.take() {
-            // Wakes the thread; it cannot fail while there is a listener.
-            let _ = socket2::SockRef::from(&listener).shutdown(Shutdown::Both);
-            thread.join().expect("the acceptor");
-        }
+        self.listening = None;
         self.hang_up();
     }
 
     /// Switches it on.
     pub fn on(&mut self) {
-        let socket = bound(self.address());
-        socket.listen(64).unwrap();
-        let listener: TcpListener = socket.into();
-        let (accepting, shared) = (listener.try_clone().unwrap(), Arc::clone(&self.shared));
-        let thread = std::thread::spawn(move || accept(&accepting, &shared));
-        self.listening = Some((listener, thread));
+        let shared = Arc::clone(&self.shared);
+        self.listening = Some(Acceptor::start(self.address(), move |stream, peer| accepted(stream, peer, &shared)));
     }
 }
 
@@ -489,29 +480,27 @@ impl Drop for Camera {
     }
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    while let Ok((stream, peer)) = listener.accept() {
-        let number = {
-            let mut record = shared.record();
-            record.opened.push((Instant::now(), peer));
-            record.opened.len() - 1
-        };
-        let one_at_a_time = shared.script().one_at_a_time;
-        let mut sockets = shared.sockets.lock().unwrap();
-        let ended = *shared.last_end.lock().unwrap();
-        let busy = one_at_a_time
-            .is_some_and(|free_after| !sockets.is_empty() || ended.is_some_and(|at| at.elapsed() < free_after));
-        if busy || shared.away.load(Ordering::SeqCst) {
-            continue;
-        }
-        stream.set_nodelay(true).unwrap();
-        sockets.push((number, stream.try_clone().unwrap()));
-        drop(sockets);
-        let shared = Arc::clone(shared);
-        std::thread::spawn(move || {
-            connection::serve(stream, &shared, number);
-            *shared.last_end.lock().unwrap() = Some(Instant::now());
-            shared.sockets.lock().unwrap().retain(|(of, _)| *of != number);
-        });
+fn accepted(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+    let number = {
+        let mut record = shared.record();
+        record.opened.push((Instant::now(), peer));
+        record.opened.len() - 1
+    };
+    let one_at_a_time = shared.script().one_at_a_time;
+    let mut sockets = shared.sockets.lock().unwrap();
+    let ended = *shared.last_end.lock().unwrap();
+    let busy = one_at_a_time
+        .is_some_and(|free_after| !sockets.is_empty() || ended.is_some_and(|at| at.elapsed() < free_after));
+    if busy || shared.away.load(Ordering::SeqCst) {
+        return;
     }
+    stream.set_nodelay(true).unwrap();
+    sockets.push((number, stream.try_clone().unwrap()));
+    drop(sockets);
+    let shared = Arc::clone(shared);
+    std::thread::spawn(move || {
+        connection::serve(stream, &shared, number);
+        *shared.last_end.lock().unwrap() = Some(Instant::now());
+        shared.sockets.lock().unwrap().retain(|(of, _)| *of != number);
+    });
 }
