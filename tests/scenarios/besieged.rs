@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::abuse::{insolent_camera, publisher_at};
 use crate::harness::datagrams::Ports;
 use crate::harness::http::http_address;
-use crate::harness::machine::{alone, only_when_idle};
+use crate::harness::machine::{alone, before_all_others, only_when_idle};
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, stream_from};
 use crate::harness::vitals::{Memory, Vitals};
@@ -292,6 +292,9 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
         stream("cam", &format!("rtsp://{camera}/x")),
     ))
     .serving("/t");
+    if soak().is_some() {
+        before_all_others(relay.pid());
+    }
     let http = http_address(&relay);
     let mut hello = Vec::new();
     connection(&certificate.trusted()).write_tls(&mut hello).unwrap();
