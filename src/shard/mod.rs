@@ -10,6 +10,7 @@ pub mod home;
 pub mod inbox;
 pub mod local;
 pub mod player;
+mod read_size;
 pub mod saved;
 mod snapshot;
 pub mod thread;

@@ -22,12 +22,12 @@ use super::handing::Handing;
 use super::home::Homes;
 use super::inbox::{ControlSender, ShardReceiver, ShardSender, ToControl, ToShard};
 use super::local::Local;
+use super::read_size;
 use super::types::{CoreConfig, Group, Handover, Hosting, Lingering, SocketFds, UdpSockets, WebClient};
 use crate::egress::runtime::Runtime;
 use crate::egress::{Conn, Datagram, Egress, EpollEgress, IoKind, Token, UringEgress, Valve, ZeroCopy};
 use crate::limits::{
-    LINGER_MS, LINGER_READ_BYTES_MAX, PUBLISHER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, STOP_MAX_MS,
-    USER_TIMEOUT_AFTER_STALL_S,
+    LINGER_MS, LINGER_READ_BYTES_MAX, READ_BYTES_MAX, READS_PASS_MAX_US, STOP_MAX_MS, USER_TIMEOUT_AFTER_STALL_S,
 };
 use crate::media::StreamId;
 use crate::memory;
@@ -626,17 +626,21 @@ impl<E: Egress> Thread<E> {
             Ok(count) => *count == 0,
             Err(error) => error.kind() != io::ErrorKind::Interrupted,
         };
+        let mut packets = 0;
         match result {
             Ok(0) => self.core.disconnected(now, token),
-            Ok(count) => self.core.input(now, token, &buffer[..count]),
+            Ok(count) => packets = self.core.input(now, token, &buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => self.core.disconnected(now, token),
         }
         if self.core.is_open(token) {
-            buffer.clear();
-            if buffer.capacity() < PUBLISHER_READ_BYTES_MAX && self.core.publishes(token) {
-                buffer.reserve_exact(PUBLISHER_READ_BYTES_MAX);
+            if self.core.publishes(token) {
+                let size = read_size::next(buffer.capacity(), buffer.len(), packets);
+                if size != buffer.capacity() {
+                    buffer = Vec::with_capacity(size);
+                }
             }
+            buffer.clear();
             if self.core.is_backlogged(token) {
                 return self.backlogged.push((token, conn, buffer));
             }

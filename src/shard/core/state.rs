@@ -213,8 +213,9 @@ impl<E: Egress> Core<E> {
         Some(token)
     }
 
-    /// Bytes were read from a connection.
-    pub fn input(&mut self, now: Instant, token: Token, bytes: &[u8]) {
+    /// Bytes were read from a connection. Returns how many packets of a publisher were in them.
+    pub fn input(&mut self, now: Instant, token: Token, bytes: &[u8]) -> usize {
+        let before = self.out.mail_len();
         if self.is_open(token) {
             self.at = Some(token.slot);
             #[cfg(feature = "testing")]
@@ -226,6 +227,8 @@ impl<E: Egress> Core<E> {
             }
             self.process_events(now);
         }
+        // Each is a message to the stream's source; a few others do not matter.
+        self.out.mail_len() - before
     }
 
     /// A connection was closed by its client, or reading from it failed.
