@@ -401,7 +401,8 @@ pub const CAMERA_REDIRECTS_MAX: usize = 5;
 /// Maximum bytes of one read from a publisher's connection.
 pub const PUBLISHER_READ_BYTES_MAX: usize = 64 * 1024;
 
-/// Packets in one read from a publisher's connection beyond which the next read is smaller, because processing them delays the media of others.
+/// If a read from a publisher's connection brought more packets than this, the next is smaller: what one read brought is processed before the
+/// media of others.
 pub const PUBLISHER_READ_PACKETS_MAX: usize = 256;
 
 /// Receive buffer of a UDP socket in bytes: publishers' keyframes arrive in bursts.

@@ -42,6 +42,8 @@ pub struct Server {
     /// Bytes from a connection are being processed: nothing more is read from it meanwhile.
     reading: bool,
     events: VecDeque<Event>,
+    /// Messages, of requests and packets, since it started; wraps.
+    processed: usize,
     pub(super) counters: Counters,
 }
 
@@ -67,6 +69,7 @@ impl Server {
             held_until: None,
             reading: false,
             events: VecDeque::new(),
+            processed: 0,
             counters: Counters::default(),
             config,
         }
@@ -133,7 +136,10 @@ impl Server {
     }
 
     /// Bytes were read from a connection.
-    pub fn input(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
+    ///
+    /// Returns how many messages were processed.
+    pub fn input(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) -> usize {
+        let before = self.processed;
         if self.connections.feed(now, conn, bytes) {
             self.close(conn, CloseReason::Flood);
         }
@@ -141,6 +147,7 @@ impl Server {
         self.process(now, conn);
         self.reading = false;
         self.process_released(now);
+        self.processed.wrapping_sub(before)
     }
 
     /// A connection is gone. Its interleaved session ends; its UDP sessions continue.
@@ -431,7 +438,9 @@ impl Server {
                 self.count(Limited::RequestDelayed);
                 break;
             }
-            match connection.next_message(now) {
+            let message = connection.next_message(now);
+            self.processed = self.processed.wrapping_add(1);
+            match message {
                 Ok(Some(Message::Request(request))) => {
                     self.counters.requests += 1;
                     self.request(now, conn, request);

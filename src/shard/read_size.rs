@@ -5,15 +5,16 @@
 
 use crate::limits::{PUBLISHER_READ_BYTES_MAX, PUBLISHER_READ_PACKETS_MAX, READ_BYTES_MAX};
 
-/// By how much fewer packets than [`PUBLISHER_READ_PACKETS_MAX`] a full read had to have, so that a larger one is made: fewer than half, or
-/// the next would have too many and the size would alternate.
-const GROWS_BELOW: usize = 4;
+/// The size grows only after a full read with fewer than this part of [`PUBLISHER_READ_PACKETS_MAX`]: twice as many must be well within the
+/// limit, or the size would alternate.
+const GROWS_BELOW_PART: usize = 4;
 
-/// The size of the next read, in bytes, after one of this `size` that brought `bytes` with `packets` in them.
+/// The size of the next read, in bytes, after one of this `size` that brought `bytes` with `packets` in them. Also packets that nobody asked
+/// for count: they are processed as well.
 pub(super) fn next(size: usize, bytes: usize, packets: usize) -> usize {
     if packets > PUBLISHER_READ_PACKETS_MAX {
-        (size / 2).max(READ_BYTES_MAX)
-    } else if bytes >= size && packets < PUBLISHER_READ_PACKETS_MAX / GROWS_BELOW {
+        (bytes * PUBLISHER_READ_PACKETS_MAX / packets).max(READ_BYTES_MAX)
+    } else if bytes >= size && packets < PUBLISHER_READ_PACKETS_MAX / GROWS_BELOW_PART {
         (size * 2).min(PUBLISHER_READ_BYTES_MAX)
     } else {
         size
@@ -45,7 +46,7 @@ mod tests {
         let of_tiny = sizes(17, READ_BYTES_MAX);
         assert!(of_tiny.iter().all(|size| size / 17 <= PUBLISHER_READ_PACKETS_MAX), "{of_tiny:?}");
         let from_large = sizes(17, PUBLISHER_READ_BYTES_MAX);
-        assert!(from_large[5..].iter().all(|size| size / 17 <= PUBLISHER_READ_PACKETS_MAX), "{from_large:?}");
+        assert!(from_large[1..].iter().all(|size| size / 17 <= PUBLISHER_READ_PACKETS_MAX), "{from_large:?}");
     }
 
     #[test]

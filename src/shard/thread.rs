@@ -635,6 +635,7 @@ impl<E: Egress> Thread<E> {
         }
         if self.core.is_open(token) {
             if self.core.publishes(token) {
+                // Its capacity is the size that was asked for.
                 let size = read_size::next(buffer.capacity(), buffer.len(), packets);
                 if size != buffer.capacity() {
                     buffer = Vec::with_capacity(size);

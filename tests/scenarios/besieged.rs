@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::abuse::{insolent_camera, publisher_at};
 use crate::harness::datagrams::Ports;
 use crate::harness::http::http_address;
-use crate::harness::machine::{alone, before_all_others, only_when_idle};
+use crate::harness::machine::{alone, only_when_idle};
 use crate::harness::relay::Relay;
 use crate::harness::rtsp::{Client, stream_from};
 use crate::harness::vitals::{Memory, Vitals};
@@ -281,21 +281,19 @@ fn all_attackers_at_once_cost_honest_players_nothing() {
     let certificate = Rsa::new();
     let camera = insolent_camera("authentication failed client=203.0.113.9 user=\"-\" \u{202e}");
     let stream = |name: &str, source: &str| format!("[[stream]]\nname = \"{name}\"\nsource = \"{source}\"\n\n");
-    // The shards get streams in turn: the frames of one byte come to that of the honest players, where they would cost most.
+    // The shards get streams in turn: what is published by attackers comes to that of the honest players, where it costs most.
     let relay = Relay::configured(&format!(
         "listen = [\"127.0.0.1:0\"]\nlisten_tls = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\nworkers = 2\n{}\n\
          [queue]\nage = \"5s\"\nlog_bytes = \"8MiB\"\n\n[limits]\nhandshake_timeout = \"3s\"\nsession_timeout = \"5s\"\n\n\
-         [report]\nevery = \"1s\"\nformat = \"logfmt\"\n\n{}{}{}{}",
+         [report]\nevery = \"1s\"\nformat = \"logfmt\"\n\n{}{}{}{}{}",
         certificate.keys(),
         stream("t", "test"),
-        stream("sets", "publish"),
-        stream("tiny", "publish"),
         stream("cam", &format!("rtsp://{camera}/x")),
+        stream("sets", "publish"),
+        stream("unused", "publish"),
+        stream("tiny", "publish"),
     ))
     .serving("/t");
-    if soak().is_some() {
-        before_all_others(relay.pid());
-    }
     let http = http_address(&relay);
     let mut hello = Vec::new();
     connection(&certificate.trusted()).write_tls(&mut hello).unwrap();

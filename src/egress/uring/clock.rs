@@ -3,7 +3,9 @@
 //! The sends of a submission wake their players. With `preempt=none`, a player on this CPU runs as soon as the system call returns, so
 //! the thread can read a clock only afterwards: 75 to 250 µs later in a third of all submissions of 25 sends, which took 200 µs
 //! (docs/journal/2026-11-22-metrics.md). Therefore the last entry of a submission sends a datagram to a socket of our own, which the
-//! kernel timestamps (`SO_TIMESTAMPNS`, socket(7)) before anything else runs. Sending and receiving it costs 2.5 µs.
+//! kernel timestamps (`SO_TIMESTAMPNS`, socket(7)) before anything else runs. Sending and receiving it costs 2.5 µs, and several times as
+//! much with few clients, because each frame then finds the cache cold: 5 % of the CPU with 10. So submissions of few entries do it only on a
+//! machine where other programs are seen to displace the thread ([`Displaced`]).
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd;
@@ -20,6 +22,43 @@ use crate::egress::Token;
 
 /// What the datagrams hold.
 static NOTHING: [u8; 1] = [0];
+
+/// Entries with which a submission always reads the clock, and with which it does if the thread has been displaced.
+const ENTRIES_MANY: usize = 16;
+const ENTRIES_FEW: usize = 4;
+
+/// How long a submission takes for each of its entries at least if the thread was displaced. It takes 8 to 25 µs if it was not.
+const SLOW_ENTRY: Duration = Duration::from_micros(50);
+
+/// How long after the end of a submission the thread continues at least if it was displaced.
+const DISPLACED_MIN: Duration = Duration::from_micros(50);
+
+/// How many submissions read the clock after one in which the thread was displaced. The first such one is not told from a slow one, so it
+/// must be rarer than those that a 99th percentile leaves out.
+const ASKED_AFTER: u32 = 1_000;
+
+/// Whether other programs take the thread's processor at the end of its submissions.
+#[derive(Default)]
+pub(super) struct Displaced {
+    /// The submissions that are still to read the clock.
+    asks: u32,
+}
+
+impl Displaced {
+    /// Whether a submission of so many entries is to read the clock.
+    pub(super) fn asks(&self, entries: usize) -> bool {
+        entries >= ENTRIES_MANY || (entries >= ENTRIES_FEW && self.asks > 0)
+    }
+
+    /// A submission of so many entries was over, for the thread, after `took`. The kernel had finished `earlier` than that, if it said.
+    pub(super) fn submitted(&mut self, entries: usize, took: Duration, earlier: Option<Duration>) {
+        if entries < ENTRIES_FEW {
+            return;
+        }
+        let displaced = earlier.map_or(took / entries as u32 >= SLOW_ENTRY, |earlier| earlier >= DISPLACED_MIN);
+        self.asks = if displaced { ASKED_AFTER } else { self.asks.saturating_sub(1) };
+    }
+}
 
 /// A clock that a submission reads.
 pub(super) struct Clock {
@@ -77,6 +116,25 @@ mod tests {
 
     /// The sleep does not wait for anything; it separates the measured time from those before and after it.
     const PAUSE: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn few_entries_ask_only_for_a_while_after_the_thread_was_displaced() {
+        let [quick, slow] = [5, 500].map(Duration::from_micros);
+        let mut displaced = Displaced::default();
+        displaced.submitted(12, 12 * quick, None);
+        assert!(displaced.asks(ENTRIES_MANY) && !displaced.asks(12));
+        displaced.submitted(12, 12 * slow, None);
+        assert!(displaced.asks(12) && !displaced.asks(ENTRIES_FEW - 1));
+        // What is slow by itself is not taken for it, once the kernel says when it ended.
+        for _ in 0..ASKED_AFTER {
+            assert!(displaced.asks(12));
+            displaced.submitted(12, 12 * slow, Some(quick));
+            displaced.submitted(1, slow, None);
+        }
+        assert!(!displaced.asks(12));
+        displaced.submitted(20, 20 * quick, Some(slow));
+        assert!(displaced.asks(12));
+    }
 
     /// Does what the kernel does with an entry.
     fn submit(clock: &Clock) {

@@ -27,7 +27,7 @@ use socket2::{SockAddr, SockRef};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use clock::Clock;
+use clock::{Clock, Displaced};
 use hold::Holds;
 use id::{SLOTS_MAX, Tag, UserData};
 use left::leave;
@@ -49,10 +49,6 @@ const LOOK_AHEAD: usize = 8;
 
 /// How often in a row the kernel may refuse a submission before the thread does other work and retries later.
 const REFUSALS_MAX: u32 = 4;
-
-/// Minimum number of entries for which a submission reads the clock at its end. Reading it costs 2.5 µs, and several times as much with few
-/// clients, because each frame then finds the cache cold: 5 % of the CPU with 10.
-const CLOCK_ENTRIES_MIN: usize = 16;
 
 /// Maximum number of submissions per reap for continuing operations of several messages.
 const PASSES_MAX: u32 = 16;
@@ -76,6 +72,7 @@ pub struct UringEgress {
     moments: Moments,
     /// `None` if it could not be created, or did not work when it was tried.
     clock: Option<Clock>,
+    displaced: Displaced,
     refusals: Refusals,
     stats: EgressStats,
 }
@@ -117,6 +114,7 @@ impl UringEgress {
             moments: Moments::default(),
             refusals: Refusals::default(),
             clock: None,
+            displaced: Displaced::default(),
             stats: EgressStats::default(),
         };
         egress.try_clock();
@@ -255,7 +253,8 @@ impl UringEgress {
             let queued = self.ring.get_mut().submission().len();
             let begun = Instant::now();
             let submitted = self.refusals.scripted().map_or_else(|| self.ring.get_mut().submit(), Err);
-            let ended = self.ended(begun, asked && submitted.as_ref().is_ok_and(|&taken| taken >= queued));
+            let whole = submitted.as_ref().is_ok_and(|&taken| taken >= queued);
+            let ended = self.ended(begun, queued, asked && whole);
             let after = self.ring.get_mut().completion().len();
             self.moments.submitted(begun, ended, before, after);
             match submitted {
@@ -276,19 +275,20 @@ impl UringEgress {
     fn ask_clock(&mut self) -> bool {
         let queued = self.ring.get_mut().submission().len();
         let room = queued < self.ring.get_ref().params().sq_entries() as usize;
-        if queued < CLOCK_ENTRIES_MIN || !room {
+        if !self.displaced.asks(queued) || !room {
             return false;
         }
         let Some(entry) = self.clock.as_mut().and_then(Clock::ask) else { return false };
         self.push(&entry)
     }
 
-    /// When the kernel finished a submission: by its own timestamp, if the last entry was `stamped`.
-    fn ended(&mut self, begun: Instant, stamped: bool) -> Instant {
+    /// When the kernel finished a submission of so many entries: by its own timestamp, if the last entry was `stamped`.
+    fn ended(&mut self, begun: Instant, entries: usize, stamped: bool) -> Instant {
         let now = Instant::now();
         // An entry that had waited in the queue would give a time in the middle.
-        let told = self.clock.as_mut().and_then(Clock::told);
-        told.filter(|told| stamped && (begun..=now).contains(told)).unwrap_or(now)
+        let told = self.clock.as_mut().and_then(Clock::told).filter(|told| stamped && (begun..=now).contains(told));
+        self.displaced.submitted(entries, now - begun, told.map(|told| now - told));
+        told.unwrap_or(now)
     }
 
     /// Moves the backlog into the submission queue as far as there is room.

@@ -49,10 +49,6 @@ impl Out {
         self.lingering.push(lingering);
     }
 
-    pub(super) fn mail_len(&self) -> usize {
-        self.mail.len()
-    }
-
     pub(super) fn take_mail(&mut self) -> Vec<Mail> {
         std::mem::take(&mut self.mail)
     }

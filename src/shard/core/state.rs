@@ -213,9 +213,9 @@ impl<E: Egress> Core<E> {
         Some(token)
     }
 
-    /// Bytes were read from a connection. Returns how many packets of a publisher were in them.
+    /// Bytes were read from a connection. Returns how many messages of RTSP, or packets, were complete with them.
     pub fn input(&mut self, now: Instant, token: Token, bytes: &[u8]) -> usize {
-        let before = self.out.mail_len();
+        let mut messages = 0;
         if self.is_open(token) {
             self.at = Some(token.slot);
             #[cfg(feature = "testing")]
@@ -223,12 +223,11 @@ impl<E: Egress> Core<E> {
             if self.is_web(token.slot) {
                 self.web_input(now, token.slot, bytes);
             } else {
-                self.server.input(now, ConnId(token.slot), bytes);
+                messages = self.server.input(now, ConnId(token.slot), bytes);
             }
             self.process_events(now);
         }
-        // Each is a message to the stream's source; a few others do not matter.
-        self.out.mail_len() - before
+        messages
     }
 
     /// A connection was closed by its client, or reading from it failed.

@@ -98,8 +98,13 @@ impl Acceptor {
         let listener: TcpListener = socket.into();
         let accepting = listener.try_clone().unwrap();
         let thread = std::thread::spawn(move || {
-            while let Ok((stream, peer)) = accepting.accept() {
-                connected(stream, peer);
+            loop {
+                match accepting.accept() {
+                    Ok((stream, peer)) => connected(stream, peer),
+                    // It was shut down.
+                    Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
+                    Err(error) => panic!("accept: {error}"),
+                }
             }
         });
         Acceptor { listener, thread: Some(thread) }
@@ -472,6 +477,7 @@ fn answer(state: &mut State, method: &str, head: &str) -> (String, String) {
 
 #[test]
 fn another_camera_may_start_where_one_has_just_been_dropped() {
+    let _turn = super::machine::beside_others();
     let place = Place::reserve();
     for _ in 0..200 {
         drop(Camera::start_at(place.address()));

@@ -74,11 +74,3 @@ pub fn only_when_idle() {
     let thread = nix::unistd::gettid().to_string();
     run(DEADLINE, "chrt", &["--idle", "--pid", "0", &thread]).expect_silent_success();
 }
-
-/// A program gets a processor before all threads of ordinary priority, and its own threads take turns there (`SCHED_RR`, sched(7)); root
-/// may ask for that. For measurements of a relay whose players and attackers would have machines of their own. [`only_when_idle`] is not
-/// enough for them: where many threads run, such a thread can still displace another for a whole tick (4 ms at 250 Hz), and players, each
-/// woken by what it is sent, displace a shard before it notices that it has sent that.
-pub fn before_all_others(pid: i32) {
-    run(DEADLINE, "chrt", &["--rr", "--all-tasks", "--pid", "1", &pid.to_string()]).expect_silent_success();
-}

@@ -379,7 +379,7 @@ impl Shared {
 pub struct Camera {
     shared: Arc<Shared>,
     place: Place,
-    /// The listener, and the accepting thread.
+    /// While it is switched on.
     listening: Option<Acceptor>,
 }
 
